@@ -1,0 +1,16 @@
+//! Compaction: keeps the number of files that a read looks at small, and takes out what nobody can read.
+//!
+//! Owns: which files to merge ([`picker`], pure) and merging them ([`executor`]). Knows nothing of memtables.
+//!
+//! 1. The picker looks at a [`crate::manifest::Version`]: the level that is furthest over its size is next.
+//! 2. A file that overlaps nothing below moves down by an edit alone.
+//! 3. Otherwise the executor merges the inputs, newest entry first, in slices; the caller's other work goes on.
+//! 4. The outputs are synced, then their names, then one edit swaps inputs for outputs (P7), by the caller.
+//!
+//! A crash or an error before the edit leaves the inputs in force and outputs that nothing names.
+
+pub mod executor;
+pub mod picker;
+
+pub use executor::execute;
+pub use picker::{Compaction, Limits, debt_bytes, pick};

@@ -1,0 +1,210 @@
+//! Which compaction is next. Pure: a function from a version to a decision.
+//!
+//! Levelled, as in LevelDB: L0 is due by its number of files, L1 and deeper by their bytes, each level ten
+//! times the one above. The level furthest over its size goes first. Within a level the file goes that rewrites
+//! the least for its size; of equals the first. When no level is due, a file that is mostly tombstones is, so
+//! that deletes give their space back without more writes.
+//!
+//! K1  Inputs from L0 are the oldest files: a newer one never goes below an older one (N3).
+//! K2  All files of the target level that overlap the inputs are part of the compaction (N1).
+
+use crate::manifest::{LEVELS, SharedMeta, Version};
+
+/// Files in L0 that make a compaction due.
+const L0_FILES: usize = 4;
+/// Files of L0 that one compaction takes at most.
+const L0_INPUTS_MAX: usize = 12;
+/// How much larger each level is than the one above.
+const LEVEL_RATIO: u64 = 10;
+
+/// What the decision depends on beside the version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of L1.
+    pub base_bytes: u64,
+    /// Bytes at which an output file ends.
+    pub sst_bytes: u64,
+}
+
+impl Limits {
+    /// Limits that fit memtables of this size: L1 takes what four flushes make.
+    pub fn for_memtables(memtable_bytes: usize) -> Self {
+        let memtable = memtable_bytes as u64;
+        Self { base_bytes: 4 * memtable, sst_bytes: memtable.min(64 << 20) }
+    }
+
+    /// Bytes that a level below L0 should have at most; the last one has no limit.
+    fn level_bytes(&self, level: usize) -> u64 {
+        if level + 1 == LEVELS {
+            return u64::MAX;
+        }
+        (1..level).fold(self.base_bytes, |bytes, _| bytes.saturating_mul(LEVEL_RATIO))
+    }
+}
+
+/// Work to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Compaction {
+    /// Where the inputs are.
+    pub level: usize,
+    /// Files that go down, the newest first in L0, else one.
+    pub inputs: Vec<SharedMeta>,
+    /// Files of the next level that overlap them, in key order.
+    pub overlapping: Vec<SharedMeta>,
+}
+
+impl Compaction {
+    /// Whether an edit alone does it.
+    pub fn is_move(&self) -> bool {
+        self.inputs.len() == 1 && self.overlapping.is_empty()
+    }
+
+    /// The level that the outputs go to.
+    pub fn target(&self) -> usize {
+        self.level + 1
+    }
+}
+
+/// The compaction that is due, if one is.
+pub fn pick(version: &Version, limits: &Limits) -> Option<Compaction> {
+    let due = (0..LEVELS - 1).filter(|&level| 1.0 <= score(version, limits, level)).max_by(|&a, &b| {
+        // Of equal scores the higher level first: it is what reads look at.
+        score(version, limits, a).total_cmp(&score(version, limits, b)).then(b.cmp(&a))
+    });
+    match due {
+        Some(0) => Some(from_l0(version)),
+        Some(level) => cheapest(version, level, |_| true),
+        None => (1..LEVELS - 1).find_map(|level| {
+            let deepest = (level + 1..LEVELS).all(|deeper| version.level(deeper).is_empty());
+            if deepest {
+                return None;
+            }
+            cheapest(version, level, |file| file.entries < 2 * file.tombstones)
+        }),
+    }
+}
+
+/// Bytes over the limits of the levels: what compaction is behind.
+pub fn debt_bytes(version: &Version, limits: &Limits) -> u64 {
+    let l0 = if version.level(0).len() < L0_FILES { 0 } else { version.bytes(0) };
+    (1..LEVELS).fold(l0, |debt, level| {
+        debt.saturating_add(version.bytes(level).saturating_sub(limits.level_bytes(level)))
+    })
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a score needs no more than two digits")]
+fn score(version: &Version, limits: &Limits, level: usize) -> f64 {
+    if level == 0 {
+        version.level(0).len() as f64 / L0_FILES as f64
+    } else {
+        version.bytes(level) as f64 / limits.level_bytes(level) as f64
+    }
+}
+
+/// The oldest files of L0 (K1). A single one moves if it overlaps nothing that is older or newer than it in L0;
+/// newer ones would not matter for order, but moving is worth it only where it lasts.
+fn from_l0(version: &Version) -> Compaction {
+    let files = version.level(0);
+    let (oldest, others) = files.split_last().expect("a due L0 has files");
+    let alone = !others.iter().any(|file| file.overlaps(&oldest.smallest, &oldest.largest))
+        && version.overlapping(1, &oldest.smallest, &oldest.largest).is_empty();
+    let inputs: Vec<_> = if alone {
+        vec![oldest.clone()]
+    } else {
+        files[files.len().saturating_sub(L0_INPUTS_MAX)..].to_vec()
+    };
+    let smallest = inputs.iter().map(|file| &file.smallest).min().expect("there is an input");
+    let largest = inputs.iter().map(|file| &file.largest).max().expect("there is an input");
+    let overlapping = version.overlapping(1, smallest, largest); // K2
+    Compaction { level: 0, inputs, overlapping }
+}
+
+/// The file of a level that rewrites the fewest bytes below for each of its own.
+fn cheapest(version: &Version, level: usize, wanted: impl Fn(&SharedMeta) -> bool) -> Option<Compaction> {
+    version
+        .level(level)
+        .iter()
+        .filter(|file| wanted(file))
+        .map(|file| Compaction {
+            level,
+            inputs: vec![file.clone()],
+            overlapping: version.overlapping(level + 1, &file.smallest, &file.largest), // K2
+        })
+        .min_by_key(|compaction| {
+            let below: u64 = compaction.overlapping.iter().map(|file| file.bytes).sum();
+            below.saturating_mul(1000) / compaction.inputs[0].bytes.max(1)
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::version::tests::{meta, version};
+
+    const LIMITS: Limits = Limits { base_bytes: 1000, sst_bytes: 100 };
+
+    fn check(files: &[(usize, crate::sst::SstMeta)], expected: Option<(usize, &[u64], &[u64])>) {
+        let picked = pick(&version(files), &LIMITS);
+        let numbers =
+            |files: &[SharedMeta]| files.iter().map(|file| file.number.0).collect::<Vec<_>>();
+        let picked = picked.map(|c| (c.level, numbers(&c.inputs), numbers(&c.overlapping)));
+        assert_eq!(picked, expected.map(|(level, a, b)| (level, a.to_vec(), b.to_vec())));
+    }
+
+    #[test]
+    fn nothing_is_due_below_the_limits() {
+        check(&[], None);
+        check(&[(0, meta(1, "a", "z", 9_000)), (1, meta(2, "a", "z", 999))], None);
+    }
+
+    #[test]
+    fn k1_k2_l0_goes_whole_with_all_that_overlaps_below() {
+        let l0 = |number| (0, meta(number, "b", "m", 10));
+        let mut files = vec![l0(3), l0(4), l0(5), l0(6), (1, meta(1, "a", "b", 10)), (1, meta(2, "n", "z", 10))];
+        check(&files, Some((0, &[6, 5, 4, 3], &[1])));
+        files.extend((7..20).map(l0));
+        let oldest: Vec<u64> = (3..15).rev().collect();
+        check(&files, Some((0, &oldest, &[1])));
+    }
+
+    #[test]
+    fn files_in_key_order_move_down_one_by_one() {
+        let files = [
+            (0, meta(1, "a", "b", 10)),
+            (0, meta(2, "c", "d", 10)),
+            (0, meta(3, "e", "f", 10)),
+            (0, meta(4, "g", "h", 10)),
+        ];
+        let picked = pick(&version(&files), &LIMITS).unwrap();
+        assert!(picked.is_move() && picked.inputs[0].number.0 == 1 && picked.target() == 1);
+    }
+
+    #[test]
+    fn a_level_over_its_size_gives_the_file_that_rewrites_least() {
+        check(
+            &[
+                (1, meta(1, "a", "f", 600)),
+                (1, meta(2, "g", "z", 600)),
+                (2, meta(3, "a", "c", 900)),
+                (2, meta(4, "d", "f", 900)),
+                (2, meta(5, "h", "i", 900)),
+            ],
+            Some((1, &[2], &[5])),
+        );
+    }
+
+    #[test]
+    fn mostly_tombstones_are_due_unless_nothing_lies_below() {
+        let mut dead = meta(1, "a", "f", 10);
+        dead.tombstones = 9;
+        check(&[(1, dead.clone())], None);
+        check(&[(1, dead), (2, meta(2, "a", "b", 10))], Some((1, &[1], &[2])));
+    }
+
+    #[test]
+    fn debt_counts_what_is_over_the_limits() {
+        let limits = &LIMITS;
+        assert_eq!(debt_bytes(&version(&[(1, meta(1, "a", "b", 900))]), limits), 0);
+        assert_eq!(debt_bytes(&version(&[(1, meta(1, "a", "b", 1_500)), (2, meta(2, "a", "b", 10_500))]), limits), 1_000);
+    }
+}

@@ -1,0 +1,190 @@
+//! Every limit and setting, checked once at start.
+//!
+//! Owns: what a user may choose ([`Config`]), what follows from it for one shard ([`DbConfig`]), and the fixed
+//! limits with the relations between them. Knows nothing of how a setting is used.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::BLOCK_BYTES;
+
+/// Longest key.
+pub const KEY_BYTES_MAX: usize = 16_384;
+/// Longest value that `--max-value-size` may allow. A value is held a few times over while it is written
+/// (request, commit group, memtable), and blocks carry 32-bit lengths.
+pub const VALUE_BYTES_LIMIT: usize = 256 << 20;
+/// Default of `--max-value-size`.
+pub const VALUE_BYTES_DEFAULT: usize = 16 << 20;
+/// Default of `--memtable-size`.
+pub const MEMTABLE_BYTES_DEFAULT: usize = 64 << 20;
+/// Smallest `--memtable-size`: a page of each kind, so that one entry does not fill it.
+pub const MEMTABLE_BYTES_MIN: usize = 1 << 20;
+/// Smallest `--cache-size` for one shard: the blocks that one lookup walks through.
+pub const CACHE_BYTES_MIN: usize = 256 << 10;
+/// Most shards of a store: three digits in a directory name, and far fewer than slots.
+pub const SHARDS_MAX: u16 = 999;
+/// A commit group is closed at this size (a single larger write makes a larger group). At 1 GB/s it is written
+/// in a millisecond.
+pub const GROUP_BYTES_MAX: usize = 1 << 20;
+/// What a write adds to its value in a WAL record: key, lengths, and the framing of a group of one.
+pub const WRITE_OVERHEAD_BYTES_MAX: usize = KEY_BYTES_MAX + 512;
+
+const _: () = assert!(KEY_BYTES_MAX <= u16::MAX as usize, "the memtable keeps key lengths in 16 bits");
+const _: () = assert!(VALUE_BYTES_LIMIT < u32::MAX as usize / 2, "records and blocks carry 32-bit lengths");
+
+/// When a write is acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SyncMode {
+    /// After its group was synced (P1). A power cut takes nothing that was acknowledged.
+    Always,
+    /// After its group was written; a sync follows at this interval. A power cut may take that much time.
+    Interval(Duration),
+    /// After its group was written; the system syncs when it likes.
+    Never,
+}
+
+impl std::str::FromStr for SyncMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "always" => Ok(Self::Always),
+            "never" => Ok(Self::Never),
+            _ => match text.parse::<humantime::Duration>() {
+                Ok(interval) if Duration::from_millis(1) <= *interval => Ok(Self::Interval(*interval)),
+                _ => Err("expected `always`, `never` or an interval of at least 1ms, as in `100ms`".into()),
+            },
+        }
+    }
+}
+
+impl std::fmt::Display for SyncMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Always => f.write_str("always"),
+            Self::Interval(interval) => write!(f, "{}", humantime::format_duration(*interval)),
+            Self::Never => f.write_str("never"),
+        }
+    }
+}
+
+/// Everything that a user may choose.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where to listen; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Where the data is.
+    pub data_dir: PathBuf,
+    /// Shards of a new store; an existing one knows its own number.
+    pub shards: Option<u16>,
+    /// Threads; the default is the number of usable cores.
+    pub threads: Option<u16>,
+    /// When a write is acknowledged.
+    pub sync: SyncMode,
+    /// Bytes of a memtable, per shard.
+    pub memtable_bytes: usize,
+    /// Bytes of all block caches together.
+    pub cache_bytes: usize,
+    /// A memtable is flushed at least this often.
+    pub flush_interval: Duration,
+    /// Whether to compact is checked at least this often.
+    pub compaction_interval: Duration,
+    /// Longest value.
+    pub value_bytes_max: usize,
+    /// Most connections at a time.
+    pub connections_max: usize,
+    /// How long a stop waits for requests in flight.
+    pub drain_timeout: Duration,
+}
+
+/// What one shard needs to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DbConfig {
+    /// When a write is acknowledged: after a sync, or after the write alone.
+    pub sync_every_group: bool,
+    /// Bytes of a memtable.
+    pub memtable_bytes: usize,
+    /// Bytes of the block cache of this shard.
+    pub cache_bytes: usize,
+    /// Longest value.
+    pub value_bytes_max: usize,
+    /// SST files kept open.
+    pub open_files_max: usize,
+}
+
+impl DbConfig {
+    /// Length of a WAL: as much as the memtable holds, and room for one more write of the greatest size, so that
+    /// any write fits an empty WAL.
+    pub fn wal_bytes(&self) -> u64 {
+        let bytes = self.memtable_bytes + self.value_bytes_max + WRITE_OVERHEAD_BYTES_MAX + 2 * BLOCK_BYTES;
+        bytes.next_multiple_of(BLOCK_BYTES) as u64
+    }
+
+    /// Bytes of writes that may wait for the WAL. With a sync in flight the next groups form here; beyond it
+    /// writes are refused until there is room (P8).
+    pub fn queue_bytes_max(&self) -> usize {
+        16 * GROUP_BYTES_MAX + self.value_bytes_max
+    }
+}
+
+impl Config {
+    /// Checks every setting against the others.
+    ///
+    /// # Errors
+    /// `Configuration`, with the flag and its bounds.
+    pub fn validate(&self) -> Result<()> {
+        let check = |fits: bool, message: String| {
+            if fits { Ok(()) } else { Err(Error::new(ErrorKind::Configuration, message)) }
+        };
+        if let Some(shards) = self.shards {
+            check((1..=SHARDS_MAX).contains(&shards), format!("--shards must be 1 to {SHARDS_MAX}"))?;
+        }
+        if let Some(threads) = self.threads {
+            check((1..=SHARDS_MAX).contains(&threads), format!("--threads must be 1 to {SHARDS_MAX}"))?;
+        }
+        check(
+            (MEMTABLE_BYTES_MIN..=4 << 30).contains(&self.memtable_bytes),
+            "--memtable-size must be 1MiB to 4GiB".into(),
+        )?;
+        check(
+            (1..=VALUE_BYTES_LIMIT).contains(&self.value_bytes_max),
+            "--max-value-size must be 1B to 256MiB".into(),
+        )?;
+        check(0 < self.connections_max, "--max-connections must be at least 1".into())?;
+        for (flag, interval) in [
+            ("--flush-interval", self.flush_interval),
+            ("--compaction-interval", self.compaction_interval),
+        ] {
+            check(Duration::from_millis(10) <= interval, format!("{flag} must be at least 10ms"))?;
+        }
+        Ok(())
+    }
+
+    /// The part of one of `shards` shards.
+    pub fn db(&self, shards: u16, open_files_max: usize) -> DbConfig {
+        DbConfig {
+            sync_every_group: self.sync == SyncMode::Always,
+            memtable_bytes: self.memtable_bytes,
+            cache_bytes: (self.cache_bytes / usize::from(shards)).max(CACHE_BYTES_MIN),
+            value_bytes_max: self.value_bytes_max,
+            open_files_max: (open_files_max / usize::from(shards)).max(16),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sync_modes_round_trip_and_nonsense_is_refused() {
+        for text in ["always", "never", "100ms", "2s"] {
+            assert_eq!(text.parse::<SyncMode>().unwrap().to_string(), text);
+        }
+        for text in ["", "0ms", "sometimes", "-1s", "100"] {
+            assert!(text.parse::<SyncMode>().is_err(), "{text}");
+        }
+    }
+}

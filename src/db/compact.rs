@@ -1,0 +1,151 @@
+//! Runs compactions, in slices, and removes what they made obsolete.
+
+use std::rc::Rc;
+
+use super::Db;
+use crate::compaction::executor::Environment;
+use crate::compaction::{Compaction, execute, pick};
+use crate::error::{Error, ErrorKind, Result};
+use crate::file_name::FileName;
+use crate::manifest::{SharedMeta, VersionEdit};
+use crate::record::{Identity, Kind};
+use crate::sst::reader::Sst;
+use crate::storage::Storage;
+
+impl<S: Storage> Db<S> {
+    /// Waits until the version has changed or a look was asked for.
+    ///
+    /// Cancel safety: safe.
+    pub async fn compaction_due(&self) {
+        self.0.events.version.notified().await;
+    }
+
+    /// Asks for a look at whether a compaction is due.
+    pub fn request_compaction(&self) {
+        self.0.events.version.notify_one();
+    }
+
+    /// Runs the compaction that is due. `false` if none is.
+    ///
+    /// # Errors
+    /// `Poisoned` ends the process (P6); `ShuttingDown` if the engine is closing; after any other error the
+    /// inputs are in force and it can be tried again.
+    ///
+    /// Cancel safety: not safe.
+    pub async fn compact_next(&self) -> Result<bool> {
+        let inner = &*self.0;
+        let version = self.version();
+        let Some(compaction) = pick(&version, &inner.limits) else {
+            self.remove_obsolete().await?;
+            return Ok(false);
+        };
+        let outputs = if compaction.is_move() {
+            Vec::new()
+        } else {
+            let outputs = execute(self, &compaction, &version, &inner.limits).await?;
+            inner
+                .storage
+                .sync_dir()
+                .await
+                .map_err(|error| Error::io("sync the directory of the shard", error))?;
+            outputs
+        };
+        let mut edit = VersionEdit::default();
+        let removed = |level: usize| move |file: &SharedMeta| (level, file.number);
+        edit.remove_ssts.extend(compaction.inputs.iter().map(removed(compaction.level)));
+        edit.remove_ssts.extend(compaction.overlapping.iter().map(removed(compaction.target())));
+        if compaction.is_move() {
+            edit.add_ssts.push((compaction.target(), compaction.inputs[0].clone()));
+        }
+        edit.add_ssts.extend(outputs.iter().map(|meta| (compaction.target(), Rc::new(meta.clone()))));
+        if let Err(error) = self.edit(edit).await {
+            if error.kind() != ErrorKind::Poisoned {
+                for meta in outputs {
+                    let _ = inner.storage.remove(FileName::Sst(meta.number)).await; // nothing names it
+                }
+            }
+            return Err(error);
+        }
+        log(&compaction, &outputs);
+        // The last reader of this version may be this function.
+        drop((version, compaction));
+        self.remove_obsolete().await?;
+        Ok(true)
+    }
+
+    /// Removes SSTs that no version and no reader needs.
+    pub(super) async fn remove_obsolete(&self) -> Result<()> {
+        let inner = &*self.0;
+        let (free, held): (Vec<_>, Vec<_>) =
+            inner.obsolete.take().into_iter().partition(|meta| Rc::strong_count(meta) == 1);
+        inner.obsolete.borrow_mut().extend(held);
+        for meta in free {
+            inner.open_files.borrow_mut().remove(&meta.number);
+            let name = FileName::Sst(meta.number);
+            if let Err(error) = inner.storage.remove(name).await {
+                tracing::warn!(file = inner.storage.label(name), %error, "cannot remove an SST; the next start will");
+            }
+        }
+        Ok(())
+    }
+
+    /// Accounts for background work, and pauses when a slice is used up (X2).
+    pub(super) async fn slice(&self, bytes: usize) {
+        let inner = &*self.0;
+        match inner.slice_left.get().checked_sub(bytes) {
+            Some(left) => inner.slice_left.set(left),
+            None => {
+                inner.slice_left.set(self.pressure().slice_bytes());
+                inner.storage.pause().await;
+            }
+        }
+    }
+}
+
+fn log(compaction: &Compaction, outputs: &[crate::sst::SstMeta]) {
+    let bytes = |files: &[SharedMeta]| files.iter().map(|file| file.bytes).sum::<u64>();
+    tracing::debug!(
+        level = compaction.level,
+        inputs = compaction.inputs.len() + compaction.overlapping.len(),
+        input_bytes = bytes(&compaction.inputs) + bytes(&compaction.overlapping),
+        outputs = outputs.len(),
+        output_bytes = outputs.iter().map(|file| file.bytes).sum::<u64>(),
+        moved = compaction.is_move(),
+        "compacted"
+    );
+}
+
+impl<S: Storage> Environment for Db<S> {
+    type Storage = S;
+
+    fn storage(&self) -> &S {
+        &self.0.storage
+    }
+
+    /// Inputs are opened past the cache of open files: a merge would throw out what readers use.
+    async fn open(&self, meta: &SharedMeta) -> Result<Rc<Sst<S::File>>> {
+        let open = self.0.open_files.borrow().get(&meta.number).cloned();
+        match open {
+            Some(sst) => Ok(sst),
+            None => {
+                let identity = self.0.owner.identity(Kind::Sst, meta.number);
+                Ok(Rc::new(Sst::open(&self.0.storage, identity, meta.bytes).await?))
+            }
+        }
+    }
+
+    fn new_file(&self) -> Identity {
+        self.0.owner.identity(Kind::Sst, Db::new_file(self))
+    }
+
+    async fn spend(&self, bytes: usize) -> Result<()> {
+        self.slice(bytes).await;
+        if self.0.closing.get() {
+            return Err(Error::new(ErrorKind::ShuttingDown, "the compaction ends: the server is stopping"));
+        }
+        if let Some(error) = &*self.0.poison.borrow() {
+            return Err(error.clone());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,265 @@
+//! Frozen memtable → L0 SST, and the life of WALs around it: prepared, released, recycled. And the clean stop.
+
+use std::rc::Rc;
+
+use super::{Db, LoggedMemtable};
+use crate::compaction::executor::ENTRY_COST_BYTES;
+use crate::error::{Error, ErrorKind, Result};
+use crate::file_name::FileName;
+use crate::key::SeqNo;
+use crate::manifest::VersionEdit;
+use crate::record::Kind;
+use crate::sst::SstMeta;
+use crate::sst::builder::SstBuilder;
+use crate::storage::Storage;
+use crate::wal::writer::Wal;
+
+/// What a clean stop did, for those who watch it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CloseStep {
+    /// The memtable is in this SST; `None` if it was empty.
+    Flushed(Option<SstMeta>),
+    /// The WAL holds nothing any more.
+    WalCleaned,
+}
+
+impl<S: Storage> Db<S> {
+    /// Asks for a flush of what is in memory, however little. Done in the background.
+    pub fn request_flush(&self) {
+        let inner = &*self.0;
+        if inner.active.borrow().logged.memtable.borrow().entries() == 0 {
+            return;
+        }
+        inner.freeze_due.set(true);
+        if self.freeze().is_err() {
+            // For want of a spare WAL, or of room for one more frozen memtable: tried again when there is.
+            inner.events.spare_wanted.notify_one();
+        }
+    }
+
+    /// Flushes the oldest frozen memtable, if there is one.
+    ///
+    /// # Errors
+    /// `Poisoned` ends the process (P6). After any other error the memtable is still there and the flush can
+    /// be tried again.
+    ///
+    /// Cancel safety: not safe.
+    pub async fn flush_next(&self) -> Result<()> {
+        let oldest = self.0.frozen.borrow().front().cloned();
+        let Some(oldest) = oldest else { return Ok(()) };
+        let result = self.flush(&oldest).await;
+        self.note(result).map(|_| ())
+    }
+
+    /// Whether a memtable waits for its flush.
+    pub fn has_frozen(&self) -> bool {
+        !self.0.frozen.borrow().is_empty()
+    }
+
+    /// Writes the memtable, puts the SST in force, and releases the WAL. Steps in the order of P7.
+    async fn flush(&self, logged: &Rc<LoggedMemtable>) -> Result<Option<SstMeta>> {
+        let inner = &*self.0;
+        let last = logged.memtable.borrow().last();
+        self.committed_up_to(last).await?; // D3
+        let meta = if last == SeqNo(0) { None } else { Some(self.write_sst(logged).await?) };
+        let edit = VersionEdit {
+            flushed: meta.as_ref().map(|meta| meta.last),
+            remove_wals: vec![logged.wal],
+            add_ssts: meta.iter().map(|meta| (0, Rc::new(meta.clone()))).collect(),
+            ..VersionEdit::default()
+        };
+        if let Err(error) = self.edit(edit).await {
+            if let Some(meta) = &meta
+                && error.kind() != ErrorKind::Poisoned
+            {
+                // The old manifest is in force and does not name it.
+                let _ = inner.storage.remove(FileName::Sst(meta.number)).await;
+            }
+            return Err(error);
+        }
+        {
+            let mut frozen = inner.frozen.borrow_mut();
+            if frozen.front().is_some_and(|front| Rc::ptr_eq(front, logged)) {
+                frozen.pop_front();
+            }
+        }
+        inner.events.room.notify_waiters();
+        self.release_wal(logged).await?;
+        Ok(meta)
+    }
+
+    async fn committed_up_to(&self, last: SeqNo) -> Result<()> {
+        let inner = &*self.0;
+        loop {
+            // Registered before the look, so that no commit in between is missed.
+            let committed = inner.events.committed.notified();
+            if let Some(error) = &*inner.poison.borrow() {
+                return Err(error.clone());
+            }
+            if last <= inner.visible.get() {
+                return Ok(());
+            }
+            committed.await;
+        }
+    }
+
+    async fn write_sst(&self, logged: &LoggedMemtable) -> Result<SstMeta> {
+        let inner = &*self.0;
+        let number = self.new_file();
+        let result = async {
+            let identity = inner.owner.identity(Kind::Sst, number);
+            let mut builder = SstBuilder::create(&inner.storage, identity).await?;
+            let mut position = logged.memtable.borrow().first();
+            let mut last_key = Vec::new();
+            while let Some(at) = position {
+                // Copied out: the memtable is not borrowed across an await.
+                let (key, seqno, kind, value) = {
+                    let memtable = logged.memtable.borrow();
+                    position = memtable.after(at);
+                    let entry = memtable.at(at);
+                    if !last_key.is_empty() && *last_key == *entry.key {
+                        continue; // an older version of the key before
+                    }
+                    (entry.key.to_vec(), entry.seqno, entry.kind, entry.value.to_vec())
+                };
+                let entry = crate::key::Entry { key: &key, seqno, kind, value: &value };
+                builder.add(&entry).await?;
+                last_key = key;
+                self.slice(last_key.len() + value.len() + ENTRY_COST_BYTES).await;
+            }
+            let meta = builder.finish().await?;
+            // The last write of a memtable is the newest of its key, so it was not left out.
+            assert_eq!(meta.last, logged.memtable.borrow().last());
+            inner
+                .storage
+                .sync_dir()
+                .await
+                .map_err(|error| Error::io("sync the directory of the shard", error))?;
+            Ok(meta)
+        }
+        .await;
+        if result.is_err() {
+            // Nothing names it; if it cannot be removed now, the next open does it.
+            let _ = inner.storage.remove(FileName::Sst(number)).await;
+        }
+        result
+    }
+
+    /// A WAL that the manifest no longer names becomes the spare, or goes.
+    async fn release_wal(&self, logged: &LoggedMemtable) -> Result<()> {
+        let inner = &*self.0;
+        let wanted = inner.spare.borrow().is_none() && !inner.spare_coming.get();
+        if !wanted || logged.wal_bytes != inner.config.wal_bytes() {
+            let name = FileName::Wal(logged.wal);
+            return inner
+                .storage
+                .remove(name)
+                .await
+                .map_err(|error| Error::io(format!("remove {}", inner.storage.label(name)), error));
+        }
+        let number = self.new_file();
+        inner.spare_coming.set(true);
+        let result = async {
+            let (from, bytes) = (logged.wal, logged.wal_bytes);
+            self.adopt_spare(Wal::recycle(&inner.storage, inner.owner, from, number, bytes).await?).await
+        }
+        .await;
+        inner.spare_coming.set(false);
+        result
+    }
+
+    /// Names the WAL in the manifest, so that its loss would be noticed, and makes it the spare.
+    async fn adopt_spare(&self, wal: Wal<S::File>) -> Result<()> {
+        let inner = &*self.0;
+        let add_wals = vec![(wal.number(), None)];
+        self.edit(VersionEdit { add_wals, ..VersionEdit::default() }).await?;
+        let surplus = inner.spare.replace(Some(Rc::new(wal)));
+        assert!(surplus.is_none(), "`spare_coming` lets one task at a time make it");
+        if inner.freeze_due.get() {
+            // If it fails for want of room, the next flush makes room and another look.
+            let _ = self.freeze();
+        }
+        inner.events.room.notify_waiters();
+        Ok(())
+    }
+
+    /// Waits until a spare WAL is wanted. Cancel safety: safe.
+    pub async fn spare_wanted(&self) {
+        self.0.events.spare_wanted.notified().await;
+    }
+
+    /// Waits until a memtable is frozen. Cancel safety: safe.
+    pub async fn flush_due(&self) {
+        while !self.has_frozen() {
+            self.0.events.frozen.notified().await;
+        }
+    }
+
+    /// Makes a spare WAL, if there is none.
+    ///
+    /// # Errors
+    /// As [`Self::flush_next`].
+    pub async fn prepare_spare(&self) -> Result<()> {
+        let inner = &*self.0;
+        if inner.spare_coming.get() {
+            return Ok(());
+        }
+        if inner.spare.borrow().is_some() {
+            if inner.freeze_due.get() {
+                let _ = self.freeze(); // as in `adopt_spare`
+            }
+            return Ok(());
+        }
+        inner.spare_coming.set(true);
+        let number = self.new_file();
+        let result = async {
+            let wal = Wal::create(&inner.storage, inner.owner, number, inner.config.wal_bytes()).await?;
+            self.adopt_spare(wal).await
+        }
+        .await;
+        inner.spare_coming.set(false);
+        if let Err(error) = &result
+            && error.kind() != ErrorKind::Poisoned
+        {
+            let _ = inner.storage.remove(FileName::Wal(number)).await; // nothing names it
+        }
+        self.note(result)
+    }
+
+    /// The clean stop: refuses writes, commits what waits, flushes everything, leaves an empty WAL. The caller
+    /// has stopped the background futures, and no request is in flight.
+    ///
+    /// # Errors
+    /// Any; what was acknowledged is in the WAL then, and the next open replays it.
+    pub async fn close(&self, mut watch: impl FnMut(CloseStep)) -> Result<()> {
+        let inner = &*self.0;
+        inner.closing.set(true);
+        while !inner.queue.is_empty() {
+            self.commit_next().await?;
+        }
+        self.sync().await?;
+        let mut last = None;
+        loop {
+            let oldest = inner.frozen.borrow().front().cloned();
+            let Some(oldest) = oldest else { break };
+            last = self.flush(&oldest).await?.or(last);
+        }
+        let active = inner.active.borrow().logged.clone();
+        if active.memtable.borrow().entries() == 0 {
+            watch(CloseStep::Flushed(last));
+        } else {
+            let meta = self.flush(&active).await?;
+            watch(CloseStep::Flushed(meta));
+        }
+        self.remove_obsolete().await?;
+        // The active WAL, if it took no write, else the one that was recycled or prepared.
+        let empty = if active.memtable.borrow().entries() == 0 {
+            Some(active.wal)
+        } else {
+            inner.spare.borrow().as_ref().map(|spare| spare.number())
+        };
+        self.edit(VersionEdit { clean_wal: empty, ..VersionEdit::default() }).await?;
+        watch(CloseStep::WalCleaned);
+        Ok(())
+    }
+}

@@ -1,0 +1,396 @@
+//! One shard's engine: sets, gets and deletes over WAL, memtables and SSTs.
+//!
+//! Owns: the order of writes, what readers may see, and the life of memtables. Knows nothing of threads, HTTP
+//! or time: it spawns nothing and reads no clock. Background work is offered as futures (`commit_next`,
+//! `flush_next`, `prepare_spare`, `compact_next`) that the shard drives, so that a seeded test can drive them
+//! on simulated storage. All state is `Cell`s and `RefCell`s of one thread, never borrowed across an await.
+//!
+//! ```text
+//!   set ──► SeqNo, forming group, active memtable ──(commit)──► visible, ticket answered
+//!                                  │ full, or WAL full, or asked to
+//!                                  ▼
+//!                             frozen memtable ──(flush)──► L0 SST ──► manifest edit ──► WAL recycled
+//!   get ──► active memtable ──► frozen, newest first ──► L0, newest first ──► L1 … L6        (at `visible`)
+//! ```
+//!
+//! D1  `visible` is the last SeqNo of the last committed group: readers see no write that a power cut could
+//!     still take (P2). Writes above it are in the memtable already, for deletes to look at.
+//! D2  A memtable and a WAL belong together: the memtable holds exactly the writes of its WAL. They are frozen
+//!     and released together.
+//! D3  A memtable is flushed only when all of it is committed, the oldest first.
+//! D4  After `Poisoned` no write is accepted, and none is acknowledged (P6).
+//!
+//! What a crash may leave, at each step of a flush, and why it is survived:
+//! - before the manifest edit: an SST that nothing names, removed at open; the WAL is replayed;
+//! - after the edit: the WAL that no manifest names is removed at open; the SST was synced, and its name, before
+//!   the edit was written (P7);
+//! - while the WAL is recycled: it has the old or the new name, and no manifest names either: removed.
+
+pub mod commit;
+mod compact;
+mod flush;
+pub mod read;
+mod recovery;
+pub mod stall;
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use quick_cache::unsync::Cache;
+use tokio::sync::{Mutex, Notify};
+
+pub use self::commit::Ticket;
+use self::commit::CommitQueue;
+pub use self::read::{Lookup, Progress};
+pub use self::recovery::Recovered;
+use self::stall::{Backlog, FROZEN_MAX, Pressure};
+use crate::compaction::{Limits, debt_bytes};
+use crate::config::{DbConfig, KEY_BYTES_MAX, WRITE_OVERHEAD_BYTES_MAX};
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::{FileNumber, SeqNo, ValueKind};
+use crate::manifest::{Manifest, SharedMeta, Version, VersionEdit};
+use crate::memtable::Memtable;
+use crate::record::{Kind, Owner};
+use crate::sst::cache::BlockCache;
+use crate::sst::reader::Sst;
+use crate::storage::Storage;
+use crate::wal::writer::Wal;
+
+/// The engine of one shard. Clones share it.
+pub struct Db<S: Storage>(Rc<Inner<S>>);
+
+impl<S: Storage> Clone for Db<S> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+/// A memtable and the number of the WAL that holds the same writes (D2).
+struct LoggedMemtable {
+    memtable: RefCell<Memtable>,
+    wal: FileNumber,
+    wal_bytes: u64,
+}
+
+/// Where new writes go.
+struct Active<S: Storage> {
+    logged: Rc<LoggedMemtable>,
+    wal: Rc<Wal<S::File>>,
+}
+
+struct Inner<S: Storage> {
+    storage: S,
+    owner: Owner,
+    config: DbConfig,
+    limits: Limits,
+    /// The SeqNo of the next write.
+    next: Cell<SeqNo>,
+    /// The last SeqNo that readers see (D1).
+    visible: Cell<SeqNo>,
+    queue: CommitQueue<S::File>,
+    active: RefCell<Active<S>>,
+    /// The oldest first.
+    frozen: RefCell<VecDeque<Rc<LoggedMemtable>>>,
+    /// The WAL that the next freeze will need.
+    spare: RefCell<Option<Rc<Wal<S::File>>>>,
+    /// Somebody is making the spare WAL.
+    spare_coming: Cell<bool>,
+    /// A freeze was asked for, and waits for a spare WAL.
+    freeze_due: Cell<bool>,
+    version: RefCell<Rc<Version>>,
+    /// Bytes of `version` over its limits.
+    debt: Cell<u64>,
+    manifest: Mutex<Manifest<S>>,
+    next_file: Cell<u64>,
+    cache: BlockCache,
+    open_files: RefCell<Cache<FileNumber, Rc<Sst<S::File>>>>,
+    /// SSTs that no version in force names, but a reader may still look at.
+    obsolete: RefCell<Vec<SharedMeta>>,
+    /// Bytes of background work until the next pause.
+    slice_left: Cell<usize>,
+    /// Why writes have failed for good, if they have (D4).
+    poison: RefCell<Option<Error>>,
+    /// Why background work fails at the moment, if it does.
+    trouble: RefCell<Option<Error>>,
+    closing: Cell<bool>,
+    events: Events,
+}
+
+/// What the background futures wait for.
+#[derive(Default)]
+struct Events {
+    /// A group was committed, or the shard was poisoned.
+    committed: Notify,
+    /// A memtable was frozen.
+    frozen: Notify,
+    /// A spare WAL is wanted.
+    spare_wanted: Notify,
+    /// The version changed, or somebody asked for a look at it.
+    version: Notify,
+    /// Writes that were refused may be tried again.
+    room: Notify,
+}
+
+impl<S: Storage> Db<S> {
+    /// Takes a write into the forming group. It is not durable, and not visible, before the ticket says so.
+    ///
+    /// # Errors
+    /// `InvalidRequest` or `TooLarge` for what can never be written; `Overloaded` or `DiskFull` for what can be
+    /// written later (see [`Self::room`]); `ShuttingDown`; `Poisoned`.
+    pub fn set(&self, key: &[u8], value: &[u8]) -> Result<Ticket> {
+        self.write(key, ValueKind::Value, value)
+    }
+
+    /// Takes a tombstone into the forming group, and looks up what it deletes: the state below its SeqNo, with
+    /// writes in flight, which become durable before it. The answer is exact once the ticket is.
+    ///
+    /// # Errors
+    /// As [`Self::set`].
+    pub fn delete(&self, key: &[u8]) -> Result<(Ticket, Lookup<S>)> {
+        let below = SeqNo(self.0.next.get().0 - 1);
+        self.check_key(key)?;
+        // The lookup is taken first: the write may freeze the memtable, which changes nothing below.
+        let lookup = Lookup::new(self, key, below);
+        let ticket = self.write(key, ValueKind::Tombstone, b"")?;
+        Ok((ticket, lookup))
+    }
+
+    /// Starts a search for the durable value of a key.
+    ///
+    /// # Errors
+    /// `InvalidRequest` or `TooLarge`.
+    pub fn lookup(&self, key: &[u8]) -> Result<Lookup<S>> {
+        self.check_key(key)?;
+        Ok(Lookup::new(self, key, self.0.visible.get()))
+    }
+
+    /// The durable value of a key.
+    ///
+    /// # Errors
+    /// As [`Self::lookup`]; `Corruption` or `Io` if a block cannot be read.
+    pub async fn get(&self, key: &[u8]) -> Result<Option<bytes::Bytes>> {
+        self.lookup(key)?.finish(self, key).await
+    }
+
+    fn check_key(&self, key: &[u8]) -> Result<()> {
+        if key.is_empty() {
+            return Err(Error::new(ErrorKind::InvalidRequest, "the key is empty"));
+        }
+        if KEY_BYTES_MAX < key.len() {
+            let message = format!("the key is longer than {KEY_BYTES_MAX} bytes");
+            return Err(Error::new(ErrorKind::TooLarge, message));
+        }
+        Ok(())
+    }
+
+    fn write(&self, key: &[u8], kind: ValueKind, value: &[u8]) -> Result<Ticket> {
+        let inner = &*self.0;
+        self.check_key(key)?;
+        if inner.config.value_bytes_max < value.len() {
+            let message = format!("the value is longer than {} bytes", inner.config.value_bytes_max);
+            return Err(Error::new(ErrorKind::TooLarge, message));
+        }
+        if let Some(error) = &*inner.poison.borrow() {
+            return Err(error.clone());
+        }
+        if inner.closing.get() {
+            return Err(Error::new(ErrorKind::ShuttingDown, "the server is stopping"));
+        }
+        if inner.config.queue_bytes_max() < inner.queue.bytes() + value.len() {
+            return Err(Error::new(ErrorKind::Overloaded, "too many writes wait for the disk"));
+        }
+        if self.pressure().stops_writes() {
+            return Err(self.no_room("compaction is too far behind"));
+        }
+        let bytes = key.len() + value.len() + WRITE_OVERHEAD_BYTES_MAX - KEY_BYTES_MAX;
+        if !self.active_has_room(bytes) {
+            self.freeze()?;
+        }
+        let active = inner.active.borrow();
+        let seqno = inner.next.get();
+        inner.next.set(seqno.next());
+        let ticket = inner.queue.push(&active.wal, seqno, key, kind, value);
+        let mut memtable = active.logged.memtable.borrow_mut();
+        memtable.insert(key, seqno, kind, value); // D1, D2
+        // Half way there is still time to prepare the next WAL before a write has to wait for it.
+        let half = inner.config.memtable_bytes / 2 <= memtable.bytes()
+            || active.wal.capacity() / 2 <= active.wal.reserved();
+        if half && inner.spare.borrow().is_none() {
+            inner.events.spare_wanted.notify_one();
+        }
+        Ok(ticket)
+    }
+
+    fn active_has_room(&self, bytes: usize) -> bool {
+        let active = self.0.active.borrow();
+        let memtable = active.logged.memtable.borrow();
+        memtable.entries() == 0
+            || (memtable.bytes() < self.0.config.memtable_bytes && active.wal.has_room(bytes))
+    }
+
+    /// Freezes the active memtable, and gives the next writes a new one and the spare WAL.
+    fn freeze(&self) -> Result<()> {
+        let inner = &*self.0;
+        if FROZEN_MAX <= inner.frozen.borrow().len() {
+            return Err(self.no_room("flushes are too far behind"));
+        }
+        let Some(wal) = inner.spare.borrow_mut().take() else {
+            inner.events.spare_wanted.notify_one();
+            return Err(self.no_room("the next WAL is not ready"));
+        };
+        inner.freeze_due.set(false);
+        let active = Active { logged: Rc::new(LoggedMemtable::new(&wal)), wal };
+        let full = inner.active.replace(active);
+        inner.frozen.borrow_mut().push_back(full.logged);
+        inner.events.frozen.notify_one();
+        Ok(())
+    }
+
+    /// A refusal that ends when background work catches up; or when there is space, if that is what it lacks.
+    fn no_room(&self, why: &str) -> Error {
+        match &*self.0.trouble.borrow() {
+            Some(error) if error.kind() == ErrorKind::DiskFull => {
+                Error::new(ErrorKind::DiskFull, "the disk is full; writes work again once there is space")
+            }
+            _ => Error::new(ErrorKind::Overloaded, format!("the write was refused: {why}")),
+        }
+    }
+
+    /// Waits until a write that was refused as `Overloaded` or `DiskFull` is worth another try.
+    ///
+    /// Cancel safety: safe.
+    pub async fn room(&self) {
+        self.0.events.room.notified().await;
+    }
+
+    /// How far background work is behind.
+    pub fn pressure(&self) -> Pressure {
+        let inner = &*self.0;
+        let version = inner.version.borrow();
+        let active = inner.active.borrow();
+        let bytes = active.logged.memtable.borrow().bytes();
+        Pressure::of(&Backlog {
+            frozen: inner.frozen.borrow().len(),
+            active_percent: bytes.saturating_mul(100) / inner.config.memtable_bytes,
+            l0_files: version.level(0).len(),
+            debt_bytes: inner.debt.get(),
+            base_bytes: inner.limits.base_bytes,
+        })
+    }
+
+    /// Waits until there is a group to commit. Cancel safety: safe.
+    pub async fn commit_due(&self) {
+        self.0.queue.wait().await;
+    }
+
+    /// Writes and syncs the oldest group, if there is one. The caller may wait before, to slow writers down.
+    ///
+    /// # Errors
+    /// `Poisoned`: every waiter has been told, and the process has to end (P6).
+    ///
+    /// Cancel safety: not safe.
+    pub async fn commit_next(&self) -> Result<()> {
+        let inner = &*self.0;
+        match inner.queue.commit(inner.config.sync_every_group).await {
+            Ok(None) => Ok(()),
+            Ok(Some((last, answer))) => {
+                assert!(inner.visible.get() < last, "groups complete in order"); // C1
+                inner.visible.set(last); // D1
+                answer.succeed();
+                inner.events.committed.notify_waiters();
+                inner.events.room.notify_waiters();
+                Ok(())
+            }
+            Err(error) => Err(self.poison(&error)),
+        }
+    }
+
+    /// Syncs groups that were committed without a sync (`--sync DURATION`). Errors as [`Self::commit_next`].
+    pub async fn sync(&self) -> Result<()> {
+        self.0.queue.sync().await.map_err(|error| self.poison(&error))
+    }
+
+    /// Refuses every write from now on, and tells everyone who waits (D4).
+    fn poison(&self, error: &Error) -> Error {
+        let inner = &*self.0;
+        let first =
+            inner.poison.borrow_mut().get_or_insert_with(|| error.with_kind(ErrorKind::Poisoned)).clone();
+        inner.queue.fail(&first);
+        inner.events.committed.notify_waiters();
+        inner.events.room.notify_waiters();
+        first
+    }
+
+    /// Appends an edit to the manifest and puts the new version in force. The edit says by itself that the
+    /// next file number is taken.
+    async fn edit(&self, mut edit: VersionEdit) -> Result<()> {
+        let inner = &*self.0;
+        let mut manifest = inner.manifest.lock().await;
+        if let Some(error) = &*inner.poison.borrow() {
+            return Err(error.clone());
+        }
+        edit.next_file = Some(self.new_file()); // which a fresh manifest takes, if this one is full
+        let before = inner.version.borrow().clone();
+        if let Err(error) = manifest.append(&edit).await {
+            return Err(if error.kind() == ErrorKind::Poisoned { self.poison(&error) } else { error });
+        }
+        inner.version.replace(manifest.state().version.clone());
+        inner.debt.set(debt_bytes(&inner.version.borrow(), &inner.limits));
+        let removed = before.files().filter(|file| edit.remove_ssts.iter().any(|(_, n)| *n == file.number));
+        let moved = |file: &SharedMeta| edit.add_ssts.iter().any(|(_, added)| added.number == file.number);
+        inner.obsolete.borrow_mut().extend(removed.filter(|file| !moved(file)).cloned());
+        inner.events.version.notify_one();
+        inner.events.room.notify_waiters();
+        Ok(())
+    }
+
+    fn new_file(&self) -> FileNumber {
+        let number = self.0.next_file.get();
+        self.0.next_file.set(number + 1);
+        FileNumber(number)
+    }
+
+    /// Notes whether background work fails at the moment; writes are refused for the same reason.
+    fn note<T>(&self, result: Result<T>) -> Result<T> {
+        self.0.trouble.replace(result.as_ref().err().cloned());
+        result
+    }
+
+    /// An SST, open.
+    async fn open_sst(&self, meta: &SharedMeta) -> Result<Rc<Sst<S::File>>> {
+        let inner = &*self.0;
+        if let Some(sst) = inner.open_files.borrow().get(&meta.number) {
+            return Ok(sst.clone());
+        }
+        let identity = inner.owner.identity(Kind::Sst, meta.number);
+        let sst = Rc::new(Sst::open(&inner.storage, identity, meta.bytes).await?);
+        inner.open_files.borrow_mut().insert(meta.number, sst.clone());
+        Ok(sst)
+    }
+
+    /// The SSTs in force.
+    pub fn version(&self) -> Rc<Version> {
+        self.0.version.borrow().clone()
+    }
+
+    /// Which shard this is.
+    pub fn owner(&self) -> Owner {
+        self.0.owner
+    }
+
+    /// Commit groups and writes so far: their ratio is the mean size of a group.
+    pub fn committed(&self) -> (u64, u64) {
+        self.0.queue.committed()
+    }
+}
+
+impl LoggedMemtable {
+    fn new<F: crate::storage::File>(wal: &Wal<F>) -> Self {
+        Self {
+            memtable: RefCell::new(Memtable::new()),
+            wal: wal.number(),
+            wal_bytes: wal.capacity(),
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Finds the value of a key: memtables at once, then SSTs block by block.
+//!
+//! Owns: the order in which sources are asked, and why the first answer is the right one. A [`Lookup`] decides
+//! what to read next and never reads; [`Lookup::poll_cached`] walks as far as cached blocks go, without an
+//! await, and [`Lookup::finish`] reads the rest.
+//!
+//! Why the first entry found is the newest visible one: memtables hold newer writes than any SST (D3), and
+//! among SSTs N3 holds. Everything in an SST was committed (D3), so it is visible to every reader, and no SST
+//! entry needs to be compared with the snapshot. The memtables and the version are looked at in one
+//! synchronous step, so no flush can move an entry between them unseen.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use super::Db;
+use crate::error::Result;
+use crate::key::{SeqNo, ValueKind, filter_hash};
+use crate::manifest::{LEVELS, SharedMeta, Version};
+use crate::sst::BlockHandle;
+use crate::sst::block::Block;
+use crate::sst::reader::{PointLookup, Sst, Step};
+use crate::storage::Storage;
+
+/// A search for one key.
+pub struct Lookup<S: Storage>(State<S>);
+
+enum State<S: Storage> {
+    /// The memtables had the answer.
+    Known(Option<Bytes>),
+    /// The SSTs of this version have it.
+    Searching {
+        version: Rc<Version>,
+        hash: u64,
+        /// The next file to look at.
+        place: Place,
+        current: Option<(Rc<Sst<S::File>>, PointLookup)>,
+    },
+}
+
+/// A place in the order of the search.
+#[derive(Clone, Copy)]
+struct Place {
+    level: usize,
+    /// Index of the file; in L0 only.
+    index: usize,
+}
+
+/// How far a lookup came without reading.
+pub enum Progress {
+    /// It is finished.
+    Done(Option<Bytes>),
+    /// It needs the disk: see [`Lookup::finish`].
+    NeedsDisk,
+}
+
+enum Need<S: Storage> {
+    Open(SharedMeta),
+    Block(Rc<Sst<S::File>>, BlockHandle),
+}
+
+impl<S: Storage> Lookup<S> {
+    pub(super) fn new(db: &Db<S>, key: &[u8], snapshot: SeqNo) -> Self {
+        let inner = &*db.0;
+        let in_memtable = |logged: &super::LoggedMemtable| {
+            let memtable = logged.memtable.borrow();
+            memtable.get(key, snapshot).map(|entry| match entry.kind {
+                ValueKind::Value => Some(Bytes::copy_from_slice(entry.value)),
+                ValueKind::Tombstone => None,
+            })
+        };
+        let known = in_memtable(&inner.active.borrow().logged)
+            .or_else(|| inner.frozen.borrow().iter().rev().find_map(|frozen| in_memtable(frozen)));
+        Self(match known {
+            Some(answer) => State::Known(answer),
+            None => State::Searching {
+                version: inner.version.borrow().clone(),
+                hash: filter_hash(key),
+                place: Place { level: 0, index: 0 },
+                current: None,
+            },
+        })
+    }
+
+    /// Walks as far as cached blocks go.
+    ///
+    /// # Errors
+    /// `Corruption` if a block does not decode.
+    pub fn poll_cached(&mut self, db: &Db<S>, key: &[u8]) -> Result<Progress> {
+        Ok(match self.advance(db, key, None)? {
+            Ok(answer) => Progress::Done(answer),
+            Err(_) => Progress::NeedsDisk,
+        })
+    }
+
+    /// Walks to the end, reading what is not cached. The engine may freeze, flush and compact meanwhile: the
+    /// lookup keeps the version that it began with, and files of it are not removed.
+    ///
+    /// # Errors
+    /// `Corruption` or `Io`.
+    ///
+    /// Cancel safety: safe; a read in flight is finished by the ring.
+    pub async fn finish(mut self, db: &Db<S>, key: &[u8]) -> Result<Option<Bytes>> {
+        let mut supplied = None;
+        loop {
+            match self.advance(db, key, supplied.take())? {
+                Ok(answer) => return Ok(answer),
+                Err(Need::Open(meta)) => {
+                    let sst = db.open_sst(&meta).await?;
+                    if let State::Searching { current, hash, .. } = &mut self.0 {
+                        let lookup = PointLookup::new(&sst, *hash);
+                        *current = Some((sst, lookup));
+                    }
+                }
+                Err(Need::Block(sst, handle)) => {
+                    let block = sst.read_block(handle).await?;
+                    db.0.cache.insert(sst.number(), handle.offset, block.clone());
+                    // Handed over directly: a small cache may have dropped it again.
+                    supplied = Some(block);
+                }
+            }
+        }
+    }
+
+    /// The answer, or what is missing for it.
+    fn advance(
+        &mut self,
+        db: &Db<S>,
+        key: &[u8],
+        mut supplied: Option<Block>,
+    ) -> Result<std::result::Result<Option<Bytes>, Need<S>>> {
+        let State::Searching { version, hash, place, current } = &mut self.0 else {
+            let State::Known(answer) = &self.0 else { unreachable!("the other state was matched above") };
+            return Ok(Ok(answer.clone()));
+        };
+        loop {
+            if let Some((sst, lookup)) = current {
+                let handle = lookup.wanted();
+                let cached = supplied.take().or_else(|| db.0.cache.get(sst.number(), handle.offset));
+                let Some(block) = cached else { return Ok(Err(Need::Block(sst.clone(), handle))) };
+                match lookup.step(key, &block).map_err(|reason| sst.corruption(handle, reason))? {
+                    Step::More => continue,
+                    Step::Absent => {
+                        place.pass();
+                        *current = None;
+                    }
+                    Step::Found { kind: ValueKind::Tombstone, .. } => return Ok(Ok(None)),
+                    Step::Found { kind: ValueKind::Value, value, .. } => return Ok(Ok(Some(value))),
+                }
+            }
+            let Some(meta) = place.next_file(version, key) else { return Ok(Ok(None)) };
+            let open = db.0.open_files.borrow().get(&meta.number).cloned();
+            let Some(sst) = open else { return Ok(Err(Need::Open(meta.clone()))) };
+            let lookup = PointLookup::new(&sst, *hash);
+            *current = Some((sst, lookup));
+        }
+    }
+}
+
+impl Place {
+    /// The next file that may hold the key, from here on; the place is then at that file.
+    fn next_file<'a>(&mut self, version: &'a Version, key: &[u8]) -> Option<&'a SharedMeta> {
+        if self.level == 0 {
+            let files = version.level(0);
+            while self.index < files.len() {
+                if files[self.index].covers(key) {
+                    return Some(&files[self.index]);
+                }
+                self.index += 1;
+            }
+            self.level = 1;
+        }
+        while self.level < LEVELS {
+            if let Some(file) = version.file_for(self.level, key) {
+                return Some(file);
+            }
+            self.level += 1;
+        }
+        None
+    }
+
+    /// Moves on behind the file that was looked at.
+    fn pass(&mut self) {
+        if self.level == 0 {
+            self.index += 1;
+        } else {
+            self.level += 1;
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! Opens a shard: `CURRENT` → manifest → files that must be there → WALs in order.
+//!
+//! 1. The manifest says which files make up the shard. One that is missing, or an SST of another length, stops
+//!    the start with its name. Files that the manifest does not name are leftovers of a crash and are removed.
+//! 2. The WALs are replayed in order. Each ends where its last record verifies; what is torn behind is cut and
+//!    reported. A gap in the SeqNos is damage (W1).
+//! 3. What was replayed is synced, so that it may be shown (P2), and a fresh manifest is written that fixes where
+//!    each WAL ends: a write of the killed process that the kernel finishes late cannot come to light at the
+//!    open after next, in between writes that were acknowledged since.
+//! 4. Replayed memtables are frozen; the background flush turns them into SSTs while requests are served.
+//!
+//! The WAL of a clean stop is used again. After any other stop new writes go to a new WAL: where the killed
+//! process was writing, the kernel may still be.
+//!
+//! A crash during any of this leaves either the old manifest or the fresh one in force, and nothing that either
+//! names is touched before the fresh one is.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+
+use quick_cache::unsync::Cache;
+use tokio::sync::Mutex;
+
+use super::commit::CommitQueue;
+use super::{Active, Db, Events, Inner, LoggedMemtable};
+use crate::compaction::{Limits, debt_bytes};
+use crate::config::DbConfig;
+use crate::error::{Error, ErrorKind, Result};
+use crate::file_name::FileName;
+use crate::key::{FileNumber, SeqNo};
+use crate::manifest::{Manifest, State, load};
+use crate::memtable::Memtable;
+use crate::record::Owner;
+use crate::record::file::FIRST_RECORD;
+use crate::sst::cache::BlockCache;
+use crate::storage::Storage;
+use crate::wal::reader::{Source, replay};
+use crate::wal::writer::Wal;
+
+/// What an open found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Recovered {
+    /// Writes replayed from WALs.
+    pub writes: u64,
+    /// Bytes of WAL that held them.
+    pub wal_bytes: u64,
+    /// Bytes of torn groups that were cut: written, never acknowledged.
+    pub torn_bytes: u64,
+    /// Files removed that nothing named.
+    pub leftovers: u64,
+}
+
+impl<S: Storage> Db<S> {
+    /// Creates the shard in a directory that may hold leftovers of a creation that did not finish.
+    ///
+    /// # Errors
+    /// Any; nothing was acknowledged.
+    pub async fn create(storage: S, owner: Owner, config: DbConfig) -> Result<Self> {
+        remove_except(&storage, |_| false).await?;
+        let state = State { next_file: FileNumber(1), ..State::default() };
+        Ok(Self::open_with(storage, owner, config, state, Vec::new()).await?.0)
+    }
+
+    /// Opens the shard.
+    ///
+    /// # Errors
+    /// `Corruption` with file and offset, or the name of a missing file; `Io`.
+    pub async fn open(storage: S, owner: Owner, config: DbConfig) -> Result<(Self, Recovered)> {
+        let Some(state) = load(&storage, owner).await? else {
+            let message = format!("{} is missing: the shard was here", storage.label(FileName::Current));
+            return Err(Error::new(ErrorKind::Corruption, message));
+        };
+        let files: BTreeMap<FileName, u64> =
+            storage.list().map_err(|error| Error::io("list the files of the shard", error))?.into_iter().collect();
+        check_presence(&storage, &state, &files)?;
+        let sizes = |number| files.get(&FileName::Wal(number)).copied().unwrap_or_default();
+        let wals = state.wals.iter().map(|(&number, &until)| (number, sizes(number), until)).collect();
+        Self::open_with(storage, owner, config, state, wals).await
+    }
+
+    async fn open_with(
+        storage: S,
+        owner: Owner,
+        config: DbConfig,
+        mut state: State,
+        wals: Vec<(FileNumber, u64, Option<u64>)>,
+    ) -> Result<(Self, Recovered)> {
+        let mut recovered = Recovered::default();
+        let mut next = state.flushed.next();
+        let mut frozen = VecDeque::new();
+        let mut ready = None;
+        for (number, file_bytes, until) in wals {
+            let mut memtable = Memtable::new();
+            let source = Source { number, file_bytes, until };
+            let end = replay(&storage, owner, source, &mut next, |entry| {
+                memtable.insert(entry.key, entry.seqno, entry.kind, entry.value);
+            })
+            .await?;
+            if let Some(reason) = end.torn_reason {
+                let file = storage.label(FileName::Wal(number));
+                tracing::warn!(file, offset = end.offset, bytes = end.torn_bytes, %reason, "cut a torn commit group");
+                recovered.torn_bytes += end.torn_bytes;
+            }
+            if state.clean_wal == Some(number) && memtable.entries() == 0 && file_bytes == config.wal_bytes() {
+                ready = Some(Wal::open_empty(&storage, owner, number, file_bytes).await?);
+                continue;
+            }
+            recovered.writes += memtable.entries();
+            recovered.wal_bytes += end.offset - FIRST_RECORD;
+            state.wals.insert(number, Some(end.offset));
+            frozen.push_back(Rc::new(LoggedMemtable {
+                memtable: RefCell::new(memtable),
+                wal: number,
+                wal_bytes: file_bytes,
+            }));
+        }
+        let highest = storage
+            .list()
+            .map_err(|error| Error::io("list the files of the shard", error))?
+            .iter()
+            .filter_map(|(name, _)| name.number())
+            .max();
+        state.next_file = state.next_file.max(FileNumber(highest.map_or(1, |number| number.0 + 1)));
+        let wal = match ready {
+            Some(wal) => wal,
+            None => {
+                let number = state.next_file;
+                state.next_file = FileNumber(number.0 + 1);
+                let wal = Wal::create(&storage, owner, number, config.wal_bytes()).await?;
+                state.wals.insert(number, None);
+                wal
+            }
+        };
+        let manifest = Manifest::create(storage.clone(), owner, state).await?;
+        let state = manifest.state().clone();
+        let number = manifest.number();
+        recovered.leftovers = remove_except(&storage, |name| {
+            state.names(name) || name == FileName::Current || name == FileName::Manifest(number)
+        })
+        .await?;
+        let limits = Limits::for_memtables(config.memtable_bytes);
+        let inner = Inner {
+            storage,
+            owner,
+            limits,
+            next: Cell::new(next),
+            visible: Cell::new(SeqNo(next.0 - 1)),
+            queue: CommitQueue::new(),
+            active: RefCell::new(Active {
+                logged: Rc::new(LoggedMemtable::new(&wal)),
+                wal: Rc::new(wal),
+            }),
+            frozen: RefCell::new(frozen),
+            spare: RefCell::new(None),
+            spare_coming: Cell::new(false),
+            freeze_due: Cell::new(false),
+            debt: Cell::new(debt_bytes(&state.version, &limits)),
+            version: RefCell::new(state.version.clone()),
+            manifest: Mutex::new(manifest),
+            next_file: Cell::new(state.next_file.0),
+            cache: BlockCache::new(config.cache_bytes),
+            open_files: RefCell::new(Cache::new(config.open_files_max)),
+            obsolete: RefCell::new(Vec::new()),
+            slice_left: Cell::new(0),
+            poison: RefCell::new(None),
+            trouble: RefCell::new(None),
+            closing: Cell::new(false),
+            events: Events::default(),
+            config,
+        };
+        inner.events.version.notify_one();
+        Ok((Self(Rc::new(inner)), recovered))
+    }
+}
+
+/// Every file that the manifest names is there, and SSTs have their length.
+fn check_presence<S: Storage>(storage: &S, state: &State, files: &BTreeMap<FileName, u64>) -> Result<()> {
+    let wals = state.wals.keys().map(|&number| (FileName::Wal(number), None));
+    let ssts = state.version.files().map(|file| (FileName::Sst(file.number), Some(file.bytes)));
+    for (name, expected) in wals.chain(ssts) {
+        let label = storage.label(name);
+        match (files.get(&name), expected) {
+            (None, _) => {
+                let message = format!("{label} is missing, and the manifest names it");
+                return Err(Error::new(ErrorKind::Corruption, message));
+            }
+            (Some(found), Some(expected)) if *found != expected => {
+                let message = format_args!("the file has {found} bytes, and the manifest says {expected}");
+                return Err(Error::corruption(&label, (*found).min(expected), message));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Removes every file of ours that is not to stay. Returns how many.
+async fn remove_except<S: Storage>(storage: &S, stays: impl Fn(FileName) -> bool) -> Result<u64> {
+    let files = storage.list().map_err(|error| Error::io("list the files of the shard", error))?;
+    let mut removed = 0;
+    for (name, _) in files {
+        if !stays(name) {
+            let label = storage.label(name);
+            storage.remove(name).await.map_err(|error| Error::io(format!("remove {label}"), error))?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}

@@ -1,0 +1,102 @@
+//! Back-pressure: how long the next group waits, and when writes are refused (P9). Pure.
+//!
+//! Background work that falls behind shows as frozen memtables, files in L0, and bytes over the level limits.
+//! Each has a mark where writes begin to slow down and one where they stop; the worst of them decides. The
+//! delay grows with the square, so that a small backlog costs little and a large one is met by a crawl rather
+//! than a wall.
+
+use std::time::Duration;
+
+/// Memtables that may wait for their flush. With the active one they bound the memory of unflushed writes.
+pub const FROZEN_MAX: usize = 2;
+/// Files in L0: a read looks at each, so twice what one compaction takes is far too many.
+const L0_FILES_SLOW: usize = 10;
+const L0_FILES_STOP: usize = 24;
+/// Debt in units of L1's size.
+const DEBT_SLOW: u64 = 4;
+const DEBT_STOP: u64 = 32;
+/// The delay just before writes stop.
+const DELAY_MAX: Duration = Duration::from_millis(50);
+/// A slice of background work with no backlog: about 100 µs of merging.
+const SLICE_BYTES_MIN: usize = 16 << 10;
+/// A slice when writes are about to stop: then the backlog is what hurts.
+const SLICE_BYTES_MAX: usize = 256 << 10;
+
+/// What background work has not done yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Backlog {
+    /// Frozen memtables.
+    pub frozen: usize,
+    /// How full the active memtable is, in hundredths.
+    pub active_percent: usize,
+    /// Files in L0.
+    pub l0_files: usize,
+    /// Bytes over the limits of the levels.
+    pub debt_bytes: u64,
+    /// Bytes of L1 at its limit.
+    pub base_bytes: u64,
+}
+
+/// How bad the backlog is: 0 is none, 1 and above stops writes.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+pub struct Pressure(f64);
+
+#[expect(clippy::cast_precision_loss, reason = "a pressure needs no more than two digits")]
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the range is clamped before")]
+impl Pressure {
+    /// The pressure of a backlog.
+    pub fn of(backlog: &Backlog) -> Self {
+        let ratio = |value: f64, slow: f64, stop: f64| (value - slow) / (stop - slow);
+        let base = backlog.base_bytes.max(1) as f64;
+        let l0 = ratio(backlog.l0_files as f64, L0_FILES_SLOW as f64, L0_FILES_STOP as f64);
+        let debt = ratio(backlog.debt_bytes as f64 / base, DEBT_SLOW as f64, DEBT_STOP as f64);
+        // With no place to freeze to, the second half of the active memtable is the last reserve. It stays
+        // under 1: whether there is no room at all is known exactly when a write needs it.
+        let memory = if backlog.frozen < FROZEN_MAX {
+            0.0
+        } else {
+            ratio(backlog.active_percent as f64, 50.0, 100.0).min(0.99)
+        };
+        Self(l0.max(debt).max(memory).max(0.0))
+    }
+
+    /// Whether writes are refused until the backlog is smaller.
+    pub fn stops_writes(self) -> bool {
+        1.0 <= self.0
+    }
+
+    /// How long the next commit group waits.
+    pub fn delay(self) -> Duration {
+        DELAY_MAX.mul_f64(self.0.min(1.0).powi(2))
+    }
+
+    /// Bytes of background work between two pauses.
+    pub fn slice_bytes(self) -> usize {
+        SLICE_BYTES_MIN + ((SLICE_BYTES_MAX - SLICE_BYTES_MIN) as f64 * self.0.min(1.0)) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn p9_delay_grows_with_the_backlog_and_then_writes_stop() {
+        let pressure = |l0_files, debt_bytes, frozen, active_percent| {
+            Pressure::of(&Backlog { frozen, active_percent, l0_files, debt_bytes, base_bytes: 100 })
+        };
+        let idle = pressure(4, 100, 1, 99);
+        assert!(idle.delay().is_zero() && !idle.stops_writes() && idle.slice_bytes() == SLICE_BYTES_MIN);
+        let mut last = Duration::ZERO;
+        for l0_files in 11..24 {
+            let busy = pressure(l0_files, 0, 0, 0);
+            assert!(last < busy.delay() && !busy.stops_writes());
+            last = busy.delay();
+        }
+        assert!(pressure(24, 0, 0, 0).stops_writes());
+        assert!(pressure(0, 3_200, 0, 0).stops_writes() && !pressure(0, 3_100, 0, 0).stops_writes());
+        let full = pressure(0, 0, 2, 100);
+        assert!(!full.stops_writes() && Duration::from_millis(40) < full.delay());
+        assert!(full.delay() <= DELAY_MAX && full.slice_bytes() <= SLICE_BYTES_MAX);
+    }
+}

@@ -1,0 +1,171 @@
+//! The one error type of ringkeep.
+//!
+//! Owns: what went wrong, in one sentence (what was attempted, on which file, at which offset), and the kind,
+//! which tells the caller how to react. Knows nothing of HTTP: the status of each kind is chosen in
+//! `http/response.rs`, in one exhaustive match.
+//!
+//! `Error` is one word wide and `Clone`, because one failed sync answers every write of a commit group, and
+//! `Send`, because a reply may travel to another thread.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+/// A result with the [`Error`] of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What the caller should do about an [`Error`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The request itself is wrong; the same request will fail again.
+    InvalidRequest,
+    /// The key or the value is over its limit.
+    TooLarge,
+    /// The shard cannot keep up; the same request will work later.
+    Overloaded,
+    /// The disk is full; writes work again once there is space, without a restart.
+    DiskFull,
+    /// The server is stopping; another attempt must go to the next one.
+    ShuttingDown,
+    /// Bytes on disk are not what was written; an operator has to look.
+    Corruption,
+    /// The operating system refused an operation.
+    Io,
+    /// An earlier write or sync of the WAL or the manifest failed: the shard takes no more writes and the
+    /// process ends, because what is on disk is no longer certain (P6).
+    Poisoned,
+    /// The configuration, or the system it runs on, does not allow a start.
+    Configuration,
+    /// Another process holds the data directory.
+    Locked,
+    /// Another process listens on the address.
+    AddressInUse,
+    /// The data directory cannot be created.
+    CannotCreate,
+    /// The operating system denies access.
+    Permission,
+}
+
+impl ErrorKind {
+    /// The exit status of a process that ends because of this kind, after the BSD `sysexits.h` numbers.
+    pub fn exit_status(self) -> u8 {
+        match self {
+            Self::Corruption => 65,
+            Self::AddressInUse => 69,
+            Self::CannotCreate => 73,
+            Self::Poisoned => 74,
+            Self::Locked => 75,
+            Self::Permission => 77,
+            Self::Configuration => 78,
+            Self::InvalidRequest
+            | Self::TooLarge
+            | Self::Overloaded
+            | Self::DiskFull
+            | Self::ShuttingDown
+            | Self::Io => 1,
+        }
+    }
+}
+
+/// An error: a kind to act on and a sentence to read.
+#[derive(Clone)]
+pub struct Error(Arc<Inner>);
+
+struct Inner {
+    kind: ErrorKind,
+    message: String,
+    source: Option<io::Error>,
+}
+
+impl Error {
+    /// An error whose sentence says it all.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self(Arc::new(Inner { kind, message: message.into(), source: None }))
+    }
+
+    /// A refusal of the operating system. `attempt` names the operation and its object, as in
+    /// `write 4096 bytes at offset 8192 of shard-000/000007.wal`. A full disk gets its own kind.
+    pub fn io(attempt: impl Into<String>, source: io::Error) -> Self {
+        let kind = match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::DiskFull,
+            io::ErrorKind::PermissionDenied => ErrorKind::Permission,
+            _ => ErrorKind::Io,
+        };
+        Self(Arc::new(Inner { kind, message: attempt.into(), source: Some(source) }))
+    }
+
+    /// Bytes of `file` at `offset` that are not what was written.
+    pub fn corruption(file: &str, offset: u64, reason: impl fmt::Display) -> Self {
+        Self::new(ErrorKind::Corruption, format!("{file} is damaged at offset {offset}: {reason}"))
+    }
+
+    /// The same error under another kind: the caller knows better what it means here.
+    #[must_use]
+    pub fn with_kind(&self, kind: ErrorKind) -> Self {
+        let source = self.0.source.as_ref().map(clone_io);
+        Self(Arc::new(Inner { kind, message: self.0.message.clone(), source }))
+    }
+
+    /// What the caller should do.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+}
+
+/// `io::Error` is not `Clone`; its code, or its kind and text, say the same.
+fn clone_io(error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::new(error.kind(), error.to_string()),
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0.source {
+            None => f.write_str(&self.0.message),
+            Some(source) => write!(f, "cannot {}: {source}", self.0.message),
+        }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {self}", self.0.kind)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_ref().map(|source| source as _)
+    }
+}
+
+/// Why a decoder refused some bytes. Pure code returns it; the I/O layer adds file and offset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CorruptionReason(pub &'static str);
+
+impl fmt::Display for CorruptionReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_has_its_own_kind_and_the_sentence_names_the_attempt() {
+        let error =
+            Error::io("write 4096 bytes at offset 0 of 000001.sst", io::Error::from_raw_os_error(libc::ENOSPC));
+        assert_eq!(error.kind(), ErrorKind::DiskFull);
+        assert_eq!(
+            error.to_string(),
+            "cannot write 4096 bytes at offset 0 of 000001.sst: No space left on device (os error 28)"
+        );
+        let fatal = error.with_kind(ErrorKind::Poisoned);
+        assert_eq!(fatal.kind().exit_status(), 74);
+        assert!(fatal.to_string().contains("os error 28"), "the cause is kept");
+    }
+}

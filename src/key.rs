@@ -1,0 +1,109 @@
+//! Keys, sequence numbers and value kinds, and the one ordering that everything sorts by. Pure.
+//!
+//! Entries sort by user key, bytewise ascending, then by [`SeqNo`] descending: the newest write of a key comes
+//! first. Two hashes of a key are part of the format: one picks its shard, the other feeds the filters.
+
+use std::cmp::Ordering;
+
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+use crate::error::CorruptionReason;
+
+/// Slots that keys are spread over; each slot belongs to one shard (the slot map is in `STORE`).
+pub const SLOT_COUNT: usize = 16_384;
+
+/// Seed of the filter hash. It differs from the routing hash (seed 0), because the keys of one shard share
+/// routing-hash bits, which would make filter bits of the same hash collide.
+const FILTER_SEED: u64 = 0x72_69_6e_67_6b_65_65_70;
+
+/// Position of a write in the order of its shard. The first write has number 1, and numbers have no gaps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct SeqNo(pub u64);
+
+impl SeqNo {
+    /// The number after this one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+/// Number of a file in its shard's directory; never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct FileNumber(pub u64);
+
+/// Number of a shard in its store, from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct ShardId(pub u16);
+
+/// What a write did. On disk the low four bits of one byte, never renumbered; the high four bits are flags,
+/// all zero today, so that later kinds of value (an expiry, say) need no new format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ValueKind {
+    /// The key was deleted.
+    Tombstone = 0,
+    /// The key was set.
+    Value = 1,
+}
+
+impl ValueKind {
+    /// Reads the byte on disk. Flags or kinds of a later version are refused, not guessed at.
+    pub fn decode(byte: u8) -> Result<Self, CorruptionReason> {
+        match byte {
+            0 => Ok(Self::Tombstone),
+            1 => Ok(Self::Value),
+            _ => Err(CorruptionReason("the value kind is not known to this version")),
+        }
+    }
+}
+
+/// One write, as memtables, SSTs and merges hand it on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry<'a> {
+    /// The user key.
+    pub key: &'a [u8],
+    /// When it was written.
+    pub seqno: SeqNo,
+    /// What was written.
+    pub kind: ValueKind,
+    /// The value; empty for a tombstone.
+    pub value: &'a [u8],
+}
+
+/// The order of entries: key ascending, then newest first.
+pub fn compare(a: (&[u8], SeqNo), b: (&[u8], SeqNo)) -> Ordering {
+    a.0.cmp(b.0).then(b.1.cmp(&a.1))
+}
+
+/// The slot of a key.
+pub fn slot(key: &[u8]) -> usize {
+    crate::codec::to_usize(xxh3_64(key)) % SLOT_COUNT
+}
+
+/// The hash that filters are built from.
+pub fn filter_hash(key: &[u8]) -> u64 {
+    xxh3_64_with_seed(key, FILTER_SEED)
+}
+
+/// Length of the longest common prefix.
+pub fn common_prefix(a: &[u8], b: &[u8]) -> usize {
+    a.iter().zip(b).take_while(|(x, y)| x == y).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn newer_writes_of_a_key_come_first() {
+        assert_eq!(compare((b"a", SeqNo(2)), (b"a", SeqNo(1))), Ordering::Less);
+        assert_eq!(compare((b"a", SeqNo(1)), (b"b", SeqNo(2))), Ordering::Less);
+        assert_eq!(compare((b"a", SeqNo(1)), (b"a\0", SeqNo(9))), Ordering::Less);
+    }
+
+    #[test]
+    fn the_hashes_are_part_of_the_format_and_never_change() {
+        assert_eq!(slot(b"key1"), 10_722);
+        assert_eq!(filter_hash(b"key1"), 0x2de2_e0b6_e655_24f5);
+    }
+}

@@ -1,0 +1,136 @@
+//! Version edits: one change of what a shard consists of. Pure; any bytes decode to an edit or an error.
+//!
+//! A payload is a list of fields, each a tag byte and its content; unknown tags are refused, because an edit
+//! that is only half understood is worse than none:
+//!
+//! ```text
+//!   1 next file   varint                        4 remove WAL  varint number
+//!   2 flushed     varint SeqNo                  5 add SST     u8 level, description (see `SstMeta::encode`)
+//!   3 add WAL     varint number, varint end     6 remove SST  u8 level, varint number
+//!   7 clean WAL   varint number
+//! ```
+//!
+//! `end` is 0 if the WAL is open-ended.
+
+use std::rc::Rc;
+
+use super::{LEVELS, SharedMeta};
+use crate::codec::{Reader, put_varint};
+use crate::error::CorruptionReason;
+use crate::key::{FileNumber, SeqNo};
+use crate::sst::SstMeta;
+
+/// One change.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VersionEdit {
+    /// Above every file number in use.
+    pub next_file: Option<FileNumber>,
+    /// Every write up to this one is in an SST.
+    pub flushed: Option<SeqNo>,
+    /// WALs that are there now, with the end that a recovery fixed.
+    pub add_wals: Vec<(FileNumber, Option<u64>)>,
+    /// WALs that are not needed any more.
+    pub remove_wals: Vec<FileNumber>,
+    /// The WAL that a clean stop left empty. Only the last edit of a manifest counts.
+    pub clean_wal: Option<FileNumber>,
+    /// SSTs that are there now.
+    pub add_ssts: Vec<(usize, SharedMeta)>,
+    /// SSTs that are not needed any more.
+    pub remove_ssts: Vec<(usize, FileNumber)>,
+}
+
+impl VersionEdit {
+    /// Appends all fields.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let level_byte = |level: usize| u8::try_from(level).expect("levels are few");
+        if let Some(number) = self.next_file {
+            out.push(1);
+            put_varint(out, number.0);
+        }
+        if let Some(seqno) = self.flushed {
+            out.push(2);
+            put_varint(out, seqno.0);
+        }
+        for (number, end) in &self.add_wals {
+            out.push(3);
+            put_varint(out, number.0);
+            put_varint(out, end.unwrap_or(0));
+        }
+        for number in &self.remove_wals {
+            out.push(4);
+            put_varint(out, number.0);
+        }
+        for (level, meta) in &self.add_ssts {
+            out.extend_from_slice(&[5, level_byte(*level)]);
+            meta.encode(out);
+        }
+        for (level, number) in &self.remove_ssts {
+            out.extend_from_slice(&[6, level_byte(*level)]);
+            put_varint(out, number.0);
+        }
+        if let Some(number) = self.clean_wal {
+            out.push(7);
+            put_varint(out, number.0);
+        }
+    }
+
+    /// Reads what [`Self::encode`] wrote.
+    pub fn decode(payload: &[u8]) -> Result<Self, CorruptionReason> {
+        let mut reader = Reader::new(payload);
+        let mut edit = Self::default();
+        while !reader.is_empty() {
+            match reader.u8()? {
+                1 => edit.next_file = Some(FileNumber(reader.varint()?)),
+                2 => edit.flushed = Some(SeqNo(reader.varint()?)),
+                3 => {
+                    let number = FileNumber(reader.varint()?);
+                    edit.add_wals.push((number, Some(reader.varint()?).filter(|end| *end != 0)));
+                }
+                4 => edit.remove_wals.push(FileNumber(reader.varint()?)),
+                5 => edit.add_ssts.push((level(&mut reader)?, Rc::new(SstMeta::decode(&mut reader)?))),
+                6 => edit.remove_ssts.push((level(&mut reader)?, FileNumber(reader.varint()?))),
+                7 => edit.clean_wal = Some(FileNumber(reader.varint()?)),
+                _ => return Err(CorruptionReason("a field of the version edit is not known to this version")),
+            }
+        }
+        Ok(edit)
+    }
+}
+
+fn level(reader: &mut Reader<'_>) -> Result<usize, CorruptionReason> {
+    let level = usize::from(reader.u8()?);
+    if level < LEVELS { Ok(level) } else { Err(CorruptionReason("the level is out of range")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn an_edit_round_trips_and_any_cut_is_an_error_or_a_shorter_edit() {
+        let edit = VersionEdit {
+            next_file: Some(FileNumber(300)),
+            flushed: Some(SeqNo(1 << 40)),
+            add_wals: vec![(FileNumber(7), None), (FileNumber(8), Some(8192))],
+            remove_wals: vec![FileNumber(6)],
+            clean_wal: Some(FileNumber(7)),
+            add_ssts: vec![(0, Rc::new(super::super::version::tests::meta(9, "a", "k", 10)))],
+            remove_ssts: vec![(6, FileNumber(2))],
+        };
+        let mut payload = Vec::new();
+        edit.encode(&mut payload);
+        assert_eq!(VersionEdit::decode(&payload), Ok(edit.clone()));
+        for length in 0..payload.len() {
+            assert_ne!(VersionEdit::decode(&payload[..length]), Ok(edit.clone()));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_without_a_panic(payload in prop::collection::vec(any::<u8>(), 0..100)) {
+            let _ = VersionEdit::decode(&payload);
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! The durable list of what a shard consists of: its SSTs by level, its WALs, and what has been flushed.
+//!
+//! Owns: the log of version edits, the switch of `CURRENT`, and the order in which both become durable. Knows
+//! nothing of what is in an SST or a WAL.
+//!
+//! ```text
+//!   CURRENT ──names──► MANIFEST-n: head │ snapshot │ edit │ edit │ …        (records, see `crate::record`)
+//! ```
+//!
+//! A file is made and synced, its name is synced, and only then does an edit name it; a file is released only
+//! after the edit that no longer names it was synced (P7). A fresh manifest is written at every open, so that
+//! no edit is ever appended behind one whose durability is in doubt.
+//!
+//! What a crash may leave, and why it is survived:
+//! - a torn edit: it was not synced, so nothing was released because of it; it is cut;
+//! - files that no manifest names (made before their edit, or released after it): removed at the next open;
+//! - `CURRENT.tmp`, or a manifest that `CURRENT` does not name: an open that did not finish; removed;
+//! - the last edit damaged later: it is cut like a torn one, and the files that only the state before it names
+//!   are gone: the open stops with the name of the first. Damage before a later edit is refused by R2.
+//!
+//! V1  What `CURRENT` names is complete: manifest file, head, snapshot and directory were synced before.
+//! V2  Appending never needs space: the file was zero-written at its full length. A full manifest is replaced
+//!     by a fresh one, and where that fails for want of space the old one stays in force, unharmed.
+//! V3  After a failed append, sync or switch nothing more is appended; the error is `Poisoned` (P6).
+
+pub mod edit;
+pub mod version;
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+pub use edit::VersionEdit;
+pub use version::{LEVELS, Version};
+
+use crate::codec::{Reader, align_up};
+use crate::error::{CorruptionReason, Error, ErrorKind, Result};
+use crate::file_name::FileName;
+use crate::key::{FileNumber, SeqNo};
+use crate::record::file::{FIRST_RECORD, RecordFile, replay};
+use crate::record::{Kind, Owner, RecordBuilder, decode_single, encode_single, record_bytes};
+use crate::storage::{Access, AlignedBuf, BLOCK_BYTES, Storage, read_file, write_file_atomically};
+
+/// Length of a manifest whose snapshot is small: some thousand edits.
+const MANIFEST_BYTES_MIN: u64 = 1 << 20;
+/// A manifest is this many times as long as its snapshot, so that rewriting it stays a small part of the work.
+const SNAPSHOT_RATIO: u64 = 4;
+
+/// What a manifest says of a shard.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    /// The SSTs.
+    pub version: Rc<Version>,
+    /// The WALs, with the end that a recovery fixed, if one did: what lies behind it was never acknowledged.
+    pub wals: BTreeMap<FileNumber, Option<u64>>,
+    /// The WAL that a clean stop left empty, if the last stop was clean. Another empty WAL may still be written
+    /// to: the kernel can finish a write of a killed process after its successor has started.
+    pub clean_wal: Option<FileNumber>,
+    /// Every write up to this one is in an SST.
+    pub flushed: SeqNo,
+    /// Above every number in use.
+    pub next_file: FileNumber,
+}
+
+impl State {
+    /// The state after an edit.
+    pub fn apply(&self, edit: &VersionEdit) -> Result<Self, CorruptionReason> {
+        let mut next = self.clone();
+        for number in &edit.remove_wals {
+            if next.wals.remove(number).is_none() {
+                return Err(CorruptionReason("an edit removes a WAL that is not there"));
+            }
+        }
+        for (number, end) in &edit.add_wals {
+            next.wals.insert(*number, *end);
+        }
+        if !edit.add_ssts.is_empty() || !edit.remove_ssts.is_empty() {
+            next.version = Rc::new(self.version.apply(edit)?);
+        }
+        next.clean_wal = edit.clean_wal;
+        next.flushed = next.flushed.max(edit.flushed.unwrap_or_default());
+        next.next_file = next.next_file.max(edit.next_file.unwrap_or_default());
+        Ok(next)
+    }
+
+    /// The edit that makes this state from an empty one.
+    pub fn snapshot(&self) -> VersionEdit {
+        let mut edit = VersionEdit {
+            next_file: Some(self.next_file),
+            flushed: Some(self.flushed),
+            add_wals: self.wals.iter().map(|(&number, &end)| (number, end)).collect(),
+            ..VersionEdit::default()
+        };
+        for (level, files) in self.version.levels() {
+            edit.add_ssts.extend(files.iter().map(|file| (level, SharedMeta::clone(file))));
+        }
+        edit
+    }
+
+    /// Whether the state needs this file.
+    pub fn names(&self, name: FileName) -> bool {
+        match name {
+            FileName::Wal(number) => self.wals.contains_key(&number),
+            FileName::Sst(number) => self.version.files().any(|file| file.number == number),
+            _ => false,
+        }
+    }
+}
+
+/// A description of an SST that several versions share.
+pub type SharedMeta = Rc<crate::sst::SstMeta>;
+
+/// Reads the state that `CURRENT` leads to; `None` if there is no `CURRENT`.
+///
+/// # Errors
+/// `Corruption` if `CURRENT`, the manifest or an edit does not verify, or the manifest is missing.
+pub async fn load<S: Storage>(storage: &S, owner: Owner) -> Result<Option<State>> {
+    let files = storage.list().map_err(|error| Error::io("list the files of the shard", error))?;
+    if !files.iter().any(|(name, _)| *name == FileName::Current) {
+        return Ok(None);
+    }
+    let label = storage.label(FileName::Current);
+    let current = read_file(storage, FileName::Current, 2 * BLOCK_BYTES).await?;
+    let number = decode_single(&current, owner.identity(Kind::Current, FileNumber(0)), 0)
+        .and_then(|payload| Reader::new(payload).u64())
+        .map(FileNumber)
+        .map_err(|reason| Error::corruption(&label, 0, reason))?;
+    let name = FileName::Manifest(number);
+    let label = storage.label(name);
+    let Some((_, bytes)) = files.iter().find(|(found, _)| *found == name) else {
+        let message = format!("{label} is missing, and {} names it", storage.label(FileName::Current));
+        return Err(Error::new(ErrorKind::Corruption, message));
+    };
+    let file = storage
+        .open(name, Access::Read)
+        .await
+        .map_err(|error| Error::io(format!("open {label}"), error))?;
+    let mut state: Option<State> = None;
+    let end = replay(&file, &label, owner.identity(Kind::Manifest, number), *bytes, None, |offset, payload| {
+        let next = VersionEdit::decode(payload)
+            .and_then(|edit| state.take().unwrap_or_default().apply(&edit))
+            .map_err(|reason| Error::corruption(&label, offset, reason))?;
+        state = Some(next);
+        Ok(())
+    })
+    .await?;
+    if let Some(reason) = end.torn_reason {
+        tracing::warn!(file = label, offset = end.offset, bytes = end.torn_bytes, %reason, "cut a torn version edit");
+    }
+    // V1: the snapshot was synced before CURRENT named the file.
+    let state = state.ok_or_else(|| {
+        Error::corruption(&label, FIRST_RECORD, "the snapshot is missing, and it was durable")
+    })?;
+    Ok(Some(state))
+}
+
+/// The manifest in force, open for edits.
+pub struct Manifest<S: Storage> {
+    storage: S,
+    owner: Owner,
+    number: FileNumber,
+    log: RecordFile<S::File>,
+    state: State,
+}
+
+impl<S: Storage> Manifest<S> {
+    /// Writes a fresh manifest that starts with `state`, under the next file number, and puts it in force.
+    ///
+    /// # Errors
+    /// `Poisoned` if the switch failed, so that it is unknown which manifest is in force (V3); any other kind
+    /// if the old one still is.
+    pub async fn create(storage: S, owner: Owner, mut state: State) -> Result<Self> {
+        let number = state.next_file;
+        state.next_file = FileNumber(number.0 + 1);
+        let mut payload = Vec::new();
+        state.snapshot().encode(&mut payload);
+        let wanted = FIRST_RECORD + record_bytes(payload.len()) as u64 * SNAPSHOT_RATIO;
+        let capacity = align_up(wanted.max(MANIFEST_BYTES_MIN), BLOCK_BYTES as u64);
+        let name = FileName::Manifest(number);
+        let result = async {
+            let identity = owner.identity(Kind::Manifest, number);
+            let log = RecordFile::create(&storage, name, identity, capacity).await?;
+            append(&log, &payload).await?;
+            Ok::<_, Error>(log)
+        }
+        .await;
+        let log = match result {
+            Ok(log) => log,
+            Err(error) => {
+                // Nothing names it; if it cannot be removed, the next open does.
+                let _ = storage.remove(name).await;
+                return Err(error);
+            }
+        };
+        let current =
+            encode_single(&number.0.to_le_bytes(), owner.identity(Kind::Current, FileNumber(0)), 0);
+        write_file_atomically(&storage, FileName::CurrentTemporary, FileName::Current, current)
+            .await
+            .map_err(|error| error.with_kind(ErrorKind::Poisoned))?; // V3
+        Ok(Self { storage, owner, number, log, state })
+    }
+
+    /// What the manifest says.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Number of the manifest file.
+    pub fn number(&self) -> FileNumber {
+        self.number
+    }
+
+    /// Makes an edit durable. When it returns, files that the edit removed may be released.
+    ///
+    /// # Errors
+    /// `Poisoned` if the edit may or may not be durable (V3); any other kind if it certainly is not (V2).
+    pub async fn append(&mut self, edit: &VersionEdit) -> Result<()> {
+        let next = self.state.apply(edit).map_err(|reason| {
+            Error::new(ErrorKind::Poisoned, format!("a version edit contradicts the state: {reason}"))
+        })?;
+        let mut payload = Vec::new();
+        edit.encode(&mut payload);
+        if self.log.end() + record_bytes(payload.len()) as u64 <= self.log.capacity() {
+            append(&self.log, &payload).await.map_err(|error| error.with_kind(ErrorKind::Poisoned))?;
+            self.state = next;
+            return Ok(());
+        }
+        let old = FileName::Manifest(self.number);
+        *self = Self::create(self.storage.clone(), self.owner, next).await?;
+        if let Err(error) = self.storage.remove(old).await {
+            tracing::warn!(file = self.storage.label(old), %error, "cannot remove a manifest; the next start will");
+        }
+        Ok(())
+    }
+}
+
+async fn append<F: crate::storage::File>(log: &RecordFile<F>, payload: &[u8]) -> Result<()> {
+    let mut record = RecordBuilder::new(AlignedBuf::with_capacity(BLOCK_BYTES), log.end());
+    record.extend_from_slice(payload);
+    log.append(record).await?;
+    log.sync().await
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_executor::block_on;
+
+    use super::*;
+    use crate::key::ShardId;
+    use crate::storage::sim::{Fate, Fault, SimStorage};
+
+    const OWNER: Owner = Owner { store_id: 5, shard: ShardId(1) };
+
+    fn wal(number: u64) -> VersionEdit {
+        VersionEdit { add_wals: vec![(FileNumber(number), None)], ..VersionEdit::default() }
+    }
+
+    async fn wals(storage: &SimStorage) -> Vec<u64> {
+        load(storage, OWNER).await.unwrap().unwrap().wals.keys().map(|number| number.0).collect()
+    }
+
+    #[test]
+    fn v1_every_crash_leaves_the_old_or_the_new_state() {
+        block_on(async {
+            for seed in 0..20 {
+                // The workload fails for ever at operation n: what a crash there leaves must load.
+                for operation in 1.. {
+                    let storage = SimStorage::new(seed);
+                    storage.set_fault(Some(Fault { operation, errno: libc::EIO, for_ever: true }));
+                    let mut done = Vec::new();
+                    let run = async {
+                        let mut manifest =
+                            Manifest::create(storage.clone(), OWNER, State::default()).await?;
+                        done.push(0);
+                        for number in 1..4 {
+                            manifest.append(&wal(number)).await?;
+                            done.push(number);
+                        }
+                        Manifest::create(storage.clone(), OWNER, manifest.state().clone()).await?;
+                        Ok::<_, Error>(())
+                    };
+                    let finished = run.await.is_ok();
+                    for fate in [Fate::Lost, Fate::Random, Fate::Kept] {
+                        let after = storage.crash(fate);
+                        match (load(&after, OWNER).await.unwrap(), done.last()) {
+                            (None, last) => assert_eq!(last, None, "seed {seed} operation {operation}"),
+                            (Some(state), last) => {
+                                let found = state.wals.len() as u64;
+                                let last = last.copied().unwrap_or(0);
+                                assert!(found == last || found == last + 1, "seed {seed} operation {operation}");
+                            }
+                        }
+                    }
+                    if finished {
+                        break;
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn v2_a_full_manifest_is_replaced_and_want_of_space_leaves_the_old_one() {
+        block_on(async {
+            let storage = SimStorage::new(1);
+            let mut manifest = Manifest::create(storage.clone(), OWNER, State::default()).await.unwrap();
+            let first = manifest.number();
+            let mut number = 0;
+            while manifest.number() == first {
+                number += 1;
+                let add = wal(number);
+                let edit = VersionEdit {
+                    remove_wals: (1 < number).then(|| FileNumber(number - 1)).into_iter().collect(),
+                    ..add
+                };
+                if manifest.log.capacity() < manifest.log.end() + 512 {
+                    let operation = storage.operations() + 1;
+                    storage.set_fault(Some(Fault { operation, errno: libc::ENOSPC, for_ever: false }));
+                    let error = manifest.append(&edit).await.unwrap_err();
+                    assert_eq!(error.kind(), ErrorKind::DiskFull);
+                    assert_eq!(wals(&storage).await, [number - 1]);
+                }
+                manifest.append(&edit).await.unwrap();
+            }
+            assert_eq!(wals(&storage.crash(Fate::Lost)).await, [number]);
+            assert!(!storage.files().iter().any(|(name, _)| *name == FileName::Manifest(first)));
+        });
+    }
+}

@@ -1,0 +1,148 @@
+//! The live SSTs of a shard, by level. Immutable and shared; an edit makes the next one. Pure.
+//!
+//! L0 holds flushed memtables: files overlap, the newest first. L1 and deeper are disjoint and in key order.
+//!
+//! N1  In L1 and deeper no two files overlap, and files are in key order.
+//! N2  L0 is in descending order of SeqNo, and its SeqNo ranges do not overlap.
+//! N3  Of two entries of a key, the newer one is in the higher level, or in the newer file of L0.
+
+use super::{SharedMeta, VersionEdit};
+use crate::error::CorruptionReason;
+
+/// Levels, L0 counted. With ten times the size from level to level the last one holds over a hundred TiB.
+pub const LEVELS: usize = 7;
+
+/// The live SSTs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Version {
+    levels: [Vec<SharedMeta>; LEVELS],
+}
+
+impl Version {
+    /// The files of a level.
+    pub fn level(&self, level: usize) -> &[SharedMeta] {
+        &self.levels[level]
+    }
+
+    /// All levels with their numbers, the highest (L0) first.
+    pub fn levels(&self) -> impl Iterator<Item = (usize, &[SharedMeta])> {
+        self.levels.iter().enumerate().map(|(level, files)| (level, &files[..]))
+    }
+
+    /// All files.
+    pub fn files(&self) -> impl Iterator<Item = &SharedMeta> {
+        self.levels.iter().flatten()
+    }
+
+    /// Bytes of a level.
+    pub fn bytes(&self, level: usize) -> u64 {
+        self.levels[level].iter().map(|file| file.bytes).sum()
+    }
+
+    /// The files of a level that may hold keys from `smallest` to `largest`.
+    pub fn overlapping(&self, level: usize, smallest: &[u8], largest: &[u8]) -> Vec<SharedMeta> {
+        self.levels[level].iter().filter(|file| file.overlaps(smallest, largest)).cloned().collect()
+    }
+
+    /// The only file of a level below L0 that may hold `key`.
+    pub fn file_for(&self, level: usize, key: &[u8]) -> Option<&SharedMeta> {
+        debug_assert!(0 < level, "L0 files overlap");
+        let files = &self.levels[level];
+        let at = files.partition_point(|file| *file.largest < *key);
+        files.get(at).filter(|file| file.covers(key))
+    }
+
+    /// Whether any level deeper than `level` may hold `key`.
+    pub fn may_hold_below(&self, level: usize, key: &[u8]) -> bool {
+        (level + 1..LEVELS).any(|deeper| self.file_for(deeper, key).is_some())
+    }
+
+    /// The version after an edit; N1 and N2 are checked, because edits come from disk.
+    pub fn apply(&self, edit: &VersionEdit) -> Result<Self, CorruptionReason> {
+        let mut next = self.clone();
+        for (level, number) in &edit.remove_ssts {
+            let files = &mut next.levels[*level];
+            let before = files.len();
+            files.retain(|file| file.number != *number);
+            if files.len() == before {
+                return Err(CorruptionReason("an edit removes a sorted file that is not there"));
+            }
+        }
+        for (level, meta) in &edit.add_ssts {
+            if next.files().any(|file| file.number == meta.number) {
+                return Err(CorruptionReason("an edit adds a sorted file twice"));
+            }
+            next.levels[*level].push(meta.clone());
+        }
+        next.levels[0].sort_by_key(|file| std::cmp::Reverse(file.last));
+        if next.levels[0].windows(2).any(|pair| pair[0].first <= pair[1].last) {
+            return Err(CorruptionReason("two files of L0 hold the same SeqNos")); // N2
+        }
+        for files in &mut next.levels[1..] {
+            files.sort_by(|a, b| a.smallest.cmp(&b.smallest));
+            if files.windows(2).any(|pair| pair[1].smallest <= pair[0].largest) {
+                return Err(CorruptionReason("two files of a level overlap")); // N1
+            }
+        }
+        Ok(next)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::key::{FileNumber, SeqNo};
+    use crate::sst::SstMeta;
+
+    /// A file of a thousand bytes; its number tells its SeqNos.
+    pub(crate) fn meta(number: u64, smallest: &str, largest: &str, bytes: u64) -> SstMeta {
+        SstMeta {
+            number: FileNumber(number),
+            bytes,
+            smallest: smallest.as_bytes().into(),
+            largest: largest.as_bytes().into(),
+            first: SeqNo(number * 10),
+            last: SeqNo(number * 10 + 9),
+            entries: 10,
+            tombstones: 0,
+        }
+    }
+
+    pub(crate) fn version(files: &[(usize, SstMeta)]) -> Version {
+        let add_ssts = files.iter().map(|(level, meta)| (*level, Rc::new(meta.clone()))).collect();
+        Version::default().apply(&VersionEdit { add_ssts, ..VersionEdit::default() }).unwrap()
+    }
+
+    #[test]
+    fn n1_n2_edits_that_break_the_order_are_refused() {
+        let base = version(&[(0, meta(3, "a", "z", 1)), (1, meta(1, "a", "f", 1)), (1, meta(2, "k", "p", 1))]);
+        let add = |level, file| {
+            let add_ssts = vec![(level, Rc::new(file))];
+            base.apply(&VersionEdit { add_ssts, ..VersionEdit::default() })
+        };
+        assert!(add(1, meta(5, "f", "g", 1)).is_err());
+        assert!(add(1, meta(5, "g", "j", 1)).is_ok());
+        assert!(add(2, meta(2, "x", "y", 1)).is_err(), "a number is used once");
+        let mut same = meta(6, "a", "b", 1);
+        same.first = SeqNo(35);
+        assert!(add(0, same).is_err());
+        let newest = add(0, meta(7, "a", "b", 1)).unwrap();
+        assert_eq!(newest.level(0)[0].number, FileNumber(7));
+        let remove_ssts = vec![(1, FileNumber(9))];
+        assert!(base.apply(&VersionEdit { remove_ssts, ..VersionEdit::default() }).is_err());
+    }
+
+    #[test]
+    fn a_key_has_at_most_one_file_per_level() {
+        let version = version(&[(1, meta(1, "b", "f", 1)), (1, meta(2, "k", "p", 1)), (3, meta(4, "a", "z", 1))]);
+        let number = |key: &str| version.file_for(1, key.as_bytes()).map(|file| file.number.0);
+        assert_eq!(
+            ["a", "b", "f", "g", "k", "p", "q"].map(number),
+            [None, Some(1), Some(1), None, Some(2), Some(2), None]
+        );
+        assert!(version.may_hold_below(1, b"g") && !version.may_hold_below(3, b"g"));
+        assert_eq!(version.overlapping(1, b"e", b"k").len(), 2);
+    }
+}

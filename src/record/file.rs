@@ -1,0 +1,407 @@
+//! A preallocated file of records: appended to, recycled, replayed. The WAL and the manifest stand on it.
+//!
+//! Owns: where the next record goes, what is durable, and the decision between a torn end and damage (R2).
+//! Knows nothing of what a payload means.
+//!
+//! The file has its full length from the start and every byte was written once, so an append changes no
+//! metadata: a sync is one flush of the device, not a journal commit (measured: 34 µs instead of 220 µs).
+//! Block 0 holds the head record; appends start at block 1. An append rewrites the 4 KiB block that the last
+//! record ended in, with the same bytes in front: by R1 and S3 they cannot change, whatever the crash tears.
+//!
+//! What a crash may leave, and why it is survived:
+//! - before the head was synced: nothing names the file yet (its owner adds it to the manifest afterwards), so
+//!   it is removed at the next open;
+//! - during an append: the record does not verify, nothing behind it does: a torn end, cut and reported;
+//! - without syncs (`--sync never`), records behind a lost one may verify; their `durable` is not beyond it: cut;
+//! - damage to a synced record that is not the last: a later record says `durable` beyond it: refused (R2);
+//! - damage to the very last synced record cannot be told from a torn end by this file alone. The owner adds
+//!   what it knows: numbers without gaps across WALs, and files that the manifest must name.
+
+use std::cell::{Cell, RefCell};
+
+use super::{Flaw, Identity, RecordBuilder, decode};
+use crate::codec::{align_up, to_usize};
+use crate::error::{CorruptionReason, Error, Result};
+use crate::file_name::FileName;
+use crate::storage::{Access, AlignedBuf, BLOCK_BYTES, File, SECTOR_BYTES, Storage};
+
+/// Where appends start: behind the block of the head record.
+pub const FIRST_RECORD: u64 = BLOCK_BYTES as u64;
+/// Zeros are written, and records read, in steps of this many bytes: large enough for the device's full
+/// bandwidth, small enough not to hold up the ring.
+const STEP_BYTES: usize = 1 << 20;
+
+/// An open file of records, at its end.
+pub struct RecordFile<F: File> {
+    file: F,
+    label: String,
+    identity: Identity,
+    capacity: u64,
+    /// End of the last record.
+    end: Cell<u64>,
+    /// Bytes that a sync has covered. `durable <= end <= capacity`, and none of them ever shrinks.
+    durable: Cell<u64>,
+    /// Checksum of the last record.
+    chain: Cell<u32>,
+    /// The bytes of the last, partly filled block.
+    front: RefCell<Vec<u8>>,
+}
+
+impl<F: File> RecordFile<F> {
+    /// Creates a file of `capacity` bytes, a multiple of the block size: every byte is zero-written, the head
+    /// record, file and directory are synced (P7: before the first use).
+    pub async fn create<S: Storage<File = F>>(
+        storage: &S,
+        name: FileName,
+        identity: Identity,
+        capacity: u64,
+    ) -> Result<Self> {
+        assert!(capacity.is_multiple_of(BLOCK_BYTES as u64) && FIRST_RECORD < capacity);
+        let label = storage.label(name);
+        let attempt = |what: &str| format!("{what} {label}");
+        let file = storage.create(name).await.map_err(|error| Error::io(attempt("create"), error))?;
+        file.allocate(capacity).await.map_err(|error| Error::io(attempt("allocate space for"), error))?;
+        let mut zeros = AlignedBuf::zeroed(STEP_BYTES);
+        let mut at = 0;
+        while at < capacity {
+            zeros.truncate(STEP_BYTES.min(to_usize(capacity - at)));
+            let (result, back) = file.write_at(zeros, at).await;
+            result.map_err(|error| Error::io(attempt("write zeros to"), error))?;
+            zeros = back;
+            at += zeros.len() as u64;
+        }
+        file.sync().await.map_err(|error| Error::io(attempt("sync"), error))?;
+        Self::write_head(storage, name, file, identity, capacity).await
+    }
+
+    /// Gives a file that nothing needs any more a new name and identity, and syncs both. Its bytes are left:
+    /// they carry the old number.
+    pub async fn recycle<S: Storage<File = F>>(
+        storage: &S,
+        from: FileName,
+        to: FileName,
+        identity: Identity,
+        capacity: u64,
+    ) -> Result<Self> {
+        let attempt = |what: &str| format!("{what} {} as {}", storage.label(from), storage.label(to));
+        storage.rename(from, to).await.map_err(|error| Error::io(attempt("recycle"), error))?;
+        let file =
+            storage.open(to, Access::Write).await.map_err(|error| Error::io(attempt("open"), error))?;
+        Self::write_head(storage, to, file, identity, capacity).await
+    }
+
+    async fn write_head<S: Storage<File = F>>(
+        storage: &S,
+        name: FileName,
+        file: F,
+        identity: Identity,
+        capacity: u64,
+    ) -> Result<Self> {
+        let label = storage.label(name);
+        let attempt = |what: &str| format!("{what} {label}");
+        let head = super::encode_single(&[], identity, 0);
+        file.write_at(head, 0).await.0.map_err(|error| Error::io(attempt("write the head of"), error))?;
+        file.sync().await.map_err(|error| Error::io(attempt("sync the head of"), error))?;
+        storage.sync_dir().await.map_err(|error| Error::io(attempt("sync the directory of"), error))?;
+        let file = storage
+            .open(name, Access::Overwrite)
+            .await
+            .map_err(|error| Error::io(attempt("open"), error))?;
+        Ok(Self::at_start(file, label, identity, capacity))
+    }
+
+    /// An open file that holds its head and nothing else.
+    pub fn at_start(file: F, label: String, identity: Identity, capacity: u64) -> Self {
+        Self {
+            file,
+            label,
+            identity,
+            capacity,
+            end: Cell::new(FIRST_RECORD),
+            durable: Cell::new(FIRST_RECORD),
+            chain: Cell::new(0),
+            front: RefCell::new(Vec::new()),
+        }
+    }
+
+    /// Length of the file.
+    pub fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// End of the last record that was appended.
+    pub fn end(&self) -> u64 {
+        self.end.get()
+    }
+
+    /// How messages call the file.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// Writes `record`, which was begun at [`Self::end`]. It is durable after the next [`Self::sync`].
+    /// Returns the buffer for the next record. One append at a time.
+    ///
+    /// After an error nothing may be appended: what the file holds is uncertain (S4).
+    pub async fn append(&self, record: RecordBuilder) -> Result<AlignedBuf> {
+        assert_eq!(record.offset(), self.end.get(), "records are appended in order");
+        let end = record.end();
+        assert!(end <= self.capacity, "the owner reserved the space");
+        let (buffer, at, crc) =
+            record.finish(&self.front.borrow(), self.identity, self.chain.get(), self.durable.get());
+        let length = buffer.len();
+        let (result, buffer) = self.file.write_at(buffer, at).await;
+        result.map_err(|error| {
+            Error::io(format!("write {length} bytes at offset {at} of {}", self.label), error)
+        })?;
+        let last_block = to_usize(end - at) / BLOCK_BYTES * BLOCK_BYTES;
+        let mut front = self.front.borrow_mut();
+        front.clear();
+        front.extend_from_slice(&buffer[last_block..to_usize(end - at)]);
+        self.chain.set(crc);
+        self.end.set(end);
+        Ok(buffer)
+    }
+
+    /// Makes every record durable whose append has returned. An append may run meanwhile.
+    ///
+    /// After an error nothing may be appended, and no other sync may be believed (S4).
+    pub async fn sync(&self) -> Result<()> {
+        let end = self.end.get();
+        if self.durable.get() < end {
+            self.file
+                .sync()
+                .await
+                .map_err(|error| Error::io(format!("sync {} up to offset {end}", self.label), error))?;
+            self.durable.set(self.durable.get().max(end));
+        }
+        Ok(())
+    }
+}
+
+/// Where the records of a file end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct End {
+    /// End of the last record that verified.
+    pub offset: u64,
+    /// Bytes of a torn record behind it: written, never acknowledged, cut.
+    pub torn_bytes: u64,
+    /// Why the record there does not verify, if there is the beginning of one.
+    pub torn_reason: Option<CorruptionReason>,
+}
+
+/// Reads a file of `file_bytes` from its head on, giving each payload and its offset to `visit`, up to the torn
+/// end, or to `until` if an earlier recovery has fixed the end there.
+///
+/// # Errors
+/// `Corruption` if the head is missing, if `visit` refuses a payload, or if a record that was durable does not
+/// verify (R2); `Io` if the file cannot be read.
+pub async fn replay<F: File>(
+    file: &F,
+    label: &str,
+    identity: Identity,
+    file_bytes: u64,
+    until: Option<u64>,
+    mut visit: impl FnMut(u64, &[u8]) -> Result<()>,
+) -> Result<End> {
+    let mut window = Window::new(file, label, file_bytes);
+    let head = window.bytes(0, BLOCK_BYTES).await?;
+    super::decode_single(head, identity, 0)
+        .map_err(|reason| Error::corruption(label, 0, format_args!("{reason} (the head of the file)")))?;
+    let mut offset = FIRST_RECORD;
+    let mut chain = 0;
+    loop {
+        if until == Some(offset) {
+            return Ok(End { offset, torn_bytes: 0, torn_reason: None });
+        }
+        let flaw = match window.record(identity, offset).await? {
+            Ok(record) if record.chain == chain => {
+                chain = record.crc;
+                let bytes = record.bytes as u64;
+                visit(offset, record.payload)?;
+                offset += bytes;
+                continue;
+            }
+            Ok(record) => Flaw::Damaged {
+                reason: CorruptionReason("the record does not follow the one before it"),
+                bytes: record.bytes,
+            },
+            Err(flaw) => flaw,
+        };
+        let (reason, claimed) = match flaw {
+            Flaw::Absent(reason) => (reason, 0),
+            Flaw::Damaged { reason, bytes } => (reason, bytes),
+            Flaw::Incomplete { bytes } => (CorruptionReason("the record runs past the end of the file"), bytes),
+        };
+        if until.is_some() {
+            return Err(Error::corruption(label, offset, reason));
+        }
+        let witness = window.last_durable_witness(identity, offset).await?;
+        if offset < witness {
+            let message = format_args!("{reason}, and a later record says that {witness} bytes were durable");
+            return Err(Error::corruption(label, offset, message));
+        }
+        let torn_bytes = (claimed as u64).min(file_bytes - offset);
+        return Ok(End { offset, torn_bytes, torn_reason: (0 < torn_bytes).then_some(reason) });
+    }
+}
+
+/// A part of a file in memory, moved forward in large steps.
+struct Window<'a, F: File> {
+    file: &'a F,
+    label: &'a str,
+    file_bytes: u64,
+    buffer: AlignedBuf,
+    start: u64,
+}
+
+impl<'a, F: File> Window<'a, F> {
+    fn new(file: &'a F, label: &'a str, file_bytes: u64) -> Self {
+        Self { file, label, file_bytes, buffer: AlignedBuf::with_capacity(0), start: 0 }
+    }
+
+    /// `count` bytes at `offset`, fewer only where the file ends.
+    async fn bytes(&mut self, offset: u64, count: usize) -> Result<&[u8]> {
+        let wanted_end = (offset + count as u64).min(self.file_bytes);
+        if offset < self.start || self.start + (self.buffer.len() as u64) < wanted_end {
+            let block = BLOCK_BYTES as u64;
+            let start = offset / block * block;
+            let length = to_usize(align_up(wanted_end - start, block)).max(STEP_BYTES);
+            let (result, mut buffer) = self.file.read_at(AlignedBuf::zeroed(length), start).await;
+            let read = result.map_err(|error| {
+                Error::io(format!("read {length} bytes at offset {start} of {}", self.label), error)
+            })?;
+            buffer.truncate(read);
+            (self.buffer, self.start) = (buffer, start);
+        }
+        let rest = self.buffer.get(to_usize(offset - self.start)..).unwrap_or_default();
+        Ok(&rest[..count.min(rest.len())])
+    }
+
+    /// The record at `offset`.
+    async fn record(
+        &mut self,
+        identity: Identity,
+        offset: u64,
+    ) -> Result<std::result::Result<super::Record<'_>, Flaw>> {
+        let mut needed = SECTOR_BYTES;
+        if let Err(Flaw::Incomplete { bytes }) = decode(self.bytes(offset, needed).await?, identity, offset) {
+            // The length comes from a header that is not verified yet: it may not reach past the file.
+            if offset + bytes as u64 <= self.file_bytes {
+                needed = bytes;
+            }
+        }
+        Ok(decode(self.bytes(offset, needed).await?, identity, offset))
+    }
+
+    /// The furthest offset that a record behind `from` says was durable; 0 if there is no such record.
+    async fn last_durable_witness(&mut self, identity: Identity, from: u64) -> Result<u64> {
+        let mut witness = 0;
+        let mut offset = from + SECTOR_BYTES as u64;
+        while offset < self.file_bytes {
+            if let Ok(record) = self.record(identity, offset).await? {
+                witness = witness.max(record.durable);
+            }
+            offset += SECTOR_BYTES as u64;
+        }
+        Ok(witness)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_executor::block_on;
+
+    use super::*;
+    use crate::key::FileNumber;
+    use crate::record::tests::IDENTITY;
+    use crate::storage::sim::{Fate, SimFile, SimStorage};
+
+    const NAME: FileName = FileName::Wal(FileNumber(7));
+    const CAPACITY: u64 = 1 << 16;
+
+    async fn append(file: &RecordFile<SimFile>, payload: &[u8]) {
+        let mut record = RecordBuilder::new(AlignedBuf::with_capacity(0), file.end());
+        record.extend_from_slice(payload);
+        file.append(record).await.unwrap();
+    }
+
+    async fn read(storage: &SimStorage) -> Result<(Vec<Vec<u8>>, End)> {
+        let file = storage.open(NAME, Access::Read).await.unwrap();
+        let mut payloads = Vec::new();
+        let end = replay(&file, "w", IDENTITY, CAPACITY, None, |_, payload| {
+            payloads.push(payload.to_vec());
+            Ok(())
+        })
+        .await?;
+        Ok((payloads, end))
+    }
+
+    /// Payloads of many lengths: records that share a block, fill one, and span several.
+    fn payloads() -> Vec<Vec<u8>> {
+        [1, 400, 456, 457, 3_000, 9_000, 5, 4_040].iter().map(|&n: &usize| vec![n.to_le_bytes()[0]; n]).collect()
+    }
+
+    #[test]
+    fn r1_every_synced_record_survives_every_crash_of_the_next_append() {
+        block_on(async {
+            for seed in 0..50 {
+                let storage = SimStorage::new(seed);
+                let file = RecordFile::create(&storage, NAME, IDENTITY, CAPACITY).await.unwrap();
+                for (index, payload) in payloads().iter().enumerate() {
+                    append(&file, payload).await;
+                    for fate in [Fate::Lost, Fate::Random, Fate::Kept] {
+                        let (found, end) = read(&storage.crash(fate)).await.unwrap();
+                        assert!(found.len() == index || found.len() == index + 1, "seed {seed}");
+                        assert_eq!(found[..], payloads()[..found.len()]);
+                        assert!(end.offset <= file.end());
+                    }
+                    file.sync().await.unwrap();
+                    assert_eq!(read(&storage.crash(Fate::Lost)).await.unwrap().0.len(), index + 1);
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn r2_damage_before_a_durable_record_is_refused_and_a_torn_end_is_cut() {
+        block_on(async {
+            let storage = SimStorage::new(1);
+            let file = RecordFile::create(&storage, NAME, IDENTITY, CAPACITY).await.unwrap();
+            for payload in [b"one", b"two"] {
+                append(&file, payload).await;
+                file.sync().await.unwrap();
+            }
+            storage.corrupt(NAME, FIRST_RECORD + 60, 1);
+            let error = read(&storage).await.unwrap_err();
+            assert!(error.to_string().starts_with("w is damaged at offset 4096"), "{error}");
+            storage.corrupt(NAME, FIRST_RECORD + 60, 1);
+
+            storage.corrupt(NAME, FIRST_RECORD + 512 + 60, 1);
+            let (found, end) = read(&storage).await.unwrap();
+            assert_eq!((found.len(), end.offset, end.torn_bytes), (1, FIRST_RECORD + 512, 512));
+            assert!(end.torn_reason.is_some());
+
+            storage.corrupt(NAME, 100, 1);
+            assert!(read(&storage).await.is_err(), "the head was synced before the first use");
+        });
+    }
+
+    #[test]
+    fn a_recycled_file_shows_nothing_of_its_past() {
+        block_on(async {
+            let storage = SimStorage::new(1);
+            let old = FileName::Wal(FileNumber(1));
+            let identity = Identity { file: FileNumber(1), ..IDENTITY };
+            let file = RecordFile::create(&storage, old, identity, CAPACITY).await.unwrap();
+            for payload in payloads() {
+                append(&file, &payload).await;
+            }
+            let file = RecordFile::recycle(&storage, old, NAME, IDENTITY, CAPACITY).await.unwrap();
+            assert_eq!(read(&storage).await.unwrap().0.len(), 0);
+            append(&file, b"new").await;
+            let (found, end) = read(&storage).await.unwrap();
+            assert_eq!((found.len(), end.torn_bytes), (1, 0));
+        });
+    }
+}

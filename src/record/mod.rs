@@ -1,0 +1,341 @@
+//! Checksummed record framing, shared by every file but the blocks of an SST. Pure; [`file`] does the I/O.
+//!
+//! Owns: the frame that tells rot, a torn write, a stale or misplaced record and a foreign file apart (P5).
+//! Knows nothing of what a payload means.
+//!
+//! A record starts at a sector and takes whole sectors. Integers are little-endian:
+//!
+//! ```text
+//!  0 u32 magic       "RGK1"
+//!  4 u32 crc         CRC-32 of everything behind this field: header, payload, padding
+//!  8 u32 length      bytes of the payload
+//! 12 u32 chain       crc of the record before this one in the file; 0 in the first
+//! 16 u64 store       id of the store, drawn at random when it was created
+//! 24 u64 file        number of the file (a recycled file holds records of the number that it had)
+//! 32 u64 offset      where in the file this record is (a misdirected write is not where it says)
+//! 40 u64 durable     bytes of the file that were synced when this record was written
+//! 48 u16 shard
+//! 50 u8  kind        which kind of file, see `Kind`
+//! 51 u8  version     of this format: 1
+//! 52 u32 zero
+//! 56     payload, then zeros up to the next sector
+//! ```
+//!
+//! R1  No sector that holds bytes of one record ever holds bytes of another, so a torn append cannot hurt the
+//!     records before it, even where the device's block is rewritten with those records in front (S2, S3).
+//! R2  A record that does not verify, with a verified one behind it that says `durable` beyond it, is damage;
+//!     without such a witness it is the torn end of the file.
+
+pub mod file;
+
+use crate::codec::{Reader, align_up, crc32};
+use crate::error::CorruptionReason;
+use crate::key::{FileNumber, ShardId};
+use crate::storage::{AlignedBuf, BLOCK_BYTES, SECTOR_BYTES};
+
+/// Bytes in front of the payload.
+pub const HEADER_BYTES: usize = 56;
+const MAGIC: [u8; 4] = *b"RGK1";
+const VERSION: u8 = 1;
+const CRC_FROM: usize = 8;
+
+/// Which kind of file a record belongs to. On disk one byte, never renumbered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The store's identity and slot map.
+    Store = 1,
+    /// The name of the manifest in force.
+    Current = 2,
+    /// A version edit.
+    Manifest = 3,
+    /// A commit group, or the head of a WAL.
+    Wal = 4,
+    /// The footer of an SST.
+    Sst = 5,
+}
+
+/// Which file a record must belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// Id of the store.
+    pub store_id: u64,
+    /// The shard whose directory holds the file.
+    pub shard: ShardId,
+    /// Kind of the file.
+    pub kind: Kind,
+    /// Number of the file.
+    pub file: FileNumber,
+}
+
+/// Which shard of which store a file belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// Id of the store.
+    pub store_id: u64,
+    /// The shard.
+    pub shard: ShardId,
+}
+
+impl Owner {
+    /// The identity of one of its files.
+    pub fn identity(self, kind: Kind, file: FileNumber) -> Identity {
+        Identity { store_id: self.store_id, shard: self.shard, kind, file }
+    }
+}
+
+/// A record that verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Record<'a> {
+    /// The bytes of its owner.
+    pub payload: &'a [u8],
+    /// Its checksum: the `chain` of the next record.
+    pub crc: u32,
+    /// Checksum of the record before it.
+    pub chain: u32,
+    /// Bytes of the file that were durable when it was written.
+    pub durable: u64,
+    /// Bytes it takes, whole sectors.
+    pub bytes: usize,
+}
+
+/// Why there is no record here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flaw {
+    /// Zeros, or something that never was a record of this file: another number, place or store.
+    Absent(CorruptionReason),
+    /// The header of a record of this file, but its bytes do not verify. It takes `bytes`, if that is true.
+    Damaged {
+        /// What does not fit.
+        reason: CorruptionReason,
+        /// The length that the header claims, whole sectors.
+        bytes: usize,
+    },
+    /// The record is `bytes` long, and the slice ends before.
+    Incomplete {
+        /// Bytes needed to say more.
+        bytes: usize,
+    },
+}
+
+/// Bytes that a record with a payload of `payload_bytes` takes in the file.
+pub const fn record_bytes(payload_bytes: usize) -> usize {
+    (HEADER_BYTES + payload_bytes).next_multiple_of(SECTOR_BYTES)
+}
+
+/// Fills in the header of `record`, which holds room for it, then `payload_bytes` of payload, then zeros, and
+/// is [`record_bytes`] long. Returns the checksum.
+pub fn seal(
+    record: &mut [u8],
+    payload_bytes: usize,
+    identity: Identity,
+    offset: u64,
+    chain: u32,
+    durable: u64,
+) -> u32 {
+    assert_eq!(record.len(), record_bytes(payload_bytes)); // R1
+    assert!(offset.is_multiple_of(SECTOR_BYTES as u64) && durable <= offset); // R1, R2
+    let length = u32::try_from(payload_bytes).expect("a record is under 4 GiB");
+    let mut header = Vec::with_capacity(HEADER_BYTES);
+    header.extend_from_slice(&MAGIC);
+    header.extend_from_slice(&[0; 4]);
+    header.extend_from_slice(&length.to_le_bytes());
+    header.extend_from_slice(&chain.to_le_bytes());
+    header.extend_from_slice(&identity.store_id.to_le_bytes());
+    header.extend_from_slice(&identity.file.0.to_le_bytes());
+    header.extend_from_slice(&offset.to_le_bytes());
+    header.extend_from_slice(&durable.to_le_bytes());
+    header.extend_from_slice(&identity.shard.0.to_le_bytes());
+    header.extend_from_slice(&[identity.kind as u8, VERSION]);
+    header.extend_from_slice(&[0; 4]);
+    record[..HEADER_BYTES].copy_from_slice(&header);
+    let crc = crc32(&record[CRC_FROM..]);
+    record[4..CRC_FROM].copy_from_slice(&crc.to_le_bytes());
+    crc
+}
+
+/// Reads the record at the front of `bytes`, which lie at `offset` of the file.
+pub fn decode(bytes: &[u8], identity: Identity, offset: u64) -> Result<Record<'_>, Flaw> {
+    let absent = |reason| Flaw::Absent(CorruptionReason(reason));
+    let cut = |_| Flaw::Incomplete { bytes: SECTOR_BYTES };
+    let mut reader = Reader::new(bytes);
+    if reader.bytes(MAGIC.len()).map_err(cut)? != MAGIC {
+        return Err(absent("there is no record"));
+    }
+    let crc = reader.u32().map_err(cut)?;
+    let payload_bytes = reader.u32().map_err(cut)? as usize;
+    let chain = reader.u32().map_err(cut)?;
+    if reader.u64().map_err(cut)? != identity.store_id {
+        return Err(absent("the record belongs to another store"));
+    }
+    if reader.u64().map_err(cut)? != identity.file.0 {
+        return Err(absent("the record belongs to another file"));
+    }
+    if reader.u64().map_err(cut)? != offset {
+        return Err(absent("the record belongs to another offset"));
+    }
+    let durable = reader.u64().map_err(cut)?;
+    if reader.u16().map_err(cut)? != identity.shard.0 {
+        return Err(absent("the record belongs to another shard"));
+    }
+    if reader.u8().map_err(cut)? != identity.kind as u8 {
+        return Err(absent("the record belongs to another kind of file"));
+    }
+    let version = reader.u8().map_err(cut)?;
+    let record_bytes = record_bytes(payload_bytes);
+    let damaged = |reason| Flaw::Damaged { reason: CorruptionReason(reason), bytes: record_bytes };
+    let Some(record) = bytes.get(..record_bytes) else {
+        return Err(Flaw::Incomplete { bytes: record_bytes });
+    };
+    if crc32(&record[CRC_FROM..]) != crc {
+        return Err(damaged("the checksum of the record does not fit"));
+    }
+    if version != VERSION {
+        return Err(damaged("the format version is not known to this program; use the one that wrote it"));
+    }
+    if offset < durable {
+        return Err(damaged("the record claims to be durable before it was written"));
+    }
+    let payload = &record[HEADER_BYTES..HEADER_BYTES + payload_bytes];
+    Ok(Record { payload, crc, chain, durable, bytes: record_bytes })
+}
+
+/// A record being built, in the buffer that will be written: in front of it the bytes that already fill the
+/// first part of its 4 KiB block, because O_DIRECT writes whole blocks.
+pub struct RecordBuilder {
+    buffer: AlignedBuf,
+    offset: u64,
+}
+
+impl RecordBuilder {
+    /// An empty record at `offset` of its file. `buffer` is memory to use again.
+    pub fn new(mut buffer: AlignedBuf, offset: u64) -> Self {
+        buffer.truncate(0);
+        let mut builder = Self { buffer, offset };
+        builder.buffer.resize(builder.front() + HEADER_BYTES);
+        builder
+    }
+
+    /// Appends bytes to the payload.
+    pub fn extend_from_slice(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// Overwrites `bytes` at `at` of the payload.
+    pub fn patch(&mut self, at: usize, bytes: &[u8]) {
+        let from = self.front() + HEADER_BYTES + at;
+        self.buffer[from..from + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// Where in the file the record starts.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Bytes of the payload so far.
+    pub fn payload_bytes(&self) -> usize {
+        self.buffer.len() - self.front() - HEADER_BYTES
+    }
+
+    /// Where in the file the record would end if it were complete.
+    pub fn end(&self) -> u64 {
+        self.offset + record_bytes(self.payload_bytes()) as u64
+    }
+
+    fn front(&self) -> usize {
+        crate::codec::to_usize(self.offset) % BLOCK_BYTES
+    }
+
+    /// Completes the record: `front` are the bytes of its first block before it. Returns the whole blocks to
+    /// write, the offset to write them at, and the checksum.
+    fn finish(mut self, front: &[u8], identity: Identity, chain: u32, durable: u64) -> (AlignedBuf, u64, u32) {
+        let at = self.front();
+        assert_eq!(front.len(), at); // R1
+        let payload_bytes = self.payload_bytes();
+        self.buffer.pad_to(SECTOR_BYTES);
+        self.buffer[..at].copy_from_slice(front);
+        let crc = seal(&mut self.buffer[at..], payload_bytes, identity, self.offset, chain, durable);
+        self.buffer.pad_to(BLOCK_BYTES);
+        (self.buffer, self.offset - at as u64, crc)
+    }
+}
+
+/// A file that is one record of whole blocks, written once: `CURRENT`, `STORE`, the footer of an SST.
+pub fn encode_single(payload: &[u8], identity: Identity, offset: u64) -> AlignedBuf {
+    let mut record = RecordBuilder::new(AlignedBuf::with_capacity(BLOCK_BYTES), offset);
+    assert!(offset.is_multiple_of(BLOCK_BYTES as u64));
+    record.extend_from_slice(payload);
+    let padded = align_up((HEADER_BYTES + payload.len()) as u64, BLOCK_BYTES as u64);
+    let padding = crate::codec::to_usize(padded) - HEADER_BYTES - payload.len();
+    record.extend_from_slice(&vec![0; padding]); // so that the checksum covers the whole block
+    record.finish(&[], identity, 0, 0).0
+}
+
+/// Reads what [`encode_single`] wrote: the payload, and the zeros behind it.
+pub fn decode_single(bytes: &[u8], identity: Identity, offset: u64) -> Result<&[u8], CorruptionReason> {
+    match decode(bytes, identity, offset) {
+        Ok(record) if record.bytes == bytes.len() => Ok(record.payload),
+        Ok(_) => Err(CorruptionReason("the file is longer than its record")),
+        Err(Flaw::Absent(reason) | Flaw::Damaged { reason, .. }) => Err(reason),
+        Err(Flaw::Incomplete { .. }) => Err(CorruptionReason("the file is shorter than its record")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(crate) const IDENTITY: Identity =
+        Identity { store_id: 0x1122, shard: ShardId(3), kind: Kind::Wal, file: FileNumber(7) };
+
+    fn record(payload: &[u8], offset: u64) -> Vec<u8> {
+        let mut builder = RecordBuilder::new(AlignedBuf::with_capacity(0), offset);
+        builder.extend_from_slice(payload);
+        let front = vec![9; crate::codec::to_usize(offset) % BLOCK_BYTES];
+        let (buffer, at, _) = builder.finish(&front, IDENTITY, 5, offset);
+        assert!(buffer.starts_with(&front) && at.is_multiple_of(BLOCK_BYTES as u64));
+        buffer[front.len()..].to_vec()
+    }
+
+    #[test]
+    fn a_record_round_trips_and_every_flipped_bit_is_seen() {
+        let offset = 4096 + 512;
+        let bytes = record(b"payload", offset);
+        let read = decode(&bytes, IDENTITY, offset).unwrap();
+        assert_eq!((read.payload, read.chain, read.durable, read.bytes), (&b"payload"[..], 5, offset, 512));
+        for bit in 0..512 * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode(&flipped, IDENTITY, offset).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn stale_foreign_and_misplaced_records_are_absent_and_a_cut_one_is_incomplete() {
+        let bytes = record(&[1; 1000], 0);
+        for identity in [
+            Identity { store_id: 1, ..IDENTITY },
+            Identity { shard: ShardId(4), ..IDENTITY },
+            Identity { kind: Kind::Manifest, ..IDENTITY },
+            Identity { file: FileNumber(8), ..IDENTITY },
+        ] {
+            assert!(matches!(decode(&bytes, identity, 0), Err(Flaw::Absent(_))));
+        }
+        assert!(matches!(decode(&bytes, IDENTITY, 512), Err(Flaw::Absent(_))));
+        assert!(matches!(decode(&[0; 512], IDENTITY, 0), Err(Flaw::Absent(_))));
+        for length in 0..record_bytes(1000) {
+            let flaw = decode(&bytes[..length], IDENTITY, 0);
+            assert!(matches!(flaw, Err(Flaw::Incomplete { .. })), "{length}: {flaw:?}");
+        }
+    }
+
+    #[test]
+    fn a_single_record_covers_its_whole_block() {
+        let bytes = encode_single(b"x", IDENTITY, 8192);
+        assert_eq!(bytes.len(), BLOCK_BYTES);
+        assert_eq!(decode_single(&bytes, IDENTITY, 8192).unwrap()[0], b'x');
+        assert!(decode_single(&bytes[..512], IDENTITY, 8192).is_err());
+        let mut longer = bytes.to_vec();
+        longer.extend_from_slice(&[0; 512]);
+        assert!(decode_single(&longer, IDENTITY, 8192).is_err());
+    }
+}

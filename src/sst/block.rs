@@ -1,0 +1,518 @@
+//! Blocks: the frame around every block of a sorted file, and the sorted entries inside data and index blocks.
+//! Pure; no decoder panics, whatever the bytes.
+//!
+//! Entries share the front of their key with the entry before them, except every 16th, a restart point, which
+//! holds its whole key, so that a lookup can search the restart points by bisection:
+//!
+//! ```text
+//!   varint shared  varint unshared  u8 kind  varint seqno  varint value bytes   unshared key bytes   value
+//!   …
+//!   u32 offset of each restart point   u32 restart points
+//! ```
+//!
+//! In an index block the key is a separator, at or above every key of the block that its value points to.
+//! Blocks fill one page after compression: the builder aims at what the last blocks compressed to.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use super::BlockHandle;
+use crate::codec::{Reader, VARINT_BYTES_MAX, put_varint, to_usize, varint};
+use crate::error::CorruptionReason;
+use crate::key::{Entry, SeqNo, ValueKind, common_prefix};
+use crate::record::Identity;
+use crate::storage::{AlignedBuf, BLOCK_BYTES};
+
+/// Bytes of a frame in front of the payload.
+pub const FRAME_BYTES: usize = 20;
+/// Entries from one restart point to the next.
+const RESTART_INTERVAL: usize = 16;
+/// Larger payloads are not compressed: it would hold up the shard for longer than a slice of background work.
+const COMPRESS_BYTES_MAX: usize = 256 << 10;
+/// A block of many entries holds at most this many pages unpacked: a lookup unpacks all of it.
+pub const TARGET_PAGES_MAX: usize = 4;
+/// A frame unpacks to at most this many times its length (T3).
+const UNPACK_RATIO_MAX: usize = 16;
+
+/// What a block holds. On disk one byte, never renumbered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockKind {
+    /// Entries.
+    Data = 1,
+    /// Separators and handles of data blocks.
+    Index = 2,
+    /// A filter over the keys of a partition.
+    Filter = 3,
+    /// Separators and handles of index and filter blocks.
+    Top = 4,
+    /// What [`super::SstMeta`] says.
+    Properties = 5,
+}
+
+impl BlockKind {
+    fn decode(byte: u8) -> Result<Self, CorruptionReason> {
+        Ok(match byte {
+            1 => Self::Data,
+            2 => Self::Index,
+            3 => Self::Filter,
+            4 => Self::Top,
+            5 => Self::Properties,
+            _ => return Err(CorruptionReason("the kind of the block is not known to this version")),
+        })
+    }
+}
+
+/// A verified, unpacked block.
+#[derive(Debug, Clone)]
+pub struct Block {
+    /// What it holds.
+    pub kind: BlockKind,
+    /// Its payload. Slices of it keep the memory of the block.
+    pub payload: Bytes,
+    /// Bytes of memory that it keeps.
+    pub memory: usize,
+}
+
+fn frame_crc(identity: Identity, offset: u64, rest: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&identity.store_id.to_le_bytes());
+    crc.update(&identity.file.0.to_le_bytes());
+    crc.update(&identity.shard.0.to_le_bytes());
+    crc.update(&offset.to_le_bytes());
+    crc.update(rest);
+    crc.finalize()
+}
+
+/// Appends a frame around `payload` to `out`; it will lie at `offset` of the file. Returns its handle, and the
+/// bytes that the payload takes in it.
+pub fn put_frame(
+    out: &mut AlignedBuf,
+    kind: BlockKind,
+    payload: &[u8],
+    identity: Identity,
+    offset: u64,
+) -> (BlockHandle, usize) {
+    let start = out.len();
+    let pages = |bytes: usize| (FRAME_BYTES + bytes).div_ceil(BLOCK_BYTES);
+    let plain_pages = pages(payload.len());
+    let compressed = if 1 < plain_pages && payload.len() <= COMPRESS_BYTES_MAX {
+        Some(lz4_flex::block::compress(payload)).filter(|packed| {
+            // T3: a page saved, and no more than the ratio.
+            pages(packed.len()) < plain_pages
+        })
+    } else {
+        None
+    };
+    let (stored, compression) = match &compressed {
+        Some(packed) => (&packed[..], 1),
+        None => (payload, 0),
+    };
+    let frame_pages = pages(stored.len()).max(payload.len().div_ceil(UNPACK_RATIO_MAX * BLOCK_BYTES));
+    let narrow = |number: usize| u32::try_from(number).expect("blocks are far under 4 GiB").to_le_bytes();
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&narrow(frame_pages));
+    out.extend_from_slice(&narrow(stored.len()));
+    out.extend_from_slice(&narrow(payload.len()));
+    out.extend_from_slice(&[kind as u8, compression, 0, 0]);
+    out.extend_from_slice(stored);
+    out.resize(start + frame_pages * BLOCK_BYTES);
+    let crc = frame_crc(identity, offset, &out[start + 4..]);
+    out[start..start + 4].copy_from_slice(&crc.to_le_bytes());
+    let bytes = u32::try_from(frame_pages * BLOCK_BYTES).expect("blocks are far under 4 GiB");
+    let stored_bytes = stored.len();
+    (BlockHandle { offset, bytes }, stored_bytes)
+}
+
+/// The length of the frame that begins with `front`; not verified yet, but a multiple of the page size.
+pub fn frame_bytes(front: &[u8]) -> Result<u64, CorruptionReason> {
+    let mut reader = Reader::new(front);
+    reader.u32()?;
+    match reader.u32()? {
+        0 => Err(CorruptionReason("there is no block")),
+        pages => Ok(u64::from(pages) * BLOCK_BYTES as u64),
+    }
+}
+
+/// Verifies the frame in `bytes`, which lie at `offset`, and unpacks it.
+pub fn open_frame(bytes: AlignedBuf, identity: Identity, offset: u64) -> Result<Block, CorruptionReason> {
+    let mut reader = Reader::new(&bytes);
+    let crc = reader.u32()?;
+    if crc != frame_crc(identity, offset, reader.rest()) {
+        return Err(CorruptionReason("the checksum of the block does not fit"));
+    }
+    let pages = reader.u32()? as usize;
+    let stored_bytes = reader.u32()? as usize;
+    let raw_bytes = reader.u32()? as usize;
+    let kind = BlockKind::decode(reader.u8()?)?;
+    let compression = reader.u8()?;
+    reader.u16()?;
+    let stored = reader.bytes(stored_bytes)?;
+    if pages.checked_mul(BLOCK_BYTES) != Some(bytes.len()) || bytes.len() * UNPACK_RATIO_MAX < raw_bytes {
+        return Err(CorruptionReason("the lengths of the block contradict each other"));
+    }
+    match compression {
+        0 if raw_bytes == stored_bytes => {
+            let memory = bytes.capacity();
+            let payload = Bytes::from_owner(bytes).slice(FRAME_BYTES..FRAME_BYTES + stored_bytes);
+            Ok(Block { kind, payload, memory })
+        }
+        1 => {
+            let mut payload = vec![0; raw_bytes];
+            match lz4_flex::block::decompress_into(stored, &mut payload) {
+                Ok(count) if count == raw_bytes => {}
+                _ => return Err(CorruptionReason("the block does not unpack")),
+            }
+            Ok(Block { kind, payload: payload.into(), memory: raw_bytes })
+        }
+        _ => Err(CorruptionReason("the compression of the block is not known to this version")),
+    }
+}
+
+/// Builds the payload of a data or index block.
+#[derive(Default)]
+pub struct BlockBuilder {
+    payload: Vec<u8>,
+    restarts: Vec<u32>,
+    since_restart: usize,
+    last_key: Vec<u8>,
+}
+
+impl BlockBuilder {
+    /// Whether no entry was added.
+    pub fn is_empty(&self) -> bool {
+        self.restarts.is_empty()
+    }
+
+    /// Bytes of the payload if it were finished now.
+    pub fn bytes(&self) -> usize {
+        self.payload.len() + 4 * (self.restarts.len() + 1)
+    }
+
+    /// Bytes that another entry adds at most.
+    pub fn entry_bytes_max(entry: &Entry<'_>) -> usize {
+        4 * VARINT_BYTES_MAX + 1 + 4 + entry.key.len() + entry.value.len()
+    }
+
+    /// The key added last.
+    pub fn last_key(&self) -> &[u8] {
+        &self.last_key
+    }
+
+    /// Adds an entry. Keys only grow.
+    pub fn add(&mut self, entry: &Entry<'_>) {
+        assert!(self.is_empty() || *self.last_key < *entry.key, "keys only grow"); // T2
+        let shared = if self.is_empty() || self.since_restart == RESTART_INTERVAL {
+            let offset = u32::try_from(self.payload.len()).expect("blocks are far under 4 GiB");
+            self.restarts.push(offset);
+            self.since_restart = 0;
+            0
+        } else {
+            common_prefix(&self.last_key, entry.key)
+        };
+        self.since_restart += 1;
+        let unshared = &entry.key[shared..];
+        put_varint(&mut self.payload, shared as u64);
+        put_varint(&mut self.payload, unshared.len() as u64);
+        self.payload.push(entry.kind as u8);
+        put_varint(&mut self.payload, entry.seqno.0);
+        let mut length = [0; VARINT_BYTES_MAX];
+        self.payload.extend_from_slice(varint(entry.value.len() as u64, &mut length));
+        self.payload.extend_from_slice(unshared);
+        self.payload.extend_from_slice(entry.value);
+        self.last_key.truncate(shared);
+        self.last_key.extend_from_slice(unshared);
+    }
+
+    /// Completes the payload; [`Self::clear`] makes the builder ready for the next.
+    pub fn finish(&mut self) -> &[u8] {
+        for restart in &self.restarts {
+            self.payload.extend_from_slice(&restart.to_le_bytes());
+        }
+        let count = u32::try_from(self.restarts.len()).expect("restart points are fewer than bytes");
+        self.payload.extend_from_slice(&count.to_le_bytes());
+        &self.payload
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.payload.clear();
+        self.restarts.clear();
+        self.since_restart = 0;
+        self.last_key.clear();
+    }
+}
+
+/// A payload split into its parts.
+struct Parts<'a> {
+    entries: &'a [u8],
+    restarts: &'a [[u8; 4]],
+}
+
+impl<'a> Parts<'a> {
+    fn of(payload: &'a [u8]) -> Result<Self, CorruptionReason> {
+        let wrong = CorruptionReason("the restart points of the block run past its end");
+        let (rest, count) = payload.split_last_chunk::<4>().ok_or(wrong)?;
+        let restart_bytes = (u32::from_le_bytes(*count) as usize).checked_mul(4).ok_or(wrong)?;
+        let at = rest.len().checked_sub(restart_bytes).ok_or(wrong)?;
+        let (entries, restarts) = rest.split_at(at);
+        Ok(Self { entries, restarts: restarts.as_chunks().0 })
+    }
+
+    fn restart(&self, index: usize) -> usize {
+        self.restarts.get(index).map_or(self.entries.len(), |bytes| u32::from_le_bytes(*bytes) as usize)
+    }
+
+    fn entry(&self, at: usize) -> Result<RawEntry<'a>, CorruptionReason> {
+        let bytes = self.entries.get(at..).ok_or(CorruptionReason("a restart point is past the end"))?;
+        let mut reader = Reader::new(bytes);
+        let shared = reader.length()?;
+        let unshared = reader.length()?;
+        let kind = ValueKind::decode(reader.u8()?)?;
+        let seqno = SeqNo(reader.varint()?);
+        let value_bytes = reader.length()?;
+        let suffix = reader.bytes(unshared)?;
+        reader.bytes(value_bytes)?;
+        let end = self.entries.len() - reader.rest().len();
+        Ok(RawEntry { shared, suffix, kind, seqno, value: end - value_bytes..end })
+    }
+}
+
+/// An entry as stored; `value` is its place in the payload, which ends where the next entry begins.
+struct RawEntry<'a> {
+    shared: usize,
+    suffix: &'a [u8],
+    kind: ValueKind,
+    seqno: SeqNo,
+    value: Range<usize>,
+}
+
+/// The entry that a search ended at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Located {
+    /// Whether its key is the key searched for; else it is the next greater one.
+    pub exact: bool,
+    /// Its kind.
+    pub kind: ValueKind,
+    /// Its SeqNo.
+    pub seqno: SeqNo,
+    /// The place of its value in the payload.
+    pub value: Range<usize>,
+}
+
+/// The first entry at or above `key`. No key is put together: it is enough to know how long a prefix of `key`
+/// the entry before had, since an entry that shares less than that with it is greater, and one that shares more
+/// is smaller still.
+pub fn seek(payload: &[u8], key: &[u8]) -> Result<Option<Located>, CorruptionReason> {
+    let parts = Parts::of(payload)?;
+    // The last restart point at or below the key: `low` is, `high` is not.
+    let (mut low, mut high) = (0, parts.restarts.len());
+    while 1 < high - low.min(high) {
+        let middle = low.midpoint(high);
+        if parts.entry(parts.restart(middle))?.suffix <= key {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    let mut at = parts.restart(low);
+    let mut next_restart = low;
+    let mut matched = 0;
+    while at < parts.entries.len() {
+        let entry = parts.entry(at)?;
+        if at == parts.restart(next_restart) {
+            // Whole keys: what the entry before shared says nothing.
+            next_restart += 1;
+            matched = 0;
+            if entry.shared != 0 {
+                return Err(CorruptionReason("a restart point shares bytes with the entry before it"));
+            }
+        }
+        if entry.shared <= matched {
+            let rest = key.get(entry.shared..).unwrap_or_default();
+            if entry.shared < matched || rest <= entry.suffix {
+                let exact = entry.shared == matched && entry.shared <= key.len() && rest == entry.suffix;
+                return Ok(Some(Located {
+                    exact,
+                    kind: entry.kind,
+                    seqno: entry.seqno,
+                    value: entry.value,
+                }));
+            }
+            matched = entry.shared + common_prefix(rest, entry.suffix);
+        }
+        at = entry.value.end;
+    }
+    Ok(None)
+}
+
+/// Walks the entries of a payload in order.
+pub struct Cursor {
+    payload: Bytes,
+    next: usize,
+    key: Vec<u8>,
+    current: Option<(SeqNo, ValueKind, Range<usize>)>,
+}
+
+impl Cursor {
+    /// A cursor before the first entry.
+    pub fn new(payload: Bytes) -> Self {
+        Self { payload, next: 0, key: Vec::new(), current: None }
+    }
+
+    /// Moves to the next entry; `false` at the end.
+    pub fn advance(&mut self) -> Result<bool, CorruptionReason> {
+        let parts = Parts::of(&self.payload)?;
+        self.current = None;
+        if parts.entries.len() <= self.next {
+            return Ok(false);
+        }
+        let entry = parts.entry(self.next)?;
+        if self.key.len() < entry.shared {
+            return Err(CorruptionReason("an entry shares more than the key before it has"));
+        }
+        self.key.truncate(entry.shared);
+        self.key.extend_from_slice(entry.suffix);
+        self.next = entry.value.end;
+        self.current = Some((entry.seqno, entry.kind, entry.value));
+        Ok(true)
+    }
+
+    /// The entry it stands at.
+    pub fn entry(&self) -> Option<Entry<'_>> {
+        let (seqno, kind, value) = self.current.as_ref()?;
+        Some(Entry { key: &self.key, seqno: *seqno, kind: *kind, value: &self.payload[value.clone()] })
+    }
+}
+
+/// A short key at or above `last` and below `next`: what an index keeps instead of a whole key.
+pub fn separator(last: &[u8], next: &[u8]) -> Vec<u8> {
+    debug_assert!(last < next);
+    let shared = common_prefix(last, next);
+    match (last.get(shared), next.get(shared)) {
+        // Cut behind the first byte that differs, counted up, if that stays below `next`.
+        (Some(&low), Some(&high)) if low < high => {
+            if low + 1 < high || shared + 1 < next.len() {
+                let mut key = last[..=shared].to_vec();
+                key[shared] = low + 1;
+                if *key < *next {
+                    return key;
+                }
+            }
+            last.to_vec()
+        }
+        _ => last.to_vec(),
+    }
+}
+
+/// Payload bytes of a block that fills one page, and no more than `TARGET_PAGES_MAX` unpacked, if it compresses
+/// like the last one, which took `stored` bytes for `raw`.
+pub fn raw_bytes_target(stored: usize, raw: usize) -> usize {
+    let page = BLOCK_BYTES - FRAME_BYTES;
+    if raw <= stored {
+        return page;
+    }
+    // A tenth less than it could be: the next block may compress a little worse.
+    let guess = (page as u64 * raw as u64 * 9) / (stored.max(1) as u64 * 10);
+    to_usize(guess).clamp(page, TARGET_PAGES_MAX * page)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::key::{FileNumber, ShardId};
+    use crate::record::Kind;
+
+    const IDENTITY: Identity =
+        Identity { store_id: 1, shard: ShardId(2), kind: Kind::Sst, file: FileNumber(3) };
+
+    fn build(model: &BTreeMap<Vec<u8>, Vec<u8>>) -> Vec<u8> {
+        let mut builder = BlockBuilder::default();
+        for (index, (key, value)) in model.iter().enumerate() {
+            let seqno = SeqNo(index as u64);
+            builder.add(&Entry { key, seqno, kind: ValueKind::Value, value });
+        }
+        builder.finish().to_vec()
+    }
+
+    proptest! {
+        #[test]
+        fn seek_and_cursor_agree_with_a_sorted_map(
+            model in prop::collection::btree_map(
+                prop::collection::vec(0_u8..3, 0..8), prop::collection::vec(any::<u8>(), 0..4), 1..120),
+            probes in prop::collection::vec(prop::collection::vec(0_u8..3, 0..8), 50),
+        ) {
+            let payload = build(&model);
+            for probe in probes.iter().chain(model.keys()) {
+                let found = seek(&payload, probe).unwrap();
+                let expected = model.range(probe.clone()..).next();
+                prop_assert_eq!(
+                    found.as_ref().map(|l| (l.exact, &payload[l.value.clone()])),
+                    expected.map(|(k, v)| (k == probe, &v[..]))
+                );
+            }
+            let mut cursor = Cursor::new(payload.into());
+            for (key, value) in &model {
+                prop_assert!(cursor.advance().unwrap());
+                let entry = cursor.entry().unwrap();
+                prop_assert_eq!((entry.key, entry.value), (&key[..], &value[..]));
+            }
+            prop_assert!(!cursor.advance().unwrap());
+        }
+
+        #[test]
+        fn decoders_survive_any_payload(payload in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = seek(&payload, b"key");
+            let mut cursor = Cursor::new(payload.into());
+            while let Ok(true) = cursor.advance() {}
+        }
+
+        #[test]
+        fn a_separator_separates(
+            a in prop::collection::vec(any::<u8>(), 0..6), b in prop::collection::vec(any::<u8>(), 0..6),
+        ) {
+            prop_assume!(a != b);
+            let (last, next) = if a < b { (a, b) } else { (b, a) };
+            let key = separator(&last, &next);
+            prop_assert!(last <= key && key < next && key.len() <= last.len().max(1));
+        }
+    }
+
+    #[test]
+    fn a_frame_round_trips_and_every_flipped_bit_is_seen() {
+        for payload in [vec![7; 100], vec![7; 20_000], (0..20_000_u32).map(|n| n.to_le_bytes()[1]).collect()] {
+            let mut out = AlignedBuf::with_capacity(0);
+            let (handle, _) = put_frame(&mut out, BlockKind::Data, &payload, IDENTITY, 8192);
+            assert_eq!((out.len(), frame_bytes(&out)), (handle.bytes as usize, Ok(u64::from(handle.bytes))));
+            let open = |bytes: &[u8]| open_frame(AlignedBuf::from(bytes), IDENTITY, 8192);
+            assert_eq!(open(&out).unwrap().payload, payload);
+            for bit in (0..out.len() * 8).step_by(37).chain(0..8 * FRAME_BYTES) {
+                let mut flipped = AlignedBuf::from(&out[..]);
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                assert!(open(&flipped).is_err(), "bit {bit}");
+            }
+            let other = Identity { file: FileNumber(4), ..IDENTITY };
+            assert!(open_frame(AlignedBuf::from(&out[..]), other, 8192).is_err());
+            assert!(open_frame(AlignedBuf::from(&out[..]), IDENTITY, 4096).is_err());
+        }
+    }
+
+    #[test]
+    fn t3_compression_is_kept_only_where_it_saves_a_page_and_unpacks_within_the_ratio() {
+        let frame = |payload: &[u8]| {
+            let mut out = AlignedBuf::with_capacity(0);
+            put_frame(&mut out, BlockKind::Data, payload, IDENTITY, 0);
+            (out.len(), out[17])
+        };
+        assert_eq!(frame(&[0; 4000]), (4096, 0), "one page cannot become fewer");
+        assert_eq!(frame(&[0; 8000]), (4096, 1));
+        assert_eq!(frame(&[0; 200_000]).0, 16_384, "16 times at most");
+        let mut random = crate::random::Random::new(1);
+        let noise: Vec<u8> = (0..8000).map(|_| random.next().to_le_bytes()[0]).collect();
+        assert_eq!(frame(&noise), (8192, 0));
+    }
+}

@@ -1,0 +1,211 @@
+//! Sorted entries → a sorted file, in one pass and bounded memory.
+//!
+//! Owns: where one block ends and the next begins, and what the index says of it. Knows nothing of where the
+//! entries come from. The file is complete and synced when `finish` returns; its name is not (the caller syncs
+//! the directory before a manifest names the file, P7).
+
+use super::block::{BlockBuilder, BlockKind, TARGET_PAGES_MAX, put_frame, raw_bytes_target, separator};
+use super::{BlockHandle, SstMeta, filter};
+use crate::error::{Error, Result};
+use crate::file_name::FileName;
+use crate::key::{Entry, SeqNo, ValueKind, filter_hash};
+use crate::record::{Identity, encode_single};
+use crate::storage::{AlignedBuf, BLOCK_BYTES, File, Storage};
+
+/// Bytes written at a time.
+const WRITE_BYTES: usize = 512 << 10;
+/// Payload of a full page.
+const PAGE_PAYLOAD_BYTES: usize = BLOCK_BYTES - super::block::FRAME_BYTES;
+/// Where entries do not compress, every so many blocks a large one is tried, in case later ones do.
+const RETRY_BLOCKS: u32 = 64;
+
+/// A sorted file being written.
+pub struct SstBuilder<F: File> {
+    file: F,
+    label: String,
+    identity: Identity,
+    /// Frames not written yet; they start at `written`.
+    out: AlignedBuf,
+    written: u64,
+    data: BlockBuilder,
+    data_target: usize,
+    blocks_until_retry: u32,
+    /// The last complete data block, whose separator waits for the next key.
+    unindexed: Option<BlockHandle>,
+    last_key: Vec<u8>,
+    index: BlockBuilder,
+    hashes: Vec<u64>,
+    top: BlockBuilder,
+    meta: SstMeta,
+}
+
+impl<F: File> SstBuilder<F> {
+    /// Creates the file.
+    pub async fn create<S: Storage<File = F>>(storage: &S, identity: Identity) -> Result<Self> {
+        let name = FileName::Sst(identity.file);
+        let label = storage.label(name);
+        let file = storage
+            .create(name)
+            .await
+            .map_err(|error| Error::io(format!("create {label}"), error))?;
+        Ok(Self {
+            file,
+            label,
+            identity,
+            out: AlignedBuf::with_capacity(WRITE_BYTES + (64 << 10)),
+            written: 0,
+            data: BlockBuilder::default(),
+            data_target: TARGET_PAGES_MAX * PAGE_PAYLOAD_BYTES,
+            blocks_until_retry: RETRY_BLOCKS,
+            unindexed: None,
+            last_key: Vec::new(),
+            index: BlockBuilder::default(),
+            hashes: Vec::new(),
+            top: BlockBuilder::default(),
+            meta: SstMeta {
+                number: identity.file,
+                bytes: 0,
+                smallest: Box::default(),
+                largest: Box::default(),
+                first: SeqNo(u64::MAX),
+                last: SeqNo(0),
+                entries: 0,
+                tombstones: 0,
+            },
+        })
+    }
+
+    /// Bytes of the file so far, roughly.
+    pub fn bytes(&self) -> u64 {
+        self.written + (self.out.len() + self.data.bytes()) as u64
+    }
+
+    /// Adds an entry. Keys only grow.
+    pub async fn add(&mut self, entry: &Entry<'_>) -> Result<()> {
+        if let Some(handle) = self.unindexed.take() {
+            self.index_block(handle, Some(entry.key));
+        }
+        if self.meta.entries == 0 {
+            self.meta.smallest = entry.key.into();
+        }
+        let full = self.data_target < self.data.bytes() + BlockBuilder::entry_bytes_max(entry);
+        if full && !self.data.is_empty() {
+            let handle = self.end_data_block();
+            self.index_block(handle, Some(entry.key));
+        }
+        self.data.add(entry);
+        self.hashes.push(filter_hash(entry.key));
+        self.last_key.clear();
+        self.last_key.extend_from_slice(entry.key);
+        self.meta.entries += 1;
+        self.meta.tombstones += u64::from(entry.kind == ValueKind::Tombstone);
+        self.meta.first = self.meta.first.min(entry.seqno);
+        self.meta.last = self.meta.last.max(entry.seqno);
+        if self.data_target <= self.data.bytes() {
+            self.unindexed = Some(self.end_data_block());
+        }
+        if WRITE_BYTES <= self.out.len() {
+            self.write_out().await?;
+        }
+        Ok(())
+    }
+
+    /// Completes, writes and syncs the file. At least one entry was added.
+    pub async fn finish(mut self) -> Result<SstMeta> {
+        assert!(0 < self.meta.entries, "an empty file is not made");
+        if !self.data.is_empty() {
+            self.unindexed = Some(self.end_data_block());
+        }
+        if let Some(handle) = self.unindexed.take() {
+            self.index_block(handle, None);
+        }
+        if !self.index.is_empty() {
+            self.end_partition();
+        }
+        let offset = self.offset();
+        let (top, _) = put_frame(&mut self.out, BlockKind::Top, self.top.finish(), self.identity, offset);
+        self.meta.largest = self.last_key.as_slice().into();
+        let mut properties = Vec::new();
+        self.meta.encode(&mut properties); // without the length: the reader sees that itself
+        let offset = self.offset();
+        let (properties, _) =
+            put_frame(&mut self.out, BlockKind::Properties, &properties, self.identity, offset);
+        let mut footer = Vec::new();
+        top.encode(&mut footer);
+        properties.encode(&mut footer);
+        let footer = encode_single(&footer, self.identity, self.offset());
+        self.out.extend_from_slice(&footer);
+        self.meta.bytes = self.offset();
+        self.write_out().await?;
+        self.file.sync().await.map_err(|error| Error::io(format!("sync {}", self.label), error))?;
+        Ok(self.meta)
+    }
+
+    fn offset(&self) -> u64 {
+        self.written + self.out.len() as u64
+    }
+
+    fn end_data_block(&mut self) -> BlockHandle {
+        let offset = self.offset();
+        let payload = self.data.finish();
+        let raw = payload.len();
+        let (handle, stored) = put_frame(&mut self.out, BlockKind::Data, payload, self.identity, offset);
+        self.data.clear();
+        self.blocks_until_retry -= 1;
+        if self.blocks_until_retry == 0 {
+            self.blocks_until_retry = RETRY_BLOCKS;
+            self.data_target = TARGET_PAGES_MAX * PAGE_PAYLOAD_BYTES;
+        } else {
+            self.data_target = raw_bytes_target(stored, raw);
+        }
+        handle
+    }
+
+    /// Adds the block at `handle`, which ends at `last_key`, to the index. `next` is the key behind it.
+    fn index_block(&mut self, handle: BlockHandle, next: Option<&[u8]>) {
+        let key = match next {
+            Some(next) => separator(&self.last_key, next),
+            None => self.last_key.clone(),
+        };
+        let mut value = Vec::new();
+        handle.encode(&mut value);
+        let entry = index_entry(&key, &value);
+        self.index.add(&entry);
+        if PAGE_PAYLOAD_BYTES <= self.index.bytes() + BlockBuilder::entry_bytes_max(&entry) {
+            self.end_partition();
+        }
+    }
+
+    fn end_partition(&mut self) {
+        let key = self.index.last_key().to_vec();
+        let offset = self.offset();
+        let (index, _) =
+            put_frame(&mut self.out, BlockKind::Index, self.index.finish(), self.identity, offset);
+        self.index.clear();
+        let offset = self.offset();
+        let bits = filter::build(&self.hashes);
+        let (filter, _) = put_frame(&mut self.out, BlockKind::Filter, &bits, self.identity, offset);
+        self.hashes.clear();
+        let mut value = Vec::new();
+        index.encode(&mut value);
+        filter.encode(&mut value);
+        self.top.add(&index_entry(&key, &value));
+    }
+
+    async fn write_out(&mut self) -> Result<()> {
+        let buffer = std::mem::replace(&mut self.out, AlignedBuf::with_capacity(0));
+        let (offset, length) = (self.written, buffer.len());
+        let (result, mut buffer) = self.file.write_at(buffer, offset).await;
+        result.map_err(|error| {
+            Error::io(format!("write {length} bytes at offset {offset} of {}", self.label), error)
+        })?;
+        self.written += length as u64;
+        buffer.truncate(0);
+        self.out = buffer;
+        Ok(())
+    }
+}
+
+fn index_entry<'a>(key: &'a [u8], value: &'a [u8]) -> Entry<'a> {
+    Entry { key, seqno: SeqNo(0), kind: ValueKind::Value, value }
+}

@@ -1,0 +1,83 @@
+//! Blocks of sorted files in memory, under a budget of bytes.
+//!
+//! Owns: which blocks stay. The order of eviction is quick_cache's (CLOCK-Pro and S3-FIFO ideas): one scan does
+//! not throw out what is read often. Knows nothing of what a block holds; index and filter blocks are in here
+//! like data blocks (T1). One per shard, so there is no lock.
+
+use std::cell::RefCell;
+
+use quick_cache::unsync::Cache;
+use quick_cache::{OptionsBuilder, Weighter};
+
+use super::block::Block;
+use crate::key::FileNumber;
+
+/// Bytes that an entry costs beside its block: key, slot, list links, the shared-memory handle.
+const ENTRY_OVERHEAD_BYTES: usize = 128;
+
+#[derive(Clone)]
+struct ByBytes;
+
+impl Weighter<(FileNumber, u64), Block> for ByBytes {
+    fn weight(&self, _key: &(FileNumber, u64), block: &Block) -> u64 {
+        (block.memory + ENTRY_OVERHEAD_BYTES) as u64
+    }
+}
+
+/// A cache of blocks by file and offset.
+pub struct BlockCache {
+    blocks: RefCell<Cache<(FileNumber, u64), Block, ByBytes>>,
+}
+
+impl BlockCache {
+    /// An empty cache that holds at most `bytes_max`.
+    pub fn new(bytes_max: usize) -> Self {
+        let options = OptionsBuilder::new()
+            .estimated_items_capacity((bytes_max / (crate::storage::BLOCK_BYTES + ENTRY_OVERHEAD_BYTES)).max(16))
+            .weight_capacity(bytes_max as u64)
+            .build()
+            .expect("both capacities are given");
+        let cache = Cache::with_options(
+            options,
+            ByBytes,
+            quick_cache::DefaultHashBuilder::default(),
+            quick_cache::unsync::DefaultLifecycle::default(),
+        );
+        Self { blocks: RefCell::new(cache) }
+    }
+
+    /// The block at `offset` of `file`, if it is here.
+    pub fn get(&self, file: FileNumber, offset: u64) -> Option<Block> {
+        self.blocks.borrow().get(&(file, offset)).cloned()
+    }
+
+    /// Keeps a block, or not if it is larger than the budget; others may have to go.
+    pub fn insert(&self, file: FileNumber, offset: u64, block: Block) {
+        self.blocks.borrow_mut().insert((file, offset), block);
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> u64 {
+        self.blocks.borrow().weight()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sst::block::BlockKind;
+
+    #[test]
+    fn t1_the_budget_holds_and_blocks_come_back() {
+        let cache = BlockCache::new(1 << 20);
+        let block = |memory| Block { kind: BlockKind::Data, payload: vec![1; 10].into(), memory };
+        for number in 0..10_000 {
+            cache.insert(FileNumber(number), 0, block(4096));
+            assert!(cache.bytes() <= 1 << 20);
+            assert!(cache.get(FileNumber(number), 0).is_some());
+        }
+        cache.insert(FileNumber(1), 1, block(2 << 20));
+        assert!(cache.get(FileNumber(1), 1).is_none(), "a block over the budget is not kept");
+        assert!(200 < (0..10_000).filter(|n| cache.get(FileNumber(*n), 0).is_some()).count());
+    }
+}

@@ -1,0 +1,131 @@
+//! Files, as the engine sees them: two small traits with the durability contract of each method.
+//!
+//! Owns: the traits, the aligned buffer that every transfer uses, and the operations that need more than one
+//! call ([`write_file_atomically`]). Knows nothing of what the bytes mean.
+//!
+//! Two implementations: [`uring`] on the ring of the calling thread, and [`sim`] in memory, which can lose
+//! what was not synced, tear writes and fail operations. Production code runs unchanged on both.
+//!
+//! ```text
+//!   create / rename / remove ──► visible at once ──► durable after sync_dir
+//!   write_at                 ──► visible at once ──► durable after sync
+//! ```
+//!
+//! S1  A name survives a crash only if `sync_dir` returned after it was made; until then it may be there or not.
+//! S2  A byte survives a crash only if `sync` on its file returned after it was written; until then each
+//!     512-byte sector of a write holds the old or the new bytes, independently of its neighbours.
+//! S3  A sector that is overwritten with the bytes that it already holds cannot change.
+//! S4  After a failed write or sync nothing is known about the bytes written since the last sync that succeeded.
+//!
+//! Assumed of the device: S3, and that a sync that returned has reached stable storage.
+
+pub mod buffer;
+pub mod sim;
+pub mod uring;
+
+use std::io;
+
+pub use buffer::AlignedBuf;
+
+use crate::error::{Error, Result};
+use crate::file_name::FileName;
+
+/// Alignment of offsets, lengths and memory of every transfer; what O_DIRECT needs on every device we know.
+pub const BLOCK_BYTES: usize = 4096;
+/// The unit that a device writes whole or not at all.
+pub const SECTOR_BYTES: usize = 512;
+
+/// What an open file is for; an implementation may pick flags by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Reads only.
+    Read,
+    /// Reads, and writes made durable by [`File::sync`].
+    Write,
+    /// Overwrites of bytes that are allocated and synced, each followed by a [`File::sync`] with nothing in
+    /// between: the commit path. The implementation may make the write itself durable and the sync free.
+    Overwrite,
+}
+
+/// One directory of files.
+///
+/// Cancel safety, all methods: a dropped future may leave the operation running; its effect is then unknown.
+#[expect(async_fn_in_trait, reason = "all futures of this crate stay on their thread")]
+pub trait Storage: Clone + 'static {
+    /// An open file.
+    type File: File;
+
+    /// The name of a file as messages show it, as in `shard-000/000007.wal`.
+    fn label(&self, name: FileName) -> String;
+
+    /// All files that are ours, with their lengths, in name order. For start-up only: it blocks.
+    fn list(&self) -> io::Result<Vec<(FileName, u64)>>;
+
+    /// Creates a file that must not exist, open for [`Access::Write`]. The name is not durable yet (S1).
+    async fn create(&self, name: FileName) -> io::Result<Self::File>;
+
+    /// Opens a file that must exist.
+    async fn open(&self, name: FileName, access: Access) -> io::Result<Self::File>;
+
+    /// Gives a file another name, replacing what had it. Readers see the old or the new file, never none.
+    async fn rename(&self, from: FileName, to: FileName) -> io::Result<()>;
+
+    /// Removes a name. The bytes stay readable through open files.
+    async fn remove(&self, name: FileName) -> io::Result<()>;
+
+    /// Makes all creations, renames and removals so far durable.
+    async fn sync_dir(&self) -> io::Result<()>;
+
+    /// Lets every other ready task, and the kernel, go first. Long computations call it between slices.
+    async fn pause(&self);
+}
+
+/// One open file. Clones share it; it closes when the last one goes.
+///
+/// Offsets and lengths are multiples of [`BLOCK_BYTES`]. Buffers are owned by the operation until it ends.
+#[expect(async_fn_in_trait, reason = "all futures of this crate stay on their thread")]
+pub trait File: Clone + 'static {
+    /// Reads up to `buffer.len()` bytes at `offset`; fewer only at the end of the file. Returns the count.
+    async fn read_at(&self, buffer: AlignedBuf, offset: u64) -> (io::Result<usize>, AlignedBuf);
+
+    /// Writes all of `buffer` at `offset`; a short write is continued or an error, never silent.
+    async fn write_at(&self, buffer: AlignedBuf, offset: u64) -> (io::Result<()>, AlignedBuf);
+
+    /// Reserves space and sets the length to at least `bytes`; new bytes read as zero.
+    async fn allocate(&self, bytes: u64) -> io::Result<()>;
+
+    /// Makes all writes so far durable, and the length with them (S2).
+    async fn sync(&self) -> io::Result<()>;
+}
+
+/// Replaces a small file as a whole: after a crash it holds the old or the new bytes, and after the return the
+/// new ones. Steps: write `temporary`, sync it, rename it over `name`, sync the directory.
+pub async fn write_file_atomically<S: Storage>(
+    storage: &S,
+    temporary: FileName,
+    name: FileName,
+    bytes: AlignedBuf,
+) -> Result<()> {
+    let attempt = |what: &str| format!("{what} {}", storage.label(temporary));
+    match storage.remove(temporary).await {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(Error::io(attempt("remove"), error)),
+    }
+    let file = storage.create(temporary).await.map_err(|error| Error::io(attempt("create"), error))?;
+    file.write_at(bytes, 0).await.0.map_err(|error| Error::io(attempt("write"), error))?;
+    file.sync().await.map_err(|error| Error::io(attempt("sync"), error))?;
+    storage.rename(temporary, name).await.map_err(|error| Error::io(attempt("rename"), error))?;
+    storage.sync_dir().await.map_err(|error| Error::io(attempt("sync the directory of"), error))
+}
+
+/// Reads a whole file that is at most `bytes_max` long; the rest of a longer one is left out.
+pub async fn read_file<S: Storage>(storage: &S, name: FileName, bytes_max: usize) -> Result<AlignedBuf> {
+    let attempt = |what: &str| format!("{what} {}", storage.label(name));
+    let file =
+        storage.open(name, Access::Read).await.map_err(|error| Error::io(attempt("open"), error))?;
+    let (result, mut buffer) = file.read_at(AlignedBuf::zeroed(bytes_max), 0).await;
+    let count = result.map_err(|error| Error::io(attempt("read"), error))?;
+    buffer.truncate(count);
+    Ok(buffer)
+}

@@ -1,0 +1,339 @@
+//! Storage on the ring of the calling thread: the only user of `tokio_uring::fs`.
+//!
+//! Owns: open flags (O_DIRECT, O_DSYNC), the choice of the sync primitive, and what is known of the device.
+//! Knows nothing of what the bytes mean.
+//!
+//! All transfers use O_DIRECT: memory is counted once (our cache, not the page cache as well), and recovery
+//! never reads pages that a failed sync left marked clean (P6; Rebello et al., USENIX ATC 2020). A file system
+//! without O_DIRECT (tmpfs) is served through the page cache, which the start reports as a warning.
+//!
+//! The sync primitive, by device, after what the kernel can turn into a forced-unit-access write (its
+//! `iomap_dio_can_use_fua`):
+//!
+//! | `write_cache` | `fua` | commit |
+//! | --- | --- | --- |
+//! | write through | any | O_DSYNC overwrite: nothing volatile to flush, one operation fewer |
+//! | write back | 1 | both are timed on a file in the data directory, the faster one is taken |
+//! | write back | 0 | write, then fdatasync: O_DSYNC would be the same flush behind the write |
+//! | unknown | unknown | write, then fdatasync |
+
+use std::fmt;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use tokio_uring::fs;
+
+use super::{Access, AlignedBuf, BLOCK_BYTES, File, Storage};
+use crate::file_name::FileName;
+
+/// How a commit reaches stable storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SyncPrimitive {
+    /// A write, then `fdatasync`.
+    Fdatasync,
+    /// A write to a file opened with O_DSYNC.
+    Dsync,
+}
+
+impl fmt::Display for SyncPrimitive {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Fdatasync => "write+fdatasync",
+            Self::Dsync => "O_DSYNC",
+        })
+    }
+}
+
+/// What the data directory stands on; found once at start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Device {
+    /// Whether files can be opened with O_DIRECT.
+    pub direct: bool,
+    /// How the WAL is synced.
+    pub sync_primitive: SyncPrimitive,
+}
+
+impl Device {
+    /// Looks at the file system and the device under `directory`. Writes and removes a small file there.
+    pub fn probe(directory: &Path) -> io::Result<Self> {
+        let path = directory.join("PROBE.tmp");
+        let result = Self::probe_with(&path);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => result,
+        }
+    }
+
+    fn probe_with(path: &Path) -> io::Result<Self> {
+        std::fs::File::create(path)?.set_len(BLOCK_BYTES as u64)?;
+        let direct = match open_blocking(path, libc::O_DIRECT) {
+            // Some file systems accept the flag and refuse the transfer.
+            Ok(file) => file.write_all_at(&AlignedBuf::zeroed(BLOCK_BYTES), 0).is_ok(),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => false,
+            Err(error) => return Err(error),
+        };
+        if !direct {
+            return Ok(Self { direct, sync_primitive: SyncPrimitive::Fdatasync });
+        }
+        let sync_primitive = match queue_settings(path)? {
+            Some((cache, _)) if cache == "write through" => SyncPrimitive::Dsync,
+            Some((_, fua)) if fua == "1" => faster_primitive(path)?,
+            _ => SyncPrimitive::Fdatasync,
+        };
+        Ok(Self { direct, sync_primitive })
+    }
+}
+
+fn open_blocking(path: &Path, flags: i32) -> io::Result<std::fs::File> {
+    std::fs::OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)
+}
+
+/// `write_cache` and `fua` of the block device under `path`; `None` where there is none (tmpfs, overlay).
+fn queue_settings(path: &Path) -> io::Result<Option<(String, String)>> {
+    let device = std::fs::metadata(path)?.dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let Ok(node) = std::fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")) else { return Ok(None) };
+    // A partition has no queue of its own; its parent has.
+    for folder in [Some(node.as_path()), node.parent()].into_iter().flatten() {
+        let read = |file: &str| std::fs::read_to_string(folder.join("queue").join(file));
+        if let (Ok(cache), Ok(fua)) = (read("write_cache"), read("fua")) {
+            return Ok(Some((cache.trim().to_owned(), fua.trim().to_owned())));
+        }
+    }
+    Ok(None)
+}
+
+/// Times both primitives in turn on one preallocated block, for about 50 ms each, and takes the faster.
+fn faster_primitive(path: &Path) -> io::Result<SyncPrimitive> {
+    let block = AlignedBuf::zeroed(BLOCK_BYTES);
+    let plain = open_blocking(path, libc::O_DIRECT)?;
+    let dsync = open_blocking(path, libc::O_DIRECT | libc::O_DSYNC)?;
+    plain.sync_all()?;
+    let (mut with_fdatasync, mut with_dsync) = (Vec::new(), Vec::new());
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_millis(100) {
+        let start = Instant::now();
+        plain.write_all_at(&block, 0)?;
+        plain.sync_data()?;
+        let middle = Instant::now();
+        dsync.write_all_at(&block, 0)?;
+        with_fdatasync.push(middle - start);
+        with_dsync.push(middle.elapsed());
+    }
+    with_fdatasync.sort_unstable();
+    with_dsync.sort_unstable();
+    let middle = with_dsync.len() / 2;
+    Ok(if with_dsync[middle] < with_fdatasync[middle] {
+        SyncPrimitive::Dsync
+    } else {
+        SyncPrimitive::Fdatasync
+    })
+}
+
+/// A directory, reached through the ring.
+#[derive(Clone)]
+pub struct UringStorage(Rc<Directory>);
+
+struct Directory {
+    path: PathBuf,
+    /// How messages call the directory: empty for the data directory, `shard-000/` for a shard's.
+    prefix: String,
+    device: Device,
+    /// Whether commits may rely on O_DSYNC: only if every write is synced anyway.
+    overwrite_is_durable: bool,
+}
+
+impl UringStorage {
+    /// The directory at `path`, which messages call `prefix`. `sync_every_write` says that each overwrite is
+    /// followed by a sync, so that O_DSYNC may stand for it.
+    pub fn new(path: PathBuf, prefix: String, device: Device, sync_every_write: bool) -> Self {
+        let overwrite_is_durable = sync_every_write && device.sync_primitive == SyncPrimitive::Dsync;
+        Self(Rc::new(Directory { path, prefix, device, overwrite_is_durable }))
+    }
+
+    fn path(&self, name: FileName) -> PathBuf {
+        self.0.path.join(name.to_string())
+    }
+
+    fn flags(&self, access: Access) -> i32 {
+        let direct = if self.0.device.direct { libc::O_DIRECT } else { 0 };
+        let dsync =
+            if access == Access::Overwrite && self.0.overwrite_is_durable { libc::O_DSYNC } else { 0 };
+        direct | dsync
+    }
+}
+
+impl Storage for UringStorage {
+    type File = UringFile;
+
+    fn label(&self, name: FileName) -> String {
+        format!("{}{name}", self.0.prefix)
+    }
+
+    fn list(&self) -> io::Result<Vec<(FileName, u64)>> {
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(&self.0.path)? {
+            let entry = entry?;
+            if let Some(name) = entry.file_name().to_str().and_then(FileName::parse) {
+                files.push((name, entry.metadata()?.len()));
+            }
+        }
+        files.sort_unstable();
+        Ok(files)
+    }
+
+    async fn create(&self, name: FileName) -> io::Result<UringFile> {
+        let mut options = fs::OpenOptions::new();
+        options.read(true).write(true).create_new(true).mode(0o640).custom_flags(self.flags(Access::Write));
+        let file = options.open(self.path(name)).await?;
+        Ok(UringFile { file: Rc::new(file), durable_writes: false })
+    }
+
+    async fn open(&self, name: FileName, access: Access) -> io::Result<UringFile> {
+        let flags = self.flags(access);
+        let mut options = fs::OpenOptions::new();
+        options.read(true).write(access != Access::Read).custom_flags(flags);
+        let file = options.open(self.path(name)).await?;
+        Ok(UringFile { file: Rc::new(file), durable_writes: flags & libc::O_DSYNC != 0 })
+    }
+
+    async fn rename(&self, from: FileName, to: FileName) -> io::Result<()> {
+        fs::rename(self.path(from), self.path(to)).await
+    }
+
+    async fn remove(&self, name: FileName) -> io::Result<()> {
+        fs::remove_file(self.path(name)).await
+    }
+
+    async fn sync_dir(&self) -> io::Result<()> {
+        let directory = fs::File::open(&self.0.path).await?;
+        let result = directory.sync_all().await;
+        directory.close().await?;
+        result
+    }
+
+    /// `yield_now` would starve the ring: tokio-uring submits only when the thread parks, and a task that
+    /// yields so keeps it from parking. A no-op completes only after a submission, so every other operation
+    /// goes in with it.
+    async fn pause(&self) {
+        if let Err(error) = tokio_uring::no_op().await {
+            tracing::warn!(%error, "the ring refused a no-op");
+        }
+    }
+}
+
+/// A file, reached through the ring.
+#[derive(Clone)]
+pub struct UringFile {
+    file: Rc<fs::File>,
+    /// Opened with O_DSYNC: a write that returned is durable.
+    durable_writes: bool,
+}
+
+impl File for UringFile {
+    async fn read_at(&self, mut buffer: AlignedBuf, offset: u64) -> (io::Result<usize>, AlignedBuf) {
+        let wanted = buffer.len();
+        let (result, back) = self.file.read_at(buffer, offset).await;
+        buffer = back;
+        let mut count = match result {
+            Ok(count) => count,
+            Err(error) => return (Err(error), buffer),
+        };
+        // A short read is the end of the file, unless a signal or the file system cut it: then read on, from
+        // a block boundary. Short counts are rare, so the second buffer costs nothing.
+        while 0 < count && count < wanted {
+            let done = count / BLOCK_BYTES * BLOCK_BYTES;
+            let (result, rest) =
+                self.file.read_at(AlignedBuf::zeroed(wanted - done), offset + done as u64).await;
+            let more = match result {
+                Ok(more) => more,
+                Err(error) => return (Err(error), buffer),
+            };
+            buffer[done..].copy_from_slice(&rest);
+            if done + more <= count {
+                break;
+            }
+            count = done + more;
+        }
+        (Ok(count), buffer)
+    }
+
+    async fn write_at(&self, mut buffer: AlignedBuf, offset: u64) -> (io::Result<()>, AlignedBuf) {
+        let (result, back) = self.file.write_at(buffer, offset).submit().await;
+        buffer = back;
+        let mut done = match result {
+            Ok(count) => count,
+            Err(error) => return (Err(error), buffer),
+        };
+        while done < buffer.len() {
+            // Continue from a block boundary: the bytes in front of it are written.
+            let from = done / BLOCK_BYTES * BLOCK_BYTES;
+            let rest = AlignedBuf::from(&buffer[from..]);
+            match self.file.write_at(rest, offset + from as u64).submit().await.0 {
+                Ok(count) if done < from + count => done = from + count,
+                Ok(_) => return (Err(io::ErrorKind::WriteZero.into()), buffer),
+                Err(error) => return (Err(error), buffer),
+            }
+        }
+        (Ok(()), buffer)
+    }
+
+    async fn allocate(&self, bytes: u64) -> io::Result<()> {
+        match self.file.fallocate(0, bytes, 0).await {
+            // No fallocate on this file system: the zero writes that follow reserve the space as well.
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+            result => result,
+        }
+    }
+
+    async fn sync(&self) -> io::Result<()> {
+        if self.durable_writes {
+            return Ok(());
+        }
+        self.file.sync_data().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::FileNumber;
+
+    /// Every operation is awaited before the runtime goes, so nothing is in flight when it is dropped.
+    fn on_ring(test: impl AsyncFnOnce(UringStorage)) {
+        let folder = tempfile::tempdir().unwrap();
+        let device = Device::probe(folder.path()).unwrap();
+        tokio_uring::start(test(UringStorage::new(folder.path().into(), "x/".into(), device, true)));
+    }
+
+    #[test]
+    fn writes_are_read_back_and_names_are_listed() {
+        on_ring(async |storage| {
+            let name = FileName::Sst(FileNumber(3));
+            let file = storage.create(name).await.unwrap();
+            let mut buffer = AlignedBuf::zeroed(3 * BLOCK_BYTES);
+            buffer[5000] = 7;
+            file.write_at(buffer, 0).await.0.unwrap();
+            file.sync().await.unwrap();
+            storage.sync_dir().await.unwrap();
+            storage.pause().await;
+
+            let file = storage.open(name, Access::Overwrite).await.unwrap();
+            file.allocate(4 * BLOCK_BYTES as u64).await.unwrap();
+            let (count, buffer) = file.read_at(AlignedBuf::zeroed(8 * BLOCK_BYTES), 0).await;
+            assert_eq!(count.unwrap(), 4 * BLOCK_BYTES, "a read stops at the end of the file");
+            assert_eq!(buffer[5000], 7);
+
+            let other = FileName::Wal(FileNumber(4));
+            storage.rename(name, other).await.unwrap();
+            assert_eq!(storage.list().unwrap(), [(other, 4 * BLOCK_BYTES as u64)]);
+            assert!(storage.create(other).await.is_err(), "create never replaces");
+            storage.remove(other).await.unwrap();
+            assert_eq!(storage.list().unwrap(), []);
+            assert_eq!(storage.label(other), "x/000004.wal");
+        });
+    }
+}

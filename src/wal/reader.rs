@@ -1,0 +1,69 @@
+//! Replays a WAL: every group that was acknowledged, and perhaps some that were about to be.
+
+use super::decode_group;
+use crate::error::{CorruptionReason, Error, Result};
+use crate::file_name::FileName;
+use crate::key::{Entry, FileNumber, SeqNo};
+use crate::record::file::{End, replay as replay_records};
+use crate::record::{Kind, Owner};
+use crate::storage::{Access, File, Storage};
+
+/// Which WAL to replay.
+#[derive(Debug, Clone, Copy)]
+pub struct Source {
+    /// Its number.
+    pub number: FileNumber,
+    /// Its length.
+    pub file_bytes: u64,
+    /// Its end, if an earlier recovery has fixed it.
+    pub until: Option<u64>,
+}
+
+/// Gives every write to `visit`, in order. `next` is the SeqNo that must come first; it is advanced (W1).
+/// What was replayed is synced before the return, so that it may be shown to readers (P2).
+///
+/// # Errors
+/// `Corruption` with file and offset; `Io`.
+pub async fn replay<S: Storage>(
+    storage: &S,
+    owner: Owner,
+    source: Source,
+    next: &mut SeqNo,
+    mut visit: impl FnMut(Entry<'_>),
+) -> Result<End> {
+    let name = FileName::Wal(source.number);
+    let label = storage.label(name);
+    let file = storage
+        .open(name, Access::Write)
+        .await
+        .map_err(|error| Error::io(format!("open {label}"), error))?;
+    let identity = owner.identity(Kind::Wal, source.number);
+    let end = replay_records(&file, &label, identity, source.file_bytes, source.until, |offset, payload| {
+        let corruption = |reason: CorruptionReason| Error::corruption(&label, offset, reason);
+        // Looked at before any write is visited: a group is in whole or not at all.
+        let expected = *next;
+        let mut in_order = true;
+        let (first, count) = decode_group(payload, |entry| {
+            in_order = in_order && expected <= entry.seqno;
+            if in_order {
+                visit(entry);
+            }
+        })
+        .map_err(corruption)?;
+        if first != expected {
+            return Err(Error::corruption(
+                &label,
+                offset,
+                format_args!(
+                    "the group starts with write {}, and write {} must come next: writes are missing",
+                    first.0, expected.0
+                ),
+            ));
+        }
+        *next = SeqNo(first.0 + u64::from(count));
+        Ok(())
+    })
+    .await?;
+    file.sync().await.map_err(|error| Error::io(format!("sync {label} after its replay"), error))?;
+    Ok(end)
+}
