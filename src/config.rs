@@ -8,8 +8,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::BLOCK_BYTES;
 
+/// Alignment of offsets, lengths and memory of every transfer; what O_DIRECT needs on every device we know.
+pub const BLOCK_BYTES: usize = 4096;
+/// The unit that a device writes whole or not at all.
+pub const SECTOR_BYTES: usize = 512;
 /// Longest key.
 pub const KEY_BYTES_MAX: usize = 16_384;
 /// Longest value that `--max-value-size` may allow. A value is held a few times over while it is written
@@ -153,10 +156,9 @@ impl Config {
             "--max-value-size must be 1B to 256MiB".into(),
         )?;
         check(0 < self.connections_max, "--max-connections must be at least 1".into())?;
-        for (flag, interval) in [
-            ("--flush-interval", self.flush_interval),
-            ("--compaction-interval", self.compaction_interval),
-        ] {
+        for (flag, interval) in
+            [("--flush-interval", self.flush_interval), ("--compaction-interval", self.compaction_interval)]
+        {
             check(Duration::from_millis(10) <= interval, format!("{flag} must be at least 10ms"))?;
         }
         Ok(())

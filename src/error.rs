@@ -157,8 +157,10 @@ mod tests {
 
     #[test]
     fn a_full_disk_has_its_own_kind_and_the_sentence_names_the_attempt() {
-        let error =
-            Error::io("write 4096 bytes at offset 0 of 000001.sst", io::Error::from_raw_os_error(libc::ENOSPC));
+        let error = Error::io(
+            "write 4096 bytes at offset 0 of 000001.sst",
+            io::Error::from_raw_os_error(libc::ENOSPC),
+        );
         assert_eq!(error.kind(), ErrorKind::DiskFull);
         assert_eq!(
             error.to_string(),

@@ -219,10 +219,7 @@ impl Memtable {
 
     fn compare(&self, node: u32, prefix: u64, key: &[u8], seqno: SeqNo) -> Ordering {
         let node = self.nodes.get(node);
-        node.prefix
-            .cmp(&prefix)
-            .then_with(|| self.key(node).cmp(key))
-            .then_with(|| seqno.cmp(&node.seqno))
+        node.prefix.cmp(&prefix).then_with(|| self.key(node).cmp(key)).then_with(|| seqno.cmp(&node.seqno))
     }
 
     fn link(&self, node: u32, level: usize) -> u32 {

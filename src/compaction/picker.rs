@@ -145,8 +145,7 @@ mod tests {
 
     fn check(files: &[(usize, crate::sst::SstMeta)], expected: Option<(usize, &[u64], &[u64])>) {
         let picked = pick(&version(files), &LIMITS);
-        let numbers =
-            |files: &[SharedMeta]| files.iter().map(|file| file.number.0).collect::<Vec<_>>();
+        let numbers = |files: &[SharedMeta]| files.iter().map(|file| file.number.0).collect::<Vec<_>>();
         let picked = picked.map(|c| (c.level, numbers(&c.inputs), numbers(&c.overlapping)));
         assert_eq!(picked, expected.map(|(level, a, b)| (level, a.to_vec(), b.to_vec())));
     }
@@ -160,7 +159,8 @@ mod tests {
     #[test]
     fn k1_k2_l0_goes_whole_with_all_that_overlaps_below() {
         let l0 = |number| (0, meta(number, "b", "m", 10));
-        let mut files = vec![l0(3), l0(4), l0(5), l0(6), (1, meta(1, "a", "b", 10)), (1, meta(2, "n", "z", 10))];
+        let mut files =
+            vec![l0(3), l0(4), l0(5), l0(6), (1, meta(1, "a", "b", 10)), (1, meta(2, "n", "z", 10))];
         check(&files, Some((0, &[6, 5, 4, 3], &[1])));
         files.extend((7..20).map(l0));
         let oldest: Vec<u64> = (3..15).rev().collect();
@@ -205,6 +205,9 @@ mod tests {
     fn debt_counts_what_is_over_the_limits() {
         let limits = &LIMITS;
         assert_eq!(debt_bytes(&version(&[(1, meta(1, "a", "b", 900))]), limits), 0);
-        assert_eq!(debt_bytes(&version(&[(1, meta(1, "a", "b", 1_500)), (2, meta(2, "a", "b", 10_500))]), limits), 1_000);
+        assert_eq!(
+            debt_bytes(&version(&[(1, meta(1, "a", "b", 1_500)), (2, meta(2, "a", "b", 10_500))]), limits),
+            1_000
+        );
     }
 }

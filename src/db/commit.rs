@@ -127,7 +127,8 @@ impl<F: File> CommitQueue<F> {
             .back()
             .is_some_and(|group| Rc::ptr_eq(&group.wal, wal) && group.builder.bytes() < GROUP_BYTES_MAX);
         if !joins {
-            let buffer = self.buffers.borrow_mut().pop().unwrap_or_else(|| AlignedBuf::with_capacity(16 << 10));
+            let buffer =
+                self.buffers.borrow_mut().pop().unwrap_or_else(|| AlignedBuf::with_capacity(16 << 10));
             let builder = wal.begin_group(buffer, seqno);
             groups.push_back(CommitGroup { wal: wal.clone(), builder, outcome: Rc::default() });
             self.arrived.notify_one();

@@ -226,6 +226,11 @@ impl<S: Storage> Db<S> {
         self.note(result)
     }
 
+    /// Refuses writes from now on, and makes a compaction in progress give up.
+    pub fn begin_close(&self) {
+        self.0.closing.set(true);
+    }
+
     /// The clean stop: refuses writes, commits what waits, flushes everything, leaves an empty WAL. The caller
     /// has stopped the background futures, and no request is in flight.
     ///
@@ -233,7 +238,7 @@ impl<S: Storage> Db<S> {
     /// Any; what was acknowledged is in the WAL then, and the next open replays it.
     pub async fn close(&self, mut watch: impl FnMut(CloseStep)) -> Result<()> {
         let inner = &*self.0;
-        inner.closing.set(true);
+        self.begin_close();
         while !inner.queue.is_empty() {
             self.commit_next().await?;
         }

@@ -40,8 +40,9 @@ use std::rc::Rc;
 use quick_cache::unsync::Cache;
 use tokio::sync::{Mutex, Notify};
 
-pub use self::commit::Ticket;
 use self::commit::CommitQueue;
+pub use self::commit::Ticket;
+pub use self::flush::CloseStep;
 pub use self::read::{Lookup, Progress};
 pub use self::recovery::Recovered;
 use self::stall::{Backlog, FROZEN_MAX, Pressure};
@@ -387,10 +388,6 @@ impl<S: Storage> Db<S> {
 
 impl LoggedMemtable {
     fn new<F: crate::storage::File>(wal: &Wal<F>) -> Self {
-        Self {
-            memtable: RefCell::new(Memtable::new()),
-            wal: wal.number(),
-            wal_bytes: wal.capacity(),
-        }
+        Self { memtable: RefCell::new(Memtable::new()), wal: wal.number(), wal_bytes: wal.capacity() }
     }
 }

@@ -51,6 +51,16 @@ pub struct Recovered {
     pub leftovers: u64,
 }
 
+impl Recovered {
+    /// Adds what another shard found.
+    pub fn add(&mut self, other: &Self) {
+        self.writes += other.writes;
+        self.wal_bytes += other.wal_bytes;
+        self.torn_bytes += other.torn_bytes;
+        self.leftovers += other.leftovers;
+    }
+}
+
 impl<S: Storage> Db<S> {
     /// Creates the shard in a directory that may hold leftovers of a creation that did not finish.
     ///
@@ -71,8 +81,11 @@ impl<S: Storage> Db<S> {
             let message = format!("{} is missing: the shard was here", storage.label(FileName::Current));
             return Err(Error::new(ErrorKind::Corruption, message));
         };
-        let files: BTreeMap<FileName, u64> =
-            storage.list().map_err(|error| Error::io("list the files of the shard", error))?.into_iter().collect();
+        let files: BTreeMap<FileName, u64> = storage
+            .list()
+            .map_err(|error| Error::io("list the files of the shard", error))?
+            .into_iter()
+            .collect();
         check_presence(&storage, &state, &files)?;
         let sizes = |number| files.get(&FileName::Wal(number)).copied().unwrap_or_default();
         let wals = state.wals.iter().map(|(&number, &until)| (number, sizes(number), until)).collect();
@@ -102,7 +115,8 @@ impl<S: Storage> Db<S> {
                 tracing::warn!(file, offset = end.offset, bytes = end.torn_bytes, %reason, "cut a torn commit group");
                 recovered.torn_bytes += end.torn_bytes;
             }
-            if state.clean_wal == Some(number) && memtable.entries() == 0 && file_bytes == config.wal_bytes() {
+            if state.clean_wal == Some(number) && memtable.entries() == 0 && file_bytes == config.wal_bytes()
+            {
                 ready = Some(Wal::open_empty(&storage, owner, number, file_bytes).await?);
                 continue;
             }
@@ -147,10 +161,7 @@ impl<S: Storage> Db<S> {
             next: Cell::new(next),
             visible: Cell::new(SeqNo(next.0 - 1)),
             queue: CommitQueue::new(),
-            active: RefCell::new(Active {
-                logged: Rc::new(LoggedMemtable::new(&wal)),
-                wal: Rc::new(wal),
-            }),
+            active: RefCell::new(Active { logged: Rc::new(LoggedMemtable::new(&wal)), wal: Rc::new(wal) }),
             frozen: RefCell::new(frozen),
             spare: RefCell::new(None),
             spare_coming: Cell::new(false),

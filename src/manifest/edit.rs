@@ -90,7 +90,9 @@ impl VersionEdit {
                 5 => edit.add_ssts.push((level(&mut reader)?, Rc::new(SstMeta::decode(&mut reader)?))),
                 6 => edit.remove_ssts.push((level(&mut reader)?, FileNumber(reader.varint()?))),
                 7 => edit.clean_wal = Some(FileNumber(reader.varint()?)),
-                _ => return Err(CorruptionReason("a field of the version edit is not known to this version")),
+                _ => {
+                    return Err(CorruptionReason("a field of the version edit is not known to this version"));
+                }
             }
         }
         Ok(edit)

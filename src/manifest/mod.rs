@@ -130,19 +130,18 @@ pub async fn load<S: Storage>(storage: &S, owner: Owner) -> Result<Option<State>
         let message = format!("{label} is missing, and {} names it", storage.label(FileName::Current));
         return Err(Error::new(ErrorKind::Corruption, message));
     };
-    let file = storage
-        .open(name, Access::Read)
-        .await
-        .map_err(|error| Error::io(format!("open {label}"), error))?;
+    let file =
+        storage.open(name, Access::Read).await.map_err(|error| Error::io(format!("open {label}"), error))?;
     let mut state: Option<State> = None;
-    let end = replay(&file, &label, owner.identity(Kind::Manifest, number), *bytes, None, |offset, payload| {
-        let next = VersionEdit::decode(payload)
-            .and_then(|edit| state.take().unwrap_or_default().apply(&edit))
-            .map_err(|reason| Error::corruption(&label, offset, reason))?;
-        state = Some(next);
-        Ok(())
-    })
-    .await?;
+    let end =
+        replay(&file, &label, owner.identity(Kind::Manifest, number), *bytes, None, |offset, payload| {
+            let next = VersionEdit::decode(payload)
+                .and_then(|edit| state.take().unwrap_or_default().apply(&edit))
+                .map_err(|reason| Error::corruption(&label, offset, reason))?;
+            state = Some(next);
+            Ok(())
+        })
+        .await?;
     if let Some(reason) = end.torn_reason {
         tracing::warn!(file = label, offset = end.offset, bytes = end.torn_bytes, %reason, "cut a torn version edit");
     }
@@ -191,8 +190,7 @@ impl<S: Storage> Manifest<S> {
                 return Err(error);
             }
         };
-        let current =
-            encode_single(&number.0.to_le_bytes(), owner.identity(Kind::Current, FileNumber(0)), 0);
+        let current = encode_single(&number.0.to_le_bytes(), owner.identity(Kind::Current, FileNumber(0)), 0);
         write_file_atomically(&storage, FileName::CurrentTemporary, FileName::Current, current)
             .await
             .map_err(|error| error.with_kind(ErrorKind::Poisoned))?; // V3
@@ -268,8 +266,7 @@ mod tests {
                     storage.set_fault(Some(Fault { operation, errno: libc::EIO, for_ever: true }));
                     let mut done = Vec::new();
                     let run = async {
-                        let mut manifest =
-                            Manifest::create(storage.clone(), OWNER, State::default()).await?;
+                        let mut manifest = Manifest::create(storage.clone(), OWNER, State::default()).await?;
                         done.push(0);
                         for number in 1..4 {
                             manifest.append(&wal(number)).await?;
@@ -286,7 +283,10 @@ mod tests {
                             (Some(state), last) => {
                                 let found = state.wals.len() as u64;
                                 let last = last.copied().unwrap_or(0);
-                                assert!(found == last || found == last + 1, "seed {seed} operation {operation}");
+                                assert!(
+                                    found == last || found == last + 1,
+                                    "seed {seed} operation {operation}"
+                                );
                             }
                         }
                     }

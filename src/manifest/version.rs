@@ -117,7 +117,8 @@ pub(crate) mod tests {
 
     #[test]
     fn n1_n2_edits_that_break_the_order_are_refused() {
-        let base = version(&[(0, meta(3, "a", "z", 1)), (1, meta(1, "a", "f", 1)), (1, meta(2, "k", "p", 1))]);
+        let base =
+            version(&[(0, meta(3, "a", "z", 1)), (1, meta(1, "a", "f", 1)), (1, meta(2, "k", "p", 1))]);
         let add = |level, file| {
             let add_ssts = vec![(level, Rc::new(file))];
             base.apply(&VersionEdit { add_ssts, ..VersionEdit::default() })
@@ -136,7 +137,8 @@ pub(crate) mod tests {
 
     #[test]
     fn a_key_has_at_most_one_file_per_level() {
-        let version = version(&[(1, meta(1, "b", "f", 1)), (1, meta(2, "k", "p", 1)), (3, meta(4, "a", "z", 1))]);
+        let version =
+            version(&[(1, meta(1, "b", "f", 1)), (1, meta(2, "k", "p", 1)), (3, meta(4, "a", "z", 1))]);
         let number = |key: &str| version.file_for(1, key.as_bytes()).map(|file| file.number.0);
         assert_eq!(
             ["a", "b", "f", "g", "k", "p", "q"].map(number),

@@ -103,10 +103,8 @@ impl<F: File> RecordFile<F> {
         file.write_at(head, 0).await.0.map_err(|error| Error::io(attempt("write the head of"), error))?;
         file.sync().await.map_err(|error| Error::io(attempt("sync the head of"), error))?;
         storage.sync_dir().await.map_err(|error| Error::io(attempt("sync the directory of"), error))?;
-        let file = storage
-            .open(name, Access::Overwrite)
-            .await
-            .map_err(|error| Error::io(attempt("open"), error))?;
+        let file =
+            storage.open(name, Access::Overwrite).await.map_err(|error| Error::io(attempt("open"), error))?;
         Ok(Self::at_start(file, label, identity, capacity))
     }
 
@@ -231,7 +229,9 @@ pub async fn replay<F: File>(
         let (reason, claimed) = match flaw {
             Flaw::Absent(reason) => (reason, 0),
             Flaw::Damaged { reason, bytes } => (reason, bytes),
-            Flaw::Incomplete { bytes } => (CorruptionReason("the record runs past the end of the file"), bytes),
+            Flaw::Incomplete { bytes } => {
+                (CorruptionReason("the record runs past the end of the file"), bytes)
+            }
         };
         if until.is_some() {
             return Err(Error::corruption(label, offset, reason));
@@ -339,7 +339,10 @@ mod tests {
 
     /// Payloads of many lengths: records that share a block, fill one, and span several.
     fn payloads() -> Vec<Vec<u8>> {
-        [1, 400, 456, 457, 3_000, 9_000, 5, 4_040].iter().map(|&n: &usize| vec![n.to_le_bytes()[0]; n]).collect()
+        [1, 400, 456, 457, 3_000, 9_000, 5, 4_040]
+            .iter()
+            .map(|&n: &usize| vec![n.to_le_bytes()[0]; n])
+            .collect()
     }
 
     #[test]

@@ -247,7 +247,13 @@ impl RecordBuilder {
 
     /// Completes the record: `front` are the bytes of its first block before it. Returns the whole blocks to
     /// write, the offset to write them at, and the checksum.
-    fn finish(mut self, front: &[u8], identity: Identity, chain: u32, durable: u64) -> (AlignedBuf, u64, u32) {
+    fn finish(
+        mut self,
+        front: &[u8],
+        identity: Identity,
+        chain: u32,
+        durable: u64,
+    ) -> (AlignedBuf, u64, u32) {
         let at = self.front();
         assert_eq!(front.len(), at); // R1
         let payload_bytes = self.payload_bytes();

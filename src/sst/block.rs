@@ -332,12 +332,7 @@ pub fn seek(payload: &[u8], key: &[u8]) -> Result<Option<Located>, CorruptionRea
             let rest = key.get(entry.shared..).unwrap_or_default();
             if entry.shared < matched || rest <= entry.suffix {
                 let exact = entry.shared == matched && entry.shared <= key.len() && rest == entry.suffix;
-                return Ok(Some(Located {
-                    exact,
-                    kind: entry.kind,
-                    seqno: entry.seqno,
-                    value: entry.value,
-                }));
+                return Ok(Some(Located { exact, kind: entry.kind, seqno: entry.seqno, value: entry.value }));
             }
             matched = entry.shared + common_prefix(rest, entry.suffix);
         }
@@ -484,7 +479,8 @@ mod tests {
 
     #[test]
     fn a_frame_round_trips_and_every_flipped_bit_is_seen() {
-        for payload in [vec![7; 100], vec![7; 20_000], (0..20_000_u32).map(|n| n.to_le_bytes()[1]).collect()] {
+        for payload in [vec![7; 100], vec![7; 20_000], (0..20_000_u32).map(|n| n.to_le_bytes()[1]).collect()]
+        {
             let mut out = AlignedBuf::with_capacity(0);
             let (handle, _) = put_frame(&mut out, BlockKind::Data, &payload, IDENTITY, 8192);
             assert_eq!((out.len(), frame_bytes(&out)), (handle.bytes as usize, Ok(u64::from(handle.bytes))));

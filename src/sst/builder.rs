@@ -44,10 +44,7 @@ impl<F: File> SstBuilder<F> {
     pub async fn create<S: Storage<File = F>>(storage: &S, identity: Identity) -> Result<Self> {
         let name = FileName::Sst(identity.file);
         let label = storage.label(name);
-        let file = storage
-            .create(name)
-            .await
-            .map_err(|error| Error::io(format!("create {label}"), error))?;
+        let file = storage.create(name).await.map_err(|error| Error::io(format!("create {label}"), error))?;
         Ok(Self {
             file,
             label,

@@ -33,7 +33,9 @@ impl BlockCache {
     /// An empty cache that holds at most `bytes_max`.
     pub fn new(bytes_max: usize) -> Self {
         let options = OptionsBuilder::new()
-            .estimated_items_capacity((bytes_max / (crate::storage::BLOCK_BYTES + ENTRY_OVERHEAD_BYTES)).max(16))
+            .estimated_items_capacity(
+                (bytes_max / (crate::storage::BLOCK_BYTES + ENTRY_OVERHEAD_BYTES)).max(16),
+            )
             .weight_capacity(bytes_max as u64)
             .build()
             .expect("both capacities are given");

@@ -102,9 +102,7 @@ impl SstMeta {
 
     /// Appends all fields.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        for number in
-            [self.number.0, self.bytes, self.first.0, self.last.0, self.entries, self.tombstones]
-        {
+        for number in [self.number.0, self.bytes, self.first.0, self.last.0, self.entries, self.tombstones] {
             put_varint(out, number);
         }
         put_bytes(out, &self.smallest);

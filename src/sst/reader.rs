@@ -229,8 +229,7 @@ impl<F: File> Scanner<F> {
     }
 
     fn window_holds(&self, bytes: usize) -> bool {
-        self.window_at <= self.next
-            && self.next + bytes as u64 <= self.window_at + self.window.len() as u64
+        self.window_at <= self.next && self.next + bytes as u64 <= self.window_at + self.window.len() as u64
     }
 
     async fn fill(&mut self, bytes: usize) -> Result<()> {

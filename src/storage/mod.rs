@@ -27,13 +27,9 @@ use std::io;
 
 pub use buffer::AlignedBuf;
 
+pub use crate::config::{BLOCK_BYTES, SECTOR_BYTES};
 use crate::error::{Error, Result};
 use crate::file_name::FileName;
-
-/// Alignment of offsets, lengths and memory of every transfer; what O_DIRECT needs on every device we know.
-pub const BLOCK_BYTES: usize = 4096;
-/// The unit that a device writes whole or not at all.
-pub const SECTOR_BYTES: usize = 512;
 
 /// What an open file is for; an implementation may pick flags by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,8 +118,7 @@ pub async fn write_file_atomically<S: Storage>(
 /// Reads a whole file that is at most `bytes_max` long; the rest of a longer one is left out.
 pub async fn read_file<S: Storage>(storage: &S, name: FileName, bytes_max: usize) -> Result<AlignedBuf> {
     let attempt = |what: &str| format!("{what} {}", storage.label(name));
-    let file =
-        storage.open(name, Access::Read).await.map_err(|error| Error::io(attempt("open"), error))?;
+    let file = storage.open(name, Access::Read).await.map_err(|error| Error::io(attempt("open"), error))?;
     let (result, mut buffer) = file.read_at(AlignedBuf::zeroed(bytes_max), 0).await;
     let count = result.map_err(|error| Error::io(attempt("read"), error))?;
     buffer.truncate(count);

@@ -130,7 +130,8 @@ mod tests {
         payload.extend_from_slice(&[2, 0, 0, 0, 1, 1, 1, b'k', b'v', 0, 4, 0]);
         payload.extend_from_slice(b"gone");
         let mut seen = Vec::new();
-        let result = decode_group(&payload, |e| seen.push((e.key.to_vec(), e.seqno.0, e.kind, e.value.to_vec())));
+        let result =
+            decode_group(&payload, |e| seen.push((e.key.to_vec(), e.seqno.0, e.kind, e.value.to_vec())));
         assert_eq!(result, Ok((SeqNo(10), 2)));
         assert_eq!(seen[1], (b"gone".to_vec(), 11, ValueKind::Tombstone, vec![]));
         for length in 0..payload.len() {

@@ -33,10 +33,8 @@ pub async fn replay<S: Storage>(
 ) -> Result<End> {
     let name = FileName::Wal(source.number);
     let label = storage.label(name);
-    let file = storage
-        .open(name, Access::Write)
-        .await
-        .map_err(|error| Error::io(format!("open {label}"), error))?;
+    let file =
+        storage.open(name, Access::Write).await.map_err(|error| Error::io(format!("open {label}"), error))?;
     let identity = owner.identity(Kind::Wal, source.number);
     let end = replay_records(&file, &label, identity, source.file_bytes, source.until, |offset, payload| {
         let corruption = |reason: CorruptionReason| Error::corruption(&label, offset, reason);

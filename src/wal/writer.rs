@@ -83,7 +83,8 @@ impl<F: File> Wal<F> {
 
     /// Whether a write of `bytes` (with its overhead) still fits, in a group of its own if need be.
     pub fn has_room(&self, bytes: usize) -> bool {
-        self.reserved.get() + record_bytes(bytes) as u64 + crate::storage::SECTOR_BYTES as u64 <= self.capacity()
+        self.reserved.get() + record_bytes(bytes) as u64 + crate::storage::SECTOR_BYTES as u64
+            <= self.capacity()
     }
 
     /// Begins the next group.

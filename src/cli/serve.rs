@@ -1,0 +1,86 @@
+//! `ringkeep serve`: flags → [`Config`] → server.
+
+use std::io::Write;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::Args;
+
+use crate::config::{Config, MEMTABLE_BYTES_DEFAULT, SyncMode, VALUE_BYTES_DEFAULT};
+use crate::error::Result;
+use crate::{host, server};
+
+/// Sizes are written as in 64MiB or 1.5GB, durations as in 100ms or 5m.
+#[derive(Debug, Args)]
+pub(super) struct Serve {
+    /// Address and port; port 0 takes a free one
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8080", value_parser = address)]
+    listen: SocketAddr,
+    /// Where the data is; made if it is not there
+    #[arg(long, value_name = "DIR", default_value = "./ringkeep-data")]
+    data_dir: PathBuf,
+    /// Shards of a new store; an existing one knows its own number [default: as many as threads]
+    #[arg(long, value_name = "N")]
+    shards: Option<u16>,
+    /// Threads, each pinned to a processor [default: the processors that may be used]
+    #[arg(long, value_name = "N")]
+    threads: Option<u16>,
+    /// When a write is acknowledged: `always` after its sync, a DURATION or `never` before
+    #[arg(long, value_name = "always|DURATION|never", default_value = "always")]
+    sync: SyncMode,
+    /// Bytes of new writes that a shard keeps in memory before it flushes them
+    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(MEMTABLE_BYTES_DEFAULT as u64))]
+    memtable_size: ByteSize,
+    /// Bytes of blocks kept in memory, all shards together [default: a quarter of the memory]
+    #[arg(long, value_name = "SIZE")]
+    cache_size: Option<ByteSize>,
+    /// New writes are flushed at least this often
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration)]
+    flush_interval: Duration,
+    /// Whether to compact is checked at least this often
+    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = humantime::parse_duration)]
+    compaction_interval: Duration,
+    /// Longest value that is taken
+    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(VALUE_BYTES_DEFAULT as u64))]
+    max_value_size: ByteSize,
+    /// Most connections at a time; the limit on open files may allow fewer
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    max_connections: usize,
+    /// How long a stop waits for requests in flight
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
+    drain_timeout: Duration,
+}
+
+fn address(text: &str) -> std::result::Result<SocketAddr, String> {
+    let mut addresses = text.to_socket_addrs().map_err(|error| error.to_string())?;
+    addresses.next().ok_or_else(|| "the name has no address".into())
+}
+
+impl Serve {
+    pub(super) fn run(self) -> Result<()> {
+        let bytes = |size: ByteSize| usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
+        let config = Config {
+            listen: self.listen,
+            data_dir: self.data_dir,
+            shards: self.shards,
+            threads: self.threads,
+            sync: self.sync,
+            memtable_bytes: bytes(self.memtable_size),
+            cache_bytes: self
+                .cache_size
+                .map_or_else(|| usize::try_from(host::memory_bytes() / 4).unwrap_or(usize::MAX), bytes),
+            flush_interval: self.flush_interval,
+            compaction_interval: self.compaction_interval,
+            value_bytes_max: bytes(self.max_value_size),
+            connections_max: self.max_connections,
+            drain_timeout: self.drain_timeout,
+        };
+        server::run(config, |address| {
+            let mut output = std::io::stdout().lock();
+            // A closed standard output does not keep the server from serving.
+            let _ = writeln!(output, "listening on http://{address}").and_then(|()| output.flush());
+        })
+    }
+}

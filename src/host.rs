@@ -1,0 +1,180 @@
+//! What the host offers: processors, memory, descriptors, a ring. Asked once, at start, through std and rustix.
+//!
+//! Owns: the limits that the process really has (affinity, cgroup), and one sentence for each reason why the
+//! kernel may refuse a ring. Knows nothing of the server.
+
+use std::io;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Submission queue entries of a ring. Pushing never has to wait for the kernel below this many operations
+/// started in one turn of the loop.
+const RING_ENTRIES: u32 = 1024;
+/// Completions that may be outstanding: several times the submissions, so that the kernel never has to buffer
+/// them on its side.
+const RING_COMPLETIONS: u32 = 4 * RING_ENTRIES;
+
+/// The flags of a ring: task work without interrupts, and from one thread only; measured at a third less CPU a
+/// request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RingFlags {
+    /// COOP_TASKRUN, SINGLE_ISSUER, TASKRUN_FLAG: Linux 6.0.
+    Cooperative,
+    /// None, for older kernels.
+    Plain,
+}
+
+impl RingFlags {
+    /// How a runtime with such a ring is built.
+    pub fn builder(self) -> tokio_uring::Builder {
+        let mut uring = tokio_uring::uring_builder();
+        uring.setup_cqsize(RING_COMPLETIONS);
+        if self == Self::Cooperative {
+            uring.setup_coop_taskrun().setup_single_issuer().setup_taskrun_flag();
+        }
+        let mut builder = tokio_uring::builder();
+        builder.entries(RING_ENTRIES).uring_builder(&uring);
+        builder
+    }
+}
+
+/// Makes a ring and lets it go, to see whether the system allows it, and with which flags.
+///
+/// # Errors
+/// `Configuration`, with the cause and the fix.
+pub fn probe_ring() -> Result<RingFlags> {
+    let attempt = |flags: RingFlags| {
+        let mut uring = tokio_uring::uring_builder();
+        uring.setup_cqsize(RING_COMPLETIONS);
+        if flags == RingFlags::Cooperative {
+            uring.setup_coop_taskrun().setup_single_issuer().setup_taskrun_flag();
+        }
+        uring.build(RING_ENTRIES).map(|_| flags)
+    };
+    attempt(RingFlags::Cooperative)
+        .or_else(|error| match error.raw_os_error() {
+            Some(libc::EINVAL) => attempt(RingFlags::Plain),
+            _ => Err(error),
+        })
+        .map_err(|error| Error::new(ErrorKind::Configuration, verdict(&error)))
+}
+
+/// Why there is no ring, and what to do about it.
+fn verdict(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => {
+            let setting = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
+            match setting.trim() {
+                level @ ("1" | "2") => format!(
+                    "io_uring is disabled on this host: the sysctl kernel.io_uring_disabled is {level}; set it to 0 \
+                     (sysctl -w kernel.io_uring_disabled=0)"
+                ),
+                _ => "io_uring is denied to this process (EPERM), most likely by the seccomp profile of its \
+                      container: allow io_uring_setup, io_uring_enter and io_uring_register there (docker run \
+                      --security-opt seccomp=PROFILE)"
+                    .into(),
+            }
+        }
+        Some(libc::ENOSYS) => "this kernel has no io_uring, or a seccomp profile hides it (ENOSYS): Linux 5.19 or \
+                               later is needed, with io_uring_setup, io_uring_enter and io_uring_register allowed"
+            .into(),
+        Some(libc::EINVAL) => "this kernel refuses even a plain ring (EINVAL): Linux 5.19 or later is needed".into(),
+        Some(libc::ENOMEM) => {
+            let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock);
+            let show = |limit: Option<u64>| limit.map_or("unlimited".into(), |bytes| format!("{bytes} bytes"));
+            format!(
+                "there is no memory for a ring (ENOMEM); the limit on locked memory is {} (hard: {}): raise it \
+                 (ulimit -l, LimitMEMLOCK= in a systemd unit)",
+                show(limit.current),
+                show(limit.maximum)
+            )
+        }
+        _ => format!("the kernel refuses a ring: {error}"),
+    }
+}
+
+/// The processors that this process may use, in order; at least one.
+pub fn processors() -> Vec<usize> {
+    let Ok(set) = rustix::thread::sched_getaffinity(None) else { return vec![0] };
+    let allowed: Vec<usize> =
+        (0..rustix::thread::CpuSet::MAX_CPU).filter(|&processor| set.is_set(processor)).collect();
+    if allowed.is_empty() { vec![0] } else { allowed }
+}
+
+/// How many of them are worth a thread: a cgroup may allow less time than the affinity allows processors.
+pub fn parallelism() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// Keeps the calling thread on one processor.
+///
+/// # Errors
+/// `Io`, if the processor went away.
+pub fn pin(processor: usize) -> Result<()> {
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(processor);
+    rustix::thread::sched_setaffinity(None, &set)
+        .map_err(|error| Error::io(format!("pin a thread to processor {processor}"), error.into()))
+}
+
+/// Bytes of memory that the process may use: the least of the machine's and of its cgroups' limits.
+pub fn memory_bytes() -> u64 {
+    let info = rustix::system::sysinfo();
+    let total = (info.totalram as u64).saturating_mul(u64::from(info.mem_unit));
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    groups.lines().filter_map(group_memory_bytes).fold(total, u64::min)
+}
+
+/// The limit of one line of `/proc/self/cgroup` (`id:controllers:path`), its parents' counted.
+fn group_memory_bytes(line: &str) -> Option<u64> {
+    let mut fields = line.splitn(3, ':');
+    let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+    let (root, file) = if controllers.is_empty() {
+        ("/sys/fs/cgroup", "memory.max")
+    } else if controllers.split(',').any(|controller| controller == "memory") {
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+    } else {
+        return None;
+    };
+    // In a container the path may be one of the host; the root then has the limit.
+    let ancestors = std::path::Path::new(path.trim_start_matches('/')).ancestors();
+    ancestors
+        .filter_map(|group| std::fs::read_to_string(std::path::Path::new(root).join(group).join(file)).ok())
+        .filter_map(|limit| limit.trim().parse().ok())
+        .min()
+}
+
+/// Raises the limit on open files as far as it goes, and returns it.
+pub fn raise_open_files() -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    // The kernel may refuse; then the old limit is in force.
+    let effective = if setrlimit(Resource::Nofile, raised).is_ok() { limit.maximum } else { limit.current };
+    effective.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_of_a_ring_has_a_cause_and_a_fix() {
+        for (errno, words) in [
+            (libc::EPERM, ["io_uring", "seccomp"]),
+            (libc::ENOSYS, ["Linux 5.19", "seccomp"]),
+            (libc::EINVAL, ["Linux 5.19", "ring"]),
+            (libc::ENOMEM, ["LimitMEMLOCK", "bytes"]),
+        ] {
+            let verdict = verdict(&io::Error::from_raw_os_error(errno));
+            assert!(words.iter().all(|word| verdict.contains(word)), "{verdict}");
+        }
+    }
+
+    #[test]
+    fn the_host_has_a_processor_and_memory() {
+        assert!(!processors().is_empty() && 0 < parallelism());
+        assert!(1 << 20 < memory_bytes());
+        assert_eq!(group_memory_bytes("nonsense"), None);
+    }
+}

@@ -1,0 +1,178 @@
+//! Chunked bodies, unpacked as they arrive (RFC 9112, 7.1). Pure.
+
+use super::{Refusal, Status};
+
+/// Longest line with the size of a chunk; extensions are passed over.
+const SIZE_LINE_BYTES_MAX: usize = 256;
+/// Longest trailer section; it is passed over.
+const TRAILER_BYTES_MAX: usize = 8 << 10;
+
+/// The refusal of a body over its limit.
+pub const BODY_TOO_LONG: Refusal =
+    Refusal::new(Status::PayloadTooLarge, "the request body is longer than a value may be");
+const MALFORMED: Refusal = Refusal::new(Status::BadRequest, "the chunked request body is malformed");
+
+/// Unpacks one body.
+#[derive(Debug, Default)]
+pub struct Chunked {
+    body: Vec<u8>,
+    state: State,
+    trailer_bytes: usize,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Before the size of a chunk.
+    #[default]
+    Size,
+    /// Within a chunk, with so many bytes to come.
+    Data(usize),
+    /// Before the CR LF behind a chunk.
+    DataEnd,
+    /// Behind the last chunk.
+    Trailer,
+    /// Complete.
+    Done,
+}
+
+impl Chunked {
+    /// Takes what it can from the front of `bytes` and returns how much that was. Call it again with the rest
+    /// and more behind it.
+    ///
+    /// # Errors
+    /// 400 for a malformed body, 413 for one over `bytes_max`.
+    pub fn take(&mut self, bytes: &[u8], bytes_max: usize) -> Result<usize, Refusal> {
+        let mut at = 0;
+        loop {
+            let rest = &bytes[at..];
+            match self.state {
+                State::Size => {
+                    let Some(line) = line(rest, SIZE_LINE_BYTES_MAX)? else { return Ok(at) };
+                    let size = chunk_size(line)?;
+                    if bytes_max - self.body.len() < size {
+                        return Err(BODY_TOO_LONG);
+                    }
+                    at += line.len() + 2;
+                    self.state = if size == 0 { State::Trailer } else { State::Data(size) };
+                }
+                State::Data(left) => {
+                    let count = left.min(rest.len());
+                    self.body.extend_from_slice(&rest[..count]);
+                    at += count;
+                    if count < left {
+                        self.state = State::Data(left - count);
+                        return Ok(at);
+                    }
+                    self.state = State::DataEnd;
+                }
+                State::DataEnd => {
+                    let Some(end) = rest.get(..2) else { return Ok(at) };
+                    if end != b"\r\n" {
+                        return Err(MALFORMED);
+                    }
+                    at += 2;
+                    self.state = State::Size;
+                }
+                State::Trailer => {
+                    let Some(line) = line(rest, TRAILER_BYTES_MAX)? else { return Ok(at) };
+                    at += line.len() + 2;
+                    self.trailer_bytes += line.len() + 2;
+                    if line.is_empty() {
+                        self.state = State::Done;
+                    } else if TRAILER_BYTES_MAX < self.trailer_bytes {
+                        return Err(MALFORMED);
+                    }
+                }
+                State::Done => return Ok(at),
+            }
+        }
+    }
+
+    /// Whether the body is complete.
+    pub fn is_done(&self) -> bool {
+        self.state == State::Done
+    }
+
+    /// The body so far.
+    pub fn body(&self) -> &[u8] {
+        &self.body
+    }
+}
+
+/// The line at the front of `bytes`, without its CR LF; `None` if it has not arrived whole.
+fn line(bytes: &[u8], bytes_max: usize) -> Result<Option<&[u8]>, Refusal> {
+    match memchr::memchr(b'\n', bytes) {
+        Some(end) if bytes_max < end => Err(MALFORMED),
+        Some(end) => match bytes[..end].split_last() {
+            Some((b'\r', line)) if !line.contains(&b'\r') => Ok(Some(line)),
+            _ => Err(MALFORMED),
+        },
+        None if bytes_max < bytes.len() => Err(MALFORMED),
+        None => Ok(None),
+    }
+}
+
+fn chunk_size(line: &[u8]) -> Result<usize, Refusal> {
+    let digits = line.split(|byte| *byte == b';').next().unwrap_or_default();
+    // An extension may be set off by blanks; a size may not have any else.
+    let digits = if digits.len() < line.len() { digits.trim_ascii_end() } else { digits };
+    if digits.is_empty() || 15 < digits.len() {
+        return Err(MALFORMED);
+    }
+    digits.iter().try_fold(0, |size: usize, byte| {
+        let digit = char::from(*byte).to_digit(16).ok_or(MALFORMED)?;
+        Ok(size * 16 + digit as usize)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BODY: &[u8] =
+        b"4\r\nWiki\r\n6;ext=1\r\npedia \r\n0d\r\nin \r\n\r\nchunks\r\n0\r\nTrailer: x\r\n\r\nNEXT";
+
+    #[test]
+    fn unpacks_the_same_however_the_bytes_arrive() {
+        for step in 1..BODY.len() {
+            let (mut chunked, mut pending, mut taken) = (Chunked::default(), Vec::new(), 0);
+            for piece in BODY.chunks(step) {
+                pending.extend_from_slice(piece);
+                let count = chunked.take(&pending, 100).unwrap();
+                pending.drain(..count);
+                taken += count;
+            }
+            assert!(chunked.is_done());
+            assert_eq!(chunked.body(), b"Wikipedia in \r\n\r\nchunks");
+            assert_eq!(&BODY[taken..], b"NEXT");
+        }
+    }
+
+    #[test]
+    fn h1_malformed_chunks_are_refused_and_limits_hold() {
+        let status = |body: &str| Chunked::default().take(body.as_bytes(), 100).map_err(|r| r.status.code());
+        for body in [
+            "\r\n",
+            "+4\r\n",
+            "-4\r\n",
+            "0x4\r\n",
+            "4_0\r\n",
+            " 4\r\n",
+            "4 \r\n",
+            "g\r\n",
+            "4\n",
+            "4\r\nWikixx",
+            "1234567890123456\r\n",
+            "\r4\r\n",
+        ] {
+            assert_eq!(status(body), Err(400), "{body:?}");
+        }
+        assert_eq!(status(&format!("4;{}", "x".repeat(300))), Err(400));
+        assert_eq!(status(&format!("0\r\n{}", "A: b\r\n".repeat(2_000))), Err(400));
+        assert_eq!(status("65\r\n"), Err(413));
+        assert_eq!(status("fffffffffffffff\r\n"), Err(413));
+        let mut chunked = Chunked::default();
+        let count = chunked.take(b"64\r\n", 100).unwrap();
+        assert_eq!(count, 4, "exactly the limit is allowed");
+    }
+}

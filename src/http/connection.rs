@@ -1,0 +1,592 @@
+//! One connection: reads, frames, hands commands to the handler, and writes replies in request order.
+//!
+//! Owns: the buffers of a connection, and its end. Knows nothing of what a command does.
+//!
+//! ```text
+//!   Idle ──bytes──► Reading ──request complete──► Working ──reply known──► Writing ──► Idle
+//! ```
+//!
+//! All complete requests of one read are begun before the first reply is awaited, so the writes among them join
+//! one commit group. Reads are never dropped in flight (the ring would still fill their buffer): whoever wants a
+//! connection to end calls `shutdown(2)` on its socket ([`Peers`] does, for time-outs and for a stop), and the
+//! read or write returns.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::net::Shutdown;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio_uring::buf::BoundedBuf;
+use tokio_uring::net::TcpStream;
+
+use super::body::{BODY_TOO_LONG, Chunked};
+use super::head::{Framing, Head, HeadEnd, parse};
+use super::response::{Body, Response, Wire, put_head, put_line_chunk};
+use super::route::{Route, Touches};
+use super::{Handler, PIPELINE_MAX, Refusal, Reply, Status};
+use crate::codec::to_usize;
+
+/// The buffer of an idle connection.
+const IDLE_BUFFER_BYTES: usize = 4 << 10;
+/// Values up to this size are copied behind their head; larger ones are written from where they are.
+const COPY_BYTES_MAX: usize = 32 << 10;
+/// Replies are written when this much of them is ready, even if more follow.
+const OUTPUT_BYTES: usize = 64 << 10;
+/// After a refusal at most this much of what the client still sends is read and dropped, so that the refusal
+/// reaches it before the reset does.
+const LINGER_BYTES_MAX: usize = 1 << 20;
+/// Buffers up to this size are every connection's own; what is above counts against the budget of all.
+const FREE_BUFFER_BYTES: usize = 64 << 10;
+
+/// How long a connection may stay in a state without progress.
+const IDLE_TIME: Duration = Duration::from_secs(75);
+const READING_TIME: Duration = Duration::from_secs(30);
+const WRITING_TIME: Duration = Duration::from_secs(60);
+
+/// What all connections of a thread share.
+pub struct Peers {
+    open: RefCell<BTreeMap<u64, Rc<Peer>>>,
+    next_id: Cell<u64>,
+    /// The `Date` header, renewed every second.
+    date: RefCell<Rc<str>>,
+    now: Cell<Instant>,
+    draining: Cell<bool>,
+    /// Bytes that large request buffers may still take, all connections together (P8).
+    budget: Cell<usize>,
+    value_bytes_max: usize,
+    /// Connections that watch the stop.
+    watchers: Cell<usize>,
+    watcher_came: Notify,
+}
+
+/// A connection, as the others see it.
+struct Peer {
+    stream: TcpStream,
+    phase: Cell<Phase>,
+    since: Cell<Instant>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Idle,
+    Reading,
+    Working,
+    Writing,
+}
+
+impl Peers {
+    /// No connections yet. `request_bytes_max` bounds the memory of large requests of all of them.
+    pub fn new(value_bytes_max: usize, request_bytes_max: usize, now: Instant, date: &str) -> Self {
+        Self {
+            open: RefCell::new(BTreeMap::new()),
+            next_id: Cell::new(0),
+            date: RefCell::new(date.into()),
+            now: Cell::new(now),
+            draining: Cell::new(false),
+            budget: Cell::new(request_bytes_max),
+            value_bytes_max,
+            watchers: Cell::new(0),
+            watcher_came: Notify::new(),
+        }
+    }
+
+    /// Connections that are open only to watch the stop.
+    pub fn watchers(&self) -> usize {
+        self.watchers.get()
+    }
+
+    /// Waits until another connection watches the stop. Cancel safety: safe.
+    pub async fn watcher_came(&self) {
+        self.watcher_came.notified().await;
+    }
+
+    /// Connections that are open.
+    pub fn count(&self) -> usize {
+        self.open.borrow().len()
+    }
+
+    /// Called about once a second: renews the date, and ends connections that made no progress for too long.
+    pub fn tick(&self, now: Instant, date: &str) {
+        self.now.set(now);
+        if **self.date.borrow() != *date {
+            self.date.replace(date.into());
+        }
+        for peer in self.open.borrow().values() {
+            let limit = match peer.phase.get() {
+                Phase::Idle => IDLE_TIME,
+                Phase::Reading => READING_TIME,
+                Phase::Writing => WRITING_TIME,
+                // The engine answers every request; a client that waits for one is not to blame.
+                Phase::Working => continue,
+            };
+            if limit < now.saturating_duration_since(peer.since.get()) {
+                end(peer, Shutdown::Both);
+            }
+        }
+    }
+
+    /// Lets requests in flight finish, and closes every connection behind its last reply.
+    pub fn drain(&self) {
+        self.draining.set(true);
+        for peer in self.open.borrow().values() {
+            if peer.phase.get() == Phase::Idle {
+                end(peer, Shutdown::Read);
+            }
+        }
+    }
+
+    /// Ends every connection that waits for its client.
+    pub fn abort(&self) {
+        self.draining.set(true);
+        for peer in self.open.borrow().values() {
+            if peer.phase.get() != Phase::Working {
+                end(peer, Shutdown::Both);
+            }
+        }
+    }
+}
+
+fn end(peer: &Peer, how: Shutdown) {
+    // It fails only on a socket that the client has already left: then the read returns anyway.
+    let _ = peer.stream.shutdown(how);
+}
+
+/// Serves a connection to its end.
+///
+/// Cancel safety: not safe; a read or write is in flight nearly always.
+pub async fn serve<H: Handler>(stream: TcpStream, handler: &H, peers: &Peers) {
+    let id = peers.next_id.get();
+    peers.next_id.set(id + 1);
+    let peer = Rc::new(Peer { stream, phase: Cell::new(Phase::Idle), since: Cell::new(peers.now.get()) });
+    peers.open.borrow_mut().insert(id, peer.clone());
+    let mut connection = Connection {
+        peer,
+        peers,
+        handler,
+        input: Vec::with_capacity(IDLE_BUFFER_BYTES),
+        start: 0,
+        head_end: HeadEnd::default(),
+        output: Vec::new(),
+        reserved: 0,
+    };
+    connection.run().await;
+    connection.release_budget();
+    peers.open.borrow_mut().remove(&id);
+}
+
+/// The client is gone, or must go.
+struct Gone;
+
+/// A request that is under way.
+struct Begun<P> {
+    reply: Reply<P>,
+    wire: RequestWire,
+}
+
+/// What the reply has to know of its request.
+#[derive(Clone, Copy)]
+struct RequestWire {
+    old: bool,
+    keep_alive: bool,
+    head_only: bool,
+}
+
+impl RequestWire {
+    /// Nothing is known of a request that could not be read.
+    const UNKNOWN: Self = Self { old: false, keep_alive: false, head_only: false };
+}
+
+struct Connection<'a, H: Handler> {
+    peer: Rc<Peer>,
+    peers: &'a Peers,
+    handler: &'a H,
+    /// Bytes read; those before `start` are used up.
+    input: Vec<u8>,
+    start: usize,
+    head_end: HeadEnd,
+    output: Vec<u8>,
+    /// Bytes taken from the budget.
+    reserved: usize,
+}
+
+impl<H: Handler> Connection<'_, H> {
+    async fn run(&mut self) {
+        // Requests under way, and the slots of the keys that they write (H4).
+        let (mut begun, mut written) = (Vec::new(), Vec::new());
+        loop {
+            match self.turn(&mut begun, &mut written).await {
+                Ok(true) => {}
+                Ok(false) => return self.linger().await,
+                Err(Gone) => return,
+            }
+        }
+    }
+
+    /// Begins every complete request in the input, answers them, and reads on. `false` if the connection is to
+    /// be closed.
+    async fn turn(
+        &mut self,
+        begun: &mut Vec<Begun<H::Pending>>,
+        written: &mut Vec<usize>,
+    ) -> Result<bool, Gone> {
+        loop {
+            let keep_alive = match self.next_request(begun, written).await? {
+                Next::Begun { keep_alive } => {
+                    if PIPELINE_MAX <= begun.len() {
+                        self.settle(begun, written).await?; // H3
+                    }
+                    keep_alive
+                }
+                Next::Refused(refusal, wire) => {
+                    self.settle(begun, written).await?;
+                    self.put(Response::refusal(&refusal), wire).await?;
+                    wire.keep_alive
+                }
+                Next::Incomplete => break,
+            };
+            if !keep_alive {
+                self.settle(begun, written).await?;
+                self.flush().await?;
+                return Ok(false);
+            }
+        }
+        self.settle(begun, written).await?;
+        self.flush().await?;
+        if self.peers.draining.get() && self.start == self.input.len() {
+            return Ok(false);
+        }
+        self.read().await?;
+        Ok(true)
+    }
+
+    /// Takes the next complete request from the input and begins it. A request whose body has not arrived is
+    /// waited for, once all before it are answered.
+    async fn next_request(
+        &mut self,
+        begun: &mut Vec<Begun<H::Pending>>,
+        written: &mut Vec<usize>,
+    ) -> Result<Next, Gone> {
+        let head = match self.head_end.find(&self.input[self.start..]) {
+            Ok(None) => return Ok(Next::Incomplete),
+            Ok(Some(bytes)) => parse(&self.input[self.start..self.start + bytes]),
+            Err(refusal) => Err(refusal),
+        };
+        let head = match head {
+            Ok(head) => head,
+            Err(refusal) => return Ok(Next::Refused(refusal, RequestWire::UNKNOWN)), // H1
+        };
+        let wire = RequestWire {
+            old: head.old,
+            keep_alive: head.keep_alive && !self.peers.draining.get(),
+            head_only: head.method == super::head::Method::Head,
+        };
+        // A refused request without a body leaves the connection in step; one with a body does not (H1).
+        let refused_wire =
+            RequestWire { keep_alive: wire.keep_alive && head.framing == Framing::Empty, ..wire };
+        let route = match Route::of(&head, &self.input[self.target(&head)]) {
+            Ok(route) => route,
+            Err(refusal) => {
+                self.consume(head.bytes);
+                return Ok(Next::Refused(refusal, refused_wire));
+            }
+        };
+        let touches = route.touches();
+        let waits = matches!(touches, Touches::Reads(slot) if written.contains(&slot)); // H4
+        let mut used = head.bytes;
+        let result = if head.framing == Framing::Empty && !waits {
+            route.command(&[]).map(|command| self.handler.handle(command))
+        } else {
+            let body = match self.body(&head, waits, begun, written).await? {
+                Ok(body) => body,
+                Err(refusal) => return Ok(Next::Refused(refusal, refused_wire)),
+            };
+            let bytes = match &body {
+                Arrived::Input(length) => {
+                    used += length;
+                    let at = self.start + head.bytes;
+                    &self.input[at..at + length]
+                }
+                Arrived::Unpacked(chunked, trailing) => {
+                    used += trailing;
+                    chunked.body()
+                }
+            };
+            // Reading has moved the bytes; the route is what it was.
+            Route::of(&head, &self.input[self.target(&head)])
+                .and_then(|route| route.command(bytes))
+                .map(|command| self.handler.handle(command))
+        };
+        self.consume(used);
+        let reply = match result {
+            Ok(reply) => reply,
+            Err(refusal) => return Ok(Next::Refused(refusal, wire)),
+        };
+        if let Touches::Writes(slot) = touches {
+            written.push(slot);
+        }
+        let barrier = matches!(reply, Reply::Barrier(_));
+        begun.push(Begun { reply, wire });
+        if barrier {
+            self.settle(begun, written).await?;
+        }
+        Ok(Next::Begun { keep_alive: wire.keep_alive })
+    }
+
+    /// Reads the body of the request at the front of the input. Requests before it are answered first, unless the
+    /// body is here already and nothing `waits` for them.
+    async fn body(
+        &mut self,
+        head: &Head,
+        waits: bool,
+        begun: &mut Vec<Begun<H::Pending>>,
+        written: &mut Vec<usize>,
+    ) -> Result<Result<Arrived, Refusal>, Gone> {
+        if waits {
+            self.settle(begun, written).await?;
+        }
+        match head.framing {
+            Framing::Empty => Ok(Ok(Arrived::Input(0))),
+            Framing::Length(length) if (self.peers.value_bytes_max as u64) < length => Ok(Err(BODY_TOO_LONG)),
+            Framing::Length(length) => {
+                let wanted = head.bytes + to_usize(length);
+                if self.input.len() - self.start < wanted {
+                    self.settle(begun, written).await?;
+                    self.go_ahead(head).await?;
+                }
+                while self.input.len() - self.start < wanted {
+                    if !self.reserve_for(0) {
+                        return Ok(Err(OVER_BUDGET));
+                    }
+                    self.read().await?;
+                }
+                Ok(Ok(Arrived::Input(to_usize(length))))
+            }
+            Framing::Chunked => {
+                let mut chunked = Chunked::default();
+                let mut asked = false;
+                loop {
+                    let from = self.start + head.bytes;
+                    let taken = match chunked.take(&self.input[from..], self.peers.value_bytes_max) {
+                        Ok(taken) => taken,
+                        Err(refusal) => return Ok(Err(refusal)),
+                    };
+                    if chunked.is_done() {
+                        return Ok(Ok(Arrived::Unpacked(chunked, taken)));
+                    }
+                    // What was unpacked is not kept twice.
+                    self.input.drain(from..from + taken);
+                    if !std::mem::replace(&mut asked, true) {
+                        self.settle(begun, written).await?;
+                        self.go_ahead(head).await?;
+                    }
+                    if !self.reserve_for(chunked.body().len()) {
+                        return Ok(Err(OVER_BUDGET));
+                    }
+                    self.read().await?;
+                }
+            }
+        }
+    }
+
+    fn target(&self, head: &Head) -> std::ops::Range<usize> {
+        self.start + head.target.start..self.start + head.target.end
+    }
+
+    fn consume(&mut self, bytes: usize) {
+        self.start += bytes;
+        self.head_end = HeadEnd::default();
+        if self.start == self.input.len() {
+            self.input.clear();
+            self.start = 0;
+        }
+    }
+
+    /// Tells a client that waits for it to send its body.
+    async fn go_ahead(&mut self, head: &Head) -> Result<(), Gone> {
+        if head.expects_continue {
+            self.output.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
+        self.flush().await
+    }
+
+    /// Awaits every request that is under way and puts the replies in order (H3); nothing is unanswered then.
+    async fn settle(
+        &mut self,
+        begun: &mut Vec<Begun<H::Pending>>,
+        written: &mut Vec<usize>,
+    ) -> Result<(), Gone> {
+        written.clear();
+        for Begun { reply, wire } in begun.drain(..) {
+            let response = match reply {
+                Reply::Now(response) => response,
+                Reply::Later(pending) | Reply::Barrier(pending) => {
+                    self.phase(Phase::Working);
+                    pending.await
+                }
+            };
+            self.put(response, wire).await?;
+        }
+        Ok(())
+    }
+
+    /// Puts a reply behind those that wait to be written.
+    async fn put(&mut self, response: Response, wire: RequestWire) -> Result<(), Gone> {
+        let keep_alive = wire.keep_alive && !matches!(response.body, Body::Lines(_));
+        let date = self.peers.date.borrow().clone();
+        let RequestWire { old, head_only, .. } = wire;
+        put_head(&mut self.output, &response, Wire { date: &date, old, keep_alive, head_only });
+        match response.body {
+            _ if head_only => {}
+            Body::Text(text) => {
+                self.output.extend_from_slice(text.as_bytes());
+                self.output.push(b'\n');
+            }
+            Body::Value(ref value) if value.len() <= COPY_BYTES_MAX => self.output.extend_from_slice(value),
+            Body::Value(ref value) => {
+                self.flush().await?;
+                self.phase(Phase::Writing);
+                for at in (0..value.len()).step_by(OUTPUT_BYTES * 16) {
+                    // In parts, so that a slow client shows progress.
+                    let part = value.slice(at..value.len().min(at + OUTPUT_BYTES * 16));
+                    self.peer.stream.write_all(part).await.0.map_err(|_| Gone)?;
+                    self.peer.since.set(self.peers.now.get());
+                }
+            }
+            Body::Lines(mut lines) => {
+                self.peers.watchers.set(self.peers.watchers.get() + 1);
+                self.peers.watcher_came.notify_one();
+                let mut here = Ok(());
+                while let Some(line) = lines.recv().await {
+                    put_line_chunk(&mut self.output, &line, old);
+                    // The stop goes on even if nobody watches any more.
+                    here = if here.is_ok() { self.flush().await } else { here };
+                }
+                self.peers.watchers.set(self.peers.watchers.get() - 1);
+                here?;
+                if !old {
+                    self.output.extend_from_slice(b"0\r\n\r\n");
+                }
+            }
+        }
+        if OUTPUT_BYTES <= self.output.len() {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    /// Writes the replies that wait.
+    async fn flush(&mut self) -> Result<(), Gone> {
+        if self.output.is_empty() {
+            return Ok(());
+        }
+        self.phase(Phase::Writing);
+        let output = std::mem::take(&mut self.output);
+        let length = output.len();
+        let (result, buffer) = self.peer.stream.write_all(output.slice(..length)).await;
+        result.map_err(|_| Gone)?;
+        self.output = buffer.into_inner();
+        self.output.clear();
+        Ok(())
+    }
+
+    /// Reads more input behind what there is.
+    async fn read(&mut self) -> Result<(), Gone> {
+        if 0 < self.start {
+            self.input.drain(..self.start);
+            self.start = 0;
+        }
+        let idle = self.input.is_empty();
+        if idle {
+            self.release_budget();
+            if IDLE_BUFFER_BYTES < self.input.capacity() {
+                self.input.shrink_to(IDLE_BUFFER_BYTES);
+            }
+            if OUTPUT_BYTES / 16 < self.output.capacity() {
+                self.output = Vec::new();
+            }
+        }
+        if self.input.capacity() - self.input.len() < IDLE_BUFFER_BYTES / 4 {
+            // Doubled: memory follows the bytes that arrived (H2).
+            self.input.reserve(self.input.len().max(IDLE_BUFFER_BYTES));
+        }
+        self.phase(if idle { Phase::Idle } else { Phase::Reading });
+        let input = std::mem::take(&mut self.input);
+        let filled = input.len();
+        let (result, slice) = self.peer.stream.read(input.slice(filled..)).await;
+        self.input = slice.into_inner();
+        match result {
+            Ok(0) | Err(_) => Err(Gone),
+            Ok(_) => {
+                if idle {
+                    self.phase(Phase::Reading);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn phase(&mut self, phase: Phase) {
+        self.peer.phase.set(phase);
+        self.peer.since.set(self.peers.now.get());
+        if phase == Phase::Idle && self.peers.draining.get() {
+            end(&self.peer, Shutdown::Read);
+        }
+    }
+
+    /// Takes from the budget what the input, and `more` beside it, is going to hold. `false` if it is used up.
+    fn reserve_for(&mut self, more: usize) -> bool {
+        let held = self.input.capacity() + more;
+        // It may double with the next read.
+        let wanted = if held <= FREE_BUFFER_BYTES { 0 } else { 2 * held };
+        let Some(missing) = wanted.checked_sub(self.reserved) else { return true };
+        let Some(left) = self.peers.budget.get().checked_sub(missing) else { return false };
+        self.peers.budget.set(left);
+        self.reserved = wanted;
+        true
+    }
+
+    fn release_budget(&mut self) {
+        self.peers.budget.set(self.peers.budget.get() + std::mem::take(&mut self.reserved));
+    }
+
+    /// Closes for writing, then reads and drops for a while, so that the last reply is not lost to a reset.
+    async fn linger(&mut self) {
+        end(&self.peer, Shutdown::Write);
+        self.phase(Phase::Reading);
+        let mut dropped = 0;
+        while dropped < LINGER_BYTES_MAX {
+            let mut buffer = std::mem::take(&mut self.input);
+            buffer.clear();
+            buffer.reserve(IDLE_BUFFER_BYTES);
+            let (result, buffer) = self.peer.stream.read(buffer).await;
+            self.input = buffer;
+            match result {
+                Ok(0) | Err(_) => return,
+                Ok(count) => dropped += count,
+            }
+        }
+    }
+}
+
+const OVER_BUDGET: Refusal =
+    Refusal::new(Status::ServiceUnavailable, "too many large requests are under way; try again later");
+
+/// A body that is complete.
+enum Arrived {
+    /// So many bytes of input behind the head.
+    Input(usize),
+    /// Unpacked; and so many bytes of input behind the head belong to it still.
+    Unpacked(Chunked, usize),
+}
+
+/// What became of the input.
+enum Next {
+    /// A request was begun.
+    Begun { keep_alive: bool },
+    /// A request was refused.
+    Refused(Refusal, RequestWire),
+    /// The next request is not complete.
+    Incomplete,
+}

@@ -1,0 +1,78 @@
+//! HTTP/1.1 outside: bytes in, commands to a handler, replies out in request order.
+//!
+//! Owns: the wire format, its limits, and one connection. Knows nothing of shards or the engine: whoever serves
+//! gives it a [`Handler`]. Everything but [`connection`] is a pure function over bytes.
+//!
+//! ```text
+//!   socket ──► head ──► body ──► route ──► Command ──► Handler ──► Response ──► socket
+//!              (framing, strict)  (path, query, escapes)            (request order)
+//! ```
+//!
+//! H1  Bytes that are not certainly a request are refused with a status and the connection is closed: what
+//!     follows could be read in two ways.
+//! H2  Nothing is allocated for a length that a client declared; memory follows the bytes that arrived.
+//! H3  Replies leave in the order of their requests, and at most `PIPELINE_MAX` requests of a connection are
+//!     under way.
+//! H4  A request sees what an earlier request of its connection did to the same key, pipelined or not.
+
+pub mod body;
+pub mod connection;
+pub mod head;
+pub mod query;
+pub mod response;
+pub mod route;
+
+use std::future::Future;
+
+pub use response::{Response, Status};
+pub use route::Command;
+
+/// Longest request target: a value may travel in the query.
+pub const TARGET_BYTES_MAX: usize = 128 << 10;
+/// Longest header block.
+pub const HEADERS_BYTES_MAX: usize = 16 << 10;
+/// Most header fields.
+pub const HEADERS_MAX: usize = 64;
+/// Most requests of one connection that are under way together.
+pub const PIPELINE_MAX: usize = 256;
+
+/// What a request comes to.
+pub enum Reply<P> {
+    /// The answer is known.
+    Now(Response),
+    /// The answer will be known. Later requests may go ahead meanwhile.
+    Later(P),
+    /// The answer will be known, and nothing of this connection may go ahead of it.
+    Barrier(P),
+}
+
+/// Whoever carries out commands.
+pub trait Handler {
+    /// An answer on its way. Dropping it abandons the answer, not the command.
+    type Pending: Future<Output = Response> + Unpin;
+
+    /// Begins a command.
+    fn handle(&self, command: Command<'_>) -> Reply<Self::Pending>;
+}
+
+/// A request that is refused before it reaches the handler.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The status.
+    pub status: Status,
+    /// A plain sentence, without the newline.
+    pub message: &'static str,
+    /// The methods that the path allows, with status 405.
+    pub allow: Option<&'static str>,
+}
+
+impl Refusal {
+    /// A refusal.
+    pub const fn new(status: Status, message: &'static str) -> Self {
+        Self { status, message, allow: None }
+    }
+
+    const fn bad(message: &'static str) -> Self {
+        Self::new(Status::BadRequest, message)
+    }
+}

@@ -1,0 +1,504 @@
+//! The process: what has to be true before threads start, their start, and their common end.
+//!
+//! Owns: the order of the start, the phases of the stop, and the exit. Knows nothing of what a request is.
+//!
+//! Start: ring probed → data directory there and locked → address free → `STORE` read or written → threads open
+//! their shards → `STORE` says ready → sockets listen → `listening on …` is printed.
+//!
+//! ```text
+//!   Opening ──► Running ──(signal, /shutdown)──► Draining ──(all drained)──► Syncing ──(all closed)──► Closed
+//!                  │                                └──(drain time-out)──► Aborting ──► Syncing
+//!                  └──(WAL or manifest lost)──► replies are sent for a moment, then exit 74
+//! ```
+//!
+//! A stop that is killed half-way is a crash like any other: the next start replays the WALs.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+use crate::config::{Config, SyncMode};
+use crate::db::Recovered;
+use crate::error::{Error, ErrorKind, Result};
+use crate::file_name::{LOCK, shard_directory};
+use crate::host::{RingFlags, memory_bytes, parallelism, probe_ring, processors, raise_open_files};
+use crate::key::ShardId;
+use crate::record::Owner;
+use crate::shard::handler::StopLines;
+use crate::shard::mailbox::connect;
+use crate::shard::router::{Router, ThreadId};
+use crate::shard::thread::{Balance, Event, Phase, Plan, ShardPlan, run as run_thread};
+use crate::storage::Storage;
+use crate::storage::uring::{Device, UringStorage};
+use crate::store::Store;
+
+/// A killed predecessor may hold its files for a moment: its ring goes last.
+const LOCK_TRIES: u32 = 5;
+const LOCK_REST: Duration = Duration::from_millis(50);
+/// After the drain time-out, connections are cut off; then this much more is waited.
+const ABORT_TIME: Duration = Duration::from_secs(5);
+/// When the WAL is lost, this long the replies that say so may take to leave.
+const FATAL_TIME: Duration = Duration::from_millis(500);
+/// A wait without a limit, short enough for the clock to add.
+const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+/// Descriptors that are neither connections nor SSTs: rings, WALs, manifests, sockets, logs.
+const OTHER_FILES: usize = 128;
+
+/// Runs the server to its end. `announce` is called once requests can be answered.
+///
+/// # Errors
+/// What kept it from starting or running; its kind has the exit status.
+pub fn run(mut config: Config, announce: impl FnOnce(SocketAddr)) -> Result<()> {
+    config.validate()?;
+    let ring = probe_ring()?;
+    if ring == RingFlags::Plain {
+        tracing::warn!(
+            "this kernel knows no cooperative rings (Linux 6.0 does): requests cost more CPU here"
+        );
+    }
+    let lock = lock_data_dir(&config.data_dir)?;
+    let open_files = raise_open_files();
+    limit_connections(&mut config, open_files)?;
+    let runtime = tokio_uring::Runtime::new(&ring.builder())
+        .map_err(|error| Error::io("build a ring for the main thread", error))?;
+    let result = runtime.block_on(Server::run(Arc::new(config), ring, open_files, announce));
+    drop(lock);
+    result
+}
+
+/// Creates the data directory if it is not there, and makes sure that nobody else uses it.
+fn lock_data_dir(path: &Path) -> Result<File> {
+    let shown = path.display();
+    std::fs::create_dir_all(path).map_err(|error| {
+        let denied = error.kind() == io::ErrorKind::PermissionDenied;
+        let error = Error::io(format!("create the data directory {shown}"), error);
+        if denied { error } else { error.with_kind(ErrorKind::CannotCreate) }
+    })?;
+    let lock = File::options()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(path.join(LOCK))
+        .map_err(|error| Error::io(format!("write to the data directory {shown}"), error))?;
+    for tried in 1.. {
+        match lock.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) if tried < LOCK_TRIES => std::thread::sleep(LOCK_REST),
+            Err(TryLockError::WouldBlock) => {
+                let message = format!("the data directory {shown} is in use by another ringkeep process");
+                return Err(Error::new(ErrorKind::Locked, message));
+            }
+            Err(TryLockError::Error(error)) => {
+                return Err(Error::io(format!("lock the data directory {shown}"), error));
+            }
+        }
+    }
+    Ok(lock)
+}
+
+/// Connections leave descriptors for files.
+fn limit_connections(config: &mut Config, open_files: usize) -> Result<()> {
+    let most = open_files.saturating_sub(2 * OTHER_FILES);
+    if most == 0 {
+        let message =
+            format!("the limit of {open_files} open files is too low; raise it (ulimit -n) to 4096");
+        return Err(Error::new(ErrorKind::Configuration, message));
+    }
+    if most < config.connections_max {
+        tracing::warn!(
+            connections = most,
+            "fewer connections than --max-connections: the limit on open files is {open_files}"
+        );
+        config.connections_max = most;
+    }
+    Ok(())
+}
+
+/// Binds one socket for each thread. SO_REUSEPORT, which they need, hides another server on the port, so the
+/// address is bound without it first.
+fn bind(listen: SocketAddr, count: usize) -> Result<(SocketAddr, Vec<socket2::Socket>)> {
+    let attempt = |error: io::Error| {
+        let taken = error.kind() == io::ErrorKind::AddrInUse;
+        let error = Error::io(format!("listen on {listen}"), error);
+        if taken { error.with_kind(ErrorKind::AddressInUse) } else { error }
+    };
+    let socket = |shared: bool, address: SocketAddr| {
+        let domain = socket2::Domain::for_address(address);
+        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(shared)?;
+        socket.bind(&address.into())?;
+        Ok::<_, io::Error>(socket)
+    };
+    let alone = socket(false, listen).map_err(attempt)?;
+    // A server that listens lets others bind with SO_REUSEADDR, but not listen.
+    alone.listen(1).map_err(attempt)?;
+    let address = alone.local_addr().map_err(attempt)?.as_socket().unwrap_or(listen);
+    drop(alone);
+    let sockets = (0..count).map(|_| socket(true, address)).collect::<io::Result<_>>().map_err(attempt)?;
+    Ok((address, sockets))
+}
+
+struct Server {
+    config: Arc<Config>,
+    phase: watch::Sender<Phase>,
+    events: mpsc::UnboundedReceiver<Event>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+    /// Clients that watch the stop.
+    watchers: Vec<StopLines>,
+}
+
+impl Server {
+    async fn run(
+        config: Arc<Config>,
+        ring: RingFlags,
+        open_files: usize,
+        announce: impl FnOnce(SocketAddr),
+    ) -> Result<()> {
+        // From here on a signal is a request to stop, even one that comes while shards are opened.
+        let mut signals = Signals::new()?;
+        let allowed = processors();
+        let threads = config.threads.map_or_else(|| parallelism().min(allowed.len()), usize::from);
+        let (address, sockets) = bind(config.listen, threads)?;
+        let device = Device::probe(&config.data_dir)
+            .map_err(|error| Error::io(format!("write to {}", config.data_dir.display()), error))?;
+        if !device.direct {
+            tracing::warn!(
+                "the file system of {} has no O_DIRECT: files go through the page cache, and a failed sync may \
+                 go unnoticed (use ext4 or XFS)",
+                config.data_dir.display()
+            );
+        }
+        let root = UringStorage::new(config.data_dir.clone(), String::new(), device, true);
+        let mut store = open_store(&root, &config, threads).await?;
+        let memory = memory_bytes();
+        let (phase, follow) = watch::channel(Phase::Opening);
+        let (teller, events) = mpsc::unbounded_channel();
+        let router = Router::new(store.slots.clone(), threads);
+        let mut server = Self { config, phase, events, threads: Vec::new(), watchers: Vec::new() };
+        let (hand, handed): (Vec<_>, Vec<_>) = (0..threads).map(|_| mpsc::unbounded_channel()).unzip();
+        let balance =
+            Arc::new(Balance { connections: (0..threads).map(|_| AtomicUsize::new(0)).collect(), hand });
+        let sst_files = open_files.saturating_sub(server.config.connections_max + OTHER_FILES).min(16_384);
+        let db_config = server.config.db(store.shards, sst_files);
+        for (((id, ends), socket), handed) in
+            connect(threads).into_iter().enumerate().zip(sockets).zip(handed)
+        {
+            let id = ThreadId(id);
+            let shards = router.shards(id).into_iter().map(|shard| ShardPlan {
+                owner: Owner { store_id: store.id, shard },
+                directory: (
+                    server.config.data_dir.join(shard_directory(shard)),
+                    format!("{}/", shard_directory(shard)),
+                ),
+                device,
+                config: db_config,
+                create: !store.ready,
+            });
+            let plan = Plan {
+                id,
+                processor: allowed.get(id.0).copied(),
+                ring,
+                config: server.config.clone(),
+                shards: shards.collect(),
+                router: router.clone(),
+                socket,
+                ends,
+                handed,
+                balance: balance.clone(),
+                phase: follow.clone(),
+                events: teller.clone(),
+                request_bytes_max: request_bytes_max(memory, threads, server.config.value_bytes_max),
+            };
+            let thread = std::thread::Builder::new()
+                .name(format!("ringkeep-{}", id.0))
+                .spawn(move || run_thread(plan))
+                .map_err(|error| Error::io("start a thread", error))?;
+            server.threads.push(thread);
+        }
+        drop((teller, follow));
+        if !server.open(&mut signals).await? {
+            return server.stop(&mut signals).await;
+        }
+        if !store.ready {
+            store.ready = true;
+            store.save(&root).await?;
+        }
+        server.log_start(&store, device, address, threads);
+        server.phase.send_replace(Phase::Running);
+        let mut missing = threads;
+        let listening = |event: &Event| matches!(event, Event::Listening);
+        if server.gather(&mut signals, &mut missing, None, listening).await? != Gathered::All {
+            return server.stop(&mut signals).await;
+        }
+        announce(address);
+        server.wait_for_stop(&mut signals).await?;
+        server.stop(&mut signals).await
+    }
+
+    fn log_start(&self, store: &Store, device: Device, address: SocketAddr, threads: usize) {
+        let primitive = match self.config.sync {
+            SyncMode::Always => device.sync_primitive.to_string(),
+            SyncMode::Interval(_) | SyncMode::Never => "write, acknowledged before its sync".into(),
+        };
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            data_dir = %self.config.data_dir.display(),
+            data_bytes = %ByteSize(directory_bytes(&self.config.data_dir)),
+            address = %address,
+            shards = store.shards,
+            threads,
+            sync = %self.config.sync,
+            primitive,
+            "ringkeep starts"
+        );
+        if self.config.sync != SyncMode::Always {
+            tracing::warn!(
+                "--sync {}: a power cut may take writes that were acknowledged; --sync always takes none",
+                self.config.sync
+            );
+        }
+    }
+
+    /// Waits until every thread has opened its shards. `false` if a signal came first.
+    async fn open(&mut self, signals: &mut Signals) -> Result<bool> {
+        let mut recovered = Recovered::default();
+        let opened = |event: &Event| match event {
+            Event::Opened(found) => {
+                recovered.add(found);
+                true
+            }
+            _ => false,
+        };
+        let mut missing = self.threads.len();
+        let outcome = self.gather(signals, &mut missing, None, opened).await?;
+        if 0 < recovered.leftovers {
+            tracing::info!(files = recovered.leftovers, "removed files that nothing named");
+        }
+        Ok(outcome == Gathered::All)
+    }
+
+    /// Waits until `missing` events that `count` have come.
+    async fn gather(
+        &mut self,
+        signals: &mut Signals,
+        missing: &mut usize,
+        limit: Option<Duration>,
+        mut counts: impl FnMut(&Event) -> bool,
+    ) -> Result<Gathered> {
+        let deadline = tokio::time::Instant::now() + limit.unwrap_or(FOR_EVER);
+        while 0 < *missing {
+            tokio::select! {
+                () = signals.next() => {
+                    let running = *self.phase.borrow() <= Phase::Running;
+                    if running || 1 < signals.seen {
+                        return Ok(Gathered::Signal);
+                    }
+                }
+                () = tokio::time::sleep_until(deadline) => return Ok(Gathered::TimedOut),
+                event = self.events.recv() => {
+                    if event.as_ref().is_some_and(&mut counts) {
+                        *missing -= 1;
+                    } else {
+                        self.common(event).await?;
+                    }
+                }
+            }
+        }
+        Ok(Gathered::All)
+    }
+
+    /// Events that may come at any time.
+    async fn common(&mut self, event: Option<Event>) -> Result<()> {
+        match event {
+            Some(Event::Fatal(error)) => Err(self.fail(error).await),
+            Some(Event::Failed(error)) => Err(error),
+            Some(Event::Stop(watcher)) => {
+                self.watchers.push(watcher);
+                Ok(())
+            }
+            Some(Event::Step(step)) => {
+                self.show(&step);
+                Ok(())
+            }
+            Some(Event::Opened(_) | Event::Listening | Event::Drained | Event::Closed) => Ok(()),
+            None => Err(Error::new(ErrorKind::Io, "every thread has ended unasked")),
+        }
+    }
+
+    async fn wait_for_stop(&mut self, signals: &mut Signals) -> Result<()> {
+        while self.watchers.is_empty() {
+            tokio::select! {
+                () = signals.next() => break,
+                event = self.events.recv() => self.common(event).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The graceful stop.
+    async fn stop(mut self, signals: &mut Signals) -> Result<()> {
+        self.show("stopping: no more connections are accepted");
+        self.phase.send_replace(Phase::Draining);
+        let at_once = || {
+            let message = "a second signal ended the stop at once; the next start replays the WALs";
+            Err(Error::new(ErrorKind::Io, message))
+        };
+        let mut missing = self.threads.len();
+        for limit in [self.config.drain_timeout, ABORT_TIME] {
+            match self
+                .gather(signals, &mut missing, Some(limit), |event| matches!(event, Event::Drained))
+                .await?
+            {
+                Gathered::All => break,
+                Gathered::Signal => return at_once(),
+                Gathered::TimedOut if *self.phase.borrow() == Phase::Draining => {
+                    self.show(
+                        "the drain time-out is over: connections that wait for their clients are cut off",
+                    );
+                    self.phase.send_replace(Phase::Aborting);
+                }
+                Gathered::TimedOut => {
+                    let message = "requests in flight do not end; the next start replays the WALs";
+                    return Err(Error::new(ErrorKind::Io, message));
+                }
+            }
+        }
+        self.show("requests drained");
+        self.phase.send_replace(Phase::Syncing);
+        let mut missing = self.threads.len();
+        match self.gather(signals, &mut missing, None, |event| matches!(event, Event::Closed)).await? {
+            Gathered::All => {}
+            Gathered::Signal | Gathered::TimedOut => return at_once(),
+        }
+        self.show("stopped");
+        self.watchers.clear();
+        self.phase.send_replace(Phase::Closed);
+        for thread in std::mem::take(&mut self.threads) {
+            if thread.join().is_err() {
+                tracing::error!("a thread ended badly");
+            }
+        }
+        Ok(())
+    }
+
+    /// The WAL or the manifest is lost: those who wait are told, then the process ends (P6).
+    async fn fail(&mut self, error: Error) -> Error {
+        tracing::error!(%error, "what is on disk is uncertain; the process ends, and the next start recovers");
+        self.phase.send_replace(Phase::Draining);
+        tokio::time::sleep(FATAL_TIME).await;
+        error
+    }
+
+    /// A step of the stop, for the log and for those who watch.
+    fn show(&mut self, step: &str) {
+        tracing::info!("{step}");
+        // Those who have left need no lines.
+        self.watchers.retain(|watcher| watcher.send(format!("{step}\n")).is_ok());
+    }
+}
+
+/// How a wait for events ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gathered {
+    /// All have come.
+    All,
+    /// A signal asks for the stop, or for its end.
+    Signal,
+    /// The time is over.
+    TimedOut,
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    /// How many have come.
+    seen: u32,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let listen = |kind| signal(kind).map_err(|error| Error::io("listen for signals", error));
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            seen: 0,
+        })
+    }
+
+    /// Waits for the next one. Cancel safety: safe.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+        self.seen += 1;
+    }
+}
+
+/// Reads the store, or makes one: `STORE`, then the directories of the shards, then their names durable.
+async fn open_store(root: &UringStorage, config: &Config, threads: usize) -> Result<Store> {
+    let directory = |shard: u16| config.data_dir.join(shard_directory(ShardId(shard)));
+    let store = match Store::load(root).await? {
+        Some(store) if store.ready => {
+            if config.shards.is_some_and(|shards| shards != store.shards) {
+                tracing::warn!("--shards is for new stores; this one has {}", store.shards);
+            }
+            return Ok(store);
+        }
+        Some(unfinished) => unfinished,
+        None => {
+            if directory(0).exists() {
+                let message = format!(
+                    "{} has shards and no STORE: the file was lost, or this is not a data directory",
+                    config.data_dir.display()
+                );
+                return Err(Error::new(ErrorKind::Corruption, message));
+            }
+            let shards = config.shards.unwrap_or_else(|| u16::try_from(threads).unwrap_or(u16::MAX));
+            let id = getrandom::u64().map_err(|error| {
+                Error::new(ErrorKind::Io, format!("the kernel gives no random number for the store: {error}"))
+            })?;
+            let store = Store::new(id, shards);
+            store.save(root).await?;
+            store
+        }
+    };
+    for shard in 0..store.shards {
+        let path = directory(shard);
+        std::fs::create_dir_all(&path)
+            .map_err(|error| Error::io(format!("create {}", path.display()), error))?;
+    }
+    root.sync_dir().await.map_err(|error| Error::io(format!("sync {}", config.data_dir.display()), error))?;
+    Ok(store)
+}
+
+/// What requests over 64 KiB may take on one thread: an eighth of the memory for all, but never less than a few
+/// of the greatest size.
+fn request_bytes_max(memory: u64, threads: usize, value_bytes_max: usize) -> usize {
+    let part = usize::try_from(memory / 8).unwrap_or(usize::MAX) / threads;
+    part.max(8 * value_bytes_max)
+}
+
+/// Bytes of all files in the data directory; what cannot be read counts nothing.
+fn directory_bytes(path: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(path) else { return 0 };
+    entries
+        .flatten()
+        .map(|entry| match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => directory_bytes(&entry.path()),
+            Ok(metadata) => metadata.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}

@@ -1,0 +1,307 @@
+//! Carries out commands: on an engine of this thread at once, on another thread's by letter.
+//!
+//! Owns: the way from a command to its answer. Knows nothing of sockets.
+//!
+//! What can be answered from memory is answered on the spot, without a task; what needs the disk or has to wait
+//! for room gets one.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::Engine;
+use super::mailbox::{Answer, Awaited, Mailbox, Operation, Request};
+use super::router::{Router, ThreadId};
+use crate::db::{Lookup, Progress, Ticket};
+use crate::error::{Error, ErrorKind, Result};
+use crate::http::{Command, Handler, Reply, Response};
+use crate::key::ShardId;
+use crate::storage::uring::UringStorage;
+
+/// How long a write waits for room before it is refused (P9).
+const ROOM_TIME: Duration = Duration::from_millis(500);
+
+/// Lines for a client that asked for the stop and watches it.
+pub type StopLines = mpsc::UnboundedSender<String>;
+
+/// Whether requests are served, and why not.
+pub trait Status {
+    /// Asks for the stop; its steps go to `watcher`.
+    fn stop(&self, watcher: StopLines);
+    /// Why the server is not ready, if it is not.
+    fn unready(&self) -> Option<&'static str>;
+}
+
+/// The handler of a thread's connections, and of the letters of other threads.
+pub struct Dispatcher<T> {
+    id: ThreadId,
+    router: Router,
+    /// The engines of this thread, by shard; `None` for other threads' shards.
+    engines: Vec<Option<Engine>>,
+    mailbox: Rc<Mailbox>,
+    status: T,
+}
+
+/// An answer of an engine of this thread.
+enum Started {
+    Now(Result<Answer>),
+    Later(Waiting),
+    /// The write waits for room, and others of its sender must not go ahead of it.
+    Barrier(Waiting),
+}
+
+/// An answer on its way.
+pub enum Waiting {
+    /// A write, and what to answer when it is durable.
+    Write(Ticket, Answer),
+    /// A task of this thread.
+    Task(JoinHandle<Result<Answer>>),
+    /// Another thread.
+    Letter(Awaited),
+}
+
+impl Future for Waiting {
+    type Output = Result<Answer>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<Answer>> {
+        Poll::Ready(match &mut *self {
+            Self::Write(ticket, answer) => {
+                let result = ready!(Pin::new(ticket).poll(context));
+                result.map(|()| std::mem::replace(answer, Answer::Written))
+            }
+            Self::Task(task) => match ready!(Pin::new(task).poll(context)) {
+                Ok(result) => result,
+                Err(error) => Err(Error::new(ErrorKind::Io, format!("a task ended badly: {error}"))),
+            },
+            Self::Letter(awaited) => ready!(Pin::new(awaited).poll(context)),
+        })
+    }
+}
+
+/// An answer on its way to a client.
+pub struct Pending(Waiting);
+
+impl Future for Pending {
+    type Output = Response;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Response> {
+        Pin::new(&mut self.0).poll(context).map(respond)
+    }
+}
+
+fn respond(result: Result<Answer>) -> Response {
+    match result {
+        Ok(Answer::Written) => Response::OK,
+        Ok(Answer::Value(value)) => Response::value(value),
+        Ok(Answer::Missing) => Response::KEY_NOT_FOUND,
+        Err(error) => {
+            if matches!(error.kind(), ErrorKind::Corruption | ErrorKind::Io | ErrorKind::Permission) {
+                tracing::error!(%error, "a request failed");
+            }
+            Response::error(&error)
+        }
+    }
+}
+
+impl<T: Status> Dispatcher<T> {
+    /// A dispatcher over the engines of this thread.
+    pub fn new(
+        id: ThreadId,
+        router: Router,
+        engines: impl IntoIterator<Item = Engine>,
+        mailbox: Rc<Mailbox>,
+        status: T,
+    ) -> Self {
+        let mut by_shard = Vec::new();
+        for engine in engines {
+            let shard = usize::from(engine.owner().shard.0);
+            if by_shard.len() <= shard {
+                by_shard.resize_with(shard + 1, || None);
+            }
+            by_shard[shard] = Some(engine);
+        }
+        Self { id, router, engines: by_shard, mailbox, status }
+    }
+
+    fn engine(&self, shard: ShardId) -> &Engine {
+        let engine = self.engines.get(usize::from(shard.0)).and_then(Option::as_ref);
+        engine.expect("the router sends a shard's keys to the thread that has it")
+    }
+
+    /// Carries out the letters of one turn. Answers go back in letters of their own.
+    pub fn carry_out(&self, requests: Vec<Request>) {
+        let mut writes = Vec::new();
+        for Request { shard, key, operation, sender, token } in requests {
+            let db = self.engine(shard);
+            let started = match operation {
+                Operation::Get => get(db, &key),
+                Operation::Set(value) => set(db, &key, &value),
+                Operation::Delete => delete(db, &key),
+            };
+            match started {
+                Started::Now(result) => self.mailbox.answer(sender, token, result),
+                Started::Later(Waiting::Write(ticket, answer)) => {
+                    writes.push((sender, token, ticket, answer))
+                }
+                Started::Later(waiting) | Started::Barrier(waiting) => {
+                    let mailbox = self.mailbox.clone();
+                    tokio_uring::spawn(async move { mailbox.answer(sender, token, waiting.await) });
+                }
+            }
+        }
+        if !writes.is_empty() {
+            // Tickets are answered in order, so one task can wait for all of them.
+            let mailbox = self.mailbox.clone();
+            tokio_uring::spawn(async move {
+                for (sender, token, ticket, answer) in writes {
+                    let result = ticket.await;
+                    mailbox.answer(sender, token, result.map(|()| answer));
+                }
+            });
+        }
+    }
+
+    fn ask(&self, to: ThreadId, shard: ShardId, key: &[u8], operation: Operation) -> Reply<Pending> {
+        match self.mailbox.ask(to, shard, Bytes::copy_from_slice(key), operation) {
+            Ok(awaited) => Reply::Later(Pending(Waiting::Letter(awaited))),
+            Err(error) => Reply::Now(respond(Err(error))),
+        }
+    }
+
+    fn dispatch(
+        &self,
+        key: &[u8],
+        here: impl FnOnce(&Engine) -> Started,
+        operation: impl FnOnce() -> Operation,
+    ) -> Reply<Pending> {
+        let shard = self.router.shard(key);
+        let thread = self.router.thread(shard);
+        if thread != self.id {
+            return self.ask(thread, shard, key, operation());
+        }
+        match here(self.engine(shard)) {
+            Started::Now(result) => Reply::Now(respond(result)),
+            Started::Later(waiting) => Reply::Later(Pending(waiting)),
+            Started::Barrier(waiting) => Reply::Barrier(Pending(waiting)),
+        }
+    }
+}
+
+impl<T: Status> Handler for Dispatcher<T> {
+    type Pending = Pending;
+
+    fn handle(&self, command: Command<'_>) -> Reply<Pending> {
+        match command {
+            Command::Get { key } => self.dispatch(&key, |db| get(db, &key), || Operation::Get),
+            Command::Set { key, value } => self.dispatch(
+                &key,
+                |db| set(db, &key, &value),
+                || Operation::Set(Bytes::copy_from_slice(&value)),
+            ),
+            Command::Delete { key } => self.dispatch(&key, |db| delete(db, &key), || Operation::Delete),
+            Command::Livez => Reply::Now(Response::OK),
+            Command::Readyz => Reply::Now(match self.status.unready() {
+                None => Response::OK,
+                Some(why) => Response::unavailable(why),
+            }),
+            Command::Shutdown => {
+                let (watcher, lines) = mpsc::unbounded_channel();
+                self.status.stop(watcher);
+                Reply::Now(Response::lines(lines))
+            }
+        }
+    }
+}
+
+fn get(db: &Engine, key: &[u8]) -> Started {
+    let mut lookup = match db.lookup(key) {
+        Ok(lookup) => lookup,
+        Err(error) => return Started::Now(Err(error)),
+    };
+    match lookup.poll_cached(db, key) {
+        Ok(Progress::Done(value)) => Started::Now(Ok(found(value))),
+        Ok(Progress::NeedsDisk) => {
+            let (db, key) = (db.clone(), key.to_vec());
+            let task = async move { lookup.finish(&db, &key).await.map(found) };
+            Started::Later(Waiting::Task(tokio_uring::spawn(task)))
+        }
+        Err(error) => Started::Now(Err(error)),
+    }
+}
+
+fn found(value: Option<Bytes>) -> Answer {
+    value.map_or(Answer::Missing, Answer::Value)
+}
+
+fn set(db: &Engine, key: &[u8], value: &[u8]) -> Started {
+    match db.set(key, value) {
+        Ok(ticket) => Started::Later(Waiting::Write(ticket, Answer::Written)),
+        Err(error) if can_wait(&error) => {
+            let (db, key, value) = (db.clone(), key.to_vec(), value.to_vec());
+            let task = async move {
+                let ticket = with_room(&db, error, || db.set(&key, &value)).await?;
+                ticket.await.map(|()| Answer::Written)
+            };
+            Started::Barrier(Waiting::Task(tokio_uring::spawn(task)))
+        }
+        Err(error) => Started::Now(Err(error)),
+    }
+}
+
+fn delete(db: &Engine, key: &[u8]) -> Started {
+    match db.delete(key) {
+        Ok((ticket, mut lookup)) => match lookup.poll_cached(db, key) {
+            Ok(Progress::Done(value)) => Started::Later(Waiting::Write(ticket, existed(value))),
+            Ok(Progress::NeedsDisk) => {
+                let (db, key) = (db.clone(), key.to_vec());
+                let task = async move { deleted(&db, &key, ticket, lookup).await };
+                Started::Later(Waiting::Task(tokio_uring::spawn(task)))
+            }
+            Err(error) => Started::Now(Err(error)),
+        },
+        Err(error) if can_wait(&error) => {
+            let (db, key) = (db.clone(), key.to_vec());
+            let task = async move {
+                let (ticket, lookup) = with_room(&db, error, || db.delete(&key)).await?;
+                deleted(&db, &key, ticket, lookup).await
+            };
+            Started::Barrier(Waiting::Task(tokio_uring::spawn(task)))
+        }
+        Err(error) => Started::Now(Err(error)),
+    }
+}
+
+/// The answer to a delete, once its tombstone is durable and what it deleted is known.
+async fn deleted(db: &Engine, key: &[u8], ticket: Ticket, lookup: Lookup<UringStorage>) -> Result<Answer> {
+    let found = lookup.finish(db, key).await;
+    ticket.await?;
+    found.map(existed)
+}
+
+fn existed(value: Option<Bytes>) -> Answer {
+    if value.is_some() { Answer::Written } else { Answer::Missing }
+}
+
+fn can_wait(error: &Error) -> bool {
+    error.kind() == ErrorKind::Overloaded
+}
+
+/// Tries a write that was refused for `refusal` again whenever there may be room, for a while.
+async fn with_room<R>(db: &Engine, mut refusal: Error, mut write: impl FnMut() -> Result<R>) -> Result<R> {
+    let deadline = tokio::time::Instant::now() + ROOM_TIME;
+    loop {
+        if tokio::time::timeout_at(deadline, db.room()).await.is_err() {
+            return Err(refusal);
+        }
+        match write() {
+            Err(error) if can_wait(&error) => refusal = error,
+            result => return result,
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! Letters between threads: a request to the thread that owns a key, and its answer back.
+//!
+//! Owns: one bounded ring per ordered pair of threads, the letters that wait for room in one, and who waits for
+//! which answer. Knows nothing of what a request does.
+//!
+//! ```text
+//!   connection ──post──► outbox ──(once a turn)──► ring ──(one wake-up)──► owner's loop ──► engine
+//!        ▲                                                                                   │
+//!        └──── answered ◄── own loop ◄──(one wake-up)── ring ◄──(once a turn)── outbox ◄─────┘
+//! ```
+//!
+//! B1  Letters from one thread to another arrive in the order in which they were posted.
+//! B2  Posting never waits. What finds no room in the ring stays in the outbox, whose bytes are bounded: beyond
+//!     that the request is refused as overloaded. Answers are never refused; each belongs to a request that
+//!     its thread has counted.
+//! B3  The letters of one turn cost at most one wake-up per target: they leave together, after every task that
+//!     was ready has run.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use super::router::ThreadId;
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::ShardId;
+
+/// Letters in a ring. A turn of a busy thread makes fewer.
+const RING_LETTERS: usize = 1024;
+/// Bytes of letters that may wait for room in one ring.
+const OUTBOX_BYTES_MAX: usize = 64 << 20;
+
+/// What the owner of a key is asked to do.
+#[derive(Debug)]
+pub enum Operation {
+    /// Look up.
+    Get,
+    /// Set to this value.
+    Set(Bytes),
+    /// Delete.
+    Delete,
+}
+
+/// What it answers, if it did not fail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// The write is durable.
+    Written,
+    /// The value.
+    Value(Bytes),
+    /// There is no such key (durably so).
+    Missing,
+}
+
+/// A request on its way.
+#[derive(Debug)]
+pub struct Request {
+    /// The shard of the key.
+    pub shard: ShardId,
+    /// The key.
+    pub key: Bytes,
+    /// What to do.
+    pub operation: Operation,
+    /// Where the answer goes.
+    pub sender: ThreadId,
+    /// What the sender knows it by.
+    pub token: u64,
+}
+
+enum Letter {
+    Request(Request),
+    Answer { token: u64, result: Result<Answer> },
+}
+
+const _: () = {
+    const fn is_send<T: Send>() {}
+    is_send::<Letter>();
+};
+
+impl Letter {
+    fn bytes(&self) -> usize {
+        size_of::<Self>()
+            + match self {
+                Self::Request(Request { key, operation: Operation::Set(value), .. }) => {
+                    key.len() + value.len()
+                }
+                Self::Request(Request { key, .. }) => key.len(),
+                Self::Answer { result: Ok(Answer::Value(value)), .. } => value.len(),
+                Self::Answer { .. } => 0,
+            }
+    }
+}
+
+/// The ends of all rings of one thread, made before the threads are.
+pub struct Ends {
+    id: ThreadId,
+    to: Vec<Option<rtrb::Producer<Letter>>>,
+    from: Vec<Option<rtrb::Consumer<Letter>>>,
+    wake: Vec<Arc<Notify>>,
+}
+
+/// Rings between so many threads.
+pub fn connect(threads: usize) -> Vec<Ends> {
+    let wake: Vec<_> = (0..threads).map(|_| Arc::new(Notify::new())).collect();
+    let mut ends: Vec<_> = (0..threads)
+        .map(|id| Ends {
+            id: ThreadId(id),
+            to: (0..threads).map(|_| None).collect(),
+            from: (0..threads).map(|_| None).collect(),
+            wake: wake.clone(),
+        })
+        .collect();
+    for sender in 0..threads {
+        for receiver in (0..threads).filter(|receiver| *receiver != sender) {
+            let (producer, consumer) = rtrb::RingBuffer::new(RING_LETTERS);
+            ends[sender].to[receiver] = Some(producer);
+            ends[receiver].from[sender] = Some(consumer);
+        }
+    }
+    ends
+}
+
+/// The mailbox of a thread.
+pub struct Mailbox {
+    id: ThreadId,
+    outboxes: RefCell<Vec<Outbox>>,
+    inboxes: RefCell<Vec<Option<rtrb::Consumer<Letter>>>>,
+    wake: Vec<Arc<Notify>>,
+    /// Something was posted in this turn.
+    posted: Notify,
+    waiting: RefCell<Waiting>,
+    next_token: Cell<u64>,
+}
+
+struct Outbox {
+    letters: VecDeque<Letter>,
+    bytes: usize,
+    ring: Option<rtrb::Producer<Letter>>,
+}
+
+/// Those who wait for an answer, by token.
+type Waiting = std::collections::HashMap<u64, Rc<Slot>>;
+
+#[derive(Default)]
+struct Slot {
+    result: Cell<Option<Result<Answer>>>,
+    waker: Cell<Option<Waker>>,
+}
+
+/// An answer on its way.
+pub struct Awaited(Rc<Slot>);
+
+impl Future for Awaited {
+    type Output = Result<Answer>;
+
+    /// Cancel safety: the request is carried out whether or not anyone waits for its answer.
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<Answer>> {
+        match self.0.result.take() {
+            Some(result) => Poll::Ready(result),
+            None => {
+                self.0.waker.set(Some(context.waker().clone()));
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Mailbox {
+    /// The mailbox over the ends of this thread.
+    pub fn new(ends: Ends) -> Self {
+        let outboxes =
+            ends.to.into_iter().map(|ring| Outbox { letters: VecDeque::new(), bytes: 0, ring }).collect();
+        Self {
+            id: ends.id,
+            outboxes: RefCell::new(outboxes),
+            inboxes: RefCell::new(ends.from),
+            wake: ends.wake,
+            posted: Notify::new(),
+            waiting: RefCell::new(Waiting::new()),
+            next_token: Cell::new(0),
+        }
+    }
+
+    /// Asks another thread. Never waits (B2).
+    ///
+    /// # Errors
+    /// `Overloaded` if too much waits for that thread already.
+    pub fn ask(&self, to: ThreadId, shard: ShardId, key: Bytes, operation: Operation) -> Result<Awaited> {
+        if OUTBOX_BYTES_MAX < self.outboxes.borrow()[to.0].bytes {
+            return Err(Error::new(ErrorKind::Overloaded, "too many requests wait for another thread"));
+        }
+        let token = self.next_token.get();
+        self.next_token.set(token + 1);
+        let slot = Rc::new(Slot::default());
+        self.waiting.borrow_mut().insert(token, slot.clone());
+        self.post(to, Letter::Request(Request { shard, key, operation, sender: self.id, token }));
+        Ok(Awaited(slot))
+    }
+
+    /// Answers a request.
+    pub fn answer(&self, to: ThreadId, token: u64, result: Result<Answer>) {
+        self.post(to, Letter::Answer { token, result });
+    }
+
+    fn post(&self, to: ThreadId, letter: Letter) {
+        let outbox = &mut self.outboxes.borrow_mut()[to.0];
+        outbox.bytes += letter.bytes();
+        outbox.letters.push_back(letter);
+        self.posted.notify_one();
+    }
+
+    /// Sends what was posted, for ever. It runs once a turn: tasks run in the order in which they were woken, so
+    /// everything that was ready when the first letter was posted has run before (B3).
+    ///
+    /// Cancel safety: safe.
+    pub async fn send(&self) {
+        loop {
+            self.posted.notified().await;
+            self.flush();
+        }
+    }
+
+    fn flush(&self) {
+        for (to, outbox) in self.outboxes.borrow_mut().iter_mut().enumerate() {
+            let Some(ring) = &mut outbox.ring else { continue };
+            let mut sent = false;
+            while !ring.is_full() {
+                let Some(letter) = outbox.letters.pop_front() else { break };
+                outbox.bytes -= letter.bytes();
+                sent = true;
+                if ring.push(letter).is_err() {
+                    unreachable!("there was room, and this thread is the only one to fill it");
+                }
+            }
+            if sent || !outbox.letters.is_empty() {
+                self.wake[to].notify_one();
+            }
+        }
+    }
+
+    /// Takes in letters, for ever: requests go to `carry_out`, answers to those who wait for them.
+    ///
+    /// Cancel safety: safe.
+    pub async fn receive(&self, mut carry_out: impl FnMut(Vec<Request>)) {
+        loop {
+            let mut requests = Vec::new();
+            let mut freed = Vec::new();
+            for (from, inbox) in self.inboxes.borrow_mut().iter_mut().enumerate() {
+                let Some(ring) = inbox else { continue };
+                let was_full = ring.slots() == RING_LETTERS;
+                // Only what is there now: a busy sender must not keep this loop from the others.
+                for _ in 0..ring.slots() {
+                    match ring.pop() {
+                        Ok(Letter::Request(request)) => requests.push(request),
+                        Ok(Letter::Answer { token, result }) => self.answered(token, result),
+                        Err(_) => break,
+                    }
+                }
+                if was_full {
+                    freed.push(from);
+                }
+            }
+            if !requests.is_empty() {
+                carry_out(requests);
+            }
+            // A sender that found the ring full has letters left in its outbox.
+            for from in freed {
+                self.wake[from].notify_one();
+            }
+            self.flush();
+            self.wake[self.id.0].notified().await;
+        }
+    }
+
+    fn answered(&self, token: u64, result: Result<Answer>) {
+        // Nobody waits if the connection is gone.
+        if let Some(slot) = self.waiting.borrow_mut().remove(&token) {
+            slot.result.set(Some(result));
+            if let Some(waker) = slot.waker.take() {
+                waker.wake();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn b1_letters_arrive_in_order_and_none_is_lost_when_rings_are_full() {
+        let threads: Vec<_> = connect(2)
+            .into_iter()
+            .map(|ends| {
+                std::thread::spawn(move || {
+                    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+                    runtime.block_on(tokio::task::LocalSet::new().run_until(converse(ends)));
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+    }
+
+    /// Thread 0 asks far more than a ring holds; thread 1 checks the order and answers with the key.
+    async fn converse(ends: Ends) {
+        const COUNT: u32 = 10 * RING_LETTERS as u32;
+        let mailbox = Rc::new(Mailbox::new(ends));
+        let done = Rc::new(Notify::new());
+        let expected = Rc::new(Cell::new(0_u32));
+        let (answerer, finished) = (mailbox.clone(), done.clone());
+        let carry_out = move |requests: Vec<Request>| {
+            for request in requests {
+                assert_eq!(request.key[..], expected.get().to_le_bytes());
+                expected.set(expected.get() + 1);
+                answerer.answer(request.sender, request.token, Ok(Answer::Value(request.key)));
+            }
+            if expected.get() == COUNT {
+                finished.notify_one();
+            }
+        };
+        let sender = mailbox.clone();
+        let sending = tokio::task::spawn_local(async move { sender.send().await });
+        let receiver = mailbox.clone();
+        let receiving = tokio::task::spawn_local(async move { receiver.receive(carry_out).await });
+        if mailbox.id == ThreadId(0) {
+            let ask = |n: u32| {
+                let key = Bytes::copy_from_slice(&n.to_le_bytes());
+                mailbox
+                    .ask(ThreadId(1), ShardId(1), key.clone(), Operation::Get)
+                    .map(|awaited| (key, awaited))
+            };
+            let asked: Vec<_> = (0..COUNT).map(|n| ask(n).unwrap()).collect();
+            for (key, awaited) in asked {
+                assert_eq!(awaited.await.unwrap(), Answer::Value(key));
+            }
+        } else {
+            done.notified().await;
+            // The last answers leave with the next turn of the sender.
+            while mailbox.outboxes.borrow().iter().any(|outbox| !outbox.letters.is_empty()) {
+                tokio::task::yield_now().await;
+            }
+        }
+        sending.abort();
+        receiving.abort();
+    }
+}

@@ -1,0 +1,190 @@
+//! Threads and their shards: each thread has a ring, a listener, connections, and the engines of its shards.
+//!
+//! Owns: the tasks of a thread and their end ([`thread`]), the background work of an engine ([`Background`]),
+//! who carries out a command ([`handler`]), and letters between threads ([`mailbox`]). Knows nothing of
+//! processes, files of the store, or signals: that is `server`.
+//!
+//! ```text
+//!   thread: accept ── connections ── mailbox ── tick         per shard: commit ── flush ── prepare ── compact
+//! ```
+//!
+//! Nothing here is shared between threads but letters, a phase to follow, and a few counters. A task that owns a
+//! read, a write or an accept is never dropped: it is told to end, and awaited.
+
+pub mod handler;
+pub mod mailbox;
+pub mod router;
+pub mod thread;
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::config::{Config, SyncMode};
+use crate::db::Db;
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::uring::UringStorage;
+
+/// The engine on the ring.
+pub type Engine = Db<UringStorage>;
+
+/// How long background work that failed waits before it is tried again.
+const RETRY_TIME: Duration = Duration::from_secs(1);
+
+/// The background work of one engine.
+pub struct Background {
+    stop: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Background {
+    /// Starts it. An error that ends the process is sent to `fatal`.
+    pub fn start(db: &Engine, config: &Config, fatal: &mpsc::UnboundedSender<Error>) -> Self {
+        let (stop, stopped) = watch::channel(false);
+        let worker = Worker { db: db.clone(), stopped, fatal: fatal.clone() };
+        let mut tasks = vec![
+            tokio_uring::spawn(worker.clone().commit()),
+            tokio_uring::spawn(worker.clone().flush()),
+            tokio_uring::spawn(worker.clone().prepare()),
+            tokio_uring::spawn(worker.clone().compact(config.compaction_interval)),
+            tokio_uring::spawn(worker.clone().request_flushes(config.flush_interval)),
+        ];
+        if let SyncMode::Interval(interval) = config.sync {
+            tasks.push(tokio_uring::spawn(worker.sync(interval)));
+        }
+        Self { stop, tasks }
+    }
+
+    /// Ends it: work in progress is finished or given up, never dropped.
+    pub async fn stop(self, db: &Engine) {
+        db.begin_close();
+        self.stop.send_replace(true);
+        for task in self.tasks {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "a background task ended badly");
+            }
+        }
+    }
+}
+
+/// One background task.
+#[derive(Clone)]
+struct Worker {
+    db: Engine,
+    stopped: watch::Receiver<bool>,
+    fatal: mpsc::UnboundedSender<Error>,
+}
+
+impl Worker {
+    /// Waits for `event`, which is safe to drop. `false` if the end came first.
+    async fn wait(&mut self, event: impl Future<Output = ()>) -> bool {
+        if *self.stopped.borrow() {
+            return false;
+        }
+        tokio::select! {
+            biased;
+            _ = self.stopped.changed() => false,
+            () = event => true,
+        }
+    }
+
+    /// Group commit: the next group is taken as soon as the one before is durable, or a little later when
+    /// compaction is behind (P9).
+    async fn commit(mut self) {
+        let db = self.db.clone();
+        while self.wait(db.commit_due()).await {
+            let delay = db.pressure().delay();
+            // The clock of the runtime has milliseconds; shorter delays are left out, not rounded up.
+            if Duration::from_millis(1) <= delay {
+                self.wait(tokio::time::sleep(delay)).await;
+            }
+            if let Err(error) = db.commit_next().await {
+                return self.report(error);
+            }
+        }
+    }
+
+    async fn flush(mut self) {
+        let db = self.db.clone();
+        while self.wait(db.flush_due()).await {
+            let result = db.flush_next().await;
+            if !self.handle("flush a memtable", result).await {
+                return;
+            }
+        }
+    }
+
+    async fn prepare(mut self) {
+        let db = self.db.clone();
+        while self.wait(db.spare_wanted()).await {
+            while let Err(error) = db.prepare_spare().await {
+                if !self.handle("prepare a WAL", Err(error)).await {
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn compact(mut self, interval: Duration) {
+        let db = self.db.clone();
+        loop {
+            let due = async {
+                // The interval is for what changes without an edit: files that a slow reader held.
+                let _ = tokio::time::timeout(interval, db.compaction_due()).await;
+            };
+            if !self.wait(due).await {
+                return;
+            }
+            loop {
+                match db.compact_next().await {
+                    Ok(true) if !*self.stopped.borrow() => {}
+                    Ok(_) => break,
+                    Err(error) => {
+                        if !self.handle("compact", Err(error)).await {
+                            return;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    async fn request_flushes(mut self, interval: Duration) {
+        let db = self.db.clone();
+        while self.wait(tokio::time::sleep(interval)).await {
+            db.request_flush();
+        }
+    }
+
+    async fn sync(mut self, interval: Duration) {
+        let db = self.db.clone();
+        while self.wait(tokio::time::sleep(interval)).await {
+            if let Err(error) = db.sync().await {
+                return self.report(error);
+            }
+        }
+    }
+
+    /// Logs a failure and waits before the next try. `false` if there must be none.
+    async fn handle(&mut self, attempt: &str, result: Result<()>) -> bool {
+        let Err(error) = result else { return true };
+        match error.kind() {
+            ErrorKind::ShuttingDown => false,
+            ErrorKind::Poisoned => {
+                self.report(error);
+                false
+            }
+            _ => {
+                let shard = self.db.owner().shard.0;
+                tracing::error!(shard, %error, "cannot {attempt}; it is tried again every second");
+                self.wait(tokio::time::sleep(RETRY_TIME)).await
+            }
+        }
+    }
+
+    fn report(&self, error: Error) {
+        // Nobody listens when the server is already going down for it.
+        let _ = self.fatal.send(error);
+    }
+}

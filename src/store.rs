@@ -1,0 +1,165 @@
+//! `STORE`: what makes a data directory one store. Its id, its number of shards, and which slots each has.
+//!
+//! Owns: the file, and the two steps of its creation. Knows nothing of what a shard is made of.
+//!
+//! ```text
+//!   u32 format version  u64 store id  u16 shards  u8 state: 1 creating, 2 ready
+//!   runs, to 16,384 slots in all: varint slots, varint shard
+//! ```
+//!
+//! The file is one record of one block (see `crate::record`), replaced as a whole. Creation:
+//!
+//! 1. `STORE` is written with state `creating`;  2. the shards are created;  3. `STORE` is written with `ready`.
+//!
+//! A crash between 1 and 3 leaves `creating`: nothing was acknowledged, the shards are created again. Once it says
+//! `ready`, every shard must be there: a missing one is damage, never a reason to create it anew. A directory
+//! with shards and no `STORE` has lost it, and is refused.
+
+use crate::codec::{Reader, put_varint};
+use crate::error::{CorruptionReason, Error, ErrorKind, Result};
+use crate::file_name::FileName;
+use crate::key::{FileNumber, SLOT_COUNT, ShardId};
+use crate::record::{Identity, Kind, decode_single, encode_single};
+use crate::storage::{BLOCK_BYTES, Storage, read_file, write_file_atomically};
+
+/// The format of everything under the data directory.
+const FORMAT_VERSION: u32 = 1;
+/// The file has to say who it is before its id is known.
+const IDENTITY: Identity =
+    Identity { store_id: 0, shard: ShardId(0), kind: Kind::Store, file: FileNumber(0) };
+
+/// A store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Store {
+    /// Its id, drawn at random; every file carries it.
+    pub id: u64,
+    /// The shard of each slot.
+    pub slots: Vec<ShardId>,
+    /// Its shards.
+    pub shards: u16,
+    /// Whether the shards have all been created.
+    pub ready: bool,
+}
+
+impl Store {
+    /// A new store, whose slots are spread evenly.
+    pub fn new(id: u64, shards: u16) -> Self {
+        let shard = |slot: usize| {
+            let shard = slot * usize::from(shards) / SLOT_COUNT;
+            ShardId(u16::try_from(shard).expect("below the number of shards"))
+        };
+        Self { id, shards, slots: (0..SLOT_COUNT).map(shard).collect(), ready: false }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut out = FORMAT_VERSION.to_le_bytes().to_vec();
+        out.extend_from_slice(&self.id.to_le_bytes());
+        out.extend_from_slice(&self.shards.to_le_bytes());
+        out.push(if self.ready { 2 } else { 1 });
+        for run in self.slots.chunk_by(|a, b| a == b) {
+            put_varint(&mut out, run.len() as u64);
+            put_varint(&mut out, u64::from(run[0].0));
+        }
+        out
+    }
+
+    fn decode(payload: &[u8]) -> Result<Self, CorruptionReason> {
+        let mut reader = Reader::new(payload);
+        reader.u32()?;
+        let id = reader.u64()?;
+        let shards = reader.u16()?;
+        let ready = match reader.u8()? {
+            1 => false,
+            2 => true,
+            _ => return Err(CorruptionReason("the state of the store is neither creating nor ready")),
+        };
+        let wrong = CorruptionReason("the slot map does not cover every slot once");
+        let mut slots = Vec::new();
+        while slots.len() < SLOT_COUNT {
+            let count = reader.length()?;
+            let shard = u16::try_from(reader.varint()?).ok().filter(|shard| *shard < shards).ok_or(wrong)?;
+            if count == 0 || SLOT_COUNT - slots.len() < count {
+                return Err(wrong);
+            }
+            slots.resize(slots.len() + count, ShardId(shard));
+        }
+        Ok(Self { id, slots, shards, ready })
+    }
+
+    /// Reads `STORE`; `None` if there is none.
+    ///
+    /// # Errors
+    /// `Corruption` if it does not verify, `Configuration` if another version wrote it.
+    pub async fn load<S: Storage>(storage: &S) -> Result<Option<Self>> {
+        let files = storage.list().map_err(|error| Error::io("list the data directory", error))?;
+        if !files.iter().any(|(name, _)| *name == FileName::Store) {
+            return Ok(None);
+        }
+        let bytes = read_file(storage, FileName::Store, 2 * BLOCK_BYTES).await?;
+        let label = storage.label(FileName::Store);
+        let corruption = |reason| Error::corruption(&label, 0, reason);
+        let payload = decode_single(&bytes, IDENTITY, 0).map_err(corruption)?;
+        let version = Reader::new(payload).u32().map_err(corruption)?;
+        if version != FORMAT_VERSION {
+            let message = format!(
+                "{label} is of format version {version}, and this program knows only {FORMAT_VERSION}: use the \
+                 version of ringkeep that wrote it"
+            );
+            return Err(Error::new(ErrorKind::Configuration, message));
+        }
+        Self::decode(payload).map(Some).map_err(corruption)
+    }
+
+    /// Writes `STORE`, as a whole.
+    ///
+    /// # Errors
+    /// Any; the old or the new file is there.
+    pub async fn save<S: Storage>(&self, storage: &S) -> Result<()> {
+        let bytes = encode_single(&self.encode(), IDENTITY, 0);
+        write_file_atomically(storage, FileName::StoreTemporary, FileName::Store, bytes).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_executor::block_on;
+
+    use super::*;
+    use crate::storage::sim::{Fate, SimStorage};
+
+    #[test]
+    fn a_store_round_trips_and_a_crash_leaves_the_old_or_the_new_one() {
+        block_on(async {
+            for shards in [1, 2, 3, 16, 999] {
+                let storage = SimStorage::new(u64::from(shards));
+                assert_eq!(Store::load(&storage).await.unwrap(), None);
+                let mut store = Store::new(42, shards);
+                store.save(&storage).await.unwrap();
+                let creating = store.clone();
+                store.ready = true;
+                store.save(&storage).await.unwrap();
+                assert_eq!(Store::load(&storage.crash(Fate::Lost)).await.unwrap(), Some(store.clone()));
+                assert_ne!(creating, store);
+                let least = (0..shards)
+                    .map(|shard| store.slots.iter().filter(|slot| slot.0 == shard).count())
+                    .min()
+                    .unwrap();
+                assert!(SLOT_COUNT / usize::from(shards) <= least + 1, "slots are spread evenly");
+            }
+        });
+    }
+
+    #[test]
+    fn every_flipped_bit_is_refused() {
+        block_on(async {
+            let storage = SimStorage::new(1);
+            Store::new(42, 2).save(&storage).await.unwrap();
+            for bit in 0..BLOCK_BYTES as u64 * 8 {
+                storage.corrupt(FileName::Store, bit / 8, 1 << (bit % 8));
+                let error = Store::load(&storage).await.unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Corruption, "{error}");
+                storage.corrupt(FileName::Store, bit / 8, 1 << (bit % 8));
+            }
+        });
+    }
+}
