@@ -8,6 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
 use crate::key::SeqNo;
 use crate::manifest::VersionEdit;
+use crate::memtable::InOrder;
 use crate::record::Kind;
 use crate::sst::SstMeta;
 use crate::sst::builder::SstBuilder;
@@ -109,15 +110,17 @@ impl<S: Storage> Db<S> {
         let result = async {
             let identity = inner.owner.identity(Kind::Sst, number);
             let mut builder = SstBuilder::create(&inner.storage, identity).await?;
-            let mut position = logged.memtable.borrow().first();
+            let mut in_order = InOrder::new();
+            while in_order.sort_some(&logged.memtable.borrow()) {
+                inner.storage.pause().await;
+            }
             let mut last_key = Vec::new();
-            while let Some(at) = position {
+            loop {
                 // Copied out: the memtable is not borrowed across an await.
                 let (key, seqno, kind, value) = {
                     let memtable = logged.memtable.borrow();
-                    position = memtable.after(at);
-                    let entry = memtable.at(at);
-                    if !last_key.is_empty() && *last_key == *entry.key {
+                    let Some(entry) = in_order.next(&memtable) else { break };
+                    if *last_key == *entry.key {
                         continue; // an older version of the key before
                     }
                     (entry.key.to_vec(), entry.seqno, entry.kind, entry.value.to_vec())

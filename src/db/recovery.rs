@@ -206,7 +206,7 @@ fn check_presence<S: Storage>(storage: &S, state: &State, files: &BTreeMap<FileN
     Ok(())
 }
 
-/// Removes every file of ours that is not to stay. Returns how many.
+/// Removes every file of ours that is not to stay. Returns how many were left over by a crash.
 async fn remove_except<S: Storage>(storage: &S, stays: impl Fn(FileName) -> bool) -> Result<u64> {
     let files = storage.list().map_err(|error| Error::io("list the files of the shard", error))?;
     let mut removed = 0;
@@ -214,7 +214,8 @@ async fn remove_except<S: Storage>(storage: &S, stays: impl Fn(FileName) -> bool
         if !stays(name) {
             let label = storage.label(name);
             storage.remove(name).await.map_err(|error| Error::io(format!("remove {label}"), error))?;
-            removed += 1;
+            // The manifest that a fresh one replaced is no leftover.
+            removed += u64::from(!matches!(name, FileName::Manifest(_)));
         }
     }
     Ok(removed)

@@ -1,0 +1,177 @@
+//! A server process under test, and a client that sees bytes.
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+/// No answer of the server takes this long; without it a hung server would hang the tests.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running server. It is killed when the test ends.
+pub struct Server {
+    child: Child,
+    pub address: SocketAddr,
+}
+
+impl Server {
+    /// Starts the real binary on a free port and waits until it says that it listens.
+    pub fn start(data_dir: &Path, flags: &[&str]) -> Self {
+        let (mut child, line) = spawn(data_dir, flags);
+        let Some(address) = line.trim().strip_prefix("listening on http://") else {
+            let status = child.wait().unwrap();
+            panic!("the server did not start: {line:?}, {status}");
+        };
+        let address = address.parse().unwrap();
+        Self { child, address }
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub fn signal(&self, signal: &str) {
+        let status = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
+    pub fn wait(mut self) -> ExitStatus {
+        self.child.wait().unwrap()
+    }
+
+    pub fn client(&self) -> Client {
+        Client::connect(self.address)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill(); // it may have ended
+        let _ = self.child.wait();
+    }
+}
+
+/// Starts the binary; returns it with the first line that it prints, empty if it ends before.
+pub fn spawn(data_dir: &Path, flags: &[&str]) -> (Child, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringkeep"));
+    command.arg("--data-dir").arg(data_dir).args(flags);
+    if !flags.contains(&"--listen") {
+        command.args(["--listen", "127.0.0.1:0"]);
+    }
+    command.env("RINGKEEP_LOG", "warn");
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    (child, line)
+}
+
+/// Flags that keep a server small: what it allocates and zero-writes at its start is a few MiB.
+pub const SMALL: &[&str] =
+    &["--memtable-size", "1MiB", "--max-value-size", "1MiB", "--cache-size", "4MiB", "--threads", "2"];
+
+/// A reply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply {
+    pub status: u16,
+    pub head: String,
+    pub body: Vec<u8>,
+}
+
+impl Reply {
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+}
+
+/// A connection that sends any bytes and reads replies.
+pub struct Client {
+    pub stream: TcpStream,
+    pending: Vec<u8>,
+}
+
+impl Client {
+    pub fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { stream, pending: Vec::new() }
+    }
+
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
+        self.stream.write_all(bytes.as_ref()).unwrap();
+        self
+    }
+
+    fn fill(&mut self) -> std::io::Result<usize> {
+        let mut buffer = [0; 65_536];
+        let count = self.stream.read(&mut buffer)?;
+        self.pending.extend_from_slice(&buffer[..count]);
+        Ok(count)
+    }
+
+    /// Reads one reply; `None` if the connection ends before it is whole.
+    pub fn try_reply(&mut self, head_only: bool) -> Option<Reply> {
+        let end = loop {
+            if let Some(at) = self.pending.windows(4).position(|window| window == b"\r\n\r\n") {
+                break at + 4;
+            }
+            if !matches!(self.fill(), Ok(1..)) {
+                return None;
+            }
+        };
+        let head = String::from_utf8(self.pending[..end].to_vec()).unwrap();
+        let status = head[9..12].parse().unwrap();
+        let length: usize = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length: "))
+            .map_or(0, |length| length.parse().unwrap());
+        let length = if head_only { 0 } else { length };
+        while self.pending.len() < end + length {
+            if !matches!(self.fill(), Ok(1..)) {
+                return None;
+            }
+        }
+        let body = self.pending[end..end + length].to_vec();
+        self.pending.drain(..end + length);
+        Some(Reply { status, head, body })
+    }
+
+    pub fn reply(&mut self) -> Reply {
+        self.try_reply(false).expect("the connection ended before the reply")
+    }
+
+    /// Whether the server has closed the connection and sent nothing more.
+    pub fn is_closed(&mut self) -> bool {
+        self.pending.is_empty() && !matches!(self.fill(), Ok(1..))
+    }
+
+    pub fn request(&mut self, method: &str, target: &str) -> Reply {
+        self.send(format!("{method} {target} HTTP/1.1\r\nHost: x\r\n\r\n"));
+        self.try_reply(method == "HEAD").expect("the connection ended before the reply")
+    }
+
+    pub fn post(&mut self, target: &str, body: &[u8]) -> Reply {
+        self.send(format!("POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len()));
+        self.send(body).reply()
+    }
+}
+
+/// A folder for a server's data, which goes with the test.
+pub fn folder() -> (tempfile::TempDir, PathBuf) {
+    // Beside the build, on a real file system: /tmp may be a tmpfs.
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let data = folder.path().join("data");
+    (folder, data)
+}
+
+/// Percent-encodes every byte.
+pub fn encode(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("%{byte:02x}")).collect()
+}
