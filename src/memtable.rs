@@ -129,7 +129,7 @@ impl Memtable {
             key_bytes: u16::try_from(key.len()).expect("keys are under 64 KiB"),
             kind,
         };
-        if new as usize % PAGE_NODES == 0 {
+        if (new as usize).is_multiple_of(PAGE_NODES) {
             self.nodes.push(Vec::with_capacity(PAGE_NODES));
         }
         let page = self.nodes.len() - 1;

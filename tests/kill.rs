@@ -41,7 +41,7 @@ fn value(seed: u64) -> Vec<u8> {
     let mut random = Random::new(seed);
     let length = [10, 100, 1_000, 20_000][random.below(4) as usize];
     let mut value = seed.to_le_bytes().to_vec();
-    value.resize_with(length, || random.next().to_le_bytes()[0]);
+    value.resize_with(length, || random.next_u64().to_le_bytes()[0]);
     value
 }
 
@@ -53,7 +53,7 @@ fn write(mut client: Client, seed: u64, id: u64, journal: &mut Journal, acknowle
         let (request, sent) = if random.below(5) == 0 {
             (format!("DELETE /del?key={key} HTTP/1.1\r\nHost: x\r\n\r\n").into_bytes(), None)
         } else {
-            let seed = random.next();
+            let seed = random.next_u64();
             let body = value(seed);
             let head =
                 format!("POST /set?key={key} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());

@@ -1,4 +1,4 @@
-//! Checksummed record framing, shared by every file but the blocks of an SST. Pure; [`file`] does the I/O.
+//! Checksummed record framing, shared by every file but the blocks of an SST. Pure; [`mod@file`] does the I/O.
 //!
 //! Owns: the frame that tells rot, a torn write, a stale or misplaced record and a foreign file apart (P5).
 //! Knows nothing of what a payload means.

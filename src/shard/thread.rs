@@ -3,10 +3,12 @@
 //! Owns: the tasks of the thread and the order in which they end. Knows nothing of the other threads but their
 //! mailboxes and how many connections they have.
 //!
-//! 1. The engines are opened. 2. The listener listens. 3. Draining: no more accepts, requests in flight are
-//! answered, idle connections close. 4. Syncing, once every thread has drained: the engines close. 5. Closed,
-//! once every thread has: the clients that watch the stop have their last line. 6. Nothing is in flight any
-//! more, and the runtime is dropped.
+//! 1. The engines are opened.
+//! 2. The listener listens.
+//! 3. Draining: no more accepts, requests in flight are answered, idle connections close.
+//! 4. Syncing, once every thread has drained: the engines close.
+//! 5. Closed, once every thread has: the clients that watch the stop get their last line.
+//! 6. Nothing is in flight any more, and the runtime is dropped.
 //!
 //! The steps are the phases that `server` announces; the thread answers with events.
 

@@ -508,7 +508,7 @@ mod tests {
         assert_eq!(frame(&[0; 8000]), (4096, 1));
         assert_eq!(frame(&[0; 200_000]).0, 16_384, "16 times at most");
         let mut random = crate::random::Random::new(1);
-        let noise: Vec<u8> = (0..8000).map(|_| random.next().to_le_bytes()[0]).collect();
+        let noise: Vec<u8> = (0..8000).map(|_| random.next_u64().to_le_bytes()[0]).collect();
         assert_eq!(frame(&noise), (8192, 0));
     }
 }

@@ -311,7 +311,7 @@ mod tests {
                 let bytes_max = [10, 100, 1_000, 40_000][to_usize(random.below(4))];
                 let bytes = to_usize(random.below(bytes_max));
                 let noise = random.below(2) == 0;
-                let value = (0..bytes).map(|_| if noise { random.next().to_le_bytes()[0] } else { 7 });
+                let value = (0..bytes).map(|_| if noise { random.next_u64().to_le_bytes()[0] } else { 7 });
                 (key.into_bytes(), value.collect())
             })
             .collect()

@@ -124,7 +124,7 @@ impl SimStorage {
     pub fn crash(&self, fate: Fate) -> Self {
         let mut disk = self.0.borrow().clone();
         // Another crash after the same operations tosses other coins.
-        let mut random = Random::new(self.0.borrow_mut().random.next());
+        let mut random = Random::new(self.0.borrow_mut().random.next_u64());
         let mut keep = || match fate {
             Fate::Lost => false,
             Fate::Kept => true,
