@@ -125,6 +125,12 @@ impl DbConfig {
         bytes.next_multiple_of(BLOCK_BYTES) as u64
     }
 
+    /// Bytes of large values that may be held for readers: the blocks that the cache may keep, and a few of the
+    /// greatest size beside (P8).
+    pub fn large_reads_bytes_max(&self) -> usize {
+        self.cache_bytes + (4 * self.value_bytes_max).max(64 << 20)
+    }
+
     /// Bytes of writes that may wait for the WAL. With a sync in flight the next groups form here; beyond it
     /// writes are refused until there is room (P8).
     pub fn queue_bytes_max(&self) -> usize {
@@ -154,6 +160,10 @@ impl Config {
         check(
             (1..=VALUE_BYTES_LIMIT).contains(&self.value_bytes_max),
             "--max-value-size must be 1B to 256MiB".into(),
+        )?;
+        check(
+            self.drain_timeout <= Duration::from_secs(24 * 3600),
+            "--drain-timeout must be a day at most".into(),
         )?;
         check(0 < self.connections_max, "--max-connections must be at least 1".into())?;
         for (flag, interval) in

@@ -16,6 +16,9 @@ fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_ansi(colours)
         .with_target(false)
+        // A reader of the log that has gone is no reason to end: the default writes about it to the same place,
+        // and panics when that fails too.
+        .log_internal_errors(false)
         .init();
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,

@@ -16,6 +16,7 @@
 use std::fs::{File, TryLockError};
 use std::io;
 use std::net::SocketAddr;
+use std::os::linux::net::SocketAddrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -70,7 +71,8 @@ pub fn run(mut config: Config, announce: impl FnOnce(SocketAddr)) -> Result<()> 
     let runtime = tokio_uring::Runtime::new(&ring.builder())
         .map_err(|error| Error::io("build a ring for the main thread", error))?;
     let result = runtime.block_on(Server::run(Arc::new(config), ring, open_files, announce));
-    drop(lock);
+    // Held to the end of the process: after an error its threads may still write.
+    std::mem::forget(lock);
     result
 }
 
@@ -82,6 +84,7 @@ fn lock_data_dir(path: &Path) -> Result<File> {
         let error = Error::io(format!("create the data directory {shown}"), error);
         if denied { error } else { error.with_kind(ErrorKind::CannotCreate) }
     })?;
+    sync_names(path).map_err(|error| Error::io(format!("sync the name of {shown}"), error))?;
     let lock = File::options()
         .create(true)
         .truncate(false)
@@ -103,6 +106,21 @@ fn lock_data_dir(path: &Path) -> Result<File> {
         }
     }
     Ok(lock)
+}
+
+/// Makes the name of the data directory durable, and those of the directories above it, which may be as new.
+fn sync_names(path: &Path) -> io::Result<()> {
+    for parent in path.canonicalize()?.ancestors().skip(1) {
+        match File::open(parent).and_then(|directory| directory.sync_all()) {
+            Ok(()) => {}
+            // A directory that we may not read is not one that we have made.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => break,
+            // A read-only or special file system above has nothing to sync.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EROFS)) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Connections leave descriptors for files.
@@ -144,6 +162,12 @@ fn bind(listen: SocketAddr, count: usize) -> Result<(SocketAddr, Vec<socket2::So
     alone.listen(1).map_err(attempt)?;
     let address = alone.local_addr().map_err(attempt)?.as_socket().unwrap_or(listen);
     drop(alone);
+    // A server that recovers has bound its sockets and does not listen yet, so the check above does not see it.
+    let name = format!("ringkeep-{address}");
+    let reserved = std::os::unix::net::SocketAddr::from_abstract_name(name)
+        .and_then(|name| std::os::unix::net::UnixListener::bind_addr(&name))
+        .map_err(attempt)?;
+    std::mem::forget(reserved); // held to the end of the process
     let sockets = (0..count).map(|_| socket(true, address)).collect::<io::Result<_>>().map_err(attempt)?;
     Ok((address, sockets))
 }
@@ -227,7 +251,9 @@ impl Server {
         }
         drop((teller, follow));
         if !server.open(&mut signals).await? {
-            return server.stop(&mut signals).await;
+            // Nothing was served, and opening changes nothing that a later start needs.
+            tracing::info!("stopped before the shards were open");
+            return Ok(());
         }
         if !store.ready {
             store.ready = true;
@@ -381,6 +407,9 @@ impl Server {
             Gathered::Signal | Gathered::TimedOut => return at_once(),
         }
         self.show("stopped");
+        // Those who ask from now on have their line at once: there is nothing to watch any more.
+        self.events.close();
+        while self.events.try_recv().is_ok() {}
         self.watchers.clear();
         self.phase.send_replace(Phase::Closed);
         for thread in std::mem::take(&mut self.threads) {

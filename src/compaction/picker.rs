@@ -115,25 +115,19 @@ fn from_l0(version: &Version) -> Compaction {
     };
     let smallest = inputs.iter().map(|file| &file.smallest).min().expect("there is an input");
     let largest = inputs.iter().map(|file| &file.largest).max().expect("there is an input");
-    let overlapping = version.overlapping(1, smallest, largest); // K2
+    let overlapping = version.overlapping(1, smallest, largest).to_vec(); // K2
     Compaction { level: 0, inputs, overlapping }
 }
 
 /// The file of a level that rewrites the fewest bytes below for each of its own.
 fn cheapest(version: &Version, level: usize, wanted: impl Fn(&SharedMeta) -> bool) -> Option<Compaction> {
-    version
-        .level(level)
-        .iter()
-        .filter(|file| wanted(file))
-        .map(|file| Compaction {
-            level,
-            inputs: vec![file.clone()],
-            overlapping: version.overlapping(level + 1, &file.smallest, &file.largest), // K2
-        })
-        .min_by_key(|compaction| {
-            let below: u64 = compaction.overlapping.iter().map(|file| file.bytes).sum();
-            below.saturating_mul(1000) / compaction.inputs[0].bytes.max(1)
-        })
+    let overlapping = |file: &SharedMeta| version.overlapping(level + 1, &file.smallest, &file.largest);
+    let file = version.level(level).iter().filter(|file| wanted(file)).min_by_key(|file| {
+        let below: u64 = overlapping(file).iter().map(|file| file.bytes).sum();
+        below.saturating_mul(1000) / file.bytes.max(1)
+    })?;
+    let overlapping = overlapping(file).to_vec(); // K2
+    Some(Compaction { level, inputs: vec![file.clone()], overlapping })
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use std::task::{Context, Poll, Waker};
 use tokio::sync::Notify;
 
 use crate::config::GROUP_BYTES_MAX;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::key::{SeqNo, ValueKind};
 use crate::storage::{AlignedBuf, File};
 use crate::wal::GroupBuilder;
@@ -169,7 +169,8 @@ impl<F: File> CommitQueue<F> {
                 Ok(Some((last, Answer(outcome))))
             }
             Err(error) => {
-                outcome.answer(Err(error.clone()));
+                let error = error.with_kind(ErrorKind::Poisoned);
+                outcome.answer(Err(error.clone())); // C3
                 Err(error)
             }
         }
@@ -219,7 +220,7 @@ pub(super) struct Answer(Rc<Outcome>);
 
 impl Answer {
     /// Tells them.
-    pub(super) fn succeed(self) {
-        self.0.answer(Ok(()));
+    pub(super) fn give(self, result: Result<()>) {
+        self.0.answer(result);
     }
 }

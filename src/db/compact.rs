@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::Db;
+use super::{Db, Work};
 use crate::compaction::executor::Environment;
 use crate::compaction::{Compaction, execute, pick};
 use crate::error::{Error, ErrorKind, Result};
@@ -28,11 +28,16 @@ impl<S: Storage> Db<S> {
     /// Runs the compaction that is due. `false` if none is.
     ///
     /// # Errors
-    /// `Poisoned` ends the process (P6); `ShuttingDown` if the engine is closing; after any other error the
-    /// inputs are in force and it can be tried again.
+    /// `Poisoned` ends the process (P6); `ShuttingDown` if the engine is closing. After any other error the inputs
+    /// are in force and it can be tried again; after `Corruption` the same inputs would fail again.
     ///
     /// Cancel safety: not safe.
     pub async fn compact_next(&self) -> Result<bool> {
+        let result = self.compact().await;
+        self.note(Work::Compaction, result)
+    }
+
+    async fn compact(&self) -> Result<bool> {
         let inner = &*self.0;
         let version = self.version();
         let Some(compaction) = pick(&version, &inner.limits) else {
@@ -42,13 +47,7 @@ impl<S: Storage> Db<S> {
         let outputs = if compaction.is_move() {
             Vec::new()
         } else {
-            let outputs = execute(self, &compaction, &version, &inner.limits).await?;
-            inner
-                .storage
-                .sync_dir()
-                .await
-                .map_err(|error| Error::io("sync the directory of the shard", error))?;
-            outputs
+            execute(self, &compaction, &version, &inner.limits).await?
         };
         let mut edit = VersionEdit::default();
         let removed = |level: usize| move |file: &SharedMeta| (level, file.number);
@@ -58,7 +57,12 @@ impl<S: Storage> Db<S> {
             edit.add_ssts.push((compaction.target(), compaction.inputs[0].clone()));
         }
         edit.add_ssts.extend(outputs.iter().map(|meta| (compaction.target(), Rc::new(meta.clone()))));
-        if let Err(error) = self.edit(edit).await {
+        let synced = inner.storage.sync_dir().await;
+        let result = match synced.map_err(|error| Error::io("sync the directory of the shard", error)) {
+            Ok(()) => self.edit(edit).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = result {
             if error.kind() != ErrorKind::Poisoned {
                 for meta in outputs {
                     let _ = inner.storage.remove(FileName::Sst(meta.number)).await; // nothing names it
@@ -124,8 +128,7 @@ impl<S: Storage> Environment for Db<S> {
 
     /// Inputs are opened past the cache of open files: a merge would throw out what readers use.
     async fn open(&self, meta: &SharedMeta) -> Result<Rc<Sst<S::File>>> {
-        let open = self.0.open_files.borrow().get(&meta.number).cloned();
-        match open {
+        match self.opened_sst(meta.number) {
             Some(sst) => Ok(sst),
             None => {
                 let identity = self.0.owner.identity(Kind::Sst, meta.number);

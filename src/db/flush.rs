@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::{Db, LoggedMemtable};
+use super::{Db, LoggedMemtable, Work};
 use crate::compaction::executor::ENTRY_COST_BYTES;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
@@ -49,7 +49,7 @@ impl<S: Storage> Db<S> {
         let oldest = self.0.frozen.borrow().front().cloned();
         let Some(oldest) = oldest else { return Ok(()) };
         let result = self.flush(&oldest).await;
-        self.note(result).map(|_| ())
+        self.note(Work::Flush, result).map(|_| ())
     }
 
     /// Whether a memtable waits for its flush.
@@ -85,7 +85,12 @@ impl<S: Storage> Db<S> {
             }
         }
         inner.events.room.notify_waiters();
-        self.release_wal(logged).await?;
+        if let Err(error) = self.release_wal(logged).await {
+            if error.kind() == ErrorKind::Poisoned {
+                return Err(error);
+            }
+            tracing::warn!(%error, "cannot release a WAL that is not needed any more; the next start will");
+        }
         Ok(meta)
     }
 
@@ -117,18 +122,19 @@ impl<S: Storage> Db<S> {
             let mut last_key = Vec::new();
             loop {
                 // Copied out: the memtable is not borrowed across an await.
-                let (key, seqno, kind, value) = {
+                let newest = {
                     let memtable = logged.memtable.borrow();
                     let Some(entry) = in_order.next(&memtable) else { break };
-                    if *last_key == *entry.key {
-                        continue; // an older version of the key before
-                    }
-                    (entry.key.to_vec(), entry.seqno, entry.kind, entry.value.to_vec())
+                    // An older version of the key before is left out.
+                    (*last_key != *entry.key)
+                        .then(|| (entry.key.to_vec(), entry.seqno, entry.kind, entry.value.to_vec()))
                 };
+                self.slice(ENTRY_COST_BYTES).await;
+                let Some((key, seqno, kind, value)) = newest else { continue };
                 let entry = crate::key::Entry { key: &key, seqno, kind, value: &value };
                 builder.add(&entry).await?;
                 last_key = key;
-                self.slice(last_key.len() + value.len() + ENTRY_COST_BYTES).await;
+                self.slice(last_key.len() + value.len()).await;
             }
             let meta = builder.finish().await?;
             // The last write of a memtable is the newest of its key, so it was not left out.
@@ -151,23 +157,31 @@ impl<S: Storage> Db<S> {
     /// A WAL that the manifest no longer names becomes the spare, or goes.
     async fn release_wal(&self, logged: &LoggedMemtable) -> Result<()> {
         let inner = &*self.0;
+        let remove = async |number| {
+            let name = FileName::Wal(number);
+            let attempt = || format!("remove {}", inner.storage.label(name));
+            inner.storage.remove(name).await.map_err(|error| Error::io(attempt(), error))
+        };
         let wanted = inner.spare.borrow().is_none() && !inner.spare_coming.get();
-        if !wanted || logged.wal_bytes != inner.config.wal_bytes() {
-            let name = FileName::Wal(logged.wal);
-            return inner
-                .storage
-                .remove(name)
-                .await
-                .map_err(|error| Error::io(format!("remove {}", inner.storage.label(name)), error));
+        if !wanted || !logged.recyclable {
+            return remove(logged.wal).await;
         }
         let number = self.new_file();
         inner.spare_coming.set(true);
         let result = async {
-            let (from, bytes) = (logged.wal, logged.wal_bytes);
-            self.adopt_spare(Wal::recycle(&inner.storage, inner.owner, from, number, bytes).await?).await
+            let bytes = inner.config.wal_bytes();
+            let wal = Wal::recycle(&inner.storage, inner.owner, logged.wal, number, bytes).await?;
+            self.adopt_spare(wal).await
         }
         .await;
         inner.spare_coming.set(false);
+        if let Err(error) = &result
+            && error.kind() != ErrorKind::Poisoned
+        {
+            // It has one name or the other, and no manifest names either; its space may be what is lacking.
+            let _ = remove(number).await;
+            let _ = remove(logged.wal).await;
+        }
         result
     }
 
@@ -226,7 +240,7 @@ impl<S: Storage> Db<S> {
         {
             let _ = inner.storage.remove(FileName::Wal(number)).await; // nothing names it
         }
-        self.note(result)
+        self.note(Work::Spare, result)
     }
 
     /// Refuses writes from now on, and makes a compaction in progress give up.

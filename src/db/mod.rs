@@ -36,9 +36,12 @@ pub mod stall;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
 
+use bytes::Bytes;
 use quick_cache::unsync::Cache;
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::futures::Notified;
+use tokio::sync::{Mutex, Notify, OnceCell, OwnedSemaphorePermit, Semaphore};
 
 use self::commit::CommitQueue;
 pub use self::commit::Ticket;
@@ -58,6 +61,9 @@ use crate::sst::reader::Sst;
 use crate::storage::Storage;
 use crate::wal::writer::Wal;
 
+/// Reads up to this size are not counted one by one.
+const SMALL_READ_BYTES: usize = 64 << 10;
+
 /// The engine of one shard. Clones share it.
 pub struct Db<S: Storage>(Rc<Inner<S>>);
 
@@ -71,7 +77,9 @@ impl<S: Storage> Clone for Db<S> {
 struct LoggedMemtable {
     memtable: RefCell<Memtable>,
     wal: FileNumber,
-    wal_bytes: u64,
+    /// Whether the WAL can be used again. One that was replayed cannot: the kernel may still finish a write of
+    /// the killed process there.
+    recyclable: bool,
 }
 
 /// Where new writes go.
@@ -79,6 +87,8 @@ struct Active<S: Storage> {
     logged: Rc<LoggedMemtable>,
     wal: Rc<Wal<S::File>>,
 }
+
+type OpenFile<S> = OnceCell<Rc<Sst<<S as Storage>::File>>>;
 
 struct Inner<S: Storage> {
     storage: S,
@@ -105,17 +115,29 @@ struct Inner<S: Storage> {
     manifest: Mutex<Manifest<S>>,
     next_file: Cell<u64>,
     cache: BlockCache,
-    open_files: RefCell<Cache<FileNumber, Rc<Sst<S::File>>>>,
+    /// SSTs that are open, or being opened: many lookups that need a file open it once.
+    open_files: RefCell<Cache<FileNumber, Rc<OpenFile<S>>>>,
     /// SSTs that no version in force names, but a reader may still look at.
     obsolete: RefCell<Vec<SharedMeta>>,
     /// Bytes of background work until the next pause.
     slice_left: Cell<usize>,
     /// Why writes have failed for good, if they have (D4).
     poison: RefCell<Option<Error>>,
-    /// Why background work fails at the moment, if it does.
-    trouble: RefCell<Option<Error>>,
+    /// Why background work fails at the moment, if it does, by [`Work`].
+    trouble: RefCell<[Option<Error>; 3]>,
     closing: Cell<bool>,
+    turnstile: Mutex<()>,
+    /// Memory that large values may take on their way to readers, in KiB (P8).
+    large_reads: Arc<Semaphore>,
     events: Events,
+}
+
+/// Kinds of background work.
+#[derive(Clone, Copy)]
+enum Work {
+    Flush,
+    Spare,
+    Compaction,
 }
 
 /// What the background futures wait for.
@@ -170,7 +192,7 @@ impl<S: Storage> Db<S> {
     ///
     /// # Errors
     /// As [`Self::lookup`]; `Corruption` or `Io` if a block cannot be read.
-    pub async fn get(&self, key: &[u8]) -> Result<Option<bytes::Bytes>> {
+    pub async fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
         self.lookup(key)?.finish(self, key).await
     }
 
@@ -250,19 +272,25 @@ impl<S: Storage> Db<S> {
 
     /// A refusal that ends when background work catches up; or when there is space, if that is what it lacks.
     fn no_room(&self, why: &str) -> Error {
-        match &*self.0.trouble.borrow() {
-            Some(error) if error.kind() == ErrorKind::DiskFull => {
-                Error::new(ErrorKind::DiskFull, "the disk is full; writes work again once there is space")
-            }
-            _ => Error::new(ErrorKind::Overloaded, format!("the write was refused: {why}")),
-        }
+        let trouble = self.0.trouble.borrow();
+        let of_kind = |kind| trouble.iter().flatten().find(|error| error.kind() == kind).cloned();
+        of_kind(ErrorKind::DiskFull)
+            .or_else(|| of_kind(ErrorKind::Corruption))
+            .unwrap_or_else(|| Error::new(ErrorKind::Overloaded, format!("the write was refused: {why}")))
     }
 
-    /// Waits until a write that was refused as `Overloaded` or `DiskFull` is worth another try.
+    /// Completes when a write that was refused as `Overloaded` is worth another try. It counts from its creation,
+    /// not from its first poll, so create it before the try.
     ///
     /// Cancel safety: safe.
-    pub async fn room(&self) {
-        self.0.events.room.notified().await;
+    pub fn room(&self) -> Notified<'_> {
+        self.0.events.room.notified()
+    }
+
+    /// The turnstile of writes that wait for room: whoever holds it is next, and those who wait for it come in
+    /// order. While somebody does, later writes have to wait behind.
+    pub fn turnstile(&self) -> &Mutex<()> {
+        &self.0.turnstile
     }
 
     /// How far background work is behind.
@@ -285,6 +313,11 @@ impl<S: Storage> Db<S> {
         self.0.queue.wait().await;
     }
 
+    /// Whether a group waits to be committed.
+    pub fn has_uncommitted(&self) -> bool {
+        !self.0.queue.is_empty()
+    }
+
     /// Writes and syncs the oldest group, if there is one. The caller may wait before, to slow writers down.
     ///
     /// # Errors
@@ -297,8 +330,14 @@ impl<S: Storage> Db<S> {
             Ok(None) => Ok(()),
             Ok(Some((last, answer))) => {
                 assert!(inner.visible.get() < last, "groups complete in order"); // C1
+                let poison = inner.poison.borrow().clone();
+                if let Some(error) = poison {
+                    // A sync failed while this group was written: whether it will last is not known (D4).
+                    answer.give(Err(error.clone()));
+                    return Err(error);
+                }
                 inner.visible.set(last); // D1
-                answer.succeed();
+                answer.give(Ok(()));
                 inner.events.committed.notify_waiters();
                 inner.events.room.notify_waiters();
                 Ok(())
@@ -353,21 +392,55 @@ impl<S: Storage> Db<S> {
     }
 
     /// Notes whether background work fails at the moment; writes are refused for the same reason.
-    fn note<T>(&self, result: Result<T>) -> Result<T> {
-        self.0.trouble.replace(result.as_ref().err().cloned());
+    fn note<T>(&self, work: Work, result: Result<T>) -> Result<T> {
+        let trouble = result.as_ref().err().filter(|error| error.kind() != ErrorKind::ShuttingDown).cloned();
+        self.0.trouble.borrow_mut()[work as usize] = trouble;
         result
     }
 
     /// An SST, open.
     async fn open_sst(&self, meta: &SharedMeta) -> Result<Rc<Sst<S::File>>> {
         let inner = &*self.0;
-        if let Some(sst) = inner.open_files.borrow().get(&meta.number) {
-            return Ok(sst.clone());
-        }
+        let open = inner.open_files.borrow().get(&meta.number).cloned();
+        let open = open.unwrap_or_else(|| {
+            let open = Rc::new(OpenFile::<S>::new());
+            inner.open_files.borrow_mut().insert(meta.number, open.clone());
+            open
+        });
         let identity = inner.owner.identity(Kind::Sst, meta.number);
-        let sst = Rc::new(Sst::open(&inner.storage, identity, meta.bytes).await?);
-        inner.open_files.borrow_mut().insert(meta.number, sst.clone());
-        Ok(sst)
+        let sst = open
+            .get_or_try_init(async || Sst::open(&inner.storage, identity, meta.bytes).await.map(Rc::new))
+            .await?;
+        Ok(sst.clone())
+    }
+
+    /// Leave to hold `bytes` for a reader; given back when the guard is dropped. Small reads need none: their number
+    /// is bounded by the requests under way.
+    ///
+    /// # Errors
+    /// `Overloaded`.
+    fn hold_for_reader(&self, bytes: usize) -> Result<Option<OwnedSemaphorePermit>> {
+        if bytes <= SMALL_READ_BYTES {
+            return Ok(None);
+        }
+        let kibibytes = u32::try_from(bytes.div_ceil(1024)).expect("values are under 4 TiB");
+        match self.0.large_reads.clone().try_acquire_many_owned(kibibytes) {
+            Ok(permit) => Ok(Some(permit)),
+            Err(_) => Err(Error::new(ErrorKind::Overloaded, "too many large values are being read")),
+        }
+    }
+
+    /// A copy of a value in memory, counted like a read.
+    fn copy_for_reader(&self, value: &[u8]) -> Result<Bytes> {
+        Ok(match self.hold_for_reader(value.len())? {
+            None => Bytes::copy_from_slice(value),
+            Some(permit) => Bytes::from_owner(Held(value.to_vec(), permit)),
+        })
+    }
+
+    /// The SST, if it is open.
+    fn opened_sst(&self, number: FileNumber) -> Option<Rc<Sst<S::File>>> {
+        self.0.open_files.borrow().get(&number)?.get().cloned()
     }
 
     /// The SSTs in force.
@@ -386,8 +459,17 @@ impl<S: Storage> Db<S> {
     }
 }
 
+/// A value on its way to a reader, and the leave to hold it.
+struct Held(Vec<u8>, #[allow(dead_code, reason = "it is there to be dropped")] OwnedSemaphorePermit);
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 impl LoggedMemtable {
     fn new<F: crate::storage::File>(wal: &Wal<F>) -> Self {
-        Self { memtable: RefCell::new(Memtable::new()), wal: wal.number(), wal_bytes: wal.capacity() }
+        Self { memtable: RefCell::new(Memtable::new()), wal: wal.number(), recyclable: true }
     }
 }

@@ -27,7 +27,7 @@ pub struct Lookup<S: Storage>(State<S>);
 
 enum State<S: Storage> {
     /// The memtables had the answer.
-    Known(Option<Bytes>),
+    Known(Option<Result<Bytes>>),
     /// The SSTs of this version have it.
     Searching {
         version: Rc<Version>,
@@ -65,7 +65,7 @@ impl<S: Storage> Lookup<S> {
         let in_memtable = |logged: &super::LoggedMemtable| {
             let memtable = logged.memtable.borrow();
             memtable.get(key, snapshot).map(|entry| match entry.kind {
-                ValueKind::Value => Some(Bytes::copy_from_slice(entry.value)),
+                ValueKind::Value => Some(db.copy_for_reader(entry.value)),
                 ValueKind::Tombstone => None,
             })
         };
@@ -113,7 +113,8 @@ impl<S: Storage> Lookup<S> {
                     }
                 }
                 Err(Need::Block(sst, handle)) => {
-                    let block = sst.read_block(handle).await?;
+                    let guard = db.hold_for_reader(handle.bytes as usize)?;
+                    let block = sst.read_block(handle, guard).await?;
                     db.0.cache.insert(sst.number(), handle.offset, block.clone());
                     // Handed over directly: a small cache may have dropped it again.
                     supplied = Some(block);
@@ -131,7 +132,7 @@ impl<S: Storage> Lookup<S> {
     ) -> Result<std::result::Result<Option<Bytes>, Need<S>>> {
         let State::Searching { version, hash, place, current } = &mut self.0 else {
             let State::Known(answer) = &self.0 else { unreachable!("the other state was matched above") };
-            return Ok(Ok(answer.clone()));
+            return answer.clone().transpose().map(Ok);
         };
         loop {
             if let Some((sst, lookup)) = current {
@@ -149,8 +150,7 @@ impl<S: Storage> Lookup<S> {
                 }
             }
             let Some(meta) = place.next_file(version, key) else { return Ok(Ok(None)) };
-            let open = db.0.open_files.borrow().get(&meta.number).cloned();
-            let Some(sst) = open else { return Ok(Err(Need::Open(meta.clone()))) };
+            let Some(sst) = db.opened_sst(meta.number) else { return Ok(Err(Need::Open(meta.clone()))) };
             let lookup = PointLookup::new(&sst, *hash);
             *current = Some((sst, lookup));
         }

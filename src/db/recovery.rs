@@ -2,6 +2,7 @@
 //!
 //! 1. The manifest says which files make up the shard. One that is missing, or an SST of another length, stops
 //!    the start with its name. Files that the manifest does not name are leftovers of a crash and are removed.
+//!    A WAL among them that holds writes which are nowhere else is no leftover: the edit that named it was lost.
 //! 2. The WALs are replayed in order. Each ends where its last record verifies; what is torn behind is cut and
 //!    reported. A gap in the SeqNos is damage (W1).
 //! 3. What was replayed is synced, so that it may be shown (P2), and a fresh manifest is written that fixes where
@@ -18,9 +19,10 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use quick_cache::unsync::Cache;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 
 use super::commit::CommitQueue;
 use super::{Active, Db, Events, Inner, LoggedMemtable};
@@ -35,7 +37,7 @@ use crate::record::Owner;
 use crate::record::file::FIRST_RECORD;
 use crate::sst::cache::BlockCache;
 use crate::storage::Storage;
-use crate::wal::reader::{Source, replay};
+use crate::wal::reader::{Source, first_write, replay};
 use crate::wal::writer::Wal;
 
 /// What an open found.
@@ -126,16 +128,29 @@ impl<S: Storage> Db<S> {
             frozen.push_back(Rc::new(LoggedMemtable {
                 memtable: RefCell::new(memtable),
                 wal: number,
-                wal_bytes: file_bytes,
+                recyclable: false,
             }));
         }
-        let highest = storage
-            .list()
-            .map_err(|error| Error::io("list the files of the shard", error))?
-            .iter()
-            .filter_map(|(name, _)| name.number())
-            .max();
+        let files = storage.list().map_err(|error| Error::io("list the files of the shard", error))?;
+        for (name, bytes) in &files {
+            if let FileName::Wal(number) = *name
+                && !state.wals.contains_key(&number)
+                && let Some(first) = first_write(&storage, owner, number, *bytes).await?
+                && next <= first
+            {
+                let message = format!(
+                    "{} holds write {} and later ones, and the manifest does not name it: its last edit is lost",
+                    storage.label(*name),
+                    first.0
+                );
+                return Err(Error::new(ErrorKind::Corruption, message));
+            }
+        }
+        let highest = files.iter().filter_map(|(name, _)| name.number()).max();
         state.next_file = state.next_file.max(FileNumber(highest.map_or(1, |number| number.0 + 1)));
+        // Before anything is allocated: on a full disk the leftovers are what is lacking.
+        let loaded = |name| matches!(name, FileName::Current | FileName::Manifest(_));
+        recovered.leftovers = remove_except(&storage, |name| state.names(name) || loaded(name)).await?;
         let wal = match ready {
             Some(wal) => wal,
             None => {
@@ -149,7 +164,7 @@ impl<S: Storage> Db<S> {
         let manifest = Manifest::create(storage.clone(), owner, state).await?;
         let state = manifest.state().clone();
         let number = manifest.number();
-        recovered.leftovers = remove_except(&storage, |name| {
+        remove_except(&storage, |name| {
             state.names(name) || name == FileName::Current || name == FileName::Manifest(number)
         })
         .await?;
@@ -175,8 +190,10 @@ impl<S: Storage> Db<S> {
             obsolete: RefCell::new(Vec::new()),
             slice_left: Cell::new(0),
             poison: RefCell::new(None),
-            trouble: RefCell::new(None),
+            trouble: RefCell::default(),
             closing: Cell::new(false),
+            turnstile: Mutex::new(()),
+            large_reads: Arc::new(Semaphore::new(config.large_reads_bytes_max() / 1024)),
             events: Events::default(),
             config,
         };

@@ -44,6 +44,11 @@ const FREE_BUFFER_BYTES: usize = 64 << 10;
 const IDLE_TIME: Duration = Duration::from_secs(75);
 const READING_TIME: Duration = Duration::from_secs(30);
 const WRITING_TIME: Duration = Duration::from_secs(60);
+const LINGER_TIME: Duration = Duration::from_secs(2);
+/// Each byte of a request buys its client this much more time: 64 KiB a second are asked for in the long run.
+const TIME_PER_BYTE: Duration = Duration::from_nanos(15_259);
+/// Parts that a large value is written in; each one shows progress.
+const PART_BYTES: usize = 256 << 10;
 
 /// What all connections of a thread share.
 pub struct Peers {
@@ -70,10 +75,18 @@ struct Peer {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
+    /// No byte of a request has come.
     Idle,
+    /// A request has begun, and is not complete.
     Reading,
+    /// A request is under way.
     Working,
+    /// A reply is being written.
     Writing,
+    /// The stop is being watched.
+    Watching,
+    /// The last reply is written; what still comes is dropped.
+    Lingering,
 }
 
 impl Peers {
@@ -118,8 +131,9 @@ impl Peers {
                 Phase::Idle => IDLE_TIME,
                 Phase::Reading => READING_TIME,
                 Phase::Writing => WRITING_TIME,
+                Phase::Lingering => LINGER_TIME,
                 // The engine answers every request; a client that waits for one is not to blame.
-                Phase::Working => continue,
+                Phase::Working | Phase::Watching => continue,
             };
             if limit < now.saturating_duration_since(peer.since.get()) {
                 end(peer, Shutdown::Both);
@@ -131,9 +145,19 @@ impl Peers {
     pub fn drain(&self) {
         self.draining.set(true);
         for peer in self.open.borrow().values() {
-            if peer.phase.get() == Phase::Idle {
-                end(peer, Shutdown::Read);
+            match peer.phase.get() {
+                // What has come all the same is still read, and answered.
+                Phase::Idle => end(peer, Shutdown::Read),
+                Phase::Lingering => end(peer, Shutdown::Both),
+                Phase::Reading | Phase::Working | Phase::Writing | Phase::Watching => {}
             }
+        }
+    }
+
+    /// Ends every connection, whatever it does.
+    pub fn cut_off(&self) {
+        for peer in self.open.borrow().values() {
+            end(peer, Shutdown::Both);
         }
     }
 
@@ -141,7 +165,7 @@ impl Peers {
     pub fn abort(&self) {
         self.draining.set(true);
         for peer in self.open.borrow().values() {
-            if peer.phase.get() != Phase::Working {
+            if !matches!(peer.phase.get(), Phase::Working | Phase::Watching) {
                 end(peer, Shutdown::Both);
             }
         }
@@ -170,6 +194,7 @@ pub async fn serve<H: Handler>(stream: TcpStream, handler: &H, peers: &Peers) {
         head_end: HeadEnd::default(),
         output: Vec::new(),
         reserved: 0,
+        has_read: false,
     };
     connection.run().await;
     connection.release_budget();
@@ -209,6 +234,8 @@ struct Connection<'a, H: Handler> {
     output: Vec<u8>,
     /// Bytes taken from the budget.
     reserved: usize,
+    /// Whether anything has come.
+    has_read: bool,
 }
 
 impl<H: Handler> Connection<'_, H> {
@@ -254,7 +281,12 @@ impl<H: Handler> Connection<'_, H> {
         }
         self.settle(begun, written).await?;
         self.flush().await?;
-        if self.peers.draining.get() && self.start == self.input.len() {
+        if self.peers.draining.get() && self.has_read && self.start == self.input.len() {
+            return Ok(false);
+        }
+        if !self.reserve_for(0) {
+            self.put(Response::refusal(&OVER_BUDGET), RequestWire::UNKNOWN).await?;
+            self.flush().await?;
             return Ok(false);
         }
         self.read().await?;
@@ -327,11 +359,14 @@ impl<H: Handler> Connection<'_, H> {
             written.push(slot);
         }
         let barrier = matches!(reply, Reply::Barrier(_));
+        // Behind the request to stop nothing is served.
+        let last = matches!(&reply, Reply::Now(Response { body: Body::Lines(_), .. }));
+        let keep_alive = wire.keep_alive && !last;
         begun.push(Begun { reply, wire });
         if barrier {
             self.settle(begun, written).await?;
         }
-        Ok(Next::Begun { keep_alive: wire.keep_alive })
+        Ok(Next::Begun { keep_alive })
     }
 
     /// Reads the body of the request at the front of the input. Requests before it are answered first, unless the
@@ -447,9 +482,8 @@ impl<H: Handler> Connection<'_, H> {
             Body::Value(ref value) => {
                 self.flush().await?;
                 self.phase(Phase::Writing);
-                for at in (0..value.len()).step_by(OUTPUT_BYTES * 16) {
-                    // In parts, so that a slow client shows progress.
-                    let part = value.slice(at..value.len().min(at + OUTPUT_BYTES * 16));
+                for at in (0..value.len()).step_by(PART_BYTES) {
+                    let part = value.slice(at..value.len().min(at + PART_BYTES));
                     self.peer.stream.write_all(part).await.0.map_err(|_| Gone)?;
                     self.peer.since.set(self.peers.now.get());
                 }
@@ -457,11 +491,13 @@ impl<H: Handler> Connection<'_, H> {
             Body::Lines(mut lines) => {
                 self.peers.watchers.set(self.peers.watchers.get() + 1);
                 self.peers.watcher_came.notify_one();
-                let mut here = Ok(());
+                let mut here = self.flush().await;
+                self.phase(Phase::Watching);
                 while let Some(line) = lines.recv().await {
                     put_line_chunk(&mut self.output, &line, old);
                     // The stop goes on even if nobody watches any more.
                     here = if here.is_ok() { self.flush().await } else { here };
+                    self.phase(Phase::Watching);
                 }
                 self.peers.watchers.set(self.peers.watchers.get() - 1);
                 here?;
@@ -511,17 +547,26 @@ impl<H: Handler> Connection<'_, H> {
             // Doubled: memory follows the bytes that arrived (H2).
             self.input.reserve(self.input.len().max(IDLE_BUFFER_BYTES));
         }
-        self.phase(if idle { Phase::Idle } else { Phase::Reading });
+        if idle {
+            self.phase(Phase::Idle);
+        } else if self.peer.phase.get() != Phase::Reading {
+            self.phase(Phase::Reading);
+        }
         let input = std::mem::take(&mut self.input);
         let filled = input.len();
         let (result, slice) = self.peer.stream.read(input.slice(filled..)).await;
         self.input = slice.into_inner();
         match result {
             Ok(0) | Err(_) => Err(Gone),
-            Ok(_) => {
+            Ok(count) => {
+                self.has_read = true;
                 if idle {
                     self.phase(Phase::Reading);
                 }
+                // The time that the client has is counted from the first byte, so that one byte now and then does
+                // not hold a connection for ever.
+                let more = TIME_PER_BYTE.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX));
+                self.peer.since.set((self.peer.since.get() + more).min(self.peers.now.get()));
                 Ok(())
             }
         }
@@ -554,7 +599,11 @@ impl<H: Handler> Connection<'_, H> {
     /// Closes for writing, then reads and drops for a while, so that the last reply is not lost to a reset.
     async fn linger(&mut self) {
         end(&self.peer, Shutdown::Write);
-        self.phase(Phase::Reading);
+        self.phase(Phase::Lingering);
+        if self.peers.draining.get() {
+            // Nothing is worth waiting for: only a client that sends on would see a reset.
+            end(&self.peer, Shutdown::Read);
+        }
         let mut dropped = 0;
         while dropped < LINGER_BYTES_MAX {
             let mut buffer = std::mem::take(&mut self.input);

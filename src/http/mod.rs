@@ -34,7 +34,7 @@ pub const HEADERS_BYTES_MAX: usize = 16 << 10;
 /// Most header fields.
 pub const HEADERS_MAX: usize = 64;
 /// Most requests of one connection that are under way together.
-pub const PIPELINE_MAX: usize = 256;
+pub const PIPELINE_MAX: usize = 64;
 
 /// What a request comes to.
 pub enum Reply<P> {

@@ -179,22 +179,21 @@ impl<S: Storage> Manifest<S> {
             let identity = owner.identity(Kind::Manifest, number);
             let log = RecordFile::create(&storage, name, identity, capacity).await?;
             append(&log, &payload).await?;
+            let identity = owner.identity(Kind::Current, FileNumber(0));
+            let current = encode_single(&number.0.to_le_bytes(), identity, 0);
+            write_file_atomically(&storage, FileName::CurrentTemporary, FileName::Current, current).await?; // V1
             Ok::<_, Error>(log)
         }
         .await;
-        let log = match result {
-            Ok(log) => log,
+        match result {
+            Ok(log) => Ok(Self { storage, owner, number, log, state }),
+            Err(error) if error.kind() == ErrorKind::Poisoned => Err(error), // V3
             Err(error) => {
                 // Nothing names it; if it cannot be removed, the next open does.
                 let _ = storage.remove(name).await;
-                return Err(error);
+                Err(error)
             }
-        };
-        let current = encode_single(&number.0.to_le_bytes(), owner.identity(Kind::Current, FileNumber(0)), 0);
-        write_file_atomically(&storage, FileName::CurrentTemporary, FileName::Current, current)
-            .await
-            .map_err(|error| error.with_kind(ErrorKind::Poisoned))?; // V3
-        Ok(Self { storage, owner, number, log, state })
+        }
     }
 
     /// What the manifest says.

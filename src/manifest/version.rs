@@ -39,9 +39,13 @@ impl Version {
         self.levels[level].iter().map(|file| file.bytes).sum()
     }
 
-    /// The files of a level that may hold keys from `smallest` to `largest`.
-    pub fn overlapping(&self, level: usize, smallest: &[u8], largest: &[u8]) -> Vec<SharedMeta> {
-        self.levels[level].iter().filter(|file| file.overlaps(smallest, largest)).cloned().collect()
+    /// The files of a level below L0 that may hold keys from `smallest` to `largest`.
+    pub fn overlapping(&self, level: usize, smallest: &[u8], largest: &[u8]) -> &[SharedMeta] {
+        debug_assert!(0 < level, "L0 files overlap");
+        let files = &self.levels[level];
+        let from = files.partition_point(|file| *file.largest < *smallest);
+        let count = files[from..].partition_point(|file| *file.smallest <= *largest);
+        &files[from..from + count]
     }
 
     /// The only file of a level below L0 that may hold `key`.

@@ -5,11 +5,12 @@
 //! What can be answered from memory is answered on the spot, without a task; what needs the disk or has to wait
 //! for room gets one.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -46,6 +47,23 @@ pub struct Dispatcher<T> {
     engines: Vec<Option<Engine>>,
     mailbox: Rc<Mailbox>,
     status: T,
+    tasks: Tasks,
+}
+
+/// The tasks that commands have started, so that the end of the last one can be waited for.
+#[derive(Clone, Default)]
+struct Tasks(Rc<Cell<usize>>);
+
+impl Tasks {
+    fn spawn<R: 'static>(&self, task: impl Future<Output = R> + 'static) -> JoinHandle<R> {
+        let count = self.0.clone();
+        count.set(count.get() + 1);
+        tokio_uring::spawn(async move {
+            let result = task.await;
+            count.set(count.get() - 1);
+            result
+        })
+    }
 }
 
 /// An answer of an engine of this thread.
@@ -102,10 +120,29 @@ fn respond(result: Result<Answer>) -> Response {
         Ok(Answer::Missing) => Response::KEY_NOT_FOUND,
         Err(error) => {
             if matches!(error.kind(), ErrorKind::Corruption | ErrorKind::Io | ErrorKind::Permission) {
-                tracing::error!(%error, "a request failed");
+                log_failure(&error);
             }
             Response::error(&error)
         }
+    }
+}
+
+/// Failures are logged at most this often by a thread: a client may ask for a damaged block again and again.
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
+
+thread_local! {
+    /// When this thread last logged a failure, and how many it has kept to itself since.
+    static LOGGED: Cell<(Option<Instant>, u64)> = const { Cell::new((None, 0)) };
+}
+
+fn log_failure(error: &Error) {
+    let (last, silent) = LOGGED.get();
+    let now = Instant::now();
+    if last.is_some_and(|last| now.duration_since(last) < LOG_INTERVAL) {
+        LOGGED.set((last, silent + 1));
+    } else {
+        LOGGED.set((Some(now), 0));
+        tracing::error!(%error, unlogged = silent, "a request failed");
     }
 }
 
@@ -126,7 +163,17 @@ impl<T: Status> Dispatcher<T> {
             }
             by_shard[shard] = Some(engine);
         }
-        Self { id, router, engines: by_shard, mailbox, status }
+        Self { id, router, engines: by_shard, mailbox, status, tasks: Tasks::default() }
+    }
+
+    /// Starts a task whose end is waited for before the thread ends.
+    pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        self.tasks.spawn(task);
+    }
+
+    /// Tasks that commands have started and that have not ended.
+    pub fn tasks(&self) -> usize {
+        self.tasks.0.get()
     }
 
     fn engine(&self, shard: ShardId) -> &Engine {
@@ -140,9 +187,9 @@ impl<T: Status> Dispatcher<T> {
         for Request { shard, key, operation, sender, token } in requests {
             let db = self.engine(shard);
             let started = match operation {
-                Operation::Get => get(db, &key),
-                Operation::Set(value) => set(db, &key, &value),
-                Operation::Delete => delete(db, &key),
+                Operation::Get => get(db, &self.tasks, &key),
+                Operation::Set(value) => set(db, &self.tasks, &key, &value),
+                Operation::Delete => delete(db, &self.tasks, &key),
             };
             match started {
                 Started::Now(result) => self.mailbox.answer(sender, token, result),
@@ -151,14 +198,14 @@ impl<T: Status> Dispatcher<T> {
                 }
                 Started::Later(waiting) | Started::Barrier(waiting) => {
                     let mailbox = self.mailbox.clone();
-                    tokio_uring::spawn(async move { mailbox.answer(sender, token, waiting.await) });
+                    self.tasks.spawn(async move { mailbox.answer(sender, token, waiting.await) });
                 }
             }
         }
         if !writes.is_empty() {
             // Tickets are answered in order, so one task can wait for all of them.
             let mailbox = self.mailbox.clone();
-            tokio_uring::spawn(async move {
+            self.tasks.spawn(async move {
                 for (sender, token, ticket, answer) in writes {
                     let result = ticket.await;
                     mailbox.answer(sender, token, result.map(|()| answer));
@@ -198,13 +245,15 @@ impl<T: Status> Handler for Dispatcher<T> {
 
     fn handle(&self, command: Command<'_>) -> Reply<Pending> {
         match command {
-            Command::Get { key } => self.dispatch(&key, |db| get(db, &key), || Operation::Get),
+            Command::Get { key } => self.dispatch(&key, |db| get(db, &self.tasks, &key), || Operation::Get),
             Command::Set { key, value } => self.dispatch(
                 &key,
-                |db| set(db, &key, &value),
+                |db| set(db, &self.tasks, &key, &value),
                 || Operation::Set(Bytes::copy_from_slice(&value)),
             ),
-            Command::Delete { key } => self.dispatch(&key, |db| delete(db, &key), || Operation::Delete),
+            Command::Delete { key } => {
+                self.dispatch(&key, |db| delete(db, &self.tasks, &key), || Operation::Delete)
+            }
             Command::Livez => Reply::Now(Response::OK),
             Command::Readyz => Reply::Now(match self.status.unready() {
                 None => Response::OK,
@@ -219,7 +268,7 @@ impl<T: Status> Handler for Dispatcher<T> {
     }
 }
 
-fn get(db: &Engine, key: &[u8]) -> Started {
+fn get(db: &Engine, tasks: &Tasks, key: &[u8]) -> Started {
     let mut lookup = match db.lookup(key) {
         Ok(lookup) => lookup,
         Err(error) => return Started::Now(Err(error)),
@@ -229,7 +278,7 @@ fn get(db: &Engine, key: &[u8]) -> Started {
         Ok(Progress::NeedsDisk) => {
             let (db, key) = (db.clone(), key.to_vec());
             let task = async move { lookup.finish(&db, &key).await.map(found) };
-            Started::Later(Waiting::Task(tokio_uring::spawn(task)))
+            Started::Later(Waiting::Task(tasks.spawn(task)))
         }
         Err(error) => Started::Now(Err(error)),
     }
@@ -239,39 +288,39 @@ fn found(value: Option<Bytes>) -> Answer {
     value.map_or(Answer::Missing, Answer::Value)
 }
 
-fn set(db: &Engine, key: &[u8], value: &[u8]) -> Started {
-    match db.set(key, value) {
+fn set(db: &Engine, tasks: &Tasks, key: &[u8], value: &[u8]) -> Started {
+    match in_turn(db).and_then(|()| db.set(key, value)) {
         Ok(ticket) => Started::Later(Waiting::Write(ticket, Answer::Written)),
         Err(error) if can_wait(&error) => {
             let (db, key, value) = (db.clone(), key.to_vec(), value.to_vec());
             let task = async move {
-                let ticket = with_room(&db, error, || db.set(&key, &value)).await?;
+                let ticket = with_room(&db, || db.set(&key, &value)).await?;
                 ticket.await.map(|()| Answer::Written)
             };
-            Started::Barrier(Waiting::Task(tokio_uring::spawn(task)))
+            Started::Barrier(Waiting::Task(tasks.spawn(task)))
         }
         Err(error) => Started::Now(Err(error)),
     }
 }
 
-fn delete(db: &Engine, key: &[u8]) -> Started {
-    match db.delete(key) {
+fn delete(db: &Engine, tasks: &Tasks, key: &[u8]) -> Started {
+    match in_turn(db).and_then(|()| db.delete(key)) {
         Ok((ticket, mut lookup)) => match lookup.poll_cached(db, key) {
             Ok(Progress::Done(value)) => Started::Later(Waiting::Write(ticket, existed(value))),
             Ok(Progress::NeedsDisk) => {
                 let (db, key) = (db.clone(), key.to_vec());
                 let task = async move { deleted(&db, &key, ticket, lookup).await };
-                Started::Later(Waiting::Task(tokio_uring::spawn(task)))
+                Started::Later(Waiting::Task(tasks.spawn(task)))
             }
             Err(error) => Started::Now(Err(error)),
         },
         Err(error) if can_wait(&error) => {
             let (db, key) = (db.clone(), key.to_vec());
             let task = async move {
-                let (ticket, lookup) = with_room(&db, error, || db.delete(&key)).await?;
+                let (ticket, lookup) = with_room(&db, || db.delete(&key)).await?;
                 deleted(&db, &key, ticket, lookup).await
             };
-            Started::Barrier(Waiting::Task(tokio_uring::spawn(task)))
+            Started::Barrier(Waiting::Task(tasks.spawn(task)))
         }
         Err(error) => Started::Now(Err(error)),
     }
@@ -292,15 +341,27 @@ fn can_wait(error: &Error) -> bool {
     error.kind() == ErrorKind::Overloaded
 }
 
-/// Tries a write that was refused for `refusal` again whenever there may be room, for a while.
-async fn with_room<R>(db: &Engine, mut refusal: Error, mut write: impl FnMut() -> Result<R>) -> Result<R> {
+/// Refuses a write while others wait for room: it must not go ahead of them.
+fn in_turn(db: &Engine) -> Result<()> {
+    match db.turnstile().try_lock() {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Error::new(ErrorKind::Overloaded, "other writes wait for room")),
+    }
+}
+
+/// Tries a write that was refused for want of room until there is room, for a while, in the order of the calls.
+async fn with_room<R>(db: &Engine, mut write: impl FnMut() -> Result<R>) -> Result<R> {
     let deadline = tokio::time::Instant::now() + ROOM_TIME;
+    // Those in front may take the whole time; then there is still one try.
+    let _turn = tokio::time::timeout_at(deadline, db.turnstile().lock()).await;
     loop {
-        if tokio::time::timeout_at(deadline, db.room()).await.is_err() {
-            return Err(refusal);
-        }
+        let room = db.room();
         match write() {
-            Err(error) if can_wait(&error) => refusal = error,
+            Err(error) if can_wait(&error) => {
+                if tokio::time::timeout_at(deadline, room).await.is_err() {
+                    return Err(error);
+                }
+            }
             result => return result,
         }
     }

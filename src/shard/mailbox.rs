@@ -33,6 +33,8 @@ use crate::key::ShardId;
 
 /// Letters in a ring. A turn of a busy thread makes fewer.
 const RING_LETTERS: usize = 1024;
+/// When to look again for room in a full ring.
+const FULL_RING_REST: std::time::Duration = std::time::Duration::from_millis(1);
 /// Bytes of letters that may wait for room in one ring.
 const OUTBOX_BYTES_MAX: usize = 64 << 20;
 
@@ -221,12 +223,19 @@ impl Mailbox {
     /// Cancel safety: safe.
     pub async fn send(&self) {
         loop {
-            self.posted.notified().await;
-            self.flush();
+            let posted = self.posted.notified();
+            if self.flush() {
+                posted.await;
+            } else {
+                // The ring makes room without a word. This is rare enough to look again a moment later.
+                let _ = tokio::time::timeout(FULL_RING_REST, posted).await;
+            }
         }
     }
 
-    fn flush(&self) {
+    /// Sends what there is room for. `false` if something is left.
+    fn flush(&self) -> bool {
+        let mut all = true;
         for (to, outbox) in self.outboxes.borrow_mut().iter_mut().enumerate() {
             let Some(ring) = &mut outbox.ring else { continue };
             let mut sent = false;
@@ -238,10 +247,12 @@ impl Mailbox {
                     unreachable!("there was room, and this thread is the only one to fill it");
                 }
             }
-            if sent || !outbox.letters.is_empty() {
+            if sent {
                 self.wake[to].notify_one();
             }
+            all &= outbox.letters.is_empty();
         }
+        all
     }
 
     /// Takes in letters, for ever: requests go to `carry_out`, answers to those who wait for them.
@@ -250,10 +261,7 @@ impl Mailbox {
     pub async fn receive(&self, mut carry_out: impl FnMut(Vec<Request>)) {
         loop {
             let mut requests = Vec::new();
-            let mut freed = Vec::new();
-            for (from, inbox) in self.inboxes.borrow_mut().iter_mut().enumerate() {
-                let Some(ring) = inbox else { continue };
-                let was_full = ring.slots() == RING_LETTERS;
+            for ring in self.inboxes.borrow_mut().iter_mut().flatten() {
                 // Only what is there now: a busy sender must not keep this loop from the others.
                 for _ in 0..ring.slots() {
                     match ring.pop() {
@@ -262,18 +270,10 @@ impl Mailbox {
                         Err(_) => break,
                     }
                 }
-                if was_full {
-                    freed.push(from);
-                }
             }
             if !requests.is_empty() {
                 carry_out(requests);
             }
-            // A sender that found the ring full has letters left in its outbox.
-            for from in freed {
-                self.wake[from].notify_one();
-            }
-            self.flush();
             self.wake[self.id.0].notified().await;
         }
     }
@@ -299,7 +299,8 @@ mod tests {
             .into_iter()
             .map(|ends| {
                 std::thread::spawn(move || {
-                    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+                    let runtime =
+                        tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
                     runtime.block_on(tokio::task::LocalSet::new().run_until(converse(ends)));
                 })
             })

@@ -103,6 +103,12 @@ impl Worker {
                 return self.report(error);
             }
         }
+        // Writes whose clients are gone may still wait, and a flush may wait for them.
+        while db.has_uncommitted() {
+            if let Err(error) = db.commit_next().await {
+                return self.report(error);
+            }
+        }
     }
 
     async fn flush(mut self) {
@@ -140,6 +146,13 @@ impl Worker {
                 match db.compact_next().await {
                     Ok(true) if !*self.stopped.borrow() => {}
                     Ok(_) => break,
+                    Err(error) if error.kind() == ErrorKind::Corruption => {
+                        // The same files would be picked again and again. Reads of the damaged block fail with the
+                        // same reason, everything else is served, and writes as long as L0 has room for them.
+                        let shard = self.db.owner().shard.0;
+                        tracing::error!(shard, %error, "compaction of this shard has stopped");
+                        return;
+                    }
                     Err(error) => {
                         if !self.handle("compact", Err(error)).await {
                             return;

@@ -29,7 +29,7 @@ use super::router::{Router, ThreadId};
 use super::{Background, Engine};
 use crate::config::Config;
 use crate::db::{CloseStep, Db, Recovered};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
 use crate::host::{RingFlags, pin};
 use crate::http::connection::{Peers, serve};
@@ -43,6 +43,8 @@ const TICK: Duration = Duration::from_secs(1);
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 /// Such errors are logged at most this often.
 const ACCEPT_LOG_INTERVAL: Duration = Duration::from_secs(5);
+/// How long a client may take for its last line, and then for its end.
+const LAST_LINE_TIME: Duration = Duration::from_secs(1);
 /// Connections that the kernel keeps for us until they are accepted.
 const BACKLOG: i32 = 1024;
 
@@ -162,13 +164,23 @@ pub fn run(plan: Plan) {
     }
     // Built here: the ring belongs to the thread that builds it (SINGLE_ISSUER).
     match tokio_uring::Runtime::new(&plan.ring.builder()) {
-        Ok(runtime) => {
-            if let Err(error) = runtime.block_on(Thread::live(plan)) {
+        Ok(runtime) => match runtime.block_on(Thread::live(plan)) {
+            Ok(Quiet::Nothing) => drop(runtime),
+            // Buffers must outlive the operations that use them; the process ends, and they with it.
+            Ok(Quiet::Perhaps) => std::mem::forget(runtime),
+            Err(error) => {
                 fail(error);
+                std::mem::forget(runtime);
             }
-        }
+        },
         Err(error) => fail(Error::io("build a ring for a thread", error)),
     }
+}
+
+/// What is in flight on the ring of a thread that has ended.
+enum Quiet {
+    Nothing,
+    Perhaps,
 }
 
 struct Thread {
@@ -201,7 +213,7 @@ impl Status for Follower {
 }
 
 impl Thread {
-    async fn live(plan: Plan) -> Result<()> {
+    async fn live(plan: Plan) -> Result<Quiet> {
         let Plan { id, config, router, shards, socket, ends, handed, balance, mut phase, events, .. } = plan;
         let mut engines = Vec::new();
         let mut recovered = Recovered::default();
@@ -248,7 +260,11 @@ impl Thread {
         wait_for(&mut phase, Phase::Running).await;
         let mut accepting = None;
         if *phase.borrow() == Phase::Running {
-            socket.listen(BACKLOG).map_err(|error| Error::io("listen", error))?;
+            socket.listen(BACKLOG).map_err(|error| {
+                let taken = error.kind() == std::io::ErrorKind::AddrInUse;
+                let error = Error::io("listen", error);
+                if taken { error.with_kind(ErrorKind::AddressInUse) } else { error }
+            })?;
             let listener = Rc::new(TcpListener::from_std(socket.into()));
             let task = tokio_uring::spawn(this.clone().accept(listener.clone()));
             accepting = Some((listener, task));
@@ -272,13 +288,31 @@ impl Thread {
         this.tell(Event::Closed);
 
         wait_for(&mut phase, Phase::Closed).await;
-        while 0 < this.peers.count() {
-            this.ended.notified().await;
+        // Those who watched have their last line; nobody else is left but who came too late.
+        let quiet = async {
+            while 0 < this.connections() || 0 < this.dispatcher.tasks() {
+                // Tasks end without a word.
+                let _ = tokio::time::timeout(Duration::from_millis(10), this.ended.notified()).await;
+            }
+        };
+        let mut quiet = std::pin::pin!(quiet);
+        let mut outcome = Quiet::Perhaps;
+        for _ in 0..2 {
+            if tokio::time::timeout(LAST_LINE_TIME, &mut quiet).await.is_ok() {
+                outcome = Quiet::Nothing;
+                break;
+            }
+            this.peers.cut_off();
         }
         for helper in helpers {
             helper.abort();
         }
-        Ok(())
+        Ok(outcome)
+    }
+
+    /// Connections of this thread, those counted that have not begun.
+    fn connections(&self) -> usize {
+        self.balance.connections[self.id.0].load(Ordering::Relaxed)
     }
 
     fn tell(&self, event: Event) {
@@ -311,7 +345,7 @@ impl Thread {
     /// Serves a new connection here, or hands it to the thread with the fewest.
     fn place(self: Rc<Self>, stream: TcpStream) {
         if self.connections_max <= self.balance.total() {
-            tokio_uring::spawn(async move {
+            self.dispatcher.spawn(async move {
                 // Best effort: the client learns it from the close, if not from the status.
                 let _ = stream.write_all(TOO_MANY).await.0;
             });
@@ -360,7 +394,7 @@ impl Thread {
     async fn drained(&self, phase: &mut watch::Receiver<Phase>) {
         let mut aborted = false;
         loop {
-            if self.peers.count() <= self.peers.watchers() {
+            if self.connections() <= self.peers.watchers() {
                 return;
             }
             if !aborted && *phase.borrow() == Phase::Aborting {

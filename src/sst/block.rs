@@ -135,7 +135,14 @@ pub fn frame_bytes(front: &[u8]) -> Result<u64, CorruptionReason> {
 }
 
 /// Verifies the frame in `bytes`, which lie at `offset`, and unpacks it.
-pub fn open_frame(bytes: AlignedBuf, identity: Identity, offset: u64) -> Result<Block, CorruptionReason> {
+///
+/// `guard` is kept as long as the payload is in memory, by whoever holds a slice of it.
+pub fn open_frame<G: Send + 'static>(
+    bytes: AlignedBuf,
+    identity: Identity,
+    offset: u64,
+    guard: G,
+) -> Result<Block, CorruptionReason> {
     let mut reader = Reader::new(&bytes);
     let crc = reader.u32()?;
     if crc != frame_crc(identity, offset, reader.rest()) {
@@ -154,7 +161,8 @@ pub fn open_frame(bytes: AlignedBuf, identity: Identity, offset: u64) -> Result<
     match compression {
         0 if raw_bytes == stored_bytes => {
             let memory = bytes.capacity();
-            let payload = Bytes::from_owner(bytes).slice(FRAME_BYTES..FRAME_BYTES + stored_bytes);
+            let payload = Bytes::from_owner(Guarded(bytes, guard));
+            let payload = payload.slice(FRAME_BYTES..FRAME_BYTES + stored_bytes);
             Ok(Block { kind, payload, memory })
         }
         1 => {
@@ -163,9 +171,18 @@ pub fn open_frame(bytes: AlignedBuf, identity: Identity, offset: u64) -> Result<
                 Ok(count) if count == raw_bytes => {}
                 _ => return Err(CorruptionReason("the block does not unpack")),
             }
-            Ok(Block { kind, payload: payload.into(), memory: raw_bytes })
+            Ok(Block { kind, payload: Bytes::from_owner(Guarded(payload, guard)), memory: raw_bytes })
         }
         _ => Err(CorruptionReason("the compression of the block is not known to this version")),
+    }
+}
+
+/// Memory, and what goes when it goes.
+struct Guarded<B, G>(B, #[allow(dead_code, reason = "it is there to be dropped")] G);
+
+impl<B: AsRef<[u8]>, G> AsRef<[u8]> for Guarded<B, G> {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_ref()
     }
 }
 
@@ -484,7 +501,7 @@ mod tests {
             let mut out = AlignedBuf::with_capacity(0);
             let (handle, _) = put_frame(&mut out, BlockKind::Data, &payload, IDENTITY, 8192);
             assert_eq!((out.len(), frame_bytes(&out)), (handle.bytes as usize, Ok(u64::from(handle.bytes))));
-            let open = |bytes: &[u8]| open_frame(AlignedBuf::from(bytes), IDENTITY, 8192);
+            let open = |bytes: &[u8]| open_frame(AlignedBuf::from(bytes), IDENTITY, 8192, ());
             assert_eq!(open(&out).unwrap().payload, payload);
             for bit in (0..out.len() * 8).step_by(37).chain(0..8 * FRAME_BYTES) {
                 let mut flipped = AlignedBuf::from(&out[..]);
@@ -492,8 +509,8 @@ mod tests {
                 assert!(open(&flipped).is_err(), "bit {bit}");
             }
             let other = Identity { file: FileNumber(4), ..IDENTITY };
-            assert!(open_frame(AlignedBuf::from(&out[..]), other, 8192).is_err());
-            assert!(open_frame(AlignedBuf::from(&out[..]), IDENTITY, 4096).is_err());
+            assert!(open_frame(AlignedBuf::from(&out[..]), other, 8192, ()).is_err());
+            assert!(open_frame(AlignedBuf::from(&out[..]), IDENTITY, 4096, ()).is_err());
         }
     }
 

@@ -16,6 +16,8 @@ use crate::storage::{AlignedBuf, BLOCK_BYTES, File, Storage};
 const WRITE_BYTES: usize = 512 << 10;
 /// Payload of a full page.
 const PAGE_PAYLOAD_BYTES: usize = BLOCK_BYTES - super::block::FRAME_BYTES;
+/// A partition ends at so many keys: its filter is two or three pages, and built within a slice.
+const PARTITION_KEYS_MAX: usize = 8 << 10;
 /// Where entries do not compress, every so many blocks a large one is tried, in case later ones do.
 const RETRY_BLOCKS: u32 = 64;
 
@@ -168,7 +170,8 @@ impl<F: File> SstBuilder<F> {
         handle.encode(&mut value);
         let entry = index_entry(&key, &value);
         self.index.add(&entry);
-        if PAGE_PAYLOAD_BYTES <= self.index.bytes() + BlockBuilder::entry_bytes_max(&entry) {
+        let full = PAGE_PAYLOAD_BYTES <= self.index.bytes() + BlockBuilder::entry_bytes_max(&entry);
+        if full || PARTITION_KEYS_MAX <= self.hashes.len() {
             self.end_partition();
         }
     }

@@ -59,21 +59,22 @@ impl<F: File> Sst<F> {
         self.identity.file
     }
 
-    /// Reads and verifies the block at `handle`.
+    /// Reads and verifies the block at `handle`. `guard` is kept as long as the block is in memory.
     ///
     /// # Errors
     /// `Corruption` or `Io`, with file and offset.
-    pub async fn read_block(&self, handle: BlockHandle) -> Result<Block> {
+    pub async fn read_block<G: Send + 'static>(&self, handle: BlockHandle, guard: G) -> Result<Block> {
         if self.bytes < handle.offset + u64::from(handle.bytes) {
             return Err(self.corruption(handle, CorruptionReason("the block is past the end of the file")));
         }
         let bytes = read(&self.file, &self.label, handle.offset, handle.bytes as usize).await?;
-        open_frame(bytes, self.identity, handle.offset).map_err(|reason| self.corruption(handle, reason))
+        open_frame(bytes, self.identity, handle.offset, guard)
+            .map_err(|reason| self.corruption(handle, reason))
     }
 
     /// The description that the file carries of itself.
     pub async fn properties(&self) -> Result<SstMeta> {
-        let block = self.read_block(self.properties).await?;
+        let block = self.read_block(self.properties, ()).await?;
         SstMeta::decode(&mut Reader::new(&block.payload))
             .map(|meta| SstMeta { bytes: self.bytes, ..meta })
             .map_err(|reason| self.corruption(self.properties, reason))
@@ -222,7 +223,7 @@ impl<F: File> Scanner<F> {
         }
         let from = to_usize(self.next - self.window_at);
         let frame = AlignedBuf::from(&self.window[from..from + bytes]);
-        let block = open_frame(frame, self.sst.identity, self.next)
+        let block = open_frame(frame, self.sst.identity, self.next, ())
             .map_err(|reason| self.sst.corruption(at, reason))?;
         self.next += bytes as u64;
         Ok(block)
@@ -292,7 +293,7 @@ mod tests {
     async fn get(sst: &Sst<SimFile>, key: &[u8]) -> Result<Option<Bytes>> {
         let mut lookup = PointLookup::new(sst, filter_hash(key));
         loop {
-            let block = sst.read_block(lookup.wanted()).await?;
+            let block = sst.read_block(lookup.wanted(), ()).await?;
             match lookup.step(key, &block).map_err(|reason| sst.corruption(lookup.wanted(), reason))? {
                 Step::More => {}
                 Step::Absent => return Ok(None),

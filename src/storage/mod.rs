@@ -28,7 +28,7 @@ use std::io;
 pub use buffer::AlignedBuf;
 
 pub use crate::config::{BLOCK_BYTES, SECTOR_BYTES};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
 
 /// What an open file is for; an implementation may pick flags by it.
@@ -96,6 +96,9 @@ pub trait File: Clone + 'static {
 
 /// Replaces a small file as a whole: after a crash it holds the old or the new bytes, and after the return the
 /// new ones. Steps: write `temporary`, sync it, rename it over `name`, sync the directory.
+///
+/// # Errors
+/// `Poisoned` if it is uncertain which bytes are in force; any other kind if the old ones are.
 pub async fn write_file_atomically<S: Storage>(
     storage: &S,
     temporary: FileName,
@@ -111,8 +114,9 @@ pub async fn write_file_atomically<S: Storage>(
     let file = storage.create(temporary).await.map_err(|error| Error::io(attempt("create"), error))?;
     file.write_at(bytes, 0).await.0.map_err(|error| Error::io(attempt("write"), error))?;
     file.sync().await.map_err(|error| Error::io(attempt("sync"), error))?;
-    storage.rename(temporary, name).await.map_err(|error| Error::io(attempt("rename"), error))?;
-    storage.sync_dir().await.map_err(|error| Error::io(attempt("sync the directory of"), error))
+    let uncertain = |what, error| Error::io(attempt(what), error).with_kind(ErrorKind::Poisoned);
+    storage.rename(temporary, name).await.map_err(|error| uncertain("rename", error))?;
+    storage.sync_dir().await.map_err(|error| uncertain("sync the directory of", error))
 }
 
 /// Reads a whole file that is at most `bytes_max` long; the rest of a longer one is left out.

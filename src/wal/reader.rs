@@ -1,7 +1,7 @@
 //! Replays a WAL: every group that was acknowledged, and perhaps some that were about to be.
 
 use super::decode_group;
-use crate::error::{CorruptionReason, Error, Result};
+use crate::error::{CorruptionReason, Error, ErrorKind, Result};
 use crate::file_name::FileName;
 use crate::key::{Entry, FileNumber, SeqNo};
 use crate::record::file::{End, replay as replay_records};
@@ -64,4 +64,34 @@ pub async fn replay<S: Storage>(
     .await?;
     file.sync().await.map_err(|error| Error::io(format!("sync {label} after its replay"), error))?;
     Ok(end)
+}
+
+/// The SeqNo of the first write of a WAL; `None` if it holds no group that verifies.
+///
+/// # Errors
+/// `Io`.
+pub async fn first_write<S: Storage>(
+    storage: &S,
+    owner: Owner,
+    number: FileNumber,
+    file_bytes: u64,
+) -> Result<Option<SeqNo>> {
+    let name = FileName::Wal(number);
+    let label = storage.label(name);
+    let file =
+        storage.open(name, Access::Read).await.map_err(|error| Error::io(format!("open {label}"), error))?;
+    let identity = owner.identity(Kind::Wal, number);
+    let mut found = None;
+    let result = replay_records(&file, &label, identity, file_bytes, None, |offset, payload| {
+        let (first, _) =
+            decode_group(payload, |_| {}).map_err(|reason| Error::corruption(&label, offset, reason))?;
+        found.get_or_insert(first);
+        Ok(())
+    })
+    .await;
+    match result {
+        Err(error) if error.kind() != ErrorKind::Corruption => Err(error),
+        // A file that was never finished has no head. Damage further on leaves the first group what it is.
+        _ => Ok(found),
+    }
 }
