@@ -7,7 +7,7 @@ use crate::compaction::executor::ENTRY_COST_BYTES;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
 use crate::key::SeqNo;
-use crate::manifest::VersionEdit;
+use crate::manifest::{VersionEdit, WalMeta};
 use crate::memtable::InOrder;
 use crate::record::Kind;
 use crate::sst::SstMeta;
@@ -188,7 +188,7 @@ impl<S: Storage> Db<S> {
     /// Names the WAL in the manifest, so that its loss would be noticed, and makes it the spare.
     async fn adopt_spare(&self, wal: Wal<S::File>) -> Result<()> {
         let inner = &*self.0;
-        let add_wals = vec![(wal.number(), None)];
+        let add_wals = vec![(wal.number(), WalMeta { bytes: wal.capacity(), end: None })];
         self.edit(VersionEdit { add_wals, ..VersionEdit::default() }).await?;
         let surplus = inner.spare.replace(Some(Rc::new(wal)));
         assert!(surplus.is_none(), "`spare_coming` lets one task at a time make it");

@@ -31,7 +31,7 @@ use crate::config::DbConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
 use crate::key::{FileNumber, SeqNo};
-use crate::manifest::{Manifest, State, load};
+use crate::manifest::{Manifest, State, WalMeta, load};
 use crate::memtable::Memtable;
 use crate::record::Owner;
 use crate::record::file::FIRST_RECORD;
@@ -71,7 +71,7 @@ impl<S: Storage> Db<S> {
     pub async fn create(storage: S, owner: Owner, config: DbConfig) -> Result<Self> {
         remove_except(&storage, |_| false).await?;
         let state = State { next_file: FileNumber(1), ..State::default() };
-        Ok(Self::open_with(storage, owner, config, state, Vec::new()).await?.0)
+        Ok(Self::open_with(storage, owner, config, state).await?.0)
     }
 
     /// Opens the shard.
@@ -89,9 +89,7 @@ impl<S: Storage> Db<S> {
             .into_iter()
             .collect();
         check_presence(&storage, &state, &files)?;
-        let sizes = |number| files.get(&FileName::Wal(number)).copied().unwrap_or_default();
-        let wals = state.wals.iter().map(|(&number, &until)| (number, sizes(number), until)).collect();
-        Self::open_with(storage, owner, config, state, wals).await
+        Self::open_with(storage, owner, config, state).await
     }
 
     async fn open_with(
@@ -99,13 +97,12 @@ impl<S: Storage> Db<S> {
         owner: Owner,
         config: DbConfig,
         mut state: State,
-        wals: Vec<(FileNumber, u64, Option<u64>)>,
     ) -> Result<(Self, Recovered)> {
         let mut recovered = Recovered::default();
         let mut next = state.flushed.next();
         let mut frozen = VecDeque::new();
         let mut ready = None;
-        for (number, file_bytes, until) in wals {
+        for (number, WalMeta { bytes: file_bytes, end: until }) in state.wals.clone() {
             let mut memtable = Memtable::new();
             let source = Source { number, file_bytes, until };
             let end = replay(&storage, owner, source, &mut next, |entry| {
@@ -124,7 +121,7 @@ impl<S: Storage> Db<S> {
             }
             recovered.writes += memtable.entries();
             recovered.wal_bytes += end.offset - FIRST_RECORD;
-            state.wals.insert(number, Some(end.offset));
+            state.wals.insert(number, WalMeta { bytes: file_bytes, end: Some(end.offset) });
             frozen.push_back(Rc::new(LoggedMemtable {
                 memtable: RefCell::new(memtable),
                 wal: number,
@@ -157,7 +154,7 @@ impl<S: Storage> Db<S> {
                 let number = state.next_file;
                 state.next_file = FileNumber(number.0 + 1);
                 let wal = Wal::create(&storage, owner, number, config.wal_bytes()).await?;
-                state.wals.insert(number, None);
+                state.wals.insert(number, WalMeta { bytes: config.wal_bytes(), end: None });
                 wal
             }
         };
@@ -202,22 +199,22 @@ impl<S: Storage> Db<S> {
     }
 }
 
-/// Every file that the manifest names is there, and SSTs have their length.
+/// Every file that the manifest names is there, and has its length.
 fn check_presence<S: Storage>(storage: &S, state: &State, files: &BTreeMap<FileName, u64>) -> Result<()> {
-    let wals = state.wals.keys().map(|&number| (FileName::Wal(number), None));
-    let ssts = state.version.files().map(|file| (FileName::Sst(file.number), Some(file.bytes)));
+    let wals = state.wals.iter().map(|(&number, wal)| (FileName::Wal(number), wal.bytes));
+    let ssts = state.version.files().map(|file| (FileName::Sst(file.number), file.bytes));
     for (name, expected) in wals.chain(ssts) {
         let label = storage.label(name);
-        match (files.get(&name), expected) {
-            (None, _) => {
+        match files.get(&name) {
+            None => {
                 let message = format!("{label} is missing, and the manifest names it");
                 return Err(Error::new(ErrorKind::Corruption, message));
             }
-            (Some(found), Some(expected)) if *found != expected => {
+            Some(found) if *found != expected => {
                 let message = format_args!("the file has {found} bytes, and the manifest says {expected}");
                 return Err(Error::corruption(&label, (*found).min(expected), message));
             }
-            _ => {}
+            Some(_) => {}
         }
     }
     Ok(())

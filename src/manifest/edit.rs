@@ -6,7 +6,7 @@
 //! ```text
 //!   1 next file   varint                        4 remove WAL  varint number
 //!   2 flushed     varint SeqNo                  5 add SST     u8 level, description (see `SstMeta::encode`)
-//!   3 add WAL     varint number, varint end     6 remove SST  u8 level, varint number
+//!   3 add WAL     varint number, bytes, end     6 remove SST  u8 level, varint number
 //!   7 clean WAL   varint number
 //! ```
 //!
@@ -20,6 +20,15 @@ use crate::error::CorruptionReason;
 use crate::key::{FileNumber, SeqNo};
 use crate::sst::SstMeta;
 
+/// What is known of a WAL without opening it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WalMeta {
+    /// Its length.
+    pub bytes: u64,
+    /// The end that a recovery fixed, if one did: what lies behind it was never acknowledged.
+    pub end: Option<u64>,
+}
+
 /// One change.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VersionEdit {
@@ -27,8 +36,8 @@ pub struct VersionEdit {
     pub next_file: Option<FileNumber>,
     /// Every write up to this one is in an SST.
     pub flushed: Option<SeqNo>,
-    /// WALs that are there now, with the end that a recovery fixed.
-    pub add_wals: Vec<(FileNumber, Option<u64>)>,
+    /// WALs that are there now.
+    pub add_wals: Vec<(FileNumber, WalMeta)>,
     /// WALs that are not needed any more.
     pub remove_wals: Vec<FileNumber>,
     /// The WAL that a clean stop left empty. Only the last edit of a manifest counts.
@@ -51,10 +60,11 @@ impl VersionEdit {
             out.push(2);
             put_varint(out, seqno.0);
         }
-        for (number, end) in &self.add_wals {
+        for (number, wal) in &self.add_wals {
             out.push(3);
             put_varint(out, number.0);
-            put_varint(out, end.unwrap_or(0));
+            put_varint(out, wal.bytes);
+            put_varint(out, wal.end.unwrap_or(0));
         }
         for number in &self.remove_wals {
             out.push(4);
@@ -84,7 +94,9 @@ impl VersionEdit {
                 2 => edit.flushed = Some(SeqNo(reader.varint()?)),
                 3 => {
                     let number = FileNumber(reader.varint()?);
-                    edit.add_wals.push((number, Some(reader.varint()?).filter(|end| *end != 0)));
+                    let bytes = reader.varint()?;
+                    let end = Some(reader.varint()?).filter(|end| *end != 0);
+                    edit.add_wals.push((number, WalMeta { bytes, end }));
                 }
                 4 => edit.remove_wals.push(FileNumber(reader.varint()?)),
                 5 => edit.add_ssts.push((level(&mut reader)?, Rc::new(SstMeta::decode(&mut reader)?))),
@@ -115,7 +127,10 @@ mod tests {
         let edit = VersionEdit {
             next_file: Some(FileNumber(300)),
             flushed: Some(SeqNo(1 << 40)),
-            add_wals: vec![(FileNumber(7), None), (FileNumber(8), Some(8192))],
+            add_wals: vec![
+                (FileNumber(7), WalMeta { bytes: 1 << 26, end: None }),
+                (FileNumber(8), WalMeta { bytes: 1 << 26, end: Some(8192) }),
+            ],
             remove_wals: vec![FileNumber(6)],
             clean_wal: Some(FileNumber(7)),
             add_ssts: vec![(0, Rc::new(super::super::version::tests::meta(9, "a", "k", 10)))],

@@ -29,7 +29,7 @@ pub mod version;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-pub use edit::VersionEdit;
+pub use edit::{VersionEdit, WalMeta};
 pub use version::{LEVELS, Version};
 
 use crate::codec::{Reader, align_up};
@@ -50,8 +50,8 @@ const SNAPSHOT_RATIO: u64 = 4;
 pub struct State {
     /// The SSTs.
     pub version: Rc<Version>,
-    /// The WALs, with the end that a recovery fixed, if one did: what lies behind it was never acknowledged.
-    pub wals: BTreeMap<FileNumber, Option<u64>>,
+    /// The WALs.
+    pub wals: BTreeMap<FileNumber, WalMeta>,
     /// The WAL that a clean stop left empty, if the last stop was clean. Another empty WAL may still be written
     /// to: the kernel can finish a write of a killed process after its successor has started.
     pub clean_wal: Option<FileNumber>,
@@ -70,8 +70,8 @@ impl State {
                 return Err(CorruptionReason("an edit removes a WAL that is not there"));
             }
         }
-        for (number, end) in &edit.add_wals {
-            next.wals.insert(*number, *end);
+        for (number, wal) in &edit.add_wals {
+            next.wals.insert(*number, *wal);
         }
         if !edit.add_ssts.is_empty() || !edit.remove_ssts.is_empty() {
             next.version = Rc::new(self.version.apply(edit)?);
@@ -87,7 +87,7 @@ impl State {
         let mut edit = VersionEdit {
             next_file: Some(self.next_file),
             flushed: Some(self.flushed),
-            add_wals: self.wals.iter().map(|(&number, &end)| (number, end)).collect(),
+            add_wals: self.wals.iter().map(|(&number, &wal)| (number, wal)).collect(),
             ..VersionEdit::default()
         };
         for (level, files) in self.version.levels() {
@@ -248,7 +248,10 @@ mod tests {
     const OWNER: Owner = Owner { store_id: 5, shard: ShardId(1) };
 
     fn wal(number: u64) -> VersionEdit {
-        VersionEdit { add_wals: vec![(FileNumber(number), None)], ..VersionEdit::default() }
+        VersionEdit {
+            add_wals: vec![(FileNumber(number), WalMeta { bytes: 4096, end: None })],
+            ..VersionEdit::default()
+        }
     }
 
     async fn wals(storage: &SimStorage) -> Vec<u64> {

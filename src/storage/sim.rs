@@ -337,8 +337,9 @@ impl File for SimFile {
         self.storage.operation().await?;
         let mut disk = self.storage.0.borrow_mut();
         let inode = &mut disk.files[self.inode];
-        inode.unsynced.clear();
-        inode.durable.clone_from(&inode.live);
+        for (offset, bytes) in std::mem::take(&mut inode.unsynced) {
+            put(&mut inode.durable, offset, &bytes);
+        }
         Ok(())
     }
 }
