@@ -118,6 +118,11 @@ pub struct DbConfig {
 }
 
 impl DbConfig {
+    /// Longest commit group: one that was just short of its limit, and the greatest write.
+    pub fn group_bytes_max(&self) -> u64 {
+        (GROUP_BYTES_MAX + self.value_bytes_max + WRITE_OVERHEAD_BYTES_MAX + BLOCK_BYTES) as u64
+    }
+
     /// Length of a WAL: as much as the memtable holds, and room for one more write of the greatest size, so that
     /// any write fits an empty WAL.
     pub fn wal_bytes(&self) -> u64 {

@@ -169,8 +169,8 @@ impl<S: Storage> Db<S> {
         let number = self.new_file();
         inner.spare_coming.set(true);
         let result = async {
-            let bytes = inner.config.wal_bytes();
-            let wal = Wal::recycle(&inner.storage, inner.owner, logged.wal, number, bytes).await?;
+            let lengths = Self::wal_lengths(&inner.config);
+            let wal = Wal::recycle(&inner.storage, inner.owner, logged.wal, number, lengths).await?;
             self.adopt_spare(wal).await
         }
         .await;
@@ -230,7 +230,8 @@ impl<S: Storage> Db<S> {
         inner.spare_coming.set(true);
         let number = self.new_file();
         let result = async {
-            let wal = Wal::create(&inner.storage, inner.owner, number, inner.config.wal_bytes()).await?;
+            let wal =
+                Wal::create(&inner.storage, inner.owner, number, Self::wal_lengths(&inner.config)).await?;
             self.adopt_spare(wal).await
         }
         .await;

@@ -98,66 +98,25 @@ impl<S: Storage> Db<S> {
         config: DbConfig,
         mut state: State,
     ) -> Result<(Self, Recovered)> {
-        let mut recovered = Recovered::default();
-        let mut next = state.flushed.next();
-        let mut frozen = VecDeque::new();
-        let mut ready = None;
-        for (number, WalMeta { bytes: file_bytes, end: until }) in state.wals.clone() {
-            let mut memtable = Memtable::new();
-            let source = Source { number, file_bytes, until };
-            let end = replay(&storage, owner, source, &mut next, |entry| {
-                memtable.insert(entry.key, entry.seqno, entry.kind, entry.value);
-            })
-            .await?;
-            if let Some(reason) = end.torn_reason {
-                let file = storage.label(FileName::Wal(number));
-                tracing::warn!(file, offset = end.offset, bytes = end.torn_bytes, %reason, "cut a torn commit group");
-                recovered.torn_bytes += end.torn_bytes;
-            }
-            if state.clean_wal == Some(number) && memtable.entries() == 0 && file_bytes == config.wal_bytes()
-            {
-                ready = Some(Wal::open_empty(&storage, owner, number, file_bytes).await?);
-                continue;
-            }
-            recovered.writes += memtable.entries();
-            recovered.wal_bytes += end.offset - FIRST_RECORD;
-            state.wals.insert(number, WalMeta { bytes: file_bytes, end: Some(end.offset) });
-            frozen.push_back(Rc::new(LoggedMemtable {
-                memtable: RefCell::new(memtable),
-                wal: number,
-                recyclable: false,
-            }));
-        }
-        let files = storage.list().map_err(|error| Error::io("list the files of the shard", error))?;
-        for (name, bytes) in &files {
-            if let FileName::Wal(number) = *name
-                && !state.wals.contains_key(&number)
-                && let Some(first) = first_write(&storage, owner, number, *bytes).await?
-                && next <= first
-            {
-                let message = format!(
-                    "{} holds write {} and later ones, and the manifest does not name it: its last edit is lost",
-                    storage.label(*name),
-                    first.0
-                );
-                return Err(Error::new(ErrorKind::Corruption, message));
-            }
-        }
-        let highest = files.iter().filter_map(|(name, _)| name.number()).max();
-        state.next_file = state.next_file.max(FileNumber(highest.map_or(1, |number| number.0 + 1)));
-        // Before anything is allocated: on a full disk the leftovers are what is lacking.
-        let loaded = |name| matches!(name, FileName::Current | FileName::Manifest(_));
-        recovered.leftovers = remove_except(&storage, |name| state.names(name) || loaded(name)).await?;
-        let wal = match ready {
-            Some(wal) => wal,
-            None => {
-                let number = state.next_file;
-                state.next_file = FileNumber(number.0 + 1);
-                let wal = Wal::create(&storage, owner, number, config.wal_bytes()).await?;
-                state.wals.insert(number, WalMeta { bytes: config.wal_bytes(), end: None });
-                wal
+        let leftovers = clear_leftovers(&storage, owner, &mut state).await?;
+        let clean = state.clean_wal.filter(|number| {
+            state.wals.get(number).is_some_and(|wal| *wal == WalMeta { bytes: config.wal_bytes(), end: None })
+        });
+        let number = clean.unwrap_or(state.next_file);
+        let begin = async {
+            let lengths = Self::wal_lengths(&config);
+            match clean {
+                Some(number) => Wal::open_empty(&storage, owner, number, lengths).await,
+                None => Wal::create(&storage, owner, number, lengths).await,
             }
         };
+        // Replay waits for reads and for the processor, a new WAL for writes: together they take as long as one.
+        let (replayed, wal) = tokio::join!(replay_all(&storage, owner, &state, clean), begin);
+        let (Replayed { next, frozen, ends, mut recovered }, wal) = (replayed?, wal?);
+        recovered.leftovers = leftovers;
+        state.next_file = state.next_file.max(number.next());
+        state.wals.extend(ends);
+        state.wals.insert(number, WalMeta { bytes: config.wal_bytes(), end: None });
         let manifest = Manifest::create(storage.clone(), owner, state).await?;
         let state = manifest.state().clone();
         let number = manifest.number();
@@ -197,6 +156,80 @@ impl<S: Storage> Db<S> {
         inner.events.version.notify_one();
         Ok((Self(Rc::new(inner)), recovered))
     }
+}
+
+/// Removes what the manifest does not name, before anything is allocated: on a full disk it is what is lacking.
+/// Numbers of leftovers are not used again. Returns how many files a crash has left over.
+///
+/// # Errors
+/// `Corruption` if one of them is a WAL with writes that are nowhere else; `Io`.
+async fn clear_leftovers<S: Storage>(storage: &S, owner: Owner, state: &mut State) -> Result<u64> {
+    let files = storage.list().map_err(|error| Error::io("list the files of the shard", error))?;
+    for (name, bytes) in &files {
+        if let FileName::Wal(number) = *name
+            && !state.wals.contains_key(&number)
+            && let Some(first) = first_write(storage, owner, number, *bytes).await?
+            && state.flushed < first
+        {
+            let message = format!(
+                "{} holds write {} and later ones, and the manifest does not name it: its last edit is lost",
+                storage.label(*name),
+                first.0
+            );
+            return Err(Error::new(ErrorKind::Corruption, message));
+        }
+    }
+    let highest = files.iter().filter_map(|(name, _)| name.number()).max();
+    state.next_file = state.next_file.max(highest.unwrap_or_default().next());
+    let loaded = |name| matches!(name, FileName::Current | FileName::Manifest(_));
+    remove_except(storage, |name| state.names(name) || loaded(name)).await
+}
+
+/// What the WALs held.
+struct Replayed {
+    /// The SeqNo of the next write.
+    next: SeqNo,
+    /// A memtable for each, the oldest first.
+    frozen: VecDeque<Rc<LoggedMemtable>>,
+    /// Where each ends.
+    ends: Vec<(FileNumber, WalMeta)>,
+    recovered: Recovered,
+}
+
+/// Replays every WAL but the `clean` one, which is empty and goes on.
+async fn replay_all<S: Storage>(
+    storage: &S,
+    owner: Owner,
+    state: &State,
+    clean: Option<FileNumber>,
+) -> Result<Replayed> {
+    let mut recovered = Recovered::default();
+    let mut next = state.flushed.next();
+    let (mut frozen, mut ends) = (VecDeque::new(), Vec::new());
+    for (&number, &WalMeta { bytes, end: until }) in &state.wals {
+        // What a clean stop has left empty need not be searched for a record that proves damage.
+        let until = if state.clean_wal == Some(number) { Some(FIRST_RECORD) } else { until };
+        let source = Source { number, file_bytes: bytes, until };
+        let mut memtable = Memtable::new();
+        let end = replay(storage, owner, source, &mut next, |entry| {
+            memtable.insert(entry.key, entry.seqno, entry.kind, entry.value);
+        })
+        .await?;
+        if let Some(reason) = end.torn_reason {
+            let file = storage.label(FileName::Wal(number));
+            tracing::warn!(file, offset = end.offset, bytes = end.torn_bytes, %reason, "cut a torn commit group");
+            recovered.torn_bytes += end.torn_bytes;
+        }
+        if clean == Some(number) {
+            continue;
+        }
+        recovered.writes += memtable.entries();
+        recovered.wal_bytes += end.offset - FIRST_RECORD;
+        ends.push((number, WalMeta { bytes, end: Some(end.offset) }));
+        let memtable = RefCell::new(memtable);
+        frozen.push_back(Rc::new(LoggedMemtable { memtable, wal: number, recyclable: false }));
+    }
+    Ok(Replayed { next, frozen, ends, recovered })
 }
 
 /// Every file that the manifest names is there, and has its length.

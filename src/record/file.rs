@@ -20,7 +20,7 @@
 use std::cell::{Cell, RefCell};
 
 use super::{Flaw, Identity, RecordBuilder, decode};
-use crate::codec::{align_up, to_usize};
+use crate::codec::{Reader, align_up, to_usize};
 use crate::error::{CorruptionReason, Error, Result};
 use crate::file_name::FileName;
 use crate::storage::{Access, AlignedBuf, BLOCK_BYTES, File, SECTOR_BYTES, Storage};
@@ -29,14 +29,23 @@ use crate::storage::{Access, AlignedBuf, BLOCK_BYTES, File, SECTOR_BYTES, Storag
 pub const FIRST_RECORD: u64 = BLOCK_BYTES as u64;
 /// Zeros are written, and records read, in steps of this many bytes: large enough for the device's full
 /// bandwidth, small enough not to hold up the ring.
-const STEP_BYTES: usize = 1 << 20;
+const STEP_BYTES: usize = 4 << 20;
+
+/// How long a file and its records are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lengths {
+    /// Length of the file, a multiple of the block size.
+    pub capacity: u64,
+    /// No record of it is longer. The head says so, since another configuration may read the file.
+    pub record_bytes_max: u64,
+}
 
 /// An open file of records, at its end.
 pub struct RecordFile<F: File> {
     file: F,
     label: String,
     identity: Identity,
-    capacity: u64,
+    lengths: Lengths,
     /// End of the last record.
     end: Cell<u64>,
     /// Bytes that a sync has covered. `durable <= end <= capacity`, and none of them ever shrinks.
@@ -48,14 +57,15 @@ pub struct RecordFile<F: File> {
 }
 
 impl<F: File> RecordFile<F> {
-    /// Creates a file of `capacity` bytes, a multiple of the block size: every byte is zero-written, the head
+    /// Creates a file: every byte is zero-written, the head
     /// record, file and directory are synced (P7: before the first use).
     pub async fn create<S: Storage<File = F>>(
         storage: &S,
         name: FileName,
         identity: Identity,
-        capacity: u64,
+        lengths: Lengths,
     ) -> Result<Self> {
+        let capacity = lengths.capacity;
         assert!(capacity.is_multiple_of(BLOCK_BYTES as u64) && FIRST_RECORD < capacity);
         let label = storage.label(name);
         let attempt = |what: &str| format!("{what} {label}");
@@ -71,7 +81,7 @@ impl<F: File> RecordFile<F> {
             at += zeros.len() as u64;
         }
         file.sync().await.map_err(|error| Error::io(attempt("sync"), error))?;
-        Self::write_head(storage, name, file, identity, capacity).await
+        Self::write_head(storage, name, file, identity, lengths).await
     }
 
     /// Gives a file that nothing needs any more a new name and identity, and syncs both. Its bytes are left:
@@ -81,13 +91,13 @@ impl<F: File> RecordFile<F> {
         from: FileName,
         to: FileName,
         identity: Identity,
-        capacity: u64,
+        lengths: Lengths,
     ) -> Result<Self> {
         let attempt = |what: &str| format!("{what} {} as {}", storage.label(from), storage.label(to));
         storage.rename(from, to).await.map_err(|error| Error::io(attempt("recycle"), error))?;
         let file =
             storage.open(to, Access::Write).await.map_err(|error| Error::io(attempt("open"), error))?;
-        Self::write_head(storage, to, file, identity, capacity).await
+        Self::write_head(storage, to, file, identity, lengths).await
     }
 
     async fn write_head<S: Storage<File = F>>(
@@ -95,26 +105,26 @@ impl<F: File> RecordFile<F> {
         name: FileName,
         file: F,
         identity: Identity,
-        capacity: u64,
+        lengths: Lengths,
     ) -> Result<Self> {
         let label = storage.label(name);
         let attempt = |what: &str| format!("{what} {label}");
-        let head = super::encode_single(&[], identity, 0);
+        let head = super::encode_single(&lengths.record_bytes_max.to_le_bytes(), identity, 0);
         file.write_at(head, 0).await.0.map_err(|error| Error::io(attempt("write the head of"), error))?;
         file.sync().await.map_err(|error| Error::io(attempt("sync the head of"), error))?;
         storage.sync_dir().await.map_err(|error| Error::io(attempt("sync the directory of"), error))?;
         let file =
             storage.open(name, Access::Overwrite).await.map_err(|error| Error::io(attempt("open"), error))?;
-        Ok(Self::at_start(file, label, identity, capacity))
+        Ok(Self::at_start(file, label, identity, lengths))
     }
 
     /// An open file that holds its head and nothing else.
-    pub fn at_start(file: F, label: String, identity: Identity, capacity: u64) -> Self {
+    pub fn at_start(file: F, label: String, identity: Identity, lengths: Lengths) -> Self {
         Self {
             file,
             label,
             identity,
-            capacity,
+            lengths,
             end: Cell::new(FIRST_RECORD),
             durable: Cell::new(FIRST_RECORD),
             chain: Cell::new(0),
@@ -124,7 +134,7 @@ impl<F: File> RecordFile<F> {
 
     /// Length of the file.
     pub fn capacity(&self) -> u64 {
-        self.capacity
+        self.lengths.capacity
     }
 
     /// End of the last record that was appended.
@@ -144,7 +154,8 @@ impl<F: File> RecordFile<F> {
     pub async fn append(&self, record: RecordBuilder) -> Result<AlignedBuf> {
         assert_eq!(record.offset(), self.end.get(), "records are appended in order");
         let end = record.end();
-        assert!(end <= self.capacity, "the owner reserved the space");
+        assert!(end <= self.lengths.capacity, "the owner reserved the space");
+        assert!(end - record.offset() <= self.lengths.record_bytes_max, "R2 looks no further");
         let (buffer, at, crc) =
             record.finish(&self.front.borrow(), self.identity, self.chain.get(), self.durable.get());
         let length = buffer.len();
@@ -204,7 +215,8 @@ pub async fn replay<F: File>(
 ) -> Result<End> {
     let mut window = Window::new(file, label, file_bytes);
     let head = window.bytes(0, BLOCK_BYTES).await?;
-    super::decode_single(head, identity, 0)
+    let record_bytes_max = super::decode_single(head, identity, 0)
+        .and_then(|payload| Reader::new(payload).u64())
         .map_err(|reason| Error::corruption(label, 0, format_args!("{reason} (the head of the file)")))?;
     let mut offset = FIRST_RECORD;
     let mut chain = 0;
@@ -236,7 +248,7 @@ pub async fn replay<F: File>(
         if until.is_some() {
             return Err(Error::corruption(label, offset, reason));
         }
-        let witness = window.last_durable_witness(identity, offset).await?;
+        let witness = window.last_durable_witness(identity, offset, record_bytes_max).await?;
         if offset < witness {
             let message = format_args!("{reason}, and a later record says that {witness} bytes were durable");
             return Err(Error::corruption(label, offset, message));
@@ -267,7 +279,10 @@ impl<'a, F: File> Window<'a, F> {
             let block = BLOCK_BYTES as u64;
             let start = offset / block * block;
             let length = to_usize(align_up(wanted_end - start, block)).max(STEP_BYTES);
-            let (result, mut buffer) = self.file.read_at(AlignedBuf::zeroed(length), start).await;
+            // Used again: fresh memory for each step would cost as much as the read.
+            let mut buffer = std::mem::replace(&mut self.buffer, AlignedBuf::with_capacity(0));
+            buffer.resize(length);
+            let (result, mut buffer) = self.file.read_at(buffer, start).await;
             let read = result.map_err(|error| {
                 Error::io(format!("read {length} bytes at offset {start} of {}", self.label), error)
             })?;
@@ -294,11 +309,18 @@ impl<'a, F: File> Window<'a, F> {
         Ok(decode(self.bytes(offset, needed).await?, identity, offset))
     }
 
-    /// The furthest offset that a record behind `from` says was durable; 0 if there is no such record.
-    async fn last_durable_witness(&mut self, identity: Identity, from: u64) -> Result<u64> {
+    /// The furthest offset that a record behind `from` says was durable; 0 if there is no such record. If there is
+    /// one, there is one that begins where the record at `from` ends, so it is not looked for further away.
+    async fn last_durable_witness(
+        &mut self,
+        identity: Identity,
+        from: u64,
+        record_bytes_max: u64,
+    ) -> Result<u64> {
         let mut witness = 0;
         let mut offset = from + SECTOR_BYTES as u64;
-        while offset < self.file_bytes {
+        let end = from.saturating_add(record_bytes_max).min(self.file_bytes.saturating_sub(1));
+        while offset <= end {
             if let Ok(record) = self.record(identity, offset).await? {
                 witness = witness.max(record.durable);
             }
@@ -319,6 +341,7 @@ mod tests {
 
     const NAME: FileName = FileName::Wal(FileNumber(7));
     const CAPACITY: u64 = 1 << 16;
+    const LENGTHS: Lengths = Lengths { capacity: CAPACITY, record_bytes_max: 1 << 14 };
 
     async fn append(file: &RecordFile<SimFile>, payload: &[u8]) {
         let mut record = RecordBuilder::new(AlignedBuf::with_capacity(0), file.end());
@@ -350,7 +373,7 @@ mod tests {
         block_on(async {
             for seed in 0..50 {
                 let storage = SimStorage::new(seed);
-                let file = RecordFile::create(&storage, NAME, IDENTITY, CAPACITY).await.unwrap();
+                let file = RecordFile::create(&storage, NAME, IDENTITY, LENGTHS).await.unwrap();
                 for (index, payload) in payloads().iter().enumerate() {
                     append(&file, payload).await;
                     for fate in [Fate::Lost, Fate::Random, Fate::Kept] {
@@ -370,7 +393,7 @@ mod tests {
     fn r2_damage_before_a_durable_record_is_refused_and_a_torn_end_is_cut() {
         block_on(async {
             let storage = SimStorage::new(1);
-            let file = RecordFile::create(&storage, NAME, IDENTITY, CAPACITY).await.unwrap();
+            let file = RecordFile::create(&storage, NAME, IDENTITY, LENGTHS).await.unwrap();
             for payload in [b"one", b"two"] {
                 append(&file, payload).await;
                 file.sync().await.unwrap();
@@ -396,11 +419,11 @@ mod tests {
             let storage = SimStorage::new(1);
             let old = FileName::Wal(FileNumber(1));
             let identity = Identity { file: FileNumber(1), ..IDENTITY };
-            let file = RecordFile::create(&storage, old, identity, CAPACITY).await.unwrap();
+            let file = RecordFile::create(&storage, old, identity, LENGTHS).await.unwrap();
             for payload in payloads() {
                 append(&file, &payload).await;
             }
-            let file = RecordFile::recycle(&storage, old, NAME, IDENTITY, CAPACITY).await.unwrap();
+            let file = RecordFile::recycle(&storage, old, NAME, IDENTITY, LENGTHS).await.unwrap();
             assert_eq!(read(&storage).await.unwrap().0.len(), 0);
             append(&file, b"new").await;
             let (found, end) = read(&storage).await.unwrap();

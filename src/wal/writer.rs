@@ -6,7 +6,7 @@ use super::GroupBuilder;
 use crate::error::Result;
 use crate::file_name::FileName;
 use crate::key::{FileNumber, SeqNo};
-use crate::record::file::RecordFile;
+use crate::record::file::{Lengths, RecordFile};
 use crate::record::{Kind, Owner, record_bytes};
 use crate::storage::{Access, AlignedBuf, File, Storage};
 
@@ -24,15 +24,15 @@ impl<F: File> Wal<F> {
         Self { number, file, reserved }
     }
 
-    /// Creates a WAL of `capacity` bytes, ready for its first group as soon as the manifest names it (P7).
+    /// Creates a WAL, ready for its first group as soon as the manifest names it (P7).
     pub async fn create<S: Storage<File = F>>(
         storage: &S,
         owner: Owner,
         number: FileNumber,
-        capacity: u64,
+        lengths: Lengths,
     ) -> Result<Self> {
         let identity = owner.identity(Kind::Wal, number);
-        let file = RecordFile::create(storage, FileName::Wal(number), identity, capacity).await?;
+        let file = RecordFile::create(storage, FileName::Wal(number), identity, lengths).await?;
         Ok(Self::new(number, file))
     }
 
@@ -42,11 +42,11 @@ impl<F: File> Wal<F> {
         owner: Owner,
         from: FileNumber,
         number: FileNumber,
-        capacity: u64,
+        lengths: Lengths,
     ) -> Result<Self> {
         let identity = owner.identity(Kind::Wal, number);
         let (from, to) = (FileName::Wal(from), FileName::Wal(number));
-        Ok(Self::new(number, RecordFile::recycle(storage, from, to, identity, capacity).await?))
+        Ok(Self::new(number, RecordFile::recycle(storage, from, to, identity, lengths).await?))
     }
 
     /// Opens a WAL that a replay found empty.
@@ -54,7 +54,7 @@ impl<F: File> Wal<F> {
         storage: &S,
         owner: Owner,
         number: FileNumber,
-        capacity: u64,
+        lengths: Lengths,
     ) -> Result<Self> {
         let name = FileName::Wal(number);
         let label = storage.label(name);
@@ -63,7 +63,7 @@ impl<F: File> Wal<F> {
             .await
             .map_err(|error| crate::error::Error::io(format!("open {label}"), error))?;
         let identity = owner.identity(Kind::Wal, number);
-        Ok(Self::new(number, RecordFile::at_start(file, label, identity, capacity)))
+        Ok(Self::new(number, RecordFile::at_start(file, label, identity, lengths)))
     }
 
     /// Its number.
