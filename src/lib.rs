@@ -1,22 +1,83 @@
-//! draft
-pub mod cli;
-pub mod codec;
-pub mod compaction;
-pub mod config;
-pub mod db;
+//! ringkeep: a durable key-value server for Linux. One binary, one thread per core, io_uring for every byte that
+//! moves at run time, an LSM tree per shard, HTTP/1.1 outside. A 200 to a write means that the record is on stable
+//! storage. What it promises to its users is in the README; this page is for those who read the code.
+//!
+//! # Threads
+//!
+//! ```text
+//!  client ──► any thread (SO_REUSEPORT)         shard = slot map[xxh3(key) mod 16,384]
+//!             │ bytes → command (pure)          a shard belongs to one thread for life
+//!             ├─ own shard ────────────► Db     Cell and RefCell, no locks, no atomics
+//!             └─ other ──► letter ─────► Db     bounded ring per pair of threads, one wake-up per turn
+//!             ◄─ replies in request order
+//!  per shard: commit (one sync in flight, the next group forms meanwhile) · flush · prepare a WAL · compact
+//!  main thread: ring probed, directory locked, signals, phases of the stop, exit status
+//! ```
+//!
+//! # The life of a set
+//!
+//! [`http::connection`] takes every complete request out of one read and hands [`http::Command`]s to
+//! [`shard::handler`], which finds the shard. [`db::Db::set`] gives the write the next SeqNo, puts it into the
+//! forming commit group and into the memtable, where no reader sees it yet, and returns a ticket. The commit task
+//! takes the group as soon as the one before is durable, writes it with one O_DIRECT write, syncs, makes its
+//! SeqNos visible and answers all tickets. The connection writes the replies, in order.
+//!
+//! # The life of a get
+//!
+//! Active memtable, frozen memtables, L0 from the newest, then one file per level: [`db::read`] says why the first
+//! entry found is the right one. In a file: top index → filter → index → data block, each from the cache or by one
+//! O_DIRECT read. What is cached is answered without a task.
+//!
+//! # Invariants
+//!
+//! Each module numbers its own (`W1`, `D3`, …); asserts and tests quote them. Those of the whole, from the README's
+//! promises:
+//!
+//! - **P1** A write is acknowledged only after its group was written in full and synced ([`db::commit`]).
+//! - **P2** Reads see only durable writes ([`db`], D1).
+//! - **P3** Per key, operations are linearizable: one thread owns the key.
+//! - **P4** A crash leaves every acknowledged write and a prefix of the others ([`wal`], W1 to W3).
+//! - **P5** Every byte on disk is under a checksum that knows its store, shard, file and place ([`record`], [`sst`]).
+//! - **P6** A failed write or sync of WAL or manifest is final ([`db`], D4; [`manifest`], V3).
+//! - **P7** File sync → directory sync → manifest edit → release of what it replaces ([`manifest`]).
+//! - **P8** Everything has a bound, checked before memory is taken ([`config`]).
+//! - **P9** No request waits for background work without limit ([`db::stall`]).
+//!
+//! What is deliberately absent: `db` spawns nothing, reads no clock and knows no runtime; `http` knows no engine;
+//! pure modules (`record`, `memtable`, `merge`, `sst::block`, `sst::filter`, `manifest::version`,
+//! `compaction::picker`, `db::stall`, `http` but for `connection`) do no I/O. So a seeded test drives production
+//! code on a simulated disk ([`storage::sim`]).
+//!
+//! # Code map, in reading order
+//!
+//! Each layer uses only the ones above it in this list; `tests/tidy.rs` keeps that true.
+
+// L0: words that everything shares.
 pub mod error;
+pub mod random;
+pub mod codec;
+pub mod key;
+pub mod config;
 pub mod file_name;
 pub mod host;
-pub mod http;
-pub mod key;
-pub mod manifest;
+// L1: files.
+pub mod storage;
+// L2: bytes with a meaning.
 pub mod memtable;
 pub mod merge;
-pub mod random;
 pub mod record;
-pub mod server;
-pub mod shard;
+// L3: files with a meaning.
 pub mod sst;
-pub mod storage;
-pub mod store;
 pub mod wal;
+// L4: what a shard and a store consist of.
+pub mod compaction;
+pub mod manifest;
+pub mod store;
+// L5: the engine of a shard.
+pub mod db;
+// Beside them, on L0 alone: the wire.
+pub mod http;
+// L6 and up: threads, the process, the command line.
+pub mod shard;
+pub mod server;
+pub mod cli;
