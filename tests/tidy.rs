@@ -62,7 +62,11 @@ fn modules_use_lower_layers_only() {
             continue;
         }
         for line in code_lines(&text) {
-            for used in line.split("crate::").skip(1).map(|rest| rest.split([':', ';', ',', ' ', '{']).next().unwrap()) {
+            for used in line
+                .split("crate::")
+                .skip(1)
+                .map(|rest| rest.split([':', ';', ',', ' ', '{']).next().unwrap())
+            {
                 if used == user || used.is_empty() {
                     continue;
                 }
@@ -70,7 +74,9 @@ fn modules_use_lower_layers_only() {
                     // http stands beside: it uses the lowest layer, and the layers from shard on use it.
                     (None, Some(used)) => user == "http" && used == 0,
                     (Some(user), None) => used == "http" && 6 <= user,
-                    (Some(user), Some(used)) => used < user || (used == user && user == 4) || (used == user && user == 0),
+                    (Some(user), Some(used)) => {
+                        used < user || (used == user && user == 4) || (used == user && user == 0)
+                    }
                     (None, None) => false,
                 };
                 assert!(allowed, "src/{name}: {user} may not use {used}");
@@ -83,7 +89,10 @@ fn modules_use_lower_layers_only() {
 fn what_is_banned_stays_where_it_is_allowed() {
     for (banned, allowed) in [
         ("tokio_uring::fs", &["storage/uring.rs"][..]),
-        ("use tokio_uring", &["storage/uring.rs", "storage/buffer.rs", "http/connection.rs", "shard/thread.rs"]),
+        (
+            "use tokio_uring",
+            &["storage/uring.rs", "storage/buffer.rs", "http/connection.rs", "shard/thread.rs"],
+        ),
         ("unsafe ", &["storage/buffer.rs", "shard/thread.rs"]),
         ("SystemTime::now", &["shard/thread.rs"]),
         ("Instant::now", &["storage/uring.rs", "shard/thread.rs", "shard/handler.rs", "server.rs"]),

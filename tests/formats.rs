@@ -1,0 +1,149 @@
+//! Golden bytes of every structure on disk. A change here is a change of the format: a store of an older version
+//! would not open any more, or, worse, be read wrongly. Then the format version has to change too.
+
+use std::rc::Rc;
+
+use futures_executor::block_on;
+use ringkeep::codec::crc32;
+use ringkeep::file_name::FileName;
+use ringkeep::key::{Entry, FileNumber, SeqNo, ShardId, ValueKind};
+use ringkeep::manifest::{Manifest, State, VersionEdit, WalMeta};
+use ringkeep::record::file::Lengths;
+use ringkeep::record::{Kind, Owner};
+use ringkeep::sst::SstMeta;
+use ringkeep::sst::builder::SstBuilder;
+use ringkeep::sst::filter;
+use ringkeep::storage::AlignedBuf;
+use ringkeep::storage::sim::SimStorage;
+use ringkeep::store::Store;
+use ringkeep::wal::writer::Wal;
+
+const OWNER: Owner = Owner { store_id: 0x0123_4567_89ab_cdef, shard: ShardId(2) };
+
+/// Bytes as text: the non-zero ends of `bytes` in full, and the checksum and length of the whole.
+fn show(bytes: &[u8]) -> String {
+    let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1);
+    let hex: String = bytes[..end.min(120)].iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{hex} crc {:08x} of {}", crc32(bytes), bytes.len())
+}
+
+fn check(what: &str, bytes: &[u8], golden: &str) {
+    assert_eq!(show(bytes), golden, "the format of {what} has changed");
+}
+
+fn meta() -> SstMeta {
+    SstMeta {
+        number: FileNumber(9),
+        bytes: 20_480,
+        smallest: b"apple".as_slice().into(),
+        largest: b"pear".as_slice().into(),
+        first: SeqNo(5),
+        last: SeqNo(300),
+        entries: 200,
+        tombstones: 3,
+    }
+}
+
+#[test]
+fn store() {
+    block_on(async {
+        let storage = SimStorage::new(0);
+        Store { ready: true, ..Store::new(OWNER.store_id, 3) }.save(&storage).await.unwrap();
+        check("STORE", &storage.bytes(FileName::Store), STORE);
+    });
+}
+
+#[test]
+fn version_edit() {
+    let edit = VersionEdit {
+        next_file: Some(FileNumber(300)),
+        flushed: Some(SeqNo(299)),
+        add_wals: vec![(FileNumber(7), WalMeta { bytes: 1 << 20, end: Some(8192) })],
+        remove_wals: vec![FileNumber(6)],
+        clean_wal: Some(FileNumber(7)),
+        add_ssts: vec![(1, Rc::new(meta()))],
+        remove_ssts: vec![(0, FileNumber(8))],
+    };
+    let mut payload = Vec::new();
+    edit.encode(&mut payload);
+    check("version edits", &payload, EDIT);
+}
+
+#[test]
+fn manifest_and_current() {
+    block_on(async {
+        let storage = SimStorage::new(0);
+        let state = State { next_file: FileNumber(4), ..State::default() };
+        let mut manifest = Manifest::create(storage.clone(), OWNER, state).await.unwrap();
+        let add_ssts = vec![(0, Rc::new(meta()))];
+        manifest.append(&VersionEdit { add_ssts, ..VersionEdit::default() }).await.unwrap();
+        check("CURRENT", &storage.bytes(FileName::Current), CURRENT);
+        let bytes = storage.bytes(FileName::Manifest(FileNumber(4)));
+        check("the head of a manifest", &bytes[..4096], MANIFEST_HEAD);
+        check("the records of a manifest", &bytes[4096..], MANIFEST);
+    });
+}
+
+#[test]
+fn wal() {
+    block_on(async {
+        let storage = SimStorage::new(0);
+        let lengths = Lengths { capacity: 1 << 15, record_bytes_max: 1 << 13 };
+        let wal = Wal::create(&storage, OWNER, FileNumber(7), lengths).await.unwrap();
+        let mut group = wal.begin_group(AlignedBuf::with_capacity(0), SeqNo(41));
+        group.add(b"key", ValueKind::Value, b"value");
+        group.add(b"gone", ValueKind::Tombstone, b"");
+        wal.reserve(&group);
+        wal.append(group).await.unwrap();
+        wal.sync().await.unwrap();
+        let mut group = wal.begin_group(AlignedBuf::with_capacity(0), SeqNo(43));
+        group.add(b"k", ValueKind::Value, &[7; 600]);
+        wal.reserve(&group);
+        wal.append(group).await.unwrap();
+        let bytes = storage.bytes(FileName::Wal(FileNumber(7)));
+        check("the first group of a WAL", &bytes[4096..4096 + 512], GROUP);
+        check("a WAL", &bytes, WAL);
+    });
+}
+
+#[test]
+fn sst() {
+    block_on(async {
+        let storage = SimStorage::new(0);
+        let identity = OWNER.identity(Kind::Sst, FileNumber(9));
+        let mut builder = SstBuilder::create(&storage, identity).await.unwrap();
+        for n in 0..5_000_u64 {
+            let key = format!("key-{:08}", n * 7);
+            let kind = if n % 10 == 3 { ValueKind::Tombstone } else { ValueKind::Value };
+            // Even values compress, odd ones do not.
+            let value: Vec<u8> =
+                (0..n % 90).map(|i| if n % 2 == 0 { 1 } else { (n * i * i) as u8 }).collect();
+            let value = if kind == ValueKind::Value { &value[..] } else { &[] };
+            builder.add(&Entry { key: key.as_bytes(), seqno: SeqNo(n + 1), kind, value }).await.unwrap();
+        }
+        let meta = builder.finish().await.unwrap();
+        let bytes = storage.bytes(FileName::Sst(FileNumber(9)));
+        assert_eq!(meta.bytes, bytes.len() as u64);
+        check("the first block of an SST", &bytes[..4096], BLOCK);
+        check("the footer of an SST", &bytes[bytes.len() - 4096..], FOOTER);
+        check("an SST", &bytes, SST);
+    });
+}
+
+#[test]
+fn filters() {
+    let hashes: Vec<u64> = (0..5_u64).map(|n| ringkeep::key::filter_hash(&n.to_le_bytes())).collect();
+    check("filters", &filter::build(&hashes), FILTER);
+}
+
+const STORE: &str = "52474b31836bc897c80f0000000000000000000000000000000000000000000000000000000000000000000000000000000001010000000001000000efcdab8967452301030002d62a00d52a01d52a02 crc 4c5d64e9 of 4096";
+const EDIT: &str = "01ac0202ab0203078080408040040605010980a00105ac02c80103056170706c6504706561720600080707 crc 5b433b52 of 43";
+const CURRENT: &str = "52474b318c9db9e7c80f000000000000efcdab8967452301000000000000000000000000000000000000000000000000020002010000000004 crc 43ca17e8 of 4096";
+const MANIFEST_HEAD: &str = "52474b3135d13dfec80f000000000000efcdab89674523010400000000000000000000000000000000000000000000000200030100000000000010 crc db45a93f of 4096";
+const MANIFEST: &str = "52474b318ee4b58d0400000000000000efcdab8967452301040000000000000000100000000000000010000000000000020003010000000001050200000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000 crc fad430e8 of 1044480";
+const GROUP: &str = "52474b314e901c251e00000000000000efcdab896745230107000000000000000010000000000000001000000000000002000401000000002900000000000000020000000103056b657976616c7565000400676f6e65 crc 19f2b9f3 of 512";
+const WAL: &str = "52474b31957c50dbc80f000000000000efcdab8967452301070000000000000000000000000000000000000000000000020004010000000000200000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000 crc 0074951c of 32768";
+const BLOCK: &str = "c75322890300000036210000433f000001010000a3000c0101006b65792d300100f0100b0101020137000a02010302313401010a0200040032310b010105043801011100f00201060533350005142d500a0201070634321700f00701010b010108073900071c3f70affc0a0201090835361800000200f008 crc c8991672 of 4096";
+const FOOTER: &str = "52474b31bdd34275c80f000000000000efcdab8967452301090000000000000000200400000000000000000000000000020005010000000040014101 crc ce3f6192 of 4096";
+const SST: &str = "c75322890300000036210000433f000001010000a3000c0101006b65792d300100f0100b0101020137000a02010302313401010a0200040032310b010105043801011100f00201060533350005142d500a0201070634321700f00701010b010108073900071c3f70affc0a0201090835361800000200f008 crc 34c6e53e of 274432";
+const FILTER: &str = "073ab2123b1ec062ab crc 8ec687f5 of 9";
