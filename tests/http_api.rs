@@ -299,3 +299,65 @@ fn what_keeps_a_server_from_starting_has_its_own_status() {
     std::fs::remove_file(data.join("STORE")).unwrap();
     assert_eq!(status(&data, SMALL), Some(65), "shards without a STORE are not made anew");
 }
+
+#[test]
+fn nothing_behind_a_request_to_stop_keeps_the_server_up() {
+    for behind in [
+        "G",
+        "GET /shutdown HTTP/1.1\r\nHost: x\r\n\r\n",
+        "POST /set?key=k&value=v HTTP/1.1\r\nHost: x\r\n\r\n",
+    ] {
+        let (_folder, server) = server();
+        let mut client = server.client();
+        // A half request on another connection: it is cut off, not waited for.
+        let mut half = server.client();
+        half.send("POST /set?key=half HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhal");
+        client.send("GET /shutdown HTTP/1.1\r\nHost: x\r\n\r\n").send(behind);
+        half.send("fhalf!!");
+        assert!(server.wait().success(), "{behind:?}");
+    }
+}
+
+#[test]
+fn a_log_reader_that_has_gone_does_not_end_the_server() {
+    let (_folder, data) = folder();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringkeep"));
+    command.arg("--data-dir").arg(&data).args(SMALL).args(["--listen", "127.0.0.1:0"]);
+    let mut child =
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    drop(child.stderr.take());
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut line)
+        .unwrap();
+    let address = line.trim().strip_prefix("listening on http://").expect("it starts").parse().unwrap();
+    let mut client = Client::connect(address);
+    assert_eq!(client.request("POST", "/set?key=k&value=v").status, 200);
+    client.send("GET /shutdown HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn many_large_values_at_once_are_answered_or_refused_never_mixed() {
+    let (_folder, server) = server();
+    let mut client = server.client();
+    let value = |n: usize| vec![n as u8; (1 << 20) - n];
+    for n in 0..8 {
+        assert_eq!(client.post(&format!("/set?key=v{n}"), &value(n)).status, 200);
+    }
+    let requests: String =
+        (0..200).map(|n| format!("GET /get?key=v{} HTTP/1.1\r\nHost: x\r\n\r\n", n % 8)).collect();
+    client.send(requests);
+    let mut answered = 0;
+    for n in 0..200 {
+        let reply = client.reply();
+        match reply.status {
+            200 => {
+                assert!(reply.body == value(n % 8), "reply {n}");
+                answered += 1;
+            }
+            status => assert_eq!(status, 503),
+        }
+    }
+    assert!(0 < answered);
+    assert_eq!(client.request("GET", "/get?key=v0").status, 200, "what was held is given back");
+}

@@ -102,7 +102,7 @@ impl Response {
             ErrorKind::InvalidRequest => (Status::BadRequest, "the request is not valid"),
             ErrorKind::TooLarge => (Status::PayloadTooLarge, "the value is longer than the server allows"),
             ErrorKind::Overloaded => {
-                (Status::ServiceUnavailable, "the server is behind with its writes; try again later")
+                (Status::ServiceUnavailable, "the server cannot keep up; try again later")
             }
             ErrorKind::ShuttingDown => (Status::ServiceUnavailable, "the server is stopping"),
             ErrorKind::DiskFull => {
