@@ -76,6 +76,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The next `count` bytes.
+    #[inline]
     pub fn bytes(&mut self, count: usize) -> Result<&'a [u8], CorruptionReason> {
         let (head, rest) =
             self.rest.split_at_checked(count).ok_or(CorruptionReason("a field runs past the end"))?;
@@ -83,6 +84,7 @@ impl<'a> Reader<'a> {
         Ok(head)
     }
 
+    #[inline]
     fn array<const N: usize>(&mut self) -> Result<[u8; N], CorruptionReason> {
         let (head, rest) =
             self.rest.split_first_chunk::<N>().ok_or(CorruptionReason("a field runs past the end"))?;
@@ -91,6 +93,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The next byte.
+    #[inline]
     pub fn u8(&mut self) -> Result<u8, CorruptionReason> {
         Ok(u8::from_le_bytes(self.array()?))
     }
@@ -111,7 +114,19 @@ impl<'a> Reader<'a> {
     }
 
     /// The next varint.
+    #[inline]
     pub fn varint(&mut self) -> Result<u64, CorruptionReason> {
+        // Most lengths in a block are under 128: a lookup reads dozens of them.
+        match self.rest {
+            [byte, rest @ ..] if *byte < 0x80 => {
+                self.rest = rest;
+                Ok(u64::from(*byte))
+            }
+            _ => self.long_varint(),
+        }
+    }
+
+    fn long_varint(&mut self) -> Result<u64, CorruptionReason> {
         let mut value = 0_u64;
         for index in 0..VARINT_BYTES_MAX {
             let byte = self.u8()?;
@@ -127,6 +142,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The next varint, as a length in memory.
+    #[inline]
     pub fn length(&mut self) -> Result<usize, CorruptionReason> {
         self.varint().map(to_usize)
     }

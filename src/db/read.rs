@@ -114,7 +114,7 @@ impl<S: Storage> Lookup<S> {
                 }
                 Err(Need::Block(sst, handle)) => {
                     let guard = db.hold_for_reader(handle.bytes as usize)?;
-                    let block = sst.read_block(handle, guard).await?;
+                    let block = Rc::new(sst.read_block(handle, guard).await?);
                     db.0.cache.insert(sst.number(), handle.offset, block.clone());
                     // Handed over directly: a small cache may have dropped it again.
                     supplied = Some(block);
@@ -128,7 +128,7 @@ impl<S: Storage> Lookup<S> {
         &mut self,
         db: &Db<S>,
         key: &[u8],
-        mut supplied: Option<Block>,
+        mut supplied: Option<Rc<Block>>,
     ) -> Result<std::result::Result<Option<Bytes>, Need<S>>> {
         let State::Searching { version, hash, place, current } = &mut self.0 else {
             let State::Known(answer) = &self.0 else { unreachable!("the other state was matched above") };

@@ -5,6 +5,7 @@
 //! like data blocks (T1). One per shard, so there is no lock.
 
 use std::cell::RefCell;
+use std::rc::Rc;
 
 use quick_cache::unsync::Cache;
 use quick_cache::{OptionsBuilder, Weighter};
@@ -18,15 +19,15 @@ const ENTRY_OVERHEAD_BYTES: usize = 128;
 #[derive(Clone)]
 struct ByBytes;
 
-impl Weighter<(FileNumber, u64), Block> for ByBytes {
-    fn weight(&self, _key: &(FileNumber, u64), block: &Block) -> u64 {
+impl Weighter<(FileNumber, u64), Rc<Block>> for ByBytes {
+    fn weight(&self, _key: &(FileNumber, u64), block: &Rc<Block>) -> u64 {
         (block.memory + ENTRY_OVERHEAD_BYTES) as u64
     }
 }
 
 /// A cache of blocks by file and offset.
 pub struct BlockCache {
-    blocks: RefCell<Cache<(FileNumber, u64), Block, ByBytes>>,
+    blocks: RefCell<Cache<(FileNumber, u64), Rc<Block>, ByBytes>>,
 }
 
 impl BlockCache {
@@ -49,12 +50,12 @@ impl BlockCache {
     }
 
     /// The block at `offset` of `file`, if it is here.
-    pub fn get(&self, file: FileNumber, offset: u64) -> Option<Block> {
+    pub fn get(&self, file: FileNumber, offset: u64) -> Option<Rc<Block>> {
         self.blocks.borrow().get(&(file, offset)).cloned()
     }
 
     /// Keeps a block, or not if it is larger than the budget; others may have to go.
-    pub fn insert(&self, file: FileNumber, offset: u64, block: Block) {
+    pub fn insert(&self, file: FileNumber, offset: u64, block: Rc<Block>) {
         self.blocks.borrow_mut().insert((file, offset), block);
     }
 
@@ -72,7 +73,7 @@ mod tests {
     #[test]
     fn t1_the_budget_holds_and_blocks_come_back() {
         let cache = BlockCache::new(1 << 20);
-        let block = |memory| Block { kind: BlockKind::Data, payload: vec![1; 10].into(), memory };
+        let block = |memory| Rc::new(Block { kind: BlockKind::Data, payload: vec![1; 10].into(), memory });
         for number in 0..10_000 {
             cache.insert(FileNumber(number), 0, block(4096));
             assert!(cache.bytes() <= 1 << 20);
