@@ -92,18 +92,6 @@ impl<S: Storage> Db<S> {
         }
         Ok(())
     }
-
-    /// Accounts for background work, and pauses when a slice is used up (X2).
-    pub(super) async fn slice(&self, bytes: usize) {
-        let inner = &*self.0;
-        match inner.slice_left.get().checked_sub(bytes) {
-            Some(left) => inner.slice_left.set(left),
-            None => {
-                inner.slice_left.set(self.pressure().slice_bytes());
-                inner.storage.pause().await;
-            }
-        }
-    }
 }
 
 fn log(compaction: &Compaction, outputs: &[crate::sst::SstMeta]) {
@@ -142,7 +130,7 @@ impl<S: Storage> Environment for Db<S> {
     }
 
     async fn spend(&self, bytes: usize) -> Result<()> {
-        self.slice(bytes).await;
+        self.slice(Work::Compaction, bytes).await;
         if self.0.closing.get() {
             return Err(Error::new(ErrorKind::ShuttingDown, "the compaction ends: the server is stopping"));
         }

@@ -129,12 +129,12 @@ impl<S: Storage> Db<S> {
                     (*last_key != *entry.key)
                         .then(|| (entry.key.to_vec(), entry.seqno, entry.kind, entry.value.to_vec()))
                 };
-                self.slice(ENTRY_COST_BYTES).await;
+                self.slice(Work::Flush, ENTRY_COST_BYTES).await;
                 let Some((key, seqno, kind, value)) = newest else { continue };
                 let entry = crate::key::Entry { key: &key, seqno, kind, value: &value };
                 builder.add(&entry).await?;
                 last_key = key;
-                self.slice(last_key.len() + value.len()).await;
+                self.slice(Work::Flush, last_key.len() + value.len()).await;
             }
             let meta = builder.finish().await?;
             // The last write of a memtable is the newest of its key, so it was not left out.

@@ -120,8 +120,8 @@ struct Inner<S: Storage> {
     open_files: RefCell<Cache<FileNumber, Rc<OpenFile<S>>>>,
     /// SSTs that no version in force names, but a reader may still look at.
     obsolete: RefCell<Vec<SharedMeta>>,
-    /// Bytes of background work until the next pause.
-    slice_left: Cell<usize>,
+    /// Bytes of background work until the next pause, by [`Work`].
+    slice_left: [Cell<usize>; 3],
     /// Why writes have failed for good, if they have (D4).
     poison: RefCell<Option<Error>>,
     /// Why background work fails at the moment, if it does, by [`Work`].
@@ -296,17 +296,21 @@ impl<S: Storage> Db<S> {
 
     /// How far background work is behind.
     pub fn pressure(&self) -> Pressure {
+        Pressure::of(&self.backlog())
+    }
+
+    fn backlog(&self) -> Backlog {
         let inner = &*self.0;
         let version = inner.version.borrow();
         let active = inner.active.borrow();
         let bytes = active.logged.memtable.borrow().bytes();
-        Pressure::of(&Backlog {
+        Backlog {
             frozen: inner.frozen.borrow().len(),
             active_percent: bytes.saturating_mul(100) / inner.config.memtable_bytes,
             l0_files: version.level(0).len(),
             debt_bytes: inner.debt.get(),
             base_bytes: inner.limits.base_bytes,
-        })
+        }
     }
 
     /// Waits until there is a group to commit. Cancel safety: safe.
@@ -397,6 +401,23 @@ impl<S: Storage> Db<S> {
         let trouble = result.as_ref().err().filter(|error| error.kind() != ErrorKind::ShuttingDown).cloned();
         self.0.trouble.borrow_mut()[work as usize] = trouble;
         result
+    }
+
+    /// Accounts for background work, and pauses when its slice is used up (X2).
+    async fn slice(&self, work: Work, bytes: usize) {
+        let inner = &*self.0;
+        let left = &inner.slice_left[work as usize];
+        match left.get().checked_sub(bytes) {
+            Some(rest) => left.set(rest),
+            None => {
+                let backlog = self.backlog();
+                left.set(match work {
+                    Work::Flush => backlog.flush_slice_bytes(),
+                    Work::Spare | Work::Compaction => backlog.compaction_slice_bytes(),
+                });
+                inner.storage.pause().await;
+            }
+        }
     }
 
     /// An SST, open.

@@ -144,7 +144,7 @@ impl<S: Storage> Db<S> {
             cache: BlockCache::new(config.cache_bytes),
             open_files: RefCell::new(Cache::new(config.open_files_max)),
             obsolete: RefCell::new(Vec::new()),
-            slice_left: Cell::new(0),
+            slice_left: Default::default(),
             poison: RefCell::new(None),
             trouble: RefCell::default(),
             closing: Cell::new(false),

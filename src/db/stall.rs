@@ -42,7 +42,6 @@ pub struct Backlog {
 pub struct Pressure(f64);
 
 #[expect(clippy::cast_precision_loss, reason = "a pressure needs no more than two digits")]
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the range is clamped before")]
 impl Pressure {
     /// The pressure of a backlog.
     pub fn of(backlog: &Backlog) -> Self {
@@ -69,11 +68,28 @@ impl Pressure {
     pub fn delay(self) -> Duration {
         DELAY_MAX.mul_f64(self.0.min(1.0).powi(2))
     }
+}
 
-    /// Bytes of background work between two pauses.
-    pub fn slice_bytes(self) -> usize {
-        SLICE_BYTES_MIN + ((SLICE_BYTES_MAX - SLICE_BYTES_MIN) as f64 * self.0.min(1.0)) as usize
+impl Backlog {
+    /// Bytes of flushing between two pauses. A flush has to end before the memtables behind it are full, or writes
+    /// wait; so its slices grow as they fill, long before there is pressure.
+    pub fn flush_slice_bytes(&self) -> usize {
+        let filled = self.frozen.saturating_sub(1) * 100 + self.active_percent;
+        slice_bytes(filled.min(100 * FROZEN_MAX), 100 * FROZEN_MAX)
     }
+
+    /// Bytes of merging between two pauses: more as L0 fills and as debt grows, up to where writes slow down.
+    pub fn compaction_slice_bytes(&self) -> usize {
+        let l0 = slice_bytes(self.l0_files.min(L0_FILES_SLOW), L0_FILES_SLOW);
+        let slow = usize::try_from(self.base_bytes.saturating_mul(DEBT_SLOW)).unwrap_or(usize::MAX).max(1);
+        let debt = usize::try_from(self.debt_bytes).unwrap_or(usize::MAX);
+        l0.max(slice_bytes(debt.min(slow), slow))
+    }
+}
+
+fn slice_bytes(part: usize, whole: usize) -> usize {
+    // In this order, so that the product does not overflow.
+    SLICE_BYTES_MIN + (SLICE_BYTES_MAX - SLICE_BYTES_MIN) / 100 * (part / whole.div_ceil(100).max(1)).min(100)
 }
 
 #[cfg(test)]
@@ -86,7 +102,7 @@ mod tests {
             Pressure::of(&Backlog { frozen, active_percent, l0_files, debt_bytes, base_bytes: 100 })
         };
         let idle = pressure(4, 100, 1, 99);
-        assert!(idle.delay().is_zero() && !idle.stops_writes() && idle.slice_bytes() == SLICE_BYTES_MIN);
+        assert!(idle.delay().is_zero() && !idle.stops_writes());
         let mut last = Duration::ZERO;
         for l0_files in 11..24 {
             let busy = pressure(l0_files, 0, 0, 0);
@@ -97,6 +113,26 @@ mod tests {
         assert!(pressure(0, 3_200, 0, 0).stops_writes() && !pressure(0, 3_100, 0, 0).stops_writes());
         let full = pressure(0, 0, 2, 100);
         assert!(!full.stops_writes() && Duration::from_millis(40) < full.delay());
-        assert!(full.delay() <= DELAY_MAX && full.slice_bytes() <= SLICE_BYTES_MAX);
+        assert!(full.delay() <= DELAY_MAX);
+    }
+
+    #[test]
+    fn slices_grow_with_what_they_have_to_keep_up_with() {
+        let backlog = Backlog { base_bytes: 1 << 30, ..Backlog::default() };
+        assert_eq!(
+            (backlog.flush_slice_bytes(), backlog.compaction_slice_bytes()),
+            (SLICE_BYTES_MIN, SLICE_BYTES_MIN)
+        );
+        let half = Backlog { frozen: 1, active_percent: 100, ..backlog };
+        let full = Backlog { frozen: 2, active_percent: 100, ..backlog };
+        assert!(
+            SLICE_BYTES_MIN < half.flush_slice_bytes() && half.flush_slice_bytes() < full.flush_slice_bytes()
+        );
+        assert!(full.flush_slice_bytes() <= SLICE_BYTES_MAX);
+        let behind = Backlog { l0_files: 8, debt_bytes: 3 << 30, ..backlog };
+        let far = Backlog { debt_bytes: u64::MAX, ..behind };
+        assert!(SLICE_BYTES_MIN < behind.compaction_slice_bytes());
+        assert!(behind.compaction_slice_bytes() < far.compaction_slice_bytes());
+        assert!(far.compaction_slice_bytes() <= SLICE_BYTES_MAX);
     }
 }
