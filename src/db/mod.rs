@@ -318,6 +318,11 @@ impl<S: Storage> Db<S> {
         self.0.queue.wait().await;
     }
 
+    /// Lets every other ready task, and the kernel, go first.
+    pub async fn pause(&self) {
+        self.0.storage.pause().await;
+    }
+
     /// Whether a group waits to be committed.
     pub fn has_uncommitted(&self) -> bool {
         !self.0.queue.is_empty()

@@ -42,7 +42,8 @@ impl Background {
     /// Starts it. An error that ends the process is sent to `fatal`.
     pub fn start(db: &Engine, config: &Config, fatal: &mpsc::UnboundedSender<Error>) -> Self {
         let (stop, stopped) = watch::channel(false);
-        let worker = Worker { db: db.clone(), stopped, fatal: fatal.clone() };
+        let synced = config.sync == SyncMode::Always;
+        let worker = Worker { db: db.clone(), stopped, fatal: fatal.clone(), synced };
         let mut tasks = vec![
             tokio_uring::spawn(worker.clone().commit()),
             tokio_uring::spawn(worker.clone().flush()),
@@ -74,6 +75,8 @@ struct Worker {
     db: Engine,
     stopped: watch::Receiver<bool>,
     fatal: mpsc::UnboundedSender<Error>,
+    /// Whether each group is synced.
+    synced: bool,
 }
 
 impl Worker {
@@ -94,6 +97,10 @@ impl Worker {
     async fn commit(mut self) {
         let db = self.db.clone();
         while self.wait(db.commit_due()).await {
+            if !self.synced {
+                // Without a sync to wait for, a group would be one write; this lets one turn's writes join it.
+                db.pause().await;
+            }
             let delay = db.pressure().delay();
             // The clock of the runtime has milliseconds; shorter delays are left out, not rounded up.
             if Duration::from_millis(1) <= delay {
