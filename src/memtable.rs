@@ -21,6 +21,7 @@
 use std::cmp::Ordering;
 
 use hashbrown::HashTable;
+use hashbrown::hash_table::Entry as Slot;
 
 use crate::key::{Entry, SeqNo, ValueKind, common_prefix, compare, filter_hash};
 
@@ -113,34 +114,32 @@ impl Memtable {
         let (page, offset) = self.store(key, value);
         let hash = filter_hash(key);
         let new = self.entries;
-        let table = table_of(hash);
-        let same = |memtable: &Self, node: u32| {
-            let node = memtable.node(node);
-            node.hash == hash && memtable.key(node) == key
+        let Self { nodes, pages, index, .. } = self;
+        let same = |&node: &u32| {
+            let node = node_in(nodes, node);
+            node.hash == hash && key_in(pages, node) == key
         };
-        let found = self.index[table].find(hash, |&node| same(self, node)).copied();
-        let node = Node {
+        let older = match index[table_of(hash)].entry(hash, same, |&node| node_in(nodes, node).hash) {
+            Slot::Occupied(mut newest) => std::mem::replace(newest.get_mut(), new),
+            Slot::Vacant(slot) => {
+                slot.insert(new);
+                NONE
+            }
+        };
+        if (new as usize).is_multiple_of(PAGE_NODES) {
+            nodes.push(Vec::with_capacity(PAGE_NODES));
+        }
+        let last_page = nodes.len() - 1;
+        nodes[last_page].push(Node {
             hash,
             seqno,
             page,
             offset,
             value_bytes: u32::try_from(value.len()).expect("values are under 4 GiB"),
-            older: found.unwrap_or(NONE),
+            older,
             key_bytes: u16::try_from(key.len()).expect("keys are under 64 KiB"),
             kind,
-        };
-        if (new as usize).is_multiple_of(PAGE_NODES) {
-            self.nodes.push(Vec::with_capacity(PAGE_NODES));
-        }
-        let page = self.nodes.len() - 1;
-        self.nodes[page].push(node);
-        let Self { nodes, index, .. } = self;
-        match index[table].find_mut(hash, |&node| Some(node) == found) {
-            Some(newest) => *newest = new,
-            None => {
-                index[table].insert_unique(hash, new, |&node| node_in(nodes, node).hash);
-            }
-        }
+        });
         self.entries = new.checked_add(1).filter(|count| *count != NONE).expect("frozen long before that");
         self.last = seqno;
     }
@@ -169,8 +168,7 @@ impl Memtable {
     }
 
     fn key(&self, node: &Node) -> &[u8] {
-        let from = node.offset as usize;
-        &self.pages[node.page as usize][from..from + usize::from(node.key_bytes)]
+        key_in(&self.pages, node)
     }
 
     fn entry(&self, node: &Node) -> Entry<'_> {
@@ -200,6 +198,11 @@ impl Memtable {
 
 fn node_in(nodes: &[Vec<Node>], index: u32) -> &Node {
     &nodes[index as usize / PAGE_NODES][index as usize % PAGE_NODES]
+}
+
+fn key_in<'a>(pages: &'a [Vec<u8>], node: &Node) -> &'a [u8] {
+    let from = node.offset as usize;
+    &pages[node.page as usize][from..from + usize::from(node.key_bytes)]
 }
 
 /// The table of a hash. hashbrown looks at the lowest and the highest bits, so this takes some between.
