@@ -38,6 +38,13 @@ impl<S: Storage> Db<S> {
         }
     }
 
+    /// Makes up for a freeze that was asked for when there was no spare WAL, or no room for a frozen memtable.
+    fn freeze_if_due(&self) {
+        if self.0.freeze_due.get() && !self.0.closing.get() {
+            let _ = self.freeze(); // it stays due, and whoever makes room tries again
+        }
+    }
+
     /// Flushes the oldest frozen memtable, if there is one.
     ///
     /// # Errors
@@ -84,6 +91,7 @@ impl<S: Storage> Db<S> {
                 frozen.pop_front();
             }
         }
+        self.freeze_if_due();
         inner.events.room.notify_waiters();
         if let Err(error) = self.release_wal(logged).await {
             if error.kind() == ErrorKind::Poisoned {
@@ -192,10 +200,8 @@ impl<S: Storage> Db<S> {
         self.edit(VersionEdit { add_wals, ..VersionEdit::default() }).await?;
         let surplus = inner.spare.replace(Some(Rc::new(wal)));
         assert!(surplus.is_none(), "`spare_coming` lets one task at a time make it");
-        if inner.freeze_due.get() {
-            // If it fails for want of room, the next flush makes room and another look.
-            let _ = self.freeze();
-        }
+        inner.trouble.borrow_mut()[Work::Spare as usize] = None;
+        self.freeze_if_due();
         inner.events.room.notify_waiters();
         Ok(())
     }
@@ -222,10 +228,8 @@ impl<S: Storage> Db<S> {
             return Ok(());
         }
         if inner.spare.borrow().is_some() {
-            if inner.freeze_due.get() {
-                let _ = self.freeze(); // as in `adopt_spare`
-            }
-            return Ok(());
+            self.freeze_if_due();
+            return self.note(Work::Spare, Ok(()));
         }
         inner.spare_coming.set(true);
         let number = self.new_file();

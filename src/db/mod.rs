@@ -41,11 +41,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use quick_cache::unsync::Cache;
 use tokio::sync::futures::Notified;
-use tokio::sync::{Mutex, Notify, OnceCell, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Mutex, MutexGuard, Notify, OnceCell, OwnedSemaphorePermit, Semaphore};
 
 use self::commit::CommitQueue;
 pub use self::commit::Ticket;
 pub use self::flush::CloseStep;
+use self::read::Wants;
 pub use self::read::{Lookup, Progress};
 pub use self::recovery::Recovered;
 use self::stall::{Backlog, FROZEN_MAX, Pressure};
@@ -127,9 +128,13 @@ struct Inner<S: Storage> {
     /// Why background work fails at the moment, if it does, by [`Work`].
     trouble: RefCell<[Option<Error>; 3]>,
     closing: Cell<bool>,
+    /// Writes that wait for room, and the turnstile that they pass one by one.
+    waiting: Cell<usize>,
     turnstile: Mutex<()>,
     /// Memory that large values may take on their way to readers, in KiB (P8).
     large_reads: Arc<Semaphore>,
+    /// Large blocks that deletes look at, a few at a time; they are not kept for anyone.
+    large_checks: Arc<Semaphore>,
     events: Events,
 }
 
@@ -175,7 +180,7 @@ impl<S: Storage> Db<S> {
         let below = SeqNo(self.0.next.get().0 - 1);
         self.check_key(key)?;
         // The lookup is taken first: the write may freeze the memtable, which changes nothing below.
-        let lookup = Lookup::new(self, key, below);
+        let lookup = Lookup::new(self, key, below, Wants::Existence);
         let ticket = self.write(key, ValueKind::Tombstone, b"")?;
         Ok((ticket, lookup))
     }
@@ -186,7 +191,7 @@ impl<S: Storage> Db<S> {
     /// `InvalidRequest` or `TooLarge`.
     pub fn lookup(&self, key: &[u8]) -> Result<Lookup<S>> {
         self.check_key(key)?;
-        Ok(Lookup::new(self, key, self.0.visible.get()))
+        Ok(Lookup::new(self, key, self.0.visible.get(), Wants::Value))
     }
 
     /// The durable value of a key.
@@ -225,7 +230,7 @@ impl<S: Storage> Db<S> {
             return Err(Error::new(ErrorKind::Overloaded, "too many writes wait for the disk"));
         }
         if self.pressure().stops_writes() {
-            return Err(self.no_room("compaction is too far behind"));
+            return Err(self.no_room(Work::Compaction, "compaction is too far behind"));
         }
         let bytes = key.len() + value.len() + WRITE_OVERHEAD_BYTES_MAX - KEY_BYTES_MAX;
         if !self.active_has_room(bytes) {
@@ -257,11 +262,11 @@ impl<S: Storage> Db<S> {
     fn freeze(&self) -> Result<()> {
         let inner = &*self.0;
         if FROZEN_MAX <= inner.frozen.borrow().len() {
-            return Err(self.no_room("flushes are too far behind"));
+            return Err(self.no_room(Work::Flush, "flushes are too far behind"));
         }
         let Some(wal) = inner.spare.borrow_mut().take() else {
             inner.events.spare_wanted.notify_one();
-            return Err(self.no_room("the next WAL is not ready"));
+            return Err(self.no_room(Work::Spare, "the next WAL is not ready"));
         };
         inner.freeze_due.set(false);
         let active = Active { logged: Rc::new(LoggedMemtable::new(&wal)), wal };
@@ -271,13 +276,14 @@ impl<S: Storage> Db<S> {
         Ok(())
     }
 
-    /// A refusal that ends when background work catches up; or when there is space, if that is what it lacks.
-    fn no_room(&self, why: &str) -> Error {
-        let trouble = self.0.trouble.borrow();
-        let of_kind = |kind| trouble.iter().flatten().find(|error| error.kind() == kind).cloned();
-        of_kind(ErrorKind::DiskFull)
-            .or_else(|| of_kind(ErrorKind::Corruption))
-            .unwrap_or_else(|| Error::new(ErrorKind::Overloaded, format!("the write was refused: {why}")))
+    /// A refusal that ends when `work` catches up; or when what keeps it from its work is over.
+    fn no_room(&self, work: Work, why: &str) -> Error {
+        match &self.0.trouble.borrow()[work as usize] {
+            Some(error) if matches!(error.kind(), ErrorKind::DiskFull | ErrorKind::Corruption) => {
+                error.clone()
+            }
+            _ => Error::new(ErrorKind::Overloaded, format!("the write was refused: {why}")),
+        }
     }
 
     /// Completes when a write that was refused as `Overloaded` is worth another try. It counts from its creation,
@@ -288,10 +294,16 @@ impl<S: Storage> Db<S> {
         self.0.events.room.notified()
     }
 
-    /// The turnstile of writes that wait for room: whoever holds it is next, and those who wait for it come in
-    /// order. While somebody does, later writes have to wait behind.
-    pub fn turnstile(&self) -> &Mutex<()> {
-        &self.0.turnstile
+    /// Takes a place among the writes that wait for room. Places are taken in the order of the calls; later
+    /// writes have to take one, too, as long as there are any (see [`Self::waits_for_room`]).
+    pub fn wait_for_room(&self) -> Place<S> {
+        self.0.waiting.set(self.0.waiting.get() + 1);
+        Place(self.clone())
+    }
+
+    /// Whether a write waits for room.
+    pub fn waits_for_room(&self) -> bool {
+        0 < self.0.waiting.get()
     }
 
     /// How far background work is behind.
@@ -457,6 +469,15 @@ impl<S: Storage> Db<S> {
         }
     }
 
+    /// Waits until a block of `bytes` may be read to see whether a key is there.
+    async fn hold_for_check(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        if bytes <= SMALL_READ_BYTES {
+            return None;
+        }
+        // It is never closed; and without leave the check is made all the same.
+        self.0.large_checks.clone().acquire_owned().await.ok()
+    }
+
     /// A copy of a value in memory, counted like a read.
     fn copy_for_reader(&self, value: &[u8]) -> Result<Bytes> {
         Ok(match self.hold_for_reader(value.len())? {
@@ -488,6 +509,25 @@ impl<S: Storage> Db<S> {
     /// Commit groups and writes so far: their ratio is the mean size of a group.
     pub fn committed(&self) -> (u64, u64) {
         self.0.queue.committed()
+    }
+}
+
+/// A place among the writes that wait for room; it is given up when this is dropped.
+pub struct Place<S: Storage>(Db<S>);
+
+impl<S: Storage> Place<S> {
+    /// Waits until nobody who came before is left. Whoever polls this in the order of the places comes in it.
+    ///
+    /// Cancel safety: safe; the place is kept.
+    pub async fn first(&self) -> MutexGuard<'_, ()> {
+        self.0.0.turnstile.lock().await
+    }
+}
+
+impl<S: Storage> Drop for Place<S> {
+    fn drop(&mut self) {
+        let waiting = &self.0.0.waiting;
+        waiting.set(waiting.get() - 1);
     }
 }
 

@@ -32,10 +32,20 @@ enum State<S: Storage> {
     Searching {
         version: Rc<Version>,
         hash: u64,
+        wants: Wants,
         /// The next file to look at.
         place: Place,
         current: Option<(Rc<Sst<S::File>>, PointLookup)>,
     },
+}
+
+/// What a lookup is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wants {
+    /// The value.
+    Value,
+    /// Only whether there is one; the answer then holds no bytes, or others.
+    Existence,
 }
 
 /// A place in the order of the search.
@@ -60,11 +70,12 @@ enum Need<S: Storage> {
 }
 
 impl<S: Storage> Lookup<S> {
-    pub(super) fn new(db: &Db<S>, key: &[u8], snapshot: SeqNo) -> Self {
+    pub(super) fn new(db: &Db<S>, key: &[u8], snapshot: SeqNo, wants: Wants) -> Self {
         let inner = &*db.0;
         let in_memtable = |logged: &super::LoggedMemtable| {
             let memtable = logged.memtable.borrow();
             memtable.get(key, snapshot).map(|entry| match entry.kind {
+                ValueKind::Value if wants == Wants::Existence => Some(Ok(Bytes::new())),
                 ValueKind::Value => Some(db.copy_for_reader(entry.value)),
                 ValueKind::Tombstone => None,
             })
@@ -76,6 +87,7 @@ impl<S: Storage> Lookup<S> {
             None => State::Searching {
                 version: inner.version.borrow().clone(),
                 hash: filter_hash(key),
+                wants,
                 place: Place { level: 0, index: 0 },
                 current: None,
             },
@@ -113,7 +125,11 @@ impl<S: Storage> Lookup<S> {
                     }
                 }
                 Err(Need::Block(sst, handle)) => {
-                    let guard = db.hold_for_reader(handle.bytes as usize)?;
+                    let bytes = handle.bytes as usize;
+                    let guard = match self.0 {
+                        State::Searching { wants: Wants::Existence, .. } => db.hold_for_check(bytes).await,
+                        _ => db.hold_for_reader(bytes)?,
+                    };
                     let block = Rc::new(sst.read_block(handle, guard).await?);
                     db.0.cache.insert(sst.number(), handle.offset, block.clone());
                     // Handed over directly: a small cache may have dropped it again.
@@ -130,7 +146,7 @@ impl<S: Storage> Lookup<S> {
         key: &[u8],
         mut supplied: Option<Rc<Block>>,
     ) -> Result<std::result::Result<Option<Bytes>, Need<S>>> {
-        let State::Searching { version, hash, place, current } = &mut self.0 else {
+        let State::Searching { version, hash, place, current, .. } = &mut self.0 else {
             let State::Known(answer) = &self.0 else { unreachable!("the other state was matched above") };
             return answer.clone().transpose().map(Ok);
         };

@@ -40,6 +40,9 @@ use crate::storage::Storage;
 use crate::wal::reader::{Source, first_write, replay};
 use crate::wal::writer::Wal;
 
+/// Large blocks that are read at a time for deletes.
+const LARGE_CHECKS: usize = 4;
+
 /// What an open found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Recovered {
@@ -148,7 +151,9 @@ impl<S: Storage> Db<S> {
             poison: RefCell::new(None),
             trouble: RefCell::default(),
             closing: Cell::new(false),
+            waiting: Cell::new(0),
             turnstile: Mutex::new(()),
+            large_checks: Arc::new(Semaphore::new(LARGE_CHECKS)),
             large_reads: Arc::new(Semaphore::new(config.large_reads_bytes_max() / 1024)),
             events: Events::default(),
             config,

@@ -88,8 +88,9 @@ impl Backlog {
 }
 
 fn slice_bytes(part: usize, whole: usize) -> usize {
-    // In this order, so that the product does not overflow.
-    SLICE_BYTES_MIN + (SLICE_BYTES_MAX - SLICE_BYTES_MIN) / 100 * (part / whole.div_ceil(100).max(1)).min(100)
+    // In 128 bits, so that the product does not overflow.
+    let more = (SLICE_BYTES_MAX - SLICE_BYTES_MIN) as u128 * part.min(whole) as u128 / whole.max(1) as u128;
+    SLICE_BYTES_MIN + usize::try_from(more).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -134,5 +135,9 @@ mod tests {
         assert!(SLICE_BYTES_MIN < behind.compaction_slice_bytes());
         assert!(behind.compaction_slice_bytes() < far.compaction_slice_bytes());
         assert!(far.compaction_slice_bytes() <= SLICE_BYTES_MAX);
+        let many = Backlog { l0_files: L0_FILES_SLOW, ..backlog };
+        assert_eq!(many.compaction_slice_bytes(), SLICE_BYTES_MAX);
+        let some = Backlog { l0_files: L0_FILES_SLOW / 2, ..backlog }.compaction_slice_bytes();
+        assert!(SLICE_BYTES_MAX / 3 < some && some < SLICE_BYTES_MAX);
     }
 }

@@ -45,7 +45,7 @@ const IDLE_TIME: Duration = Duration::from_secs(75);
 const READING_TIME: Duration = Duration::from_secs(30);
 const WRITING_TIME: Duration = Duration::from_secs(60);
 const LINGER_TIME: Duration = Duration::from_secs(2);
-/// Each byte of a request buys its client this much more time: 64 KiB a second are asked for in the long run.
+/// Each byte of a request or of a large reply buys its client this much more time: 64 KiB a second are asked for in the long run.
 const TIME_PER_BYTE: Duration = Duration::from_nanos(15_259);
 /// Parts that a large value is written in; each one shows progress.
 const PART_BYTES: usize = 256 << 10;
@@ -58,6 +58,8 @@ pub struct Peers {
     date: RefCell<Rc<str>>,
     now: Cell<Instant>,
     draining: Cell<bool>,
+    /// Nothing waits for a client any more.
+    aborting: Cell<bool>,
     /// Bytes that large request buffers may still take, all connections together (P8).
     budget: Cell<usize>,
     value_bytes_max: usize,
@@ -98,6 +100,7 @@ impl Peers {
             date: RefCell::new(date.into()),
             now: Cell::new(now),
             draining: Cell::new(false),
+            aborting: Cell::new(false),
             budget: Cell::new(request_bytes_max),
             value_bytes_max,
             watchers: Cell::new(0),
@@ -164,6 +167,7 @@ impl Peers {
     /// Ends every connection that waits for its client.
     pub fn abort(&self) {
         self.draining.set(true);
+        self.aborting.set(true);
         for peer in self.open.borrow().values() {
             if !matches!(peer.phase.get(), Phase::Working | Phase::Watching) {
                 end(peer, Shutdown::Both);
@@ -284,7 +288,7 @@ impl<H: Handler> Connection<'_, H> {
         if self.peers.draining.get() && self.has_read && self.start == self.input.len() {
             return Ok(false);
         }
-        if !self.reserve_for(0) {
+        if !self.input.is_empty() && !self.reserve_for(0) {
             self.put(Response::refusal(&OVER_BUDGET), RequestWire::UNKNOWN).await?;
             self.flush().await?;
             return Ok(false);
@@ -484,8 +488,9 @@ impl<H: Handler> Connection<'_, H> {
                 self.phase(Phase::Writing);
                 for at in (0..value.len()).step_by(PART_BYTES) {
                     let part = value.slice(at..value.len().min(at + PART_BYTES));
+                    let bytes = part.len();
                     self.peer.stream.write_all(part).await.0.map_err(|_| Gone)?;
-                    self.peer.since.set(self.peers.now.get());
+                    self.progress(bytes);
                 }
             }
             Body::Lines(mut lines) => {
@@ -563,19 +568,25 @@ impl<H: Handler> Connection<'_, H> {
                 if idle {
                     self.phase(Phase::Reading);
                 }
-                // The time that the client has is counted from the first byte, so that one byte now and then does
-                // not hold a connection for ever.
-                let more = TIME_PER_BYTE.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX));
-                self.peer.since.set((self.peer.since.get() + more).min(self.peers.now.get()));
+                self.progress(count);
                 Ok(())
             }
         }
     }
 
+    /// Gives the client time for `bytes` that it has sent or taken. Its time is counted from the first byte, so that
+    /// one now and then does not hold a connection, and what it holds, for ever.
+    fn progress(&self, bytes: usize) {
+        let more = TIME_PER_BYTE.saturating_mul(u32::try_from(bytes).unwrap_or(u32::MAX));
+        self.peer.since.set((self.peer.since.get() + more).min(self.peers.now.get()));
+    }
+
     fn phase(&mut self, phase: Phase) {
         self.peer.phase.set(phase);
         self.peer.since.set(self.peers.now.get());
-        if phase == Phase::Idle && self.peers.draining.get() {
+        if self.peers.aborting.get() && !matches!(phase, Phase::Working | Phase::Watching) {
+            end(&self.peer, Shutdown::Both);
+        } else if phase == Phase::Idle && self.peers.draining.get() {
             end(&self.peer, Shutdown::Read);
         }
     }

@@ -95,9 +95,21 @@ impl<F: File> RecordFile<F> {
     ) -> Result<Self> {
         let attempt = |what: &str| format!("{what} {} as {}", storage.label(from), storage.label(to));
         storage.rename(from, to).await.map_err(|error| Error::io(attempt("recycle"), error))?;
-        let file =
-            storage.open(to, Access::Write).await.map_err(|error| Error::io(attempt("open"), error))?;
-        Self::write_head(storage, to, file, identity, lengths).await
+        Self::begin_again(storage, to, identity, lengths).await
+    }
+
+    /// Writes a new head to a file that holds no record that is needed.
+    pub async fn begin_again<S: Storage<File = F>>(
+        storage: &S,
+        name: FileName,
+        identity: Identity,
+        lengths: Lengths,
+    ) -> Result<Self> {
+        let file = storage
+            .open(name, Access::Write)
+            .await
+            .map_err(|error| Error::io(format!("open {}", storage.label(name)), error))?;
+        Self::write_head(storage, name, file, identity, lengths).await
     }
 
     async fn write_head<S: Storage<File = F>>(
@@ -119,7 +131,7 @@ impl<F: File> RecordFile<F> {
     }
 
     /// An open file that holds its head and nothing else.
-    pub fn at_start(file: F, label: String, identity: Identity, lengths: Lengths) -> Self {
+    fn at_start(file: F, label: String, identity: Identity, lengths: Lengths) -> Self {
         Self {
             file,
             label,

@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use super::Engine;
 use super::mailbox::{Answer, Awaited, Mailbox, Operation, Request};
 use super::router::{Router, ThreadId};
-use crate::db::{Lookup, Progress, Ticket};
+use crate::db::{Lookup, Place, Progress, Ticket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::{Command, Handler, Reply, Response};
 use crate::key::ShardId;
@@ -293,8 +293,9 @@ fn set(db: &Engine, tasks: &Tasks, key: &[u8], value: &[u8]) -> Started {
         Ok(ticket) => Started::Later(Waiting::Write(ticket, Answer::Written)),
         Err(error) if can_wait(&error) => {
             let (db, key, value) = (db.clone(), key.to_vec(), value.to_vec());
+            let place = db.wait_for_room();
             let task = async move {
-                let ticket = with_room(&db, || db.set(&key, &value)).await?;
+                let ticket = with_room(&db, place, || db.set(&key, &value)).await?;
                 ticket.await.map(|()| Answer::Written)
             };
             Started::Barrier(Waiting::Task(tasks.spawn(task)))
@@ -316,8 +317,9 @@ fn delete(db: &Engine, tasks: &Tasks, key: &[u8]) -> Started {
         },
         Err(error) if can_wait(&error) => {
             let (db, key) = (db.clone(), key.to_vec());
+            let place = db.wait_for_room();
             let task = async move {
-                let (ticket, lookup) = with_room(&db, || db.delete(&key)).await?;
+                let (ticket, lookup) = with_room(&db, place, || db.delete(&key)).await?;
                 deleted(&db, &key, ticket, lookup).await
             };
             Started::Barrier(Waiting::Task(tasks.spawn(task)))
@@ -343,17 +345,21 @@ fn can_wait(error: &Error) -> bool {
 
 /// Refuses a write while others wait for room: it must not go ahead of them.
 fn in_turn(db: &Engine) -> Result<()> {
-    match db.turnstile().try_lock() {
-        Ok(_) => Ok(()),
-        Err(_) => Err(Error::new(ErrorKind::Overloaded, "other writes wait for room")),
+    if db.waits_for_room() {
+        return Err(Error::new(ErrorKind::Overloaded, "other writes wait for room"));
     }
+    Ok(())
 }
 
 /// Tries a write that was refused for want of room until there is room, for a while, in the order of the calls.
-async fn with_room<R>(db: &Engine, mut write: impl FnMut() -> Result<R>) -> Result<R> {
+async fn with_room<R>(
+    db: &Engine,
+    place: Place<UringStorage>,
+    mut write: impl FnMut() -> Result<R>,
+) -> Result<R> {
     let deadline = tokio::time::Instant::now() + ROOM_TIME;
     // Those in front may take the whole time; then there is still one try.
-    let _turn = tokio::time::timeout_at(deadline, db.turnstile().lock()).await;
+    let _turn = tokio::time::timeout_at(deadline, place.first()).await;
     loop {
         let room = db.room();
         match write() {

@@ -142,6 +142,8 @@ struct Directory {
     /// How messages call the directory: empty for the data directory, `shard-000/` for a shard's.
     prefix: String,
     device: Device,
+    /// The directory itself, once it was synced.
+    directory: tokio::sync::OnceCell<fs::File>,
     /// Whether commits may rely on O_DSYNC: only if every write is synced anyway.
     overwrite_is_durable: bool,
 }
@@ -151,7 +153,8 @@ impl UringStorage {
     /// followed by a sync, so that O_DSYNC may stand for it.
     pub fn new(path: PathBuf, prefix: String, device: Device, sync_every_write: bool) -> Self {
         let overwrite_is_durable = sync_every_write && device.sync_primitive == SyncPrimitive::Dsync;
-        Self(Rc::new(Directory { path, prefix, device, overwrite_is_durable }))
+        let directory = tokio::sync::OnceCell::new();
+        Self(Rc::new(Directory { path, prefix, device, directory, overwrite_is_durable }))
     }
 
     fn path(&self, name: FileName) -> PathBuf {
@@ -209,10 +212,9 @@ impl Storage for UringStorage {
     }
 
     async fn sync_dir(&self) -> io::Result<()> {
-        let directory = fs::File::open(&self.0.path).await?;
-        let result = directory.sync_all().await;
-        directory.close().await?;
-        result
+        // Kept open: a sync must not fail for want of a descriptor.
+        let directory = self.0.directory.get_or_try_init(async || fs::File::open(&self.0.path).await).await?;
+        directory.sync_all().await
     }
 
     /// `yield_now` would starve the ring: tokio-uring submits only when the thread parks, and a task that

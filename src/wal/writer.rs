@@ -8,7 +8,7 @@ use crate::file_name::FileName;
 use crate::key::{FileNumber, SeqNo};
 use crate::record::file::{Lengths, RecordFile};
 use crate::record::{Kind, Owner, record_bytes};
-use crate::storage::{Access, AlignedBuf, File, Storage};
+use crate::storage::{AlignedBuf, File, Storage};
 
 /// An open WAL.
 pub struct Wal<F: File> {
@@ -49,21 +49,18 @@ impl<F: File> Wal<F> {
         Ok(Self::new(number, RecordFile::recycle(storage, from, to, identity, lengths).await?))
     }
 
-    /// Opens a WAL that a replay found empty.
+    /// Goes on with a WAL that a clean stop has left empty. Its head is written anew: groups may be longer now.
     pub async fn open_empty<S: Storage<File = F>>(
         storage: &S,
         owner: Owner,
         number: FileNumber,
         lengths: Lengths,
     ) -> Result<Self> {
-        let name = FileName::Wal(number);
-        let label = storage.label(name);
-        let file = storage
-            .open(name, Access::Overwrite)
-            .await
-            .map_err(|error| crate::error::Error::io(format!("open {label}"), error))?;
         let identity = owner.identity(Kind::Wal, number);
-        Ok(Self::new(number, RecordFile::at_start(file, label, identity, lengths)))
+        Ok(Self::new(
+            number,
+            RecordFile::begin_again(storage, FileName::Wal(number), identity, lengths).await?,
+        ))
     }
 
     /// Its number.

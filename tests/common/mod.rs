@@ -42,8 +42,16 @@ impl Server {
         assert!(status.success());
     }
 
+    /// Waits for its end, not for ever.
     pub fn wait(mut self) -> ExitStatus {
-        self.child.wait().unwrap()
+        let begin = std::time::Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(begin.elapsed() < PATIENCE, "the server does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     pub fn client(&self) -> Client {
