@@ -22,6 +22,9 @@ const SLICE_BYTES_MIN: usize = 16 << 10;
 /// A slice when writes are about to stop: then the backlog is what hurts.
 const SLICE_BYTES_MAX: usize = 256 << 10;
 
+/// A slice of merging while a memtable is being flushed.
+const BESIDE_FLUSH_BYTES_MAX: usize = 2 * SLICE_BYTES_MIN;
+
 /// What background work has not done yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Backlog {
@@ -83,7 +86,9 @@ impl Backlog {
         let l0 = slice_bytes(self.l0_files.min(L0_FILES_SLOW), L0_FILES_SLOW);
         let slow = usize::try_from(self.base_bytes.saturating_mul(DEBT_SLOW)).unwrap_or(usize::MAX).max(1);
         let debt = usize::try_from(self.debt_bytes).unwrap_or(usize::MAX);
-        l0.max(slice_bytes(debt.min(slow), slow))
+        let bytes = l0.max(slice_bytes(debt.min(slow), slow));
+        // A flush goes first: writes wait for it at once, for a merge only when L0 is full.
+        if 0 < self.frozen { bytes.min(BESIDE_FLUSH_BYTES_MAX) } else { bytes }
     }
 }
 
@@ -139,5 +144,6 @@ mod tests {
         assert_eq!(many.compaction_slice_bytes(), SLICE_BYTES_MAX);
         let some = Backlog { l0_files: L0_FILES_SLOW / 2, ..backlog }.compaction_slice_bytes();
         assert!(SLICE_BYTES_MAX / 3 < some && some < SLICE_BYTES_MAX);
+        assert_eq!(Backlog { frozen: 1, ..many }.compaction_slice_bytes(), BESIDE_FLUSH_BYTES_MAX);
     }
 }
