@@ -47,13 +47,6 @@ impl Outcome {
     }
 }
 
-impl Ticket {
-    /// Whether two writes are in the same group, so that waiting for one is waiting for both.
-    pub fn same_group(&self, other: &Self) -> bool {
-        Rc::ptr_eq(&self.0, &other.0)
-    }
-}
-
 impl Future for Ticket {
     type Output = Result<()>;
 

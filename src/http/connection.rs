@@ -118,11 +118,6 @@ impl Peers {
         self.watcher_came.notified().await;
     }
 
-    /// Connections that are open.
-    pub fn count(&self) -> usize {
-        self.open.borrow().len()
-    }
-
     /// Called about once a second: renews the date, and ends connections that made no progress for too long.
     pub fn tick(&self, now: Instant, date: &str) {
         self.now.set(now);
