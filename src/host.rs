@@ -38,19 +38,13 @@ impl RingFlags {
     }
 }
 
-/// Makes a ring and lets it go, to see whether the system allows it, and with which flags.
+/// Builds the runtime of the calling thread, to see whether the system allows a ring, and with which flags.
 ///
 /// # Errors
 /// `Configuration`, with the cause and the fix.
-pub fn probe_ring() -> Result<RingFlags> {
-    let attempt = |flags: RingFlags| {
-        let mut uring = tokio_uring::uring_builder();
-        uring.setup_cqsize(RING_COMPLETIONS);
-        if flags == RingFlags::Cooperative {
-            uring.setup_coop_taskrun().setup_single_issuer().setup_taskrun_flag();
-        }
-        uring.build(RING_ENTRIES).map(|_| flags)
-    };
+pub fn probe_ring() -> Result<(RingFlags, tokio_uring::Runtime)> {
+    let attempt =
+        |flags: RingFlags| tokio_uring::Runtime::new(&flags.builder()).map(|runtime| (flags, runtime));
     attempt(RingFlags::Cooperative)
         .or_else(|error| match error.raw_os_error() {
             Some(libc::EINVAL) => attempt(RingFlags::Plain),

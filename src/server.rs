@@ -59,7 +59,7 @@ const OTHER_FILES: usize = 128;
 /// What kept it from starting or running; its kind has the exit status.
 pub fn run(mut config: Config, announce: impl FnOnce(SocketAddr)) -> Result<()> {
     config.validate()?;
-    let ring = probe_ring()?;
+    let (ring, runtime) = probe_ring()?;
     if ring == RingFlags::Plain {
         tracing::warn!(
             "this kernel knows no cooperative rings (Linux 6.0 does): requests cost more CPU here"
@@ -68,8 +68,6 @@ pub fn run(mut config: Config, announce: impl FnOnce(SocketAddr)) -> Result<()> 
     let lock = lock_data_dir(&config.data_dir)?;
     let open_files = raise_open_files();
     limit_connections(&mut config, open_files)?;
-    let runtime = tokio_uring::Runtime::new(&ring.builder())
-        .map_err(|error| Error::io("build a ring for the main thread", error))?;
     let result = runtime.block_on(Server::run(Arc::new(config), ring, open_files, announce));
     // Held to the end of the process: after an error its threads may still write.
     std::mem::forget(lock);

@@ -38,7 +38,7 @@ use crate::file_name::FileName;
 use crate::key::{FileNumber, SeqNo};
 use crate::record::file::{FIRST_RECORD, Lengths, RecordFile, replay};
 use crate::record::{Kind, Owner, RecordBuilder, decode_single, encode_single, record_bytes};
-use crate::storage::{Access, AlignedBuf, BLOCK_BYTES, Storage, read_file, write_file_atomically};
+use crate::storage::{Access, AlignedBuf, BLOCK_BYTES, Storage, open_file, read_file, write_file_atomically};
 
 /// Length of a manifest whose snapshot is small: some thousand edits.
 const MANIFEST_BYTES_MIN: u64 = 1 << 20;
@@ -130,8 +130,7 @@ pub async fn load<S: Storage>(storage: &S, owner: Owner) -> Result<Option<State>
         let message = format!("{label} is missing, and {} names it", storage.label(FileName::Current));
         return Err(Error::new(ErrorKind::Corruption, message));
     };
-    let file =
-        storage.open(name, Access::Read).await.map_err(|error| Error::io(format!("open {label}"), error))?;
+    let file = open_file(storage, name, Access::Read).await?;
     let mut state: Option<State> = None;
     let end =
         replay(&file, &label, owner.identity(Kind::Manifest, number), *bytes, None, |offset, payload| {

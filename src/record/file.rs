@@ -23,7 +23,7 @@ use super::{Flaw, Identity, RecordBuilder, decode};
 use crate::codec::{Reader, align_up, to_usize};
 use crate::error::{CorruptionReason, Error, Result};
 use crate::file_name::FileName;
-use crate::storage::{Access, AlignedBuf, BLOCK_BYTES, File, SECTOR_BYTES, Storage};
+use crate::storage::{Access, AlignedBuf, BLOCK_BYTES, File, SECTOR_BYTES, Storage, open_file};
 
 /// Where appends start: behind the block of the head record.
 pub const FIRST_RECORD: u64 = BLOCK_BYTES as u64;
@@ -57,8 +57,8 @@ pub struct RecordFile<F: File> {
 }
 
 impl<F: File> RecordFile<F> {
-    /// Creates a file: every byte is zero-written, the head
-    /// record, file and directory are synced (P7: before the first use).
+    /// Creates a file: every byte is zero-written; head record, file and directory are synced (P7: before the
+    /// first use).
     pub async fn create<S: Storage<File = F>>(
         storage: &S,
         name: FileName,
@@ -105,10 +105,7 @@ impl<F: File> RecordFile<F> {
         identity: Identity,
         lengths: Lengths,
     ) -> Result<Self> {
-        let file = storage
-            .open(name, Access::Write)
-            .await
-            .map_err(|error| Error::io(format!("open {}", storage.label(name)), error))?;
+        let file = open_file(storage, name, Access::Write).await?;
         Self::write_head(storage, name, file, identity, lengths).await
     }
 
@@ -125,8 +122,7 @@ impl<F: File> RecordFile<F> {
         file.write_at(head, 0).await.0.map_err(|error| Error::io(attempt("write the head of"), error))?;
         file.sync().await.map_err(|error| Error::io(attempt("sync the head of"), error))?;
         storage.sync_dir().await.map_err(|error| Error::io(attempt("sync the directory of"), error))?;
-        let file =
-            storage.open(name, Access::Overwrite).await.map_err(|error| Error::io(attempt("open"), error))?;
+        let file = open_file(storage, name, Access::Overwrite).await?;
         Ok(Self::at_start(file, label, identity, lengths))
     }
 

@@ -13,7 +13,7 @@ use crate::file_name::FileName;
 use crate::key::{Entry, FileNumber, SeqNo, ValueKind};
 use crate::merge::Source;
 use crate::record::{Identity, decode_single};
-use crate::storage::{Access, AlignedBuf, BLOCK_BYTES, File, Storage};
+use crate::storage::{Access, AlignedBuf, BLOCK_BYTES, File, Storage, open_file};
 
 /// Bytes that a scan reads at a time.
 const SCAN_BYTES: usize = 256 << 10;
@@ -33,10 +33,7 @@ impl<F: File> Sst<F> {
     pub async fn open<S: Storage<File = F>>(storage: &S, identity: Identity, bytes: u64) -> Result<Self> {
         let name = FileName::Sst(identity.file);
         let label = storage.label(name);
-        let file = storage
-            .open(name, Access::Read)
-            .await
-            .map_err(|error| Error::io(format!("open {label}"), error))?;
+        let file = open_file(storage, name, Access::Read).await?;
         let footer_at = bytes.saturating_sub(BLOCK_BYTES as u64);
         let footer = read(&file, &label, footer_at, BLOCK_BYTES).await?;
         let (top, properties) = decode_single(&footer, identity, footer_at)

@@ -119,10 +119,16 @@ pub async fn write_file_atomically<S: Storage>(
     storage.sync_dir().await.map_err(|error| uncertain("sync the directory of", error))
 }
 
+/// Opens a file; the error names it.
+pub async fn open_file<S: Storage>(storage: &S, name: FileName, access: Access) -> Result<S::File> {
+    let attempt = || format!("open {}", storage.label(name));
+    storage.open(name, access).await.map_err(|error| Error::io(attempt(), error))
+}
+
 /// Reads a whole file that is at most `bytes_max` long; the rest of a longer one is left out.
 pub async fn read_file<S: Storage>(storage: &S, name: FileName, bytes_max: usize) -> Result<AlignedBuf> {
     let attempt = |what: &str| format!("{what} {}", storage.label(name));
-    let file = storage.open(name, Access::Read).await.map_err(|error| Error::io(attempt("open"), error))?;
+    let file = open_file(storage, name, Access::Read).await?;
     let (result, mut buffer) = file.read_at(AlignedBuf::zeroed(bytes_max), 0).await;
     let count = result.map_err(|error| Error::io(attempt("read"), error))?;
     buffer.truncate(count);

@@ -6,7 +6,7 @@ use crate::file_name::FileName;
 use crate::key::{Entry, FileNumber, SeqNo};
 use crate::record::file::{End, replay as replay_records};
 use crate::record::{Kind, Owner};
-use crate::storage::{Access, File, Storage};
+use crate::storage::{Access, File, Storage, open_file};
 
 /// Which WAL to replay.
 #[derive(Debug, Clone, Copy)]
@@ -33,8 +33,7 @@ pub async fn replay<S: Storage>(
 ) -> Result<End> {
     let name = FileName::Wal(source.number);
     let label = storage.label(name);
-    let file =
-        storage.open(name, Access::Write).await.map_err(|error| Error::io(format!("open {label}"), error))?;
+    let file = open_file(storage, name, Access::Write).await?;
     let identity = owner.identity(Kind::Wal, source.number);
     let end = replay_records(&file, &label, identity, source.file_bytes, source.until, |offset, payload| {
         let corruption = |reason: CorruptionReason| Error::corruption(&label, offset, reason);
@@ -78,8 +77,7 @@ pub async fn first_write<S: Storage>(
 ) -> Result<Option<SeqNo>> {
     let name = FileName::Wal(number);
     let label = storage.label(name);
-    let file =
-        storage.open(name, Access::Read).await.map_err(|error| Error::io(format!("open {label}"), error))?;
+    let file = open_file(storage, name, Access::Read).await?;
     let identity = owner.identity(Kind::Wal, number);
     let mut found = None;
     let result = replay_records(&file, &label, identity, file_bytes, None, |offset, payload| {
