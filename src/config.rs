@@ -31,6 +31,8 @@ pub const SHARDS_MAX: u16 = 999;
 /// A commit group is closed at this size (a single larger write makes a larger group). At 1 GB/s it is written
 /// in a millisecond.
 pub const GROUP_BYTES_MAX: usize = 1 << 20;
+/// Length of a manifest whose snapshot is small: some thousand edits.
+pub const MANIFEST_BYTES: u64 = 1 << 20;
 /// What a write adds to its value in a WAL record: key, lengths, and the framing of a group of one.
 pub const WRITE_OVERHEAD_BYTES_MAX: usize = KEY_BYTES_MAX + 512;
 
@@ -115,6 +117,8 @@ pub struct DbConfig {
     pub value_bytes_max: usize,
     /// SST files kept open.
     pub open_files_max: usize,
+    /// Length of a manifest whose snapshot is small.
+    pub manifest_bytes: u64,
 }
 
 impl DbConfig {
@@ -187,6 +191,7 @@ impl Config {
             cache_bytes: (self.cache_bytes / usize::from(shards)).max(CACHE_BYTES_MIN),
             value_bytes_max: self.value_bytes_max,
             open_files_max: (open_files_max / usize::from(shards)).max(16),
+            manifest_bytes: MANIFEST_BYTES,
         }
     }
 }

@@ -74,7 +74,7 @@ fn manifest_and_current() {
     block_on(async {
         let storage = SimStorage::new(0);
         let state = State { next_file: FileNumber(4), ..State::default() };
-        let mut manifest = Manifest::create(storage.clone(), OWNER, state).await.unwrap();
+        let mut manifest = Manifest::create(storage.clone(), OWNER, state, 1 << 20).await.unwrap();
         let add_ssts = vec![(0, Rc::new(meta()))];
         manifest.append(&VersionEdit { add_ssts, ..VersionEdit::default() }).await.unwrap();
         check("CURRENT", &storage.bytes(FileName::Current), CURRENT);

@@ -43,13 +43,14 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 fn config() -> impl Strategy<Value = DbConfig> {
     // Tiny limits of every kind; answers may not depend on them.
-    (1_usize..1_500_000, 1_usize..200_000, any::<bool>(), 16_usize..20).prop_map(
-        |(memtable_bytes, cache_bytes, sync_every_group, open_files_max)| DbConfig {
+    (1_usize..1_500_000, 1_usize..200_000, any::<bool>(), 16_usize..20, 3_u64..10).prop_map(
+        |(memtable_bytes, cache_bytes, sync_every_group, open_files_max, manifest_blocks)| DbConfig {
             sync_every_group,
             memtable_bytes,
             cache_bytes,
             value_bytes_max: 80_000,
             open_files_max,
+            manifest_bytes: manifest_blocks * 4096,
         },
     )
 }

@@ -185,6 +185,16 @@ impl<F: File> CommitQueue<F> {
         Ok(())
     }
 
+    /// Writes a witness for the last groups (W4), if none waits behind them. Called by the committer only (C1).
+    ///
+    /// Cancel safety: not safe; once begun it has to be awaited to its end.
+    pub(super) async fn witness(&self) -> Result<()> {
+        let wal = self.last_wal.borrow().clone();
+        let Some(wal) = wal.filter(|wal| self.is_empty() && wal.wants_witness()) else { return Ok(()) };
+        let buffer = AlignedBuf::with_capacity(crate::storage::BLOCK_BYTES);
+        wal.append_witness(buffer).await.map(|_| ())
+    }
+
     /// Syncs what was written without a sync.
     pub(super) async fn sync(&self) -> Result<()> {
         let wal = self.last_wal.borrow().clone();

@@ -368,6 +368,17 @@ impl<S: Storage> Db<S> {
         }
     }
 
+    /// Writes a witness behind the last group, if nothing else waits to be written: from then on damage to that
+    /// group is told from a torn end. For the committer, when it has been idle for a moment.
+    ///
+    /// # Errors
+    /// As [`Self::commit_next`].
+    ///
+    /// Cancel safety: not safe.
+    pub async fn witness(&self) -> Result<()> {
+        self.0.queue.witness().await.map_err(|error| self.poison(&error))
+    }
+
     /// Syncs groups that were committed without a sync (`--sync DURATION`). Errors as [`Self::commit_next`].
     pub async fn sync(&self) -> Result<()> {
         self.0.queue.sync().await.map_err(|error| self.poison(&error))

@@ -120,7 +120,7 @@ impl<S: Storage> Db<S> {
         state.next_file = state.next_file.max(number.next());
         state.wals.extend(ends);
         state.wals.insert(number, WalMeta { bytes: config.wal_bytes(), end: None });
-        let manifest = Manifest::create(storage.clone(), owner, state).await?;
+        let manifest = Manifest::create(storage.clone(), owner, state, config.manifest_bytes).await?;
         let state = manifest.state().clone();
         let number = manifest.number();
         remove_except(&storage, |name| {

@@ -40,8 +40,6 @@ use crate::record::file::{FIRST_RECORD, Lengths, RecordFile, replay};
 use crate::record::{Kind, Owner, RecordBuilder, decode_single, encode_single, record_bytes};
 use crate::storage::{Access, AlignedBuf, BLOCK_BYTES, Storage, open_file, read_file, write_file_atomically};
 
-/// Length of a manifest whose snapshot is small: some thousand edits.
-const MANIFEST_BYTES_MIN: u64 = 1 << 20;
 /// A manifest is this many times as long as its snapshot, so that rewriting it stays a small part of the work.
 const SNAPSHOT_RATIO: u64 = 4;
 
@@ -158,21 +156,23 @@ pub struct Manifest<S: Storage> {
     number: FileNumber,
     log: RecordFile<S::File>,
     state: State,
+    bytes_min: u64,
 }
 
 impl<S: Storage> Manifest<S> {
-    /// Writes a fresh manifest that starts with `state`, under the next file number, and puts it in force.
+    /// Writes a fresh manifest that starts with `state`, under the next file number, and puts it in force. It is
+    /// `bytes_min` long, or longer if the state is.
     ///
     /// # Errors
     /// `Poisoned` if the switch failed, so that it is unknown which manifest is in force (V3); any other kind
     /// if the old one still is.
-    pub async fn create(storage: S, owner: Owner, mut state: State) -> Result<Self> {
+    pub async fn create(storage: S, owner: Owner, mut state: State, bytes_min: u64) -> Result<Self> {
         let number = state.next_file;
         state.next_file = FileNumber(number.0 + 1);
         let mut payload = Vec::new();
         state.snapshot().encode(&mut payload);
         let wanted = FIRST_RECORD + record_bytes(payload.len()) as u64 * SNAPSHOT_RATIO;
-        let capacity = align_up(wanted.max(MANIFEST_BYTES_MIN), BLOCK_BYTES as u64);
+        let capacity = align_up(wanted.max(bytes_min), BLOCK_BYTES as u64);
         let lengths = Lengths { capacity, record_bytes_max: capacity };
         let name = FileName::Manifest(number);
         let result = async {
@@ -186,7 +186,7 @@ impl<S: Storage> Manifest<S> {
         }
         .await;
         match result {
-            Ok(log) => Ok(Self { storage, owner, number, log, state }),
+            Ok(log) => Ok(Self { storage, owner, number, log, state, bytes_min }),
             Err(error) if error.kind() == ErrorKind::Poisoned => Err(error), // V3
             Err(error) => {
                 // Nothing names it; if it cannot be removed, the next open does.
@@ -222,7 +222,7 @@ impl<S: Storage> Manifest<S> {
             return Ok(());
         }
         let old = FileName::Manifest(self.number);
-        *self = Self::create(self.storage.clone(), self.owner, next).await?;
+        *self = Self::create(self.storage.clone(), self.owner, next, self.bytes_min).await?;
         if let Err(error) = self.storage.remove(old).await {
             tracing::warn!(file = self.storage.label(old), %error, "cannot remove a manifest; the next start will");
         }
@@ -243,9 +243,10 @@ mod tests {
 
     use super::*;
     use crate::key::ShardId;
-    use crate::storage::sim::{Fate, Fault, SimStorage};
+    use crate::storage::sim::{Failure, Fate, Fault, SimStorage};
 
     const OWNER: Owner = Owner { store_id: 5, shard: ShardId(1) };
+    const BYTES: u64 = 16 << 10;
 
     fn wal(number: u64) -> VersionEdit {
         VersionEdit {
@@ -265,16 +266,21 @@ mod tests {
                 // The workload fails for ever at operation n: what a crash there leaves must load.
                 for operation in 1.. {
                     let storage = SimStorage::new(seed);
-                    storage.set_fault(Some(Fault { operation, errno: libc::EIO, for_ever: true }));
+                    storage.set_fault(Some(Fault {
+                        operation,
+                        failure: Failure::Errno(libc::EIO),
+                        for_ever: true,
+                    }));
                     let mut done = Vec::new();
                     let run = async {
-                        let mut manifest = Manifest::create(storage.clone(), OWNER, State::default()).await?;
+                        let mut manifest =
+                            Manifest::create(storage.clone(), OWNER, State::default(), BYTES).await?;
                         done.push(0);
                         for number in 1..4 {
                             manifest.append(&wal(number)).await?;
                             done.push(number);
                         }
-                        Manifest::create(storage.clone(), OWNER, manifest.state().clone()).await?;
+                        Manifest::create(storage.clone(), OWNER, manifest.state().clone(), BYTES).await?;
                         Ok::<_, Error>(())
                     };
                     let finished = run.await.is_ok();
@@ -304,7 +310,8 @@ mod tests {
     fn v2_a_full_manifest_is_replaced_and_want_of_space_leaves_the_old_one() {
         block_on(async {
             let storage = SimStorage::new(1);
-            let mut manifest = Manifest::create(storage.clone(), OWNER, State::default()).await.unwrap();
+            let mut manifest =
+                Manifest::create(storage.clone(), OWNER, State::default(), BYTES).await.unwrap();
             let first = manifest.number();
             let mut number = 0;
             while manifest.number() == first {
@@ -316,7 +323,11 @@ mod tests {
                 };
                 if manifest.log.capacity() < manifest.log.end() + 512 {
                     let operation = storage.operations() + 1;
-                    storage.set_fault(Some(Fault { operation, errno: libc::ENOSPC, for_ever: false }));
+                    storage.set_fault(Some(Fault {
+                        operation,
+                        failure: Failure::Errno(libc::ENOSPC),
+                        for_ever: false,
+                    }));
                     let error = manifest.append(&edit).await.unwrap_err();
                     assert_eq!(error.kind(), ErrorKind::DiskFull);
                     assert_eq!(wals(&storage).await, [number - 1]);

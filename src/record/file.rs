@@ -15,7 +15,8 @@
 //! - without syncs (`--sync never`), records behind a lost one may verify; their `durable` is not beyond it: cut;
 //! - damage to a synced record that is not the last: a later record says `durable` beyond it: refused (R2);
 //! - damage to the very last synced record cannot be told from a torn end by this file alone. The owner adds
-//!   what it knows: numbers without gaps across WALs, and files that the manifest must name.
+//!   what it knows: numbers without gaps across WALs, files that the manifest must name, and, once it has nothing
+//!   else to write, a record with no payload that stands witness for the ones before it.
 
 use std::cell::{Cell, RefCell};
 
@@ -71,10 +72,10 @@ impl<F: File> RecordFile<F> {
         let attempt = |what: &str| format!("{what} {label}");
         let file = storage.create(name).await.map_err(|error| Error::io(attempt("create"), error))?;
         file.allocate(capacity).await.map_err(|error| Error::io(attempt("allocate space for"), error))?;
-        let mut zeros = AlignedBuf::zeroed(STEP_BYTES);
+        let mut zeros = AlignedBuf::zeroed(STEP_BYTES.min(to_usize(capacity)));
         let mut at = 0;
         while at < capacity {
-            zeros.truncate(STEP_BYTES.min(to_usize(capacity - at)));
+            zeros.truncate(to_usize(capacity - at));
             let (result, back) = file.write_at(zeros, at).await;
             result.map_err(|error| Error::io(attempt("write zeros to"), error))?;
             zeros = back;
@@ -153,6 +154,11 @@ impl<F: File> RecordFile<F> {
     /// How messages call the file.
     pub fn label(&self) -> &str {
         &self.label
+    }
+
+    /// Bytes that a sync has covered.
+    pub fn durable(&self) -> u64 {
+        self.durable.get()
     }
 
     /// Writes `record`, which was begun at [`Self::end`]. It is durable after the next [`Self::sync`].
@@ -286,7 +292,8 @@ impl<'a, F: File> Window<'a, F> {
         if offset < self.start || self.start + (self.buffer.len() as u64) < wanted_end {
             let block = BLOCK_BYTES as u64;
             let start = offset / block * block;
-            let length = to_usize(align_up(wanted_end - start, block)).max(STEP_BYTES);
+            let step = wanted_end.max(self.file_bytes.min(start + STEP_BYTES as u64));
+            let length = to_usize(align_up(step - start, block));
             // Used again: fresh memory for each step would cost as much as the read.
             let mut buffer = std::mem::replace(&mut self.buffer, AlignedBuf::with_capacity(0));
             buffer.resize(length);

@@ -31,6 +31,8 @@ pub type Engine = Db<UringStorage>;
 
 /// How long background work that failed waits before it is tried again.
 const RETRY_TIME: Duration = Duration::from_secs(1);
+/// After this long without a write the last group gets its witness. Clients that write in turns do not pay for it.
+const IDLE_TIME: Duration = Duration::from_millis(20);
 
 /// The background work of one engine.
 pub struct Background {
@@ -96,7 +98,22 @@ impl Worker {
     /// compaction is behind (P9).
     async fn commit(mut self) {
         let db = self.db.clone();
-        while self.wait(db.commit_due()).await {
+        loop {
+            let mut idle = false;
+            let due = async { idle = tokio::time::timeout(IDLE_TIME, db.commit_due()).await.is_err() };
+            if !self.wait(due).await {
+                break;
+            }
+            if idle {
+                if self.synced
+                    && let Err(error) = db.witness().await
+                {
+                    return self.report(error);
+                }
+                if !self.wait(db.commit_due()).await {
+                    break;
+                }
+            }
             if !self.synced {
                 // Without a sync to wait for, a group would be one write; this lets one turn's writes join it.
                 db.pause().await;

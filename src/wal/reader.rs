@@ -36,6 +36,9 @@ pub async fn replay<S: Storage>(
     let file = open_file(storage, name, Access::Write).await?;
     let identity = owner.identity(Kind::Wal, source.number);
     let end = replay_records(&file, &label, identity, source.file_bytes, source.until, |offset, payload| {
+        if payload.is_empty() {
+            return Ok(()); // a witness (W4)
+        }
         let corruption = |reason: CorruptionReason| Error::corruption(&label, offset, reason);
         // Looked at before any write is visited: a group is in whole or not at all.
         let expected = *next;
@@ -81,6 +84,9 @@ pub async fn first_write<S: Storage>(
     let identity = owner.identity(Kind::Wal, number);
     let mut found = None;
     let result = replay_records(&file, &label, identity, file_bytes, None, |offset, payload| {
+        if payload.is_empty() {
+            return Ok(());
+        }
         let (first, _) =
             decode_group(payload, |_| {}).map_err(|reason| Error::corruption(&label, offset, reason))?;
         found.get_or_insert(first);

@@ -7,6 +7,43 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+/// A number from the environment, for runs longer than those of `cargo test`.
+pub fn setting(name: &str, default: u64) -> u64 {
+    let text = std::env::var(name).unwrap_or_default();
+    if text.is_empty() { default } else { text.parse().unwrap_or_else(|_| panic!("{name} is no number")) }
+}
+
+/// A line of the reliability table: what was tried how often, and what came of it.
+#[derive(Debug, Clone, Default)]
+pub struct Row {
+    pub name: &'static str,
+    pub runs: u64,
+    pub acknowledged: u64,
+    pub lost: u64,
+    pub wrong: u64,
+    /// Damages that were noticed: refused, or reported.
+    pub detected: u64,
+    pub seconds: Duration,
+}
+
+impl Row {
+    /// Prints it, and appends it to the file that `RINGKEEP_REPORT` names.
+    ///
+    /// # Panics
+    /// If anything was lost or wrong.
+    pub fn report(self) {
+        let Self { name, runs, acknowledged, lost, wrong, detected, seconds } = self;
+        let seconds = seconds.as_secs_f64();
+        let line = format!("{name}\t{runs}\t{acknowledged}\t{lost}\t{wrong}\t{detected}\t{seconds:.0}\n");
+        print!("{line}");
+        if let Some(path) = std::env::var_os("RINGKEEP_REPORT") {
+            let file = std::fs::File::options().create(true).append(true).open(path);
+            file.and_then(|mut file| file.write_all(line.as_bytes())).unwrap();
+        }
+        assert_eq!((lost, wrong), (0, 0), "{name}");
+    }
+}
+
 /// No answer of the server takes this long; without it a hung server would hang the tests.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
