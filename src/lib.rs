@@ -75,6 +75,8 @@ pub mod manifest;
 pub mod store;
 // L5: the engine of a shard.
 pub mod db;
+// Beside it: the same files, looked at from outside.
+pub mod check;
 // Beside them, on L0 alone: the wire.
 pub mod http;
 // L6 and up: threads, the process, the command line.

@@ -90,6 +90,23 @@ fn lock_data_dir(path: &Path) -> Result<File> {
         .write(true)
         .open(path.join(LOCK))
         .map_err(|error| Error::io(format!("write to the data directory {shown}"), error))?;
+    take(&lock, path)?;
+    Ok(lock)
+}
+
+/// Makes sure that nobody else uses an existing data directory, and creates nothing.
+///
+/// # Errors
+/// `Locked` if a server has it; `Io`, `Permission`.
+pub fn lock_existing(path: &Path) -> Result<File> {
+    let lock = File::open(path.join(LOCK))
+        .map_err(|error| Error::io(format!("open {LOCK} in the data directory {}", path.display()), error))?;
+    take(&lock, path)?;
+    Ok(lock)
+}
+
+fn take(lock: &File, path: &Path) -> Result<()> {
+    let shown = path.display();
     for tried in 1.. {
         match lock.try_lock() {
             Ok(()) => break,
@@ -103,7 +120,7 @@ fn lock_data_dir(path: &Path) -> Result<File> {
             }
         }
     }
-    Ok(lock)
+    Ok(())
 }
 
 /// Makes the name of the data directory durable, and those of the directories above it, which may be as new.

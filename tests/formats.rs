@@ -8,6 +8,7 @@ use ringkeep::codec::crc32;
 use ringkeep::file_name::FileName;
 use ringkeep::key::{Entry, FileNumber, SeqNo, ShardId, ValueKind};
 use ringkeep::manifest::{Manifest, State, VersionEdit, WalMeta};
+use ringkeep::record::file::Extent;
 use ringkeep::record::file::Lengths;
 use ringkeep::record::{Kind, Owner};
 use ringkeep::sst::SstMeta;
@@ -58,7 +59,8 @@ fn version_edit() {
     let edit = VersionEdit {
         next_file: Some(FileNumber(300)),
         flushed: Some(SeqNo(299)),
-        add_wals: vec![(FileNumber(7), WalMeta { bytes: 1 << 20, end: Some(8192) })],
+        add_wals: vec![(FileNumber(7), WalMeta { bytes: 1 << 20, end: Extent::Exactly(8192) })],
+        durable_wals: vec![(FileNumber(7), 8192)],
         remove_wals: vec![FileNumber(6)],
         clean_wal: Some(FileNumber(7)),
         add_ssts: vec![(1, Rc::new(meta()))],
@@ -137,7 +139,7 @@ fn filters() {
 }
 
 const STORE: &str = "52474b31836bc897c80f0000000000000000000000000000000000000000000000000000000000000000000000000000000001010000000001000000efcdab8967452301030002d62a00d52a01d52a02 crc 4c5d64e9 of 4096";
-const EDIT: &str = "01ac0202ab0203078080408040040605010980a00105ac02c80103056170706c6504706561720600080707 crc 5b433b52 of 43";
+const EDIT: &str = "01ac0202ab02030780804080400108078040040605010980a00105ac02c80103056170706c6504706561720600080707 crc bd602e91 of 48";
 const CURRENT: &str = "52474b318c9db9e7c80f000000000000efcdab8967452301000000000000000000000000000000000000000000000000020002010000000004 crc 43ca17e8 of 4096";
 const MANIFEST_HEAD: &str = "52474b3135d13dfec80f000000000000efcdab89674523010400000000000000000000000000000000000000000000000200030100000000000010 crc db45a93f of 4096";
 const MANIFEST: &str = "52474b318ee4b58d0400000000000000efcdab8967452301040000000000000000100000000000000010000000000000020003010000000001050200000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000 crc fad430e8 of 1044480";

@@ -10,7 +10,7 @@ const LAYERS: &[&[&str]] = &[
     &["memtable", "merge", "record"],
     &["sst", "wal"],
     &["compaction", "manifest", "store"],
-    &["db"],
+    &["db", "check"],
     &["shard"],
     &["server"],
     &["cli"],

@@ -1,5 +1,6 @@
 //! The command line: one file per command, each thin over the library.
 
+mod check;
 mod serve;
 
 use clap::{Parser, Subcommand};
@@ -20,6 +21,8 @@ pub struct Cli {
 enum Command {
     /// Serve requests; this is what happens without a command, too.
     Serve(serve::Serve),
+    /// Read a store from end to end and list what is damaged; changes nothing.
+    Check(check::Check),
 }
 
 impl Cli {
@@ -30,6 +33,7 @@ impl Cli {
     pub fn run(self) -> Result<()> {
         match self.command {
             Some(Command::Serve(serve)) => serve.run(),
+            Some(Command::Check(check)) => check.run(),
             None => self.serve.run(),
         }
     }

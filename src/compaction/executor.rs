@@ -7,32 +7,27 @@
 //! X2  Between two pauses at most a slice of work is done, so that requests on this thread wait no longer.
 //! X3  After an error no output is left behind, unless removing fails too; then the next open removes it.
 
-use std::collections::VecDeque;
-use std::rc::Rc;
-
 use super::picker::{Compaction, Limits};
 use crate::error::Result;
 use crate::file_name::FileName;
-use crate::key::{Entry, FileNumber, ValueKind};
-use crate::manifest::{SharedMeta, Version};
-use crate::merge::{Merge, Source};
+use crate::key::{FileNumber, ValueKind};
+use crate::manifest::Version;
+use crate::merge::Merge;
 use crate::sst::SstMeta;
 use crate::sst::builder::SstBuilder;
-use crate::sst::reader::{Scanner, Sst};
-use crate::storage::{File, Storage};
+use crate::sst::run::{OpenSst, Run};
+use crate::storage::Storage;
 
 /// What an entry costs beside its bytes when it is flushed or merged: comparing, hashing, encoding.
 pub const ENTRY_COST_BYTES: usize = 64;
 
 /// What the executor needs of its surroundings.
 #[expect(async_fn_in_trait, reason = "all futures of this crate stay on their thread")]
-pub trait Environment {
+pub trait Environment: OpenSst<File = <Self::Storage as Storage>::File> {
     /// Where files are.
     type Storage: Storage;
     /// The storage of the shard.
     fn storage(&self) -> &Self::Storage;
-    /// Opens an input.
-    async fn open(&self, meta: &SharedMeta) -> Result<Rc<Sst<<Self::Storage as Storage>::File>>>;
     /// The identity of a new file.
     fn new_file(&self) -> crate::record::Identity;
     /// Accounts for `bytes` of work; pauses when a slice is used up (X2).
@@ -102,42 +97,4 @@ async fn merge<E: Environment>(
         outputs.push(last.finish().await?);
     }
     Ok(outputs)
-}
-
-/// Disjoint files in key order, as one source.
-struct Run<'a, E: Environment> {
-    environment: &'a E,
-    files: VecDeque<SharedMeta>,
-    current: Option<Scanner<<E::Storage as Storage>::File>>,
-}
-
-impl<'a, E: Environment> Run<'a, E> {
-    fn new(environment: &'a E, files: Vec<SharedMeta>) -> Self {
-        Self { environment, files: files.into(), current: None }
-    }
-}
-
-impl<E: Environment> Source for Run<'_, E>
-where
-    <E::Storage as Storage>::File: File,
-{
-    async fn advance(&mut self) -> Result<()> {
-        loop {
-            if let Some(scanner) = &mut self.current {
-                scanner.advance().await?;
-                if scanner.entry().is_some() {
-                    return Ok(());
-                }
-            }
-            let Some(file) = self.files.pop_front() else {
-                self.current = None;
-                return Ok(());
-            };
-            self.current = Some(Scanner::new(self.environment.open(&file).await?));
-        }
-    }
-
-    fn entry(&self) -> Option<Entry<'_>> {
-        self.current.as_ref()?.entry()
-    }
 }

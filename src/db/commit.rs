@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 
 use crate::config::GROUP_BYTES_MAX;
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::{SeqNo, ValueKind};
+use crate::key::{FileNumber, SeqNo, ValueKind};
 use crate::storage::{AlignedBuf, File};
 use crate::wal::GroupBuilder;
 use crate::wal::writer::Wal;
@@ -185,14 +185,9 @@ impl<F: File> CommitQueue<F> {
         Ok(())
     }
 
-    /// Writes a witness for the last groups (W4), if none waits behind them. Called by the committer only (C1).
-    ///
-    /// Cancel safety: not safe; once begun it has to be awaited to its end.
-    pub(super) async fn witness(&self) -> Result<()> {
-        let wal = self.last_wal.borrow().clone();
-        let Some(wal) = wal.filter(|wal| self.is_empty() && wal.wants_witness()) else { return Ok(()) };
-        let buffer = AlignedBuf::with_capacity(crate::storage::BLOCK_BYTES);
-        wal.append_witness(buffer).await.map(|_| ())
+    /// The WAL of the last group, and how far it is durable; `None` before the first.
+    pub(super) fn durable(&self) -> Option<(FileNumber, u64)> {
+        self.last_wal.borrow().as_ref().map(|wal| (wal.number(), wal.durable()))
     }
 
     /// Syncs what was written without a sync.

@@ -9,7 +9,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
 use crate::manifest::{SharedMeta, VersionEdit};
 use crate::record::{Identity, Kind};
+use crate::sst::SstMeta;
 use crate::sst::reader::Sst;
+use crate::sst::run::OpenSst;
 use crate::storage::Storage;
 
 impl<S: Storage> Db<S> {
@@ -94,7 +96,7 @@ impl<S: Storage> Db<S> {
     }
 }
 
-fn log(compaction: &Compaction, outputs: &[crate::sst::SstMeta]) {
+fn log(compaction: &Compaction, outputs: &[SstMeta]) {
     let bytes = |files: &[SharedMeta]| files.iter().map(|file| file.bytes).sum::<u64>();
     tracing::debug!(
         level = compaction.level,
@@ -107,15 +109,11 @@ fn log(compaction: &Compaction, outputs: &[crate::sst::SstMeta]) {
     );
 }
 
-impl<S: Storage> Environment for Db<S> {
-    type Storage = S;
-
-    fn storage(&self) -> &S {
-        &self.0.storage
-    }
+impl<S: Storage> OpenSst for Db<S> {
+    type File = S::File;
 
     /// Inputs are opened past the cache of open files: a merge would throw out what readers use.
-    async fn open(&self, meta: &SharedMeta) -> Result<Rc<Sst<S::File>>> {
+    async fn open(&self, meta: &SstMeta) -> Result<Rc<Sst<S::File>>> {
         match self.opened_sst(meta.number) {
             Some(sst) => Ok(sst),
             None => {
@@ -123,6 +121,14 @@ impl<S: Storage> Environment for Db<S> {
                 Ok(Rc::new(Sst::open(&self.0.storage, identity, meta.bytes).await?))
             }
         }
+    }
+}
+
+impl<S: Storage> Environment for Db<S> {
+    type Storage = S;
+
+    fn storage(&self) -> &S {
+        &self.0.storage
     }
 
     fn new_file(&self) -> Identity {

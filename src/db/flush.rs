@@ -10,6 +10,7 @@ use crate::key::SeqNo;
 use crate::manifest::{VersionEdit, WalMeta};
 use crate::memtable::InOrder;
 use crate::record::Kind;
+use crate::record::file::Extent;
 use crate::sst::SstMeta;
 use crate::sst::builder::SstBuilder;
 use crate::storage::Storage;
@@ -196,7 +197,7 @@ impl<S: Storage> Db<S> {
     /// Names the WAL in the manifest, so that its loss would be noticed, and makes it the spare.
     async fn adopt_spare(&self, wal: Wal<S::File>) -> Result<()> {
         let inner = &*self.0;
-        let add_wals = vec![(wal.number(), WalMeta { bytes: wal.capacity(), end: None })];
+        let add_wals = vec![(wal.number(), WalMeta { bytes: wal.capacity(), end: Extent::default() })];
         self.edit(VersionEdit { add_wals, ..VersionEdit::default() }).await?;
         let surplus = inner.spare.replace(Some(Rc::new(wal)));
         assert!(surplus.is_none(), "`spare_coming` lets one task at a time make it");

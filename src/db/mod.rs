@@ -54,9 +54,9 @@ use crate::compaction::{Limits, debt_bytes};
 use crate::config::{DbConfig, KEY_BYTES_MAX, WRITE_OVERHEAD_BYTES_MAX};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{FileNumber, SeqNo, ValueKind};
-use crate::manifest::{Manifest, SharedMeta, Version, VersionEdit};
+use crate::manifest::{Manifest, SharedMeta, State, Version, VersionEdit};
 use crate::memtable::Memtable;
-use crate::record::file::Lengths;
+use crate::record::file::{Extent, Lengths};
 use crate::record::{Kind, Owner};
 use crate::sst::cache::BlockCache;
 use crate::sst::reader::Sst;
@@ -368,15 +368,29 @@ impl<S: Storage> Db<S> {
         }
     }
 
-    /// Writes a witness behind the last group, if nothing else waits to be written: from then on damage to that
-    /// group is told from a torn end. For the committer, when it has been idle for a moment.
+    /// Waits until a group is committed. Cancel safety: safe.
+    pub async fn commit_seen(&self) {
+        self.0.events.committed.notified().await;
+    }
+
+    /// Notes in the manifest how far the last WAL is durable, so that its end is not lost unnoticed (W4). For a
+    /// moment without writes.
     ///
     /// # Errors
-    /// As [`Self::commit_next`].
+    /// `Poisoned` ends the process (P6); after any other the manifest is as it was.
     ///
     /// Cancel safety: not safe.
     pub async fn witness(&self) -> Result<()> {
-        self.0.queue.witness().await.map_err(|error| self.poison(&error))
+        let Some((number, durable)) = self.0.queue.durable() else { return Ok(()) };
+        let edit = VersionEdit { durable_wals: vec![(number, durable)], ..VersionEdit::default() };
+        self.edit_if(edit, |state| {
+            // It may have been flushed and released by now.
+            state.wals.get(&number).is_some_and(|wal| match wal.end {
+                Extent::AtLeast(known) => known < durable,
+                Extent::Exactly(_) => false,
+            })
+        })
+        .await
     }
 
     /// Syncs groups that were committed without a sync (`--sync DURATION`). Errors as [`Self::commit_next`].
@@ -397,9 +411,17 @@ impl<S: Storage> Db<S> {
 
     /// Appends an edit to the manifest and puts the new version in force. The edit says by itself that the
     /// next file number is taken.
-    async fn edit(&self, mut edit: VersionEdit) -> Result<()> {
+    async fn edit(&self, edit: VersionEdit) -> Result<()> {
+        self.edit_if(edit, |_| true).await
+    }
+
+    /// As [`Self::edit`], if the state agrees when its turn has come.
+    async fn edit_if(&self, mut edit: VersionEdit, agrees: impl Fn(&State) -> bool) -> Result<()> {
         let inner = &*self.0;
         let mut manifest = inner.manifest.lock().await;
+        if !agrees(manifest.state()) {
+            return Ok(());
+        }
         if let Some(error) = &*inner.poison.borrow() {
             return Err(error.clone());
         }

@@ -17,7 +17,7 @@
 //! names is touched before the fresh one is.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -31,10 +31,11 @@ use crate::config::DbConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
 use crate::key::{FileNumber, SeqNo};
-use crate::manifest::{Manifest, State, WalMeta, load};
+use crate::manifest::presence::{list, missing, unnamed};
+use crate::manifest::{Loaded, Manifest, State, WalMeta, load, make_durable};
 use crate::memtable::Memtable;
 use crate::record::Owner;
-use crate::record::file::FIRST_RECORD;
+use crate::record::file::{Extent, FIRST_RECORD};
 use crate::sst::cache::BlockCache;
 use crate::storage::Storage;
 use crate::wal::reader::{Source, first_write, replay};
@@ -70,8 +71,24 @@ impl<S: Storage> Db<S> {
     /// Creates the shard in a directory that may hold leftovers of a creation that did not finish.
     ///
     /// # Errors
-    /// Any; nothing was acknowledged.
+    /// `Corruption` if the directory holds data: then it is `STORE` that is wrong. Any other; nothing was
+    /// acknowledged.
     pub async fn create(storage: S, owner: Owner, config: DbConfig) -> Result<Self> {
+        for (name, bytes) in list(&storage)? {
+            let holds_data = match name {
+                FileName::Sst(_) => true,
+                FileName::Wal(number) => first_write(&storage, owner, number, bytes).await?.is_some(),
+                _ => false,
+            };
+            if holds_data {
+                let message = format!(
+                    "{} holds data, and {} says that the store was never in use: it is damaged, or an old copy",
+                    storage.label(name),
+                    FileName::Store
+                );
+                return Err(Error::new(ErrorKind::Corruption, message));
+            }
+        }
         remove_except(&storage, |_| false).await?;
         let state = State { next_file: FileNumber(1), ..State::default() };
         Ok(Self::open_with(storage, owner, config, state).await?.0)
@@ -82,16 +99,18 @@ impl<S: Storage> Db<S> {
     /// # Errors
     /// `Corruption` with file and offset, or the name of a missing file; `Io`.
     pub async fn open(storage: S, owner: Owner, config: DbConfig) -> Result<(Self, Recovered)> {
-        let Some(state) = load(&storage, owner).await? else {
+        let Some(Loaded { state, number, end }) = load(&storage, owner).await? else {
             let message = format!("{} is missing: the shard was here", storage.label(FileName::Current));
             return Err(Error::new(ErrorKind::Corruption, message));
         };
-        let files: BTreeMap<FileName, u64> = storage
-            .list()
-            .map_err(|error| Error::io("list the files of the shard", error))?
-            .into_iter()
-            .collect();
-        check_presence(&storage, &state, &files)?;
+        if let Some(reason) = end.torn_reason {
+            let file = storage.label(FileName::Manifest(number));
+            tracing::warn!(file, offset = end.offset, bytes = end.torn_bytes, %reason, "cut a torn version edit");
+        }
+        if let Some(error) = missing(&storage, &state, &list(&storage)?).into_iter().next() {
+            return Err(error);
+        }
+        make_durable(&storage, number).await?;
         Self::open_with(storage, owner, config, state).await
     }
 
@@ -103,7 +122,10 @@ impl<S: Storage> Db<S> {
     ) -> Result<(Self, Recovered)> {
         let leftovers = clear_leftovers(&storage, owner, &mut state).await?;
         let clean = state.clean_wal.filter(|number| {
-            state.wals.get(number).is_some_and(|wal| *wal == WalMeta { bytes: config.wal_bytes(), end: None })
+            state
+                .wals
+                .get(number)
+                .is_some_and(|wal| *wal == WalMeta { bytes: config.wal_bytes(), end: Extent::default() })
         });
         let number = clean.unwrap_or(state.next_file);
         let begin = async {
@@ -119,7 +141,7 @@ impl<S: Storage> Db<S> {
         recovered.leftovers = leftovers;
         state.next_file = state.next_file.max(number.next());
         state.wals.extend(ends);
-        state.wals.insert(number, WalMeta { bytes: config.wal_bytes(), end: None });
+        state.wals.insert(number, WalMeta { bytes: config.wal_bytes(), end: Extent::default() });
         let manifest = Manifest::create(storage.clone(), owner, state, config.manifest_bytes).await?;
         let state = manifest.state().clone();
         let number = manifest.number();
@@ -169,22 +191,11 @@ impl<S: Storage> Db<S> {
 /// # Errors
 /// `Corruption` if one of them is a WAL with writes that are nowhere else; `Io`.
 async fn clear_leftovers<S: Storage>(storage: &S, owner: Owner, state: &mut State) -> Result<u64> {
-    let files = storage.list().map_err(|error| Error::io("list the files of the shard", error))?;
-    for (name, bytes) in &files {
-        if let FileName::Wal(number) = *name
-            && !state.wals.contains_key(&number)
-            && let Some(first) = first_write(storage, owner, number, *bytes).await?
-            && state.flushed < first
-        {
-            let message = format!(
-                "{} holds write {} and later ones, and the manifest does not name it: its last edit is lost",
-                storage.label(*name),
-                first.0
-            );
-            return Err(Error::new(ErrorKind::Corruption, message));
-        }
+    let files = list(storage)?;
+    if let Some(error) = unnamed(storage, owner, state, &files).await?.into_iter().next() {
+        return Err(error);
     }
-    let highest = files.iter().filter_map(|(name, _)| name.number()).max();
+    let highest = files.keys().filter_map(|name| name.number()).max();
     state.next_file = state.next_file.max(highest.unwrap_or_default().next());
     let loaded = |name| matches!(name, FileName::Current | FileName::Manifest(_));
     remove_except(storage, |name| state.names(name) || loaded(name)).await
@@ -211,10 +222,10 @@ async fn replay_all<S: Storage>(
     let mut recovered = Recovered::default();
     let mut next = state.flushed.next();
     let (mut frozen, mut ends) = (VecDeque::new(), Vec::new());
-    for (&number, &WalMeta { bytes, end: until }) in &state.wals {
+    for (&number, &WalMeta { bytes, end }) in &state.wals {
         // What a clean stop has left empty need not be searched for a record that proves damage.
-        let until = if state.clean_wal == Some(number) { Some(FIRST_RECORD) } else { until };
-        let source = Source { number, file_bytes: bytes, until };
+        let end = if state.clean_wal == Some(number) { Extent::Exactly(FIRST_RECORD) } else { end };
+        let source = Source { number, file_bytes: bytes, end };
         let mut memtable = Memtable::new();
         let end = replay(storage, owner, source, &mut next, |entry| {
             memtable.insert(entry.key, entry.seqno, entry.kind, entry.value);
@@ -230,39 +241,17 @@ async fn replay_all<S: Storage>(
         }
         recovered.writes += memtable.entries();
         recovered.wal_bytes += end.offset - FIRST_RECORD;
-        ends.push((number, WalMeta { bytes, end: Some(end.offset) }));
+        ends.push((number, WalMeta { bytes, end: Extent::Exactly(end.offset) }));
         let memtable = RefCell::new(memtable);
         frozen.push_back(Rc::new(LoggedMemtable { memtable, wal: number, recyclable: false }));
     }
     Ok(Replayed { next, frozen, ends, recovered })
 }
 
-/// Every file that the manifest names is there, and has its length.
-fn check_presence<S: Storage>(storage: &S, state: &State, files: &BTreeMap<FileName, u64>) -> Result<()> {
-    let wals = state.wals.iter().map(|(&number, wal)| (FileName::Wal(number), wal.bytes));
-    let ssts = state.version.files().map(|file| (FileName::Sst(file.number), file.bytes));
-    for (name, expected) in wals.chain(ssts) {
-        let label = storage.label(name);
-        match files.get(&name) {
-            None => {
-                let message = format!("{label} is missing, and the manifest names it");
-                return Err(Error::new(ErrorKind::Corruption, message));
-            }
-            Some(found) if *found != expected => {
-                let message = format_args!("the file has {found} bytes, and the manifest says {expected}");
-                return Err(Error::corruption(&label, (*found).min(expected), message));
-            }
-            Some(_) => {}
-        }
-    }
-    Ok(())
-}
-
 /// Removes every file of ours that is not to stay. Returns how many were left over by a crash.
 async fn remove_except<S: Storage>(storage: &S, stays: impl Fn(FileName) -> bool) -> Result<u64> {
-    let files = storage.list().map_err(|error| Error::io("list the files of the shard", error))?;
     let mut removed = 0;
-    for (name, _) in files {
+    for name in list(storage)?.into_keys() {
         if !stays(name) {
             let label = storage.label(name);
             storage.remove(name).await.map_err(|error| Error::io(format!("remove {label}"), error))?;

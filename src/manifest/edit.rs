@@ -6,11 +6,10 @@
 //! ```text
 //!   1 next file   varint                        4 remove WAL  varint number
 //!   2 flushed     varint SeqNo                  5 add SST     u8 level, description (see `SstMeta::encode`)
-//!   3 add WAL     varint number, bytes, end     6 remove SST  u8 level, varint number
+//!   3 add WAL     varint number, bytes, end,    6 remove SST  u8 level, varint number
+//!                 u8 whether that is exact      8 durable WAL varint number, end
 //!   7 clean WAL   varint number
 //! ```
-//!
-//! `end` is 0 if the WAL is open-ended.
 
 use std::rc::Rc;
 
@@ -18,6 +17,7 @@ use super::{LEVELS, SharedMeta};
 use crate::codec::{Reader, put_varint};
 use crate::error::CorruptionReason;
 use crate::key::{FileNumber, SeqNo};
+use crate::record::file::Extent;
 use crate::sst::SstMeta;
 
 /// What is known of a WAL without opening it.
@@ -25,8 +25,8 @@ use crate::sst::SstMeta;
 pub struct WalMeta {
     /// Its length.
     pub bytes: u64,
-    /// The end that a recovery fixed, if one did: what lies behind it was never acknowledged.
-    pub end: Option<u64>,
+    /// Where its groups end.
+    pub end: Extent,
 }
 
 /// One change.
@@ -38,6 +38,8 @@ pub struct VersionEdit {
     pub flushed: Option<SeqNo>,
     /// WALs that are there now.
     pub add_wals: Vec<(FileNumber, WalMeta)>,
+    /// Up to where a WAL that is there is durable (W4).
+    pub durable_wals: Vec<(FileNumber, u64)>,
     /// WALs that are not needed any more.
     pub remove_wals: Vec<FileNumber>,
     /// The WAL that a clean stop left empty. Only the last edit of a manifest counts.
@@ -64,7 +66,17 @@ impl VersionEdit {
             out.push(3);
             put_varint(out, number.0);
             put_varint(out, wal.bytes);
-            put_varint(out, wal.end.unwrap_or(0));
+            let (end, exact) = match wal.end {
+                Extent::AtLeast(end) => (end, 0),
+                Extent::Exactly(end) => (end, 1),
+            };
+            put_varint(out, end);
+            out.push(exact);
+        }
+        for (number, end) in &self.durable_wals {
+            out.push(8);
+            put_varint(out, number.0);
+            put_varint(out, *end);
         }
         for number in &self.remove_wals {
             out.push(4);
@@ -95,13 +107,19 @@ impl VersionEdit {
                 3 => {
                     let number = FileNumber(reader.varint()?);
                     let bytes = reader.varint()?;
-                    let end = Some(reader.varint()?).filter(|end| *end != 0);
+                    let end = reader.varint()?;
+                    let end = match reader.u8()? {
+                        0 => Extent::AtLeast(end),
+                        1 => Extent::Exactly(end),
+                        _ => return Err(CorruptionReason("the end of a WAL is neither exact nor open")),
+                    };
                     edit.add_wals.push((number, WalMeta { bytes, end }));
                 }
                 4 => edit.remove_wals.push(FileNumber(reader.varint()?)),
                 5 => edit.add_ssts.push((level(&mut reader)?, Rc::new(SstMeta::decode(&mut reader)?))),
                 6 => edit.remove_ssts.push((level(&mut reader)?, FileNumber(reader.varint()?))),
                 7 => edit.clean_wal = Some(FileNumber(reader.varint()?)),
+                8 => edit.durable_wals.push((FileNumber(reader.varint()?), reader.varint()?)),
                 _ => {
                     return Err(CorruptionReason("a field of the version edit is not known to this version"));
                 }
@@ -128,9 +146,10 @@ mod tests {
             next_file: Some(FileNumber(300)),
             flushed: Some(SeqNo(1 << 40)),
             add_wals: vec![
-                (FileNumber(7), WalMeta { bytes: 1 << 26, end: None }),
-                (FileNumber(8), WalMeta { bytes: 1 << 26, end: Some(8192) }),
+                (FileNumber(7), WalMeta { bytes: 1 << 26, end: Extent::default() }),
+                (FileNumber(8), WalMeta { bytes: 1 << 26, end: Extent::Exactly(8192) }),
             ],
+            durable_wals: vec![(FileNumber(7), 12_288)],
             remove_wals: vec![FileNumber(6)],
             clean_wal: Some(FileNumber(7)),
             add_ssts: vec![(0, Rc::new(super::super::version::tests::meta(9, "a", "k", 10)))],

@@ -13,6 +13,8 @@
 //!
 //! What a crash may leave, and why it is survived:
 //! - a torn edit: it was not synced, so nothing was released because of it; it is cut;
+//! - an edit, or a switch of `CURRENT`, that was written and not synced by a process that was killed: the next open
+//!   reads it, and makes it durable before anything is removed because of it;
 //! - files that no manifest names (made before their edit, or released after it): removed at the next open;
 //! - `CURRENT.tmp`, or a manifest that `CURRENT` does not name: an open that did not finish; removed;
 //! - the last edit damaged later: it is cut like a torn one, and the files that only the state before it names
@@ -24,6 +26,7 @@
 //! V3  After a failed append, sync or switch nothing more is appended; the error is `Poisoned` (P6).
 
 pub mod edit;
+pub mod presence;
 pub mod version;
 
 use std::collections::BTreeMap;
@@ -36,9 +39,11 @@ use crate::codec::{Reader, align_up};
 use crate::error::{CorruptionReason, Error, ErrorKind, Result};
 use crate::file_name::FileName;
 use crate::key::{FileNumber, SeqNo};
-use crate::record::file::{FIRST_RECORD, Lengths, RecordFile, replay};
+use crate::record::file::{End, Extent, FIRST_RECORD, Lengths, RecordFile, replay};
 use crate::record::{Kind, Owner, RecordBuilder, decode_single, encode_single, record_bytes};
-use crate::storage::{Access, AlignedBuf, BLOCK_BYTES, Storage, open_file, read_file, write_file_atomically};
+use crate::storage::{
+    Access, AlignedBuf, BLOCK_BYTES, File, Storage, open_file, read_file, write_file_atomically,
+};
 
 /// A manifest is this many times as long as its snapshot, so that rewriting it stays a small part of the work.
 const SNAPSHOT_RATIO: u64 = 4;
@@ -70,6 +75,13 @@ impl State {
         }
         for (number, wal) in &edit.add_wals {
             next.wals.insert(*number, *wal);
+        }
+        for (number, durable) in &edit.durable_wals {
+            let wal =
+                next.wals.get_mut(number).ok_or(CorruptionReason("an edit names a WAL that is not there"))?;
+            if let Extent::AtLeast(end) = &mut wal.end {
+                *end = (*end).max(*durable);
+            }
         }
         if !edit.add_ssts.is_empty() || !edit.remove_ssts.is_empty() {
             next.version = Rc::new(self.version.apply(edit)?);
@@ -107,11 +119,22 @@ impl State {
 /// A description of an SST that several versions share.
 pub type SharedMeta = Rc<crate::sst::SstMeta>;
 
+/// What `CURRENT` leads to.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What the manifest says.
+    pub state: State,
+    /// Its number.
+    pub number: FileNumber,
+    /// Where its edits end.
+    pub end: End,
+}
+
 /// Reads the state that `CURRENT` leads to; `None` if there is no `CURRENT`.
 ///
 /// # Errors
 /// `Corruption` if `CURRENT`, the manifest or an edit does not verify, or the manifest is missing.
-pub async fn load<S: Storage>(storage: &S, owner: Owner) -> Result<Option<State>> {
+pub async fn load<S: Storage>(storage: &S, owner: Owner) -> Result<Option<Loaded>> {
     let files = storage.list().map_err(|error| Error::io("list the files of the shard", error))?;
     if !files.iter().any(|(name, _)| *name == FileName::Current) {
         return Ok(None);
@@ -130,23 +153,39 @@ pub async fn load<S: Storage>(storage: &S, owner: Owner) -> Result<Option<State>
     };
     let file = open_file(storage, name, Access::Read).await?;
     let mut state: Option<State> = None;
-    let end =
-        replay(&file, &label, owner.identity(Kind::Manifest, number), *bytes, None, |offset, payload| {
+    let end = replay(
+        &file,
+        &label,
+        owner.identity(Kind::Manifest, number),
+        *bytes,
+        Extent::default(),
+        |offset, payload| {
             let next = VersionEdit::decode(payload)
                 .and_then(|edit| state.take().unwrap_or_default().apply(&edit))
                 .map_err(|reason| Error::corruption(&label, offset, reason))?;
             state = Some(next);
             Ok(())
-        })
-        .await?;
-    if let Some(reason) = end.torn_reason {
-        tracing::warn!(file = label, offset = end.offset, bytes = end.torn_bytes, %reason, "cut a torn version edit");
-    }
+        },
+    )
+    .await?;
     // V1: the snapshot was synced before CURRENT named the file.
     let state = state.ok_or_else(|| {
         Error::corruption(&label, FIRST_RECORD, "the snapshot is missing, and it was durable")
     })?;
-    Ok(Some(state))
+    Ok(Some(Loaded { state, number, end }))
+}
+
+/// Makes durable what [`load`] has read: a process that was killed between a write and its sync has left edits, or
+/// names, that the next power cut may still take. Nothing may be removed because of them before.
+///
+/// # Errors
+/// `Io`.
+pub async fn make_durable<S: Storage>(storage: &S, number: FileNumber) -> Result<()> {
+    let name = FileName::Manifest(number);
+    let file = open_file(storage, name, Access::Read).await?;
+    let label = storage.label(name);
+    file.sync().await.map_err(|error| Error::io(format!("sync {label} after it was read"), error))?;
+    storage.sync_dir().await.map_err(|error| Error::io(format!("sync the directory of {label}"), error))
 }
 
 /// The manifest in force, open for edits.
@@ -230,7 +269,7 @@ impl<S: Storage> Manifest<S> {
     }
 }
 
-async fn append<F: crate::storage::File>(log: &RecordFile<F>, payload: &[u8]) -> Result<()> {
+async fn append<F: File>(log: &RecordFile<F>, payload: &[u8]) -> Result<()> {
     let mut record = RecordBuilder::new(AlignedBuf::with_capacity(BLOCK_BYTES), log.end());
     record.extend_from_slice(payload);
     log.append(record).await?;
@@ -250,13 +289,13 @@ mod tests {
 
     fn wal(number: u64) -> VersionEdit {
         VersionEdit {
-            add_wals: vec![(FileNumber(number), WalMeta { bytes: 4096, end: None })],
+            add_wals: vec![(FileNumber(number), WalMeta { bytes: 4096, end: Extent::default() })],
             ..VersionEdit::default()
         }
     }
 
     async fn wals(storage: &SimStorage) -> Vec<u64> {
-        load(storage, OWNER).await.unwrap().unwrap().wals.keys().map(|number| number.0).collect()
+        load(storage, OWNER).await.unwrap().unwrap().state.wals.keys().map(|number| number.0).collect()
     }
 
     #[test]
@@ -288,8 +327,8 @@ mod tests {
                         let after = storage.crash(fate);
                         match (load(&after, OWNER).await.unwrap(), done.last()) {
                             (None, last) => assert_eq!(last, None, "seed {seed} operation {operation}"),
-                            (Some(state), last) => {
-                                let found = state.wals.len() as u64;
+                            (Some(loaded), last) => {
+                                let found = loaded.state.wals.len() as u64;
                                 let last = last.copied().unwrap_or(0);
                                 assert!(
                                     found == last || found == last + 1,
@@ -336,6 +375,23 @@ mod tests {
             }
             assert_eq!(wals(&storage.crash(Fate::Lost)).await, [number]);
             assert!(!storage.files().iter().any(|(name, _)| *name == FileName::Manifest(first)));
+        });
+    }
+    #[test]
+    fn what_a_killed_process_had_not_synced_is_durable_before_anything_rests_on_it() {
+        block_on(async {
+            let storage = SimStorage::new(1);
+            let mut manifest =
+                Manifest::create(storage.clone(), OWNER, State::default(), BYTES).await.unwrap();
+            storage.record();
+            manifest.append(&wal(1)).await.unwrap();
+            // The last operation of an append is its sync: the process is killed before it.
+            let killed = storage.take_snapshots().pop().unwrap().crash(Fate::Killed);
+            let loaded = load(&killed, OWNER).await.unwrap().unwrap();
+            assert_eq!(loaded.state.wals.len(), 1, "the next process reads the edit");
+            assert_eq!(wals(&killed.crash(Fate::Lost)).await, [0; 0], "and the power takes it");
+            make_durable(&killed, loaded.number).await.unwrap();
+            assert_eq!(wals(&killed.crash(Fate::Lost)).await, [1]);
         });
     }
 }

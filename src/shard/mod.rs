@@ -31,8 +31,8 @@ pub type Engine = Db<UringStorage>;
 
 /// How long background work that failed waits before it is tried again.
 const RETRY_TIME: Duration = Duration::from_secs(1);
-/// After this long without a write the last group gets its witness. Clients that write in turns do not pay for it.
-const IDLE_TIME: Duration = Duration::from_millis(20);
+/// After this long without a write the end of the WAL is noted in the manifest.
+const IDLE_TIME: Duration = Duration::from_millis(100);
 
 /// The background work of one engine.
 pub struct Background {
@@ -52,6 +52,7 @@ impl Background {
             tokio_uring::spawn(worker.clone().prepare()),
             tokio_uring::spawn(worker.clone().compact(config.compaction_interval)),
             tokio_uring::spawn(worker.clone().request_flushes(config.flush_interval)),
+            tokio_uring::spawn(worker.clone().witness()),
         ];
         if let SyncMode::Interval(interval) = config.sync {
             tasks.push(tokio_uring::spawn(worker.sync(interval)));
@@ -98,22 +99,7 @@ impl Worker {
     /// compaction is behind (P9).
     async fn commit(mut self) {
         let db = self.db.clone();
-        loop {
-            let mut idle = false;
-            let due = async { idle = tokio::time::timeout(IDLE_TIME, db.commit_due()).await.is_err() };
-            if !self.wait(due).await {
-                break;
-            }
-            if idle {
-                if self.synced
-                    && let Err(error) = db.witness().await
-                {
-                    return self.report(error);
-                }
-                if !self.wait(db.commit_due()).await {
-                    break;
-                }
-            }
+        while self.wait(db.commit_due()).await {
             if !self.synced {
                 // Without a sync to wait for, a group would be one write; this lets one turn's writes join it.
                 db.pause().await;
@@ -191,6 +177,28 @@ impl Worker {
         let db = self.db.clone();
         while self.wait(tokio::time::sleep(interval)).await {
             db.request_flush();
+        }
+    }
+
+    /// Notes the end of the WAL whenever writes have paused.
+    async fn witness(mut self) {
+        let db = self.db.clone();
+        let mut noted = db.committed().0;
+        loop {
+            let groups = db.committed().0;
+            if groups == noted && !self.wait(db.commit_seen()).await {
+                return;
+            }
+            if !self.wait(tokio::time::sleep(IDLE_TIME)).await {
+                return;
+            }
+            if db.committed().0 == groups {
+                let result = db.witness().await;
+                if !self.handle("note the end of a WAL", result).await {
+                    return;
+                }
+                noted = groups;
+            }
         }
     }
 

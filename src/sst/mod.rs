@@ -35,6 +35,8 @@ pub mod builder;
 pub mod cache;
 pub mod filter;
 pub mod reader;
+pub mod run;
+pub mod verify;
 
 use crate::codec::{Reader, put_bytes, put_varint};
 use crate::error::CorruptionReason;

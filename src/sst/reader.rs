@@ -24,8 +24,8 @@ pub struct Sst<F: File> {
     label: String,
     identity: Identity,
     bytes: u64,
-    top: BlockHandle,
-    properties: BlockHandle,
+    pub(super) top: BlockHandle,
+    pub(super) properties: BlockHandle,
 }
 
 impl<F: File> Sst<F> {
@@ -186,44 +186,68 @@ impl PointLookup {
     }
 }
 
-/// Walks all entries of a file in order, reading large steps past the cache. A [`Source`] of a merge.
-pub struct Scanner<F: File> {
+/// Walks the frames of a file in order, reading large steps past the cache.
+pub(super) struct Frames<F: File> {
     sst: std::rc::Rc<Sst<F>>,
     window: AlignedBuf,
     window_at: u64,
     /// Offset of the next frame.
     next: u64,
-    cursor: Option<Cursor>,
+    /// Where the walk ends.
+    end: u64,
 }
 
-impl<F: File> Scanner<F> {
-    /// A scanner before the first entry.
-    pub fn new(sst: std::rc::Rc<Sst<F>>) -> Self {
-        Self { sst, window: AlignedBuf::with_capacity(0), window_at: 0, next: 0, cursor: None }
+impl<F: File> Frames<F> {
+    /// The data, index and filter blocks.
+    fn of_entries(sst: std::rc::Rc<Sst<F>>) -> Self {
+        let end = sst.top.offset;
+        Self { sst, window: AlignedBuf::with_capacity(0), window_at: 0, next: 0, end }
     }
 
-    /// The frame at `self.next`, from the window or the disk. Blocks end where the top index begins.
-    async fn next_block(&mut self) -> Result<Block> {
-        let end = self.sst.top.offset;
-        let at = BlockHandle { offset: self.next, bytes: 0 };
+    /// All blocks.
+    pub(super) fn of_all(sst: std::rc::Rc<Sst<F>>) -> Self {
+        let end = sst.bytes.saturating_sub(BLOCK_BYTES as u64);
+        Self { end, ..Self::of_entries(sst) }
+    }
+
+    /// Where the next frame begins.
+    pub(super) fn position(&self) -> BlockHandle {
+        BlockHandle { offset: self.next, bytes: 0 }
+    }
+
+    /// The next block and its place; `None` at the end. After an error it stands where it stood.
+    pub(super) async fn next(&mut self) -> Result<Option<(BlockHandle, Block)>> {
+        if self.end <= self.next {
+            return Ok(None);
+        }
+        let at = self.position();
         if !self.window_holds(FRAME_BYTES) {
-            self.fill(SCAN_BYTES.min(to_usize(end - self.next))).await?;
+            self.fill(SCAN_BYTES.min(to_usize(self.end - self.next))).await?;
         }
         let from = to_usize(self.next - self.window_at);
         let bytes = frame_bytes(&self.window[from..]).map_err(|reason| self.sst.corruption(at, reason))?;
-        if end < self.next + bytes {
-            return Err(self.sst.corruption(at, CorruptionReason("the block runs into the top index")));
+        if self.end < self.next + bytes {
+            let reason = CorruptionReason("the block runs past the end of the blocks");
+            return Err(self.sst.corruption(at, reason));
         }
         let bytes = to_usize(bytes);
         if !self.window_holds(bytes) {
-            self.fill(bytes.max(SCAN_BYTES.min(to_usize(end - self.next)))).await?;
+            self.fill(bytes.max(SCAN_BYTES.min(to_usize(self.end - self.next)))).await?;
         }
         let from = to_usize(self.next - self.window_at);
         let frame = AlignedBuf::from(&self.window[from..from + bytes]);
         let block = open_frame(frame, self.sst.identity, self.next, ())
             .map_err(|reason| self.sst.corruption(at, reason))?;
         self.next += bytes as u64;
-        Ok(block)
+        let bytes = u32::try_from(bytes).map_err(|_| {
+            self.sst.corruption(at, CorruptionReason("the block is longer than any block can be"))
+        })?;
+        Ok(Some((BlockHandle { bytes, ..at }, block)))
+    }
+
+    /// Passes over one page: the next frame may begin behind it.
+    pub(super) fn skip_page(&mut self) {
+        self.next += BLOCK_BYTES as u64;
     }
 
     fn window_holds(&self, bytes: usize) -> bool {
@@ -237,21 +261,34 @@ impl<F: File> Scanner<F> {
     }
 }
 
+/// Walks all entries of a file in order. A [`Source`] of a merge.
+pub struct Scanner<F: File> {
+    frames: Frames<F>,
+    cursor: Option<Cursor>,
+}
+
+impl<F: File> Scanner<F> {
+    /// A scanner before the first entry.
+    pub fn new(sst: std::rc::Rc<Sst<F>>) -> Self {
+        Self { frames: Frames::of_entries(sst), cursor: None }
+    }
+}
+
 impl<F: File> Source for Scanner<F> {
     async fn advance(&mut self) -> Result<()> {
         loop {
-            let at = BlockHandle { offset: self.next, bytes: 0 };
-            if let Some(cursor) = &mut self.cursor
-                && cursor.advance().map_err(|reason| self.sst.corruption(at, reason))?
-            {
-                return Ok(());
+            if let Some(cursor) = &mut self.cursor {
+                let at = self.frames.position();
+                if cursor.advance().map_err(|reason| self.frames.sst.corruption(at, reason))? {
+                    return Ok(());
+                }
             }
-            if self.sst.top.offset <= self.next {
-                return Ok(());
-            }
-            let block = self.next_block().await?;
-            if block.kind == BlockKind::Data {
-                self.cursor = Some(Cursor::new(block.payload));
+            match self.frames.next().await? {
+                None => return Ok(()),
+                Some((_, block)) if block.kind == BlockKind::Data => {
+                    self.cursor = Some(Cursor::new(block.payload));
+                }
+                Some(_) => {}
             }
         }
     }

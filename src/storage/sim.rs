@@ -21,8 +21,9 @@
 //! "Survive": everything acknowledged is there, and no wrong byte. "Refuse": an error with file and offset; a right
 //! answer is fine, too, where the damage hit bytes that hold nothing.
 //!
-//! 1. Damage to the last group is noticed once a witness was written behind it (W4), which takes 20 ms without a
-//!    write. Before, it looks like the torn end of a crash: it is cut and reported.
+//! 1. Damage to the last group, or an older copy of the last WAL, is noticed once the manifest says how far the WAL
+//!    was durable (W4), which takes 100 ms without a write. Before, it looks like the torn end of a crash: it is cut
+//!    and reported.
 //! 2. Damage to the last edit looks like a torn end. What it named or released is then looked for: either the state
 //!    before it gives the same answers, or a file is missing or too many, and the start is refused.
 //!
@@ -46,6 +47,8 @@ pub enum Fate {
     Lost,
     /// All of them are there.
     Kept,
+    /// It was not the power that went but the process: all of them are there, and not synced yet.
+    Killed,
     /// By seeded coins: first how likely bytes, and names, are kept, and whether whole writes or single sectors
     /// are; then each of them. This tears and reorders writes, and parts files from their names.
     Random,
@@ -96,6 +99,8 @@ struct Inode {
     durable: Contents,
     /// Writes since the last sync, in order.
     unsynced: Vec<(usize, Rc<[u8]>)>,
+    /// A sync failed: live bytes may differ from durable ones without being on the list.
+    diverged: bool,
 }
 
 /// The bytes of a file, in blocks that copies share until one of them writes; `None` is a block of zeros.
@@ -165,7 +170,7 @@ impl Coin {
     fn new(fate: Fate, random: &mut Random) -> Self {
         let eighths = match fate {
             Fate::Lost => 0,
-            Fate::Kept => 8,
+            Fate::Kept | Fate::Killed => 8,
             Fate::Random => [0, 1, 4, 4, 7, 8][to_usize(random.below(6))],
         };
         Self { eighths, sectors: random.below(2) == 0 }
@@ -262,12 +267,15 @@ impl SimStorage {
         disk.snapshots.as_mut().map(std::mem::take).unwrap_or_default().into_iter().map(Self::of).collect()
     }
 
-    /// The directory as a machine finds it after the power came back. This one is left as it is; another crash of
+    /// The directory as the next process finds it, after the power came back or the process was killed. This one is left as it is; another crash of
     /// it tosses other coins.
     #[must_use]
     pub fn crash(&self, fate: Fate) -> Self {
         let mut random = Random::new(self.0.borrow_mut().random.next_u64());
         let disk = self.0.borrow();
+        if fate == Fate::Killed {
+            return Self::of(Disk { fault: None, random, snapshots: None, ..disk.clone() });
+        }
         let (bytes, names) = (Coin::new(fate, &mut random), Coin::new(fate, &mut random));
         let mut durable_names = disk.durable_names.clone();
         for change in &disk.unsynced_names {
@@ -279,10 +287,11 @@ impl SimStorage {
         let mut files = Vec::with_capacity(durable_names.len());
         for inode in durable_names.values_mut() {
             let mut file = disk.files[*inode].clone();
-            if !file.unsynced.is_empty() {
-                Rc::make_mut(&mut file).settle(&bytes, &mut random);
-                let durable = file.durable.clone();
-                Rc::make_mut(&mut file).live = durable;
+            if !file.unsynced.is_empty() || file.diverged {
+                let file = Rc::make_mut(&mut file);
+                file.settle(&bytes, &mut random);
+                file.live = file.durable.clone();
+                file.diverged = false;
             }
             *inode = files.len();
             files.push(file);
@@ -327,7 +336,7 @@ impl SimStorage {
     /// If there is no such file.
     pub fn overwrite(&self, name: FileName, bytes: &[u8]) {
         let contents = Contents::from(bytes);
-        *self.inode(name) = Inode { live: contents.clone(), durable: contents, unsynced: Vec::new() };
+        *self.inode(name) = Inode { live: contents.clone(), durable: contents, ..Inode::default() };
     }
 
     /// Removes a file behind the store's back.
@@ -530,7 +539,9 @@ impl File for SimFile {
             // USENIX ATC 2020).
             let mut random = Random::new(self.storage.0.borrow_mut().random.next_u64());
             let coin = Coin::new(Fate::Random, &mut random);
-            self.inode().settle(&coin, &mut random);
+            let mut inode = self.inode();
+            inode.settle(&coin, &mut random);
+            inode.diverged = true;
             return Err(failure.error());
         }
         let mut inode = self.inode();

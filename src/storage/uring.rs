@@ -67,6 +67,20 @@ impl Device {
         }
     }
 
+    /// As [`Self::probe`], but writes nothing: whether `STORE` can be read with O_DIRECT.
+    pub fn for_reading(directory: &Path) -> io::Result<Self> {
+        let path = directory.join(FileName::Store.to_string());
+        let opened = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path);
+        let direct = match opened {
+            Ok(file) => file.read_at(&mut AlignedBuf::zeroed(BLOCK_BYTES), 0).is_ok(),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => false,
+            // That it is missing is told with the name of the store.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(error) => return Err(error),
+        };
+        Ok(Self { direct, sync_primitive: SyncPrimitive::Fdatasync })
+    }
+
     fn probe_with(path: &Path) -> io::Result<Self> {
         std::fs::File::create(path)?.set_len(BLOCK_BYTES as u64)?;
         let direct = match open_blocking(path, libc::O_DIRECT) {

@@ -15,9 +15,6 @@
 //!  12  writes: u8 kind  varint key bytes  varint value bytes  key  value
 //! ```
 //!
-//! A record with no payload is a witness: written when there is nothing else to write, it says that the groups
-//! before it were durable, so that damage to the last of them is not taken for a torn end.
-//!
 //! A lone client makes groups of one small write. They take a sector each, not a 4 KiB block: the writer
 //! rewrites the block that the last group ended in (see `crate::record::file` for why a torn rewrite cannot
 //! hurt). The alternative, several WAL files behind one memtable, burns eight times the space and replays it.
@@ -27,8 +24,9 @@
 //! W2  A group is in whole or not at all: it has one checksum.
 //! W3  A new WAL takes its first group only after the one before it was synced whole, so what a crash leaves is
 //!     a prefix of the writes, in every sync mode (P4).
-//! W4  Of a WAL that has its witness every damaged group is noticed. Without one, damage to the last group looks
-//!     like a torn end: it is cut, and reported.
+//! W4  Once nothing was written for a moment, the manifest says how far the last WAL is durable: from then on its
+//!     end cannot be damaged or lost unnoticed. Before, damage to the last group looks like a torn end: it is cut,
+//!     and reported.
 
 pub mod reader;
 pub mod writer;

@@ -4,7 +4,7 @@ use super::decode_group;
 use crate::error::{CorruptionReason, Error, ErrorKind, Result};
 use crate::file_name::FileName;
 use crate::key::{Entry, FileNumber, SeqNo};
-use crate::record::file::{End, replay as replay_records};
+use crate::record::file::{End, Extent, replay as replay_records};
 use crate::record::{Kind, Owner};
 use crate::storage::{Access, File, Storage, open_file};
 
@@ -15,8 +15,8 @@ pub struct Source {
     pub number: FileNumber,
     /// Its length.
     pub file_bytes: u64,
-    /// Its end, if an earlier recovery has fixed it.
-    pub until: Option<u64>,
+    /// What is known of its end.
+    pub end: Extent,
 }
 
 /// Gives every write to `visit`, in order. `next` is the SeqNo that must come first; it is advanced (W1).
@@ -29,16 +29,30 @@ pub async fn replay<S: Storage>(
     owner: Owner,
     source: Source,
     next: &mut SeqNo,
-    mut visit: impl FnMut(Entry<'_>),
+    visit: impl FnMut(Entry<'_>),
 ) -> Result<End> {
+    let (file, end) = read(storage, owner, source, next, visit).await?;
+    let label = storage.label(FileName::Wal(source.number));
+    file.sync().await.map_err(|error| Error::io(format!("sync {label} after its replay"), error))?;
+    Ok(end)
+}
+
+/// As [`replay`], but only reads: what it gives out may not be durable. Returns the open file as well.
+///
+/// # Errors
+/// As [`replay`].
+pub async fn read<S: Storage>(
+    storage: &S,
+    owner: Owner,
+    source: Source,
+    next: &mut SeqNo,
+    mut visit: impl FnMut(Entry<'_>),
+) -> Result<(S::File, End)> {
     let name = FileName::Wal(source.number);
     let label = storage.label(name);
-    let file = open_file(storage, name, Access::Write).await?;
+    let file = open_file(storage, name, Access::Read).await?;
     let identity = owner.identity(Kind::Wal, source.number);
-    let end = replay_records(&file, &label, identity, source.file_bytes, source.until, |offset, payload| {
-        if payload.is_empty() {
-            return Ok(()); // a witness (W4)
-        }
+    let end = replay_records(&file, &label, identity, source.file_bytes, source.end, |offset, payload| {
         let corruption = |reason: CorruptionReason| Error::corruption(&label, offset, reason);
         // Looked at before any write is visited: a group is in whole or not at all.
         let expected = *next;
@@ -64,8 +78,7 @@ pub async fn replay<S: Storage>(
         Ok(())
     })
     .await?;
-    file.sync().await.map_err(|error| Error::io(format!("sync {label} after its replay"), error))?;
-    Ok(end)
+    Ok((file, end))
 }
 
 /// The SeqNo of the first write of a WAL; `None` if it holds no group that verifies.
@@ -83,10 +96,7 @@ pub async fn first_write<S: Storage>(
     let file = open_file(storage, name, Access::Read).await?;
     let identity = owner.identity(Kind::Wal, number);
     let mut found = None;
-    let result = replay_records(&file, &label, identity, file_bytes, None, |offset, payload| {
-        if payload.is_empty() {
-            return Ok(());
-        }
+    let result = replay_records(&file, &label, identity, file_bytes, Extent::default(), |offset, payload| {
         let (first, _) =
             decode_group(payload, |_| {}).map_err(|reason| Error::corruption(&label, offset, reason))?;
         found.get_or_insert(first);

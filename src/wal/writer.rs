@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::file_name::FileName;
 use crate::key::{FileNumber, SeqNo};
 use crate::record::file::{Lengths, RecordFile};
-use crate::record::{Kind, Owner, RecordBuilder, record_bytes};
+use crate::record::{Kind, Owner, record_bytes};
 use crate::storage::{AlignedBuf, File, Storage};
 
 /// An open WAL.
@@ -16,14 +16,12 @@ pub struct Wal<F: File> {
     file: RecordFile<F>,
     /// End of the last group that was begun. `file.end() <= reserved <= file.capacity()`.
     reserved: Cell<u64>,
-    /// End of the last witness.
-    witnessed: Cell<u64>,
 }
 
 impl<F: File> Wal<F> {
     fn new(number: FileNumber, file: RecordFile<F>) -> Self {
-        let (reserved, witnessed) = (Cell::new(file.end()), Cell::new(file.end()));
-        Self { number, file, reserved, witnessed }
+        let reserved = Cell::new(file.end());
+        Self { number, file, reserved }
     }
 
     /// Creates a WAL, ready for its first group as soon as the manifest names it (P7).
@@ -102,22 +100,9 @@ impl<F: File> Wal<F> {
         self.file.append(group.finish()).await
     }
 
-    /// Whether groups are durable that no witness stands for.
-    pub fn wants_witness(&self) -> bool {
-        self.witnessed.get() < self.file.durable()
-            && self.file.durable() == self.reserved.get()
-            && self.reserved.get() + record_bytes(0) as u64 <= self.capacity()
-    }
-
-    /// Writes and syncs a witness for the durable groups (W4). Asked only if [`Self::wants_witness`].
-    pub async fn append_witness(&self, buffer: AlignedBuf) -> Result<AlignedBuf> {
-        let witness = RecordBuilder::new(buffer, self.reserved.get());
-        // Groups that begin while it is written come behind it.
-        self.reserved.set(witness.end());
-        self.witnessed.set(witness.end());
-        let buffer = self.file.append(witness).await?;
-        self.file.sync().await?;
-        Ok(buffer)
+    /// How far the groups are durable.
+    pub fn durable(&self) -> u64 {
+        self.file.durable()
     }
 
     /// Makes all appended groups durable. See [`RecordFile::sync`] for what an error means.

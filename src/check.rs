@@ -1,0 +1,299 @@
+//! Reads a store from end to end and says what is not as it was written. Changes nothing.
+//!
+//! Owns: which invariants hold between files. What holds inside one is checked by its own module: records by
+//! [`crate::record::file`], commit groups by [`crate::wal`], sorted files by [`crate::sst::verify`], edits by
+//! [`crate::manifest`].
+//!
+//! K1  Every file that the manifest names is there in its length, and every byte of it that holds anything is
+//!     under a checksum that fits.
+//! K2  WALs go on where the sorted files end, without a gap (W1), and no write is in a WAL that nothing names.
+//! K3  The properties of every sorted file are what the manifest says, and below the number of the next file.
+//! K4  Of two entries of a key the newer one is in the higher level (N3), and every key belongs to its shard.
+//!
+//! A note is something that a crash may leave and the next start puts in order: the torn end of a WAL, a file that
+//! nothing names. Damage is everything else.
+
+use std::rc::Rc;
+
+use crate::error::{CorruptionReason, Error, ErrorKind, Result};
+use crate::file_name::FileName;
+use crate::key::{FileNumber, SeqNo, ShardId, slot};
+use crate::manifest::presence::{Files, list, missing, unnamed};
+use crate::manifest::{Loaded, State, Version, WalMeta, load};
+use crate::merge::Source as _;
+use crate::record::file::{End, Extent, FIRST_RECORD, first_nonzero};
+use crate::record::{Kind, Owner};
+use crate::sst::reader::Sst;
+use crate::sst::run::{OpenSst, Run};
+use crate::sst::verify::verify;
+use crate::sst::{BlockHandle, SstMeta};
+use crate::storage::{Access, Storage, open_file};
+use crate::wal::reader::{Source, read};
+
+/// What a check found.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// What is not as it was written, in the order in which it was found.
+    pub damage: Vec<Error>,
+    /// What a crash may leave.
+    pub notes: Vec<String>,
+    /// Files looked at.
+    pub files: u64,
+    /// Entries in sorted files, and writes in WALs.
+    pub entries: u64,
+}
+
+impl Report {
+    fn damage(&mut self, error: Error) {
+        self.damage.push(error);
+    }
+
+    /// Adds what was found in another shard.
+    pub fn add(&mut self, other: Self) {
+        self.damage.extend(other.damage);
+        self.notes.extend(other.notes);
+        self.files += other.files;
+        self.entries += other.entries;
+    }
+}
+
+/// Checks one shard of a store whose slots belong to the shards in `slots`. `progress` hears how many bytes have
+/// been read.
+pub async fn check_shard<S: Storage>(
+    storage: &S,
+    owner: Owner,
+    slots: &[ShardId],
+    mut progress: impl FnMut(u64),
+) -> Report {
+    let mut report = Report::default();
+    let outcome = async {
+        let files = list(storage)?;
+        let Some(loaded) = load(storage, owner).await? else {
+            let label = storage.label(FileName::Current);
+            return Err(Error::new(ErrorKind::Corruption, format!("{label} is missing: the shard was here")));
+        };
+        let check = Check { storage, owner, slots, files, loaded };
+        check.manifest(&mut report).await?;
+        check.presence(&mut report).await?;
+        check.wals(&mut report, &mut progress).await;
+        check.ssts(&mut report, &mut progress).await;
+        check.order(&mut report, &mut progress).await
+    };
+    if let Err(error) = outcome.await {
+        report.damage(error);
+    }
+    report
+}
+
+/// Bytes that [`check_shard`] will report as progress, roughly.
+pub fn bytes_to_read(files: &Files) -> u64 {
+    let bytes = |(name, bytes): (&FileName, &u64)| match name {
+        FileName::Wal(_) => *bytes,
+        FileName::Sst(_) => 2 * bytes, // once for itself, once for the order between files
+        _ => 0,
+    };
+    files.iter().map(bytes).sum()
+}
+
+struct Check<'a, S: Storage> {
+    storage: &'a S,
+    owner: Owner,
+    slots: &'a [ShardId],
+    files: Files,
+    loaded: Loaded,
+}
+
+impl<S: Storage> OpenSst for Check<'_, S> {
+    type File = S::File;
+
+    async fn open(&self, meta: &SstMeta) -> Result<Rc<Sst<S::File>>> {
+        let identity = self.owner.identity(Kind::Sst, meta.number);
+        Ok(Rc::new(Sst::open(self.storage, identity, meta.bytes).await?))
+    }
+}
+
+impl<S: Storage> Check<'_, S> {
+    fn state(&self) -> &State {
+        &self.loaded.state
+    }
+
+    fn key_belongs(&self, key: &[u8]) -> std::result::Result<(), CorruptionReason> {
+        if self.slots[slot(key)] == self.owner.shard {
+            Ok(())
+        } else {
+            Err(CorruptionReason("a key belongs to another shard"))
+        }
+    }
+
+    async fn manifest(&self, report: &mut Report) -> Result<()> {
+        report.files += 2;
+        let name = FileName::Manifest(self.loaded.number);
+        let file = open_file(self.storage, name, Access::Read).await?;
+        let bytes = self.files.get(&name).copied().unwrap_or_default();
+        self.unused(report, &file, name, bytes, self.loaded.end).await
+    }
+
+    /// Notes what lies behind the end of a file of records, where that should be nothing.
+    async fn unused(
+        &self,
+        report: &mut Report,
+        file: &S::File,
+        name: FileName,
+        bytes: u64,
+        end: End,
+    ) -> Result<()> {
+        let label = self.storage.label(name);
+        if let Some(reason) = end.torn_reason {
+            report.notes.push(format!(
+                "{label}: {} bytes at offset {} are the torn end of a crash, or were damaged later ({reason})",
+                end.torn_bytes, end.offset
+            ));
+        } else if !end.used_before
+            && let Some(at) = first_nonzero(file, &label, bytes, end.offset).await?
+        {
+            report.notes.push(format!(
+                "{label}: offset {at}, behind the last record at {}, should be zero: the torn end of a crash, or \
+                 damaged later",
+                end.offset
+            ));
+        }
+        Ok(())
+    }
+
+    /// K1 for whole files, and what is there beside them.
+    async fn presence(&self, report: &mut Report) -> Result<()> {
+        report.damage.extend(missing(self.storage, self.state(), &self.files));
+        report.damage.extend(unnamed(self.storage, self.owner, self.state(), &self.files).await?);
+        for &name in self.files.keys() {
+            let kept = [FileName::Current, FileName::Manifest(self.loaded.number)].contains(&name);
+            if !kept && !self.state().names(name) {
+                report.notes.push(format!(
+                    "{}: nothing names it; the next start removes it",
+                    self.storage.label(name)
+                ));
+            }
+            if name.number().is_some_and(|number| self.state().next_file <= number)
+                && self.state().names(name)
+            {
+                let label = self.storage.label(name);
+                report.damage(Error::corruption(&label, 0, "its number is above that of the next file")); // K3
+            }
+        }
+        Ok(())
+    }
+
+    /// K2.
+    async fn wals(&self, report: &mut Report, progress: &mut impl FnMut(u64)) {
+        let mut next = self.state().flushed.next();
+        for (&number, &WalMeta { bytes, end: extent }) in &self.state().wals {
+            let name = FileName::Wal(number);
+            if self.files.get(&name) != Some(&bytes) {
+                continue; // reported as missing
+            }
+            report.files += 1;
+            let clean = self.state().clean_wal == Some(number);
+            let end = if clean { Extent::Exactly(FIRST_RECORD) } else { extent };
+            let source = Source { number, file_bytes: bytes, end };
+            let (mut writes, mut foreign) = (0, None);
+            let outcome = async {
+                let visit = |entry: crate::key::Entry<'_>| {
+                    writes += 1;
+                    if let Err(reason) = self.key_belongs(entry.key) {
+                        foreign.get_or_insert(reason);
+                    }
+                };
+                let (file, end) = read(self.storage, self.owner, source, &mut next, visit).await?;
+                if matches!(extent, Extent::AtLeast(_)) {
+                    self.unused(report, &file, name, bytes, end).await?;
+                }
+                match foreign {
+                    Some(reason) => Err(Error::corruption(&self.storage.label(name), 0, reason)), // K4
+                    None => Ok(()),
+                }
+            };
+            let outcome = outcome.await;
+            report.entries += writes;
+            progress(bytes);
+            if let Err(error) = outcome {
+                report.damage(error);
+                return; // what must come next is not known any more
+            }
+        }
+    }
+
+    /// K1 and K3.
+    async fn ssts(&self, report: &mut Report, progress: &mut impl FnMut(u64)) {
+        for meta in self.state().version.files() {
+            let name = FileName::Sst(meta.number);
+            if self.files.get(&name) != Some(&meta.bytes) {
+                continue; // reported as missing
+            }
+            report.files += 1;
+            match self.open(meta).await {
+                Ok(sst) => {
+                    let visit = |entry: &crate::key::Entry<'_>| self.key_belongs(entry.key);
+                    report.damage.extend(verify(sst, meta, visit, &mut *progress).await);
+                    report.entries += meta.entries;
+                }
+                Err(error) => report.damage(error),
+            }
+            if self.state().flushed < meta.last {
+                let label = self.storage.label(name);
+                report.damage(Error::corruption(&label, 0, "it holds writes above what was flushed"));
+            }
+        }
+    }
+
+    /// K4: walks all levels side by side. Only where every file is sound; else it would end at the damage.
+    async fn order(&self, report: &mut Report, progress: &mut impl FnMut(u64)) -> Result<()> {
+        if !report.damage.is_empty() {
+            return Ok(());
+        }
+        let version = &self.state().version;
+        let mut runs = runs(self, version);
+        for (run, _) in &mut runs {
+            run.advance().await?;
+        }
+        let mut read = 0;
+        loop {
+            // The smallest key, and which runs stand at it, from the newest to the oldest.
+            let smallest = runs.iter().filter_map(|(run, _)| run.entry()).map(|entry| entry.key).min();
+            let Some(smallest) = smallest.map(<[u8]>::to_vec) else { break };
+            let mut newest: Option<(SeqNo, FileNumber)> = None;
+            for (run, first) in &mut runs {
+                let Some(entry) = run.entry().filter(|entry| *entry.key == *smallest) else { continue };
+                if let Some((above, _)) = newest.filter(|(above, _)| *above <= entry.seqno) {
+                    let sst = self.open(first).await?;
+                    let reason =
+                        CorruptionReason("an entry is newer than one of the same key in a level above");
+                    tracing::debug!(above = above.0, below = entry.seqno.0, "order between levels");
+                    return Err(sst.corruption(BlockHandle::default(), reason));
+                }
+                newest = Some((entry.seqno, first.number));
+                read += entry.key.len() + entry.value.len();
+                run.advance().await?;
+            }
+            if 1 << 20 <= read {
+                progress(std::mem::take(&mut read) as u64);
+            }
+        }
+        progress(read as u64);
+        Ok(())
+    }
+}
+
+/// The files of L0 one by one, the newest first, then each level as one run; with the first file of each.
+fn runs<'a, S: Storage>(
+    check: &'a Check<'a, S>,
+    version: &Version,
+) -> Vec<(Run<'a, Check<'a, S>>, Rc<SstMeta>)> {
+    let mut runs = Vec::new();
+    for (level, files) in version.levels() {
+        if level == 0 {
+            runs.extend(files.iter().map(|file| (Run::new(check, [file.clone()]), file.clone())));
+        } else if let Some(first) = files.first() {
+            runs.push((Run::new(check, files.iter().cloned()), first.clone()));
+        }
+    }
+    runs
+}

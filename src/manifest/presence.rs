@@ -1,0 +1,74 @@
+//! What the manifest names against what is in the directory.
+//!
+//! Owns: which files are missing, which are left over, and which of those would be a loss. Removes nothing.
+
+use std::collections::BTreeMap;
+
+use super::State;
+use crate::error::{Error, ErrorKind, Result};
+use crate::file_name::FileName;
+use crate::record::Owner;
+use crate::storage::Storage;
+use crate::wal::reader::first_write;
+
+/// The files of a directory and their lengths.
+pub type Files = BTreeMap<FileName, u64>;
+
+/// Lists the directory of a shard.
+///
+/// # Errors
+/// `Io`.
+pub fn list<S: Storage>(storage: &S) -> Result<Files> {
+    let files = storage.list().map_err(|error| Error::io("list the files of the shard", error))?;
+    Ok(files.into_iter().collect())
+}
+
+/// An error for every file that the manifest names and that is not there, or not in its length.
+pub fn missing<S: Storage>(storage: &S, state: &State, files: &Files) -> Vec<Error> {
+    let wals = state.wals.iter().map(|(&number, wal)| (FileName::Wal(number), wal.bytes));
+    let ssts = state.version.files().map(|file| (FileName::Sst(file.number), file.bytes));
+    let error = |(name, expected): (FileName, u64)| {
+        let label = storage.label(name);
+        match files.get(&name) {
+            None => {
+                let message = format!("{label} is missing, and the manifest names it");
+                Some(Error::new(ErrorKind::Corruption, message))
+            }
+            Some(found) if *found != expected => {
+                let message = format_args!("the file has {found} bytes, and the manifest says {expected}");
+                Some(Error::corruption(&label, (*found).min(expected), message))
+            }
+            Some(_) => None,
+        }
+    };
+    wals.chain(ssts).filter_map(error).collect()
+}
+
+/// An error for every WAL that the manifest does not name and that holds writes which are nowhere else: the edit
+/// that named it was lost.
+///
+/// # Errors
+/// `Io`.
+pub async fn unnamed<S: Storage>(
+    storage: &S,
+    owner: Owner,
+    state: &State,
+    files: &Files,
+) -> Result<Vec<Error>> {
+    let mut errors = Vec::new();
+    for (&name, &bytes) in files {
+        if let FileName::Wal(number) = name
+            && !state.wals.contains_key(&number)
+            && let Some(first) = first_write(storage, owner, number, bytes).await?
+            && state.flushed < first
+        {
+            let message = format!(
+                "{} holds write {} and later ones, and the manifest does not name it: its last edit is lost",
+                storage.label(name),
+                first.0
+            );
+            errors.push(Error::new(ErrorKind::Corruption, message));
+        }
+    }
+    Ok(errors)
+}

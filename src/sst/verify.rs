@@ -1,0 +1,216 @@
+//! Looks at every byte of a sorted file, and at everything that one part of it says of another.
+//!
+//! Owns: what has to be true inside one file. Knows nothing of levels; changes nothing.
+//!
+//! Every page belongs to a frame that verifies, or to the footer. Data blocks hold keys that only grow. The index
+//! block of a partition lists exactly its data blocks, under keys that separate them; its filter knows all their
+//! keys (T2); the top index lists exactly the partitions. The properties say what the entries are.
+
+use std::rc::Rc;
+
+use super::block::{Block, BlockKind, Cursor, seek};
+use super::reader::{Frames, Sst};
+use super::{BlockHandle, SstMeta, filter};
+use crate::codec::Reader;
+use crate::error::{CorruptionReason, Error, ErrorKind, Result};
+use crate::key::{Entry, SeqNo, ValueKind, filter_hash};
+use crate::storage::File;
+
+/// A block that an index has to list: its handles, and the first and last key behind them.
+struct Listed {
+    handles: Vec<BlockHandle>,
+    first: Vec<u8>,
+    last: Vec<u8>,
+}
+
+/// What has been seen of the file so far.
+struct Walk<V> {
+    visit: V,
+    found: SstMeta,
+    last_key: Vec<u8>,
+    /// Data blocks of the partition, and the hashes of their keys.
+    blocks: Vec<Listed>,
+    hashes: Vec<u64>,
+    /// The index block of the partition, once it was seen.
+    index: Option<BlockHandle>,
+    partitions: Vec<Listed>,
+    /// A damaged block was passed over, so that what lists it cannot be checked.
+    gap: bool,
+}
+
+/// Reads the whole file, which the manifest describes as `meta`. Every entry of an undamaged block goes to `visit`,
+/// which may object; `progress` hears how many bytes have been read. Returns the damage found, in file order.
+pub async fn verify<F: File>(
+    sst: Rc<Sst<F>>,
+    meta: &SstMeta,
+    visit: impl FnMut(&Entry<'_>) -> Result<(), CorruptionReason>,
+    mut progress: impl FnMut(u64),
+) -> Vec<Error> {
+    let mut damage = Vec::new();
+    let mut walk = Walk {
+        visit,
+        found: SstMeta {
+            number: meta.number,
+            bytes: meta.bytes,
+            smallest: Box::default(),
+            largest: Box::default(),
+            first: SeqNo(u64::MAX),
+            last: SeqNo(0),
+            entries: 0,
+            tombstones: 0,
+        },
+        last_key: Vec::new(),
+        blocks: Vec::new(),
+        hashes: Vec::new(),
+        index: None,
+        partitions: Vec::new(),
+        gap: false,
+    };
+    let mut frames = Frames::of_all(sst.clone());
+    let mut reported = None;
+    loop {
+        let at = frames.position();
+        match frames.next().await {
+            Ok(None) => break,
+            Ok(Some((handle, block))) => {
+                progress(u64::from(handle.bytes));
+                if let Err(reason) = walk.block(&sst, handle, &block) {
+                    damage.push(sst.corruption(handle, reason));
+                }
+            }
+            Err(error) => {
+                // One report for a run of damaged pages.
+                if reported != Some(at.offset) || error.kind() != ErrorKind::Corruption {
+                    damage.push(error);
+                }
+                walk.gap = true;
+                frames.skip_page();
+                reported = Some(frames.position().offset);
+            }
+        }
+    }
+    walk.found.largest = walk.last_key.as_slice().into();
+    if !walk.gap && walk.found != *meta {
+        let reason = CorruptionReason("its entries are not what the manifest says");
+        damage.push(sst.corruption(BlockHandle::default(), reason));
+    }
+    match sst.properties().await {
+        Ok(properties) if properties == *meta => {}
+        Ok(_) => {
+            let reason = CorruptionReason("the properties are not what the manifest says");
+            damage.push(sst.corruption(sst.properties, reason));
+        }
+        // A block that does not verify was reported above.
+        Err(error) => {
+            if damage.is_empty() {
+                damage.push(error);
+            }
+        }
+    }
+    damage
+}
+
+impl<V: FnMut(&Entry<'_>) -> Result<(), CorruptionReason>> Walk<V> {
+    fn block<F: File>(
+        &mut self,
+        sst: &Sst<F>,
+        handle: BlockHandle,
+        block: &Block,
+    ) -> Result<(), CorruptionReason> {
+        match block.kind {
+            BlockKind::Data => self.data(handle, block),
+            BlockKind::Index => {
+                let blocks = std::mem::take(&mut self.blocks);
+                self.index = Some(handle);
+                let gap = self.gap;
+                let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else {
+                    return if gap {
+                        Ok(())
+                    } else {
+                        Err(CorruptionReason("the partition has no data block"))
+                    };
+                };
+                let (first, last) = (first.first.clone(), last.last.clone());
+                self.partitions.push(Listed { handles: vec![handle], first, last });
+                if gap { Ok(()) } else { lists(block, &blocks) }
+            }
+            BlockKind::Filter => {
+                let hashes = std::mem::take(&mut self.hashes);
+                if self.index.take().is_none() && !self.gap {
+                    return Err(CorruptionReason("the filter has no index block before it"));
+                }
+                if let Some(partition) = self.partitions.last_mut() {
+                    partition.handles.push(handle);
+                }
+                for hash in hashes {
+                    if !filter::may_contain(&block.payload, hash)? {
+                        return Err(CorruptionReason("the filter does not know a key of its partition"));
+                    }
+                }
+                Ok(())
+            }
+            BlockKind::Top => {
+                if handle != sst.top || !(self.blocks.is_empty() || self.gap) {
+                    return Err(CorruptionReason("the top index is not where it should be"));
+                }
+                if self.gap { Ok(()) } else { lists(block, &self.partitions) }
+            }
+            BlockKind::Properties if handle == sst.properties => Ok(()),
+            BlockKind::Properties => Err(CorruptionReason("the properties are not where the footer says")),
+        }
+    }
+
+    fn data(&mut self, handle: BlockHandle, block: &Block) -> Result<(), CorruptionReason> {
+        let mut cursor = Cursor::new(block.payload.clone());
+        let mut first = None;
+        while cursor.advance()? {
+            let Some(entry) = cursor.entry() else { break };
+            if 0 < self.found.entries && *entry.key <= *self.last_key {
+                return Err(CorruptionReason("the keys are not in order"));
+            }
+            match seek(&block.payload, entry.key)? {
+                Some(located) if located.exact && located.seqno == entry.seqno => {}
+                _ => return Err(CorruptionReason("the restart points do not lead to a key of the block")),
+            }
+            if self.found.entries == 0 {
+                self.found.smallest = entry.key.into();
+            }
+            first.get_or_insert_with(|| entry.key.to_vec());
+            self.last_key.clear();
+            self.last_key.extend_from_slice(entry.key);
+            self.hashes.push(filter_hash(entry.key));
+            self.found.entries += 1;
+            self.found.tombstones += u64::from(entry.kind == ValueKind::Tombstone);
+            self.found.first = self.found.first.min(entry.seqno);
+            self.found.last = self.found.last.max(entry.seqno);
+            (self.visit)(&entry)?;
+        }
+        let first = first.ok_or(CorruptionReason("the data block is empty"))?;
+        self.blocks.push(Listed { handles: vec![handle], first, last: self.last_key.clone() });
+        Ok(())
+    }
+}
+
+/// Whether an index lists exactly these blocks, under keys that separate them.
+fn lists(index: &Block, blocks: &[Listed]) -> Result<(), CorruptionReason> {
+    let mut cursor = Cursor::new(index.payload.clone());
+    let mut blocks = blocks.iter().peekable();
+    while cursor.advance()? {
+        let Some(entry) = cursor.entry() else { break };
+        let listed = blocks.next().ok_or(CorruptionReason("the index lists more blocks than there are"))?;
+        let mut reader = Reader::new(entry.value);
+        for handle in &listed.handles {
+            if BlockHandle::decode(&mut reader)? != *handle {
+                return Err(CorruptionReason("the index points to another place than the block's"));
+            }
+        }
+        let behind = blocks.peek().is_none_or(|next| *entry.key < *next.first);
+        if *entry.key < *listed.last || !behind {
+            return Err(CorruptionReason("a key of the index does not separate its block from the next"));
+        }
+    }
+    match blocks.next() {
+        None => Ok(()),
+        Some(_) => Err(CorruptionReason("the index does not list all blocks")),
+    }
+}
