@@ -117,6 +117,8 @@ pub struct DbConfig {
     pub value_bytes_max: usize,
     /// SST files kept open.
     pub open_files_max: usize,
+    /// Length of a WAL, at least that of [`Self::wal_bytes_for`] no bytes.
+    pub wal_bytes: u64,
     /// Length of a manifest whose snapshot is small.
     pub manifest_bytes: u64,
 }
@@ -127,10 +129,9 @@ impl DbConfig {
         (GROUP_BYTES_MAX + self.value_bytes_max + WRITE_OVERHEAD_BYTES_MAX + BLOCK_BYTES) as u64
     }
 
-    /// Length of a WAL: as much as the memtable holds, and room for one more write of the greatest size, so that
-    /// any write fits an empty WAL.
-    pub fn wal_bytes(&self) -> u64 {
-        let bytes = self.memtable_bytes + self.value_bytes_max + WRITE_OVERHEAD_BYTES_MAX + 2 * BLOCK_BYTES;
+    /// Length of a WAL that holds `bytes` of writes and one more of the greatest size: any write fits an empty WAL.
+    pub const fn wal_bytes_for(bytes: usize, value_bytes_max: usize) -> u64 {
+        let bytes = bytes + value_bytes_max + WRITE_OVERHEAD_BYTES_MAX + 2 * BLOCK_BYTES;
         bytes.next_multiple_of(BLOCK_BYTES) as u64
     }
 
@@ -191,6 +192,7 @@ impl Config {
             cache_bytes: (self.cache_bytes / usize::from(shards)).max(CACHE_BYTES_MIN),
             value_bytes_max: self.value_bytes_max,
             open_files_max: (open_files_max / usize::from(shards)).max(16),
+            wal_bytes: DbConfig::wal_bytes_for(self.memtable_bytes, self.value_bytes_max),
             manifest_bytes: MANIFEST_BYTES,
         }
     }

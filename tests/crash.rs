@@ -30,10 +30,12 @@ use ringkeep::storage::sim::{Failure, Fate, Fault, SimStorage};
 const OWNER: Owner = Owner { store_id: 9, shard: ShardId(0) };
 const CONFIG: DbConfig = DbConfig {
     sync_every_group: true,
-    memtable_bytes: 30_000,
+    memtable_bytes: 1 << 20,
     cache_bytes: 300_000,
     value_bytes_max: 20_000,
     open_files_max: 16,
+    // The WAL is full before the memtable.
+    wal_bytes: DbConfig::wal_bytes_for(16_000, 20_000),
     manifest_bytes: 16_384,
 };
 /// How each state of the disk is left by a crash.
@@ -342,7 +344,7 @@ fn p6_every_operation_fails_once_and_for_ever() {
 fn w3_without_syncs_a_crash_leaves_a_prefix_across_wals() {
     for seed in 0..60 {
         block_on(async {
-            let config = DbConfig { sync_every_group: false, memtable_bytes: 600_000, ..CONFIG };
+            let config = DbConfig { sync_every_group: false, ..CONFIG };
             let storage = SimStorage::new(seed);
             let db = Db::create(storage.clone(), OWNER, config).await.unwrap();
             let mut journal = Journal::default();

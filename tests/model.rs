@@ -50,6 +50,7 @@ fn config() -> impl Strategy<Value = DbConfig> {
             cache_bytes,
             value_bytes_max: 80_000,
             open_files_max,
+            wal_bytes: DbConfig::wal_bytes_for(memtable_bytes, 80_000),
             manifest_bytes: manifest_blocks * 4096,
         },
     )

@@ -526,7 +526,7 @@ impl<S: Storage> Db<S> {
 
     /// How long a WAL and its groups are.
     fn wal_lengths(config: &DbConfig) -> Lengths {
-        Lengths { capacity: config.wal_bytes(), record_bytes_max: config.group_bytes_max() }
+        Lengths { capacity: config.wal_bytes, record_bytes_max: config.group_bytes_max() }
     }
 
     /// The SSTs in force.

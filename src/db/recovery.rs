@@ -125,7 +125,7 @@ impl<S: Storage> Db<S> {
             state
                 .wals
                 .get(number)
-                .is_some_and(|wal| *wal == WalMeta { bytes: config.wal_bytes(), end: Extent::default() })
+                .is_some_and(|wal| *wal == WalMeta { bytes: config.wal_bytes, end: Extent::default() })
         });
         let number = clean.unwrap_or(state.next_file);
         let begin = async {
@@ -141,7 +141,7 @@ impl<S: Storage> Db<S> {
         recovered.leftovers = leftovers;
         state.next_file = state.next_file.max(number.next());
         state.wals.extend(ends);
-        state.wals.insert(number, WalMeta { bytes: config.wal_bytes(), end: Extent::default() });
+        state.wals.insert(number, WalMeta { bytes: config.wal_bytes, end: Extent::default() });
         let manifest = Manifest::create(storage.clone(), owner, state, config.manifest_bytes).await?;
         let state = manifest.state().clone();
         let number = manifest.number();

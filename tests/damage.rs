@@ -1,0 +1,321 @@
+//! Damage behind the store's back, on simulated storage: every bit flipped, WALs cut and zeroed at every length, blocks
+//! and files zeroed, removed, misplaced, taken from another shard or from the past (P5).
+//!
+//! After each the store refuses to start, refuses to answer, or answers rightly; and `ringkeep check` finds it.
+//! `RINGKEEP_FLIPS` says how many of the bits to flip, 0 all of them.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use common::{Row, setting};
+use futures_executor::block_on;
+use ringkeep::check::{Report, check_shard};
+use ringkeep::config::DbConfig;
+use ringkeep::db::Db;
+use ringkeep::error::ErrorKind;
+use ringkeep::file_name::FileName;
+use ringkeep::key::{SLOT_COUNT, ShardId};
+use ringkeep::random::Random;
+use ringkeep::record::Owner;
+use ringkeep::storage::sim::{Fate, SimStorage};
+
+const CONFIG: DbConfig = DbConfig {
+    sync_every_group: true,
+    memtable_bytes: 1 << 20,
+    cache_bytes: 300_000,
+    value_bytes_max: 3_000,
+    open_files_max: 16,
+    // The WAL is full before the memtable.
+    wal_bytes: DbConfig::wal_bytes_for(8_000, 3_000),
+    manifest_bytes: 12_288,
+};
+const BLOCK: usize = 4096;
+
+/// A store in every state a shard can be in: two levels, tombstones, two WALs with writes, one without.
+struct Fixture {
+    owner: Owner,
+    storage: SimStorage,
+    content: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    /// The disk at earlier moments.
+    past: Vec<SimStorage>,
+}
+
+impl Fixture {
+    /// The same for the same arguments. It ends by kill -9, or by a clean stop.
+    fn new(shard: u16, stopped: bool) -> Self {
+        let fixture = block_on(async {
+            let owner = Owner { store_id: 9, shard: ShardId(shard) };
+            let storage = SimStorage::new(u64::from(shard));
+            let random = &mut Random::new(u64::from(shard) + 3);
+            let db = Db::create(storage.clone(), owner, CONFIG).await.unwrap();
+            let (mut content, mut past) = (BTreeMap::new(), Vec::new());
+            for round in 0..7 {
+                for _ in 0..4 {
+                    let key = format!("key-{:02}", random.below(24)).into_bytes();
+                    let length = [0, 20, 300, 2_500][random.below(4) as usize];
+                    let value = (random.below(4) != 0).then(|| vec![random.next_u64() as u8; length]);
+                    match &value {
+                        Some(value) => drop(db.set(&key, value).unwrap()),
+                        None => drop(db.delete(&key).unwrap()),
+                    }
+                    content.insert(key, value);
+                    db.commit_next().await.unwrap();
+                    past.push(storage.crash(Fate::Kept));
+                }
+                if round == 6 {
+                    break;
+                }
+                // A new WAL each time: what lies behind the groups is zero.
+                db.prepare_spare().await.unwrap();
+                db.request_flush();
+                db.prepare_spare().await.unwrap();
+                if round < 5 {
+                    while db.has_frozen() {
+                        db.flush_next().await.unwrap();
+                    }
+                }
+                if round == 3 {
+                    assert!(db.compact_next().await.unwrap());
+                }
+                past.push(storage.crash(Fate::Kept));
+            }
+            assert!(
+                db.has_frozen() && !db.version().level(0).is_empty() && !db.version().level(1).is_empty()
+            );
+            if stopped {
+                db.close(|_| {}).await.unwrap();
+            } else {
+                db.witness().await.unwrap();
+            }
+            let storage = storage.crash(Fate::Kept);
+            Self { owner, storage, content, past }
+        });
+        assert_eq!(fixture.look(&fixture.storage), Outcome::Right);
+        let report = fixture.check(&fixture.storage);
+        assert!(report.damage.is_empty() && report.notes.is_empty(), "{report:?}");
+        fixture
+    }
+
+    fn files(&self) -> Vec<(FileName, u64)> {
+        self.storage.files()
+    }
+
+    fn copy(&self) -> SimStorage {
+        self.storage.crash(Fate::Kept)
+    }
+
+    /// Opens the store and reads all of it.
+    fn look(&self, storage: &SimStorage) -> Outcome {
+        block_on(async {
+            let db = match Db::open(storage.crash(Fate::Kept), self.owner, CONFIG).await {
+                Ok((db, _)) => db,
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::Corruption, "{error}");
+                    return Outcome::Refused(error.to_string());
+                }
+            };
+            let mut refused = None;
+            for (key, expected) in &self.content {
+                match db.get(key).await {
+                    Ok(found) if found.as_deref() == expected.as_deref() => {}
+                    Ok(_) => return Outcome::Wrong,
+                    Err(error) => {
+                        assert_eq!(error.kind(), ErrorKind::Corruption, "{error}");
+                        refused = Some(error.to_string());
+                    }
+                }
+            }
+            refused.map_or(Outcome::Right, Outcome::RefusedToAnswer)
+        })
+    }
+
+    fn check(&self, storage: &SimStorage) -> Report {
+        let slots = vec![self.owner.shard; SLOT_COUNT];
+        block_on(check_shard(storage, self.owner, &slots, |_| {}))
+    }
+
+    /// Looks at a damaged copy, and has it checked.
+    fn try_damage(&self, damaged: &SimStorage, what: impl Fn() -> String, counts: &mut Counts) {
+        let outcome = self.look(damaged);
+        let report = self.check(damaged);
+        let found = match &outcome {
+            Outcome::Right => !report.damage.is_empty() || !report.notes.is_empty(),
+            _ => !report.damage.is_empty(),
+        };
+        // An older manifest may be whole, and lead to the same answers.
+        let unknowable = outcome == Outcome::Right && what().contains("MANIFEST") && what().ends_with("old");
+        assert!(found || unknowable, "{}: the check finds nothing, {outcome:?}", what());
+        match outcome {
+            Outcome::Right => counts.harmless += 1,
+            Outcome::Refused(message) | Outcome::RefusedToAnswer(message) => {
+                counts.detected += 1;
+                let mut words = message.split([' ', ':', ',']);
+                assert!(
+                    words.any(|word| FileName::parse(word).is_some()),
+                    "{}: the message names no file: {message}",
+                    what()
+                );
+            }
+            Outcome::Wrong => panic!("{}: a wrong answer", what()),
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    /// The start was refused.
+    Refused(String),
+    /// It started, and refused some answers; the others were right.
+    RefusedToAnswer(String),
+    Right,
+    Wrong,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    detected: u64,
+    harmless: u64,
+}
+
+fn report(name: &'static str, counts: &Counts, begin: Instant) {
+    println!(
+        "{name}: {} refused, {} answered rightly and found by the check",
+        counts.detected, counts.harmless
+    );
+    let runs = counts.detected + counts.harmless;
+    Row { name, runs, detected: counts.detected, seconds: begin.elapsed(), ..Row::default() }.report();
+}
+
+#[test]
+fn p5_every_flipped_bit() {
+    let begin = Instant::now();
+    let wanted = setting("RINGKEEP_FLIPS", 50_000);
+    let totals: Vec<Counts> = std::thread::scope(|scope| {
+        let handles = [false, true].map(|stopped| {
+            scope.spawn(move || {
+                let fixture = Fixture::new(0, stopped);
+                let mut counts = Counts::default();
+                let bits: u64 = fixture.files().iter().map(|(_, bytes)| bytes * 8).sum();
+                let stride = if wanted == 0 { 1 } else { (2 * bits / wanted).max(1) };
+                let mut skip = setting("RINGKEEP_SEED", 7) % stride;
+                for (name, bytes) in fixture.files() {
+                    let mut bit = skip;
+                    while bit < bytes * 8 {
+                        let damaged = fixture.copy();
+                        damaged.corrupt(name, bit / 8, 1 << (bit % 8));
+                        fixture.try_damage(
+                            &damaged,
+                            || format!("stopped: {stopped}, {name}, bit {bit}"),
+                            &mut counts,
+                        );
+                        bit += stride;
+                    }
+                    skip = bit - bytes * 8;
+                }
+                counts
+            })
+        });
+        handles.into_iter().map(|handle| handle.join().unwrap()).collect()
+    });
+    let [mut a, b] = <[Counts; 2]>::try_from(totals).unwrap();
+    (a.detected, a.harmless) = (a.detected + b.detected, a.harmless + b.harmless);
+    report("a flipped bit", &a, begin);
+}
+
+#[test]
+fn p5_wals_cut_and_zeroed_at_every_length() {
+    let begin = Instant::now();
+    let mut counts = Counts::default();
+    let fixture = Fixture::new(0, false);
+    for (name, bytes) in fixture.files() {
+        let FileName::Wal(_) = name else { continue };
+        let whole = fixture.storage.bytes(name);
+        for length in 0..bytes as usize {
+            let damaged = fixture.copy();
+            damaged.overwrite(name, &whole[..length]);
+            fixture.try_damage(&damaged, || format!("{name} cut to {length} bytes"), &mut counts);
+            if whole[length..].iter().any(|byte| *byte != 0) && (length % 64 == 0 || whole[length - 1] != 0) {
+                let mut zeroed = whole.clone();
+                zeroed[length..].fill(0);
+                damaged.overwrite(name, &zeroed);
+                fixture.try_damage(&damaged, || format!("{name} zeroed from {length}"), &mut counts);
+            }
+        }
+    }
+    report("a WAL cut at every length", &counts, begin);
+}
+
+#[test]
+fn p5_blocks_zeroed_and_misplaced() {
+    let begin = Instant::now();
+    let mut counts = Counts::default();
+    for stopped in [false, true] {
+        let fixture = Fixture::new(0, stopped);
+        let blocks: Vec<(FileName, u64)> = fixture
+            .files()
+            .iter()
+            .flat_map(|&(name, bytes)| (0..bytes / BLOCK as u64).map(move |block| (name, block)))
+            .collect();
+        let content = |(name, block): (FileName, u64)| {
+            fixture.storage.bytes(name)[block as usize * BLOCK..][..BLOCK].to_vec()
+        };
+        let contents: Vec<Vec<u8>> = blocks.iter().map(|block| content(*block)).collect();
+        for (to, before) in blocks.iter().zip(&contents) {
+            for (from, after) in blocks.iter().zip(&contents) {
+                if before != after {
+                    let damaged = fixture.copy();
+                    damaged.misplace(*from, *to);
+                    fixture.try_damage(&damaged, || format!("{from:?} in the place of {to:?}"), &mut counts);
+                }
+            }
+        }
+    }
+    report("a block zeroed or misplaced", &counts, begin);
+}
+
+#[test]
+fn p5_files_removed_emptied_zeroed_foreign_or_old() {
+    let begin = Instant::now();
+    let mut counts = Counts::default();
+    for stopped in [false, true] {
+        let (fixture, other) = (Fixture::new(0, stopped), Fixture::new(1, stopped));
+        for (name, _) in fixture.files() {
+            let whole = fixture.storage.bytes(name);
+            let mut replacements = vec![("emptied", Vec::new()), ("zeroed", vec![0; whole.len()])];
+            // Files of the same kind, and of any other, from the shard beside it.
+            replacements
+                .extend(other.files().iter().map(|(name, _)| ("foreign", other.storage.bytes(*name))));
+            for past in &fixture.past {
+                if past.files().iter().any(|(found, _)| *found == name) {
+                    replacements.push(("old", past.bytes(name)));
+                }
+            }
+            let lost = fixture.copy();
+            lost.lose(name);
+            fixture.try_damage(&lost, || format!("stopped: {stopped}, {name} removed"), &mut counts);
+            for (what, bytes) in replacements {
+                if bytes != whole {
+                    let damaged = fixture.copy();
+                    damaged.overwrite(name, &bytes);
+                    fixture.try_damage(
+                        &damaged,
+                        || format!("stopped: {stopped}, {name} {what}"),
+                        &mut counts,
+                    );
+                }
+            }
+        }
+    }
+    report("a file removed, emptied, zeroed, foreign or old", &counts, begin);
+}
+
+#[test]
+fn p5_an_old_store_file_does_not_make_a_new_store_over_the_data() {
+    let fixture = Fixture::new(0, false);
+    let storage = fixture.copy();
+    let created = block_on(Db::create(storage.clone(), fixture.owner, CONFIG));
+    assert_eq!(created.err().expect("it holds data").kind(), ErrorKind::Corruption);
+    assert_eq!(fixture.look(&storage), Outcome::Right, "nothing was touched");
+}
