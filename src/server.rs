@@ -466,6 +466,9 @@ enum Gathered {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// Held, never waited for: a write beyond the limit on file sizes is to fail like any other write, not to end
+    /// the process without a word.
+    _file_size: Signal,
     /// How many have come.
     seen: u32,
 }
@@ -476,6 +479,7 @@ impl Signals {
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
+            _file_size: listen(SignalKind::from_raw(libc::SIGXFSZ))?,
             seen: 0,
         })
     }
@@ -493,11 +497,17 @@ impl Signals {
 /// Reads the store, or makes one: `STORE`, then the directories of the shards, then their names durable.
 async fn open_store(root: &UringStorage, config: &Config, threads: usize) -> Result<Store> {
     let directory = |shard: u16| config.data_dir.join(shard_directory(ShardId(shard)));
+    let sync_root = async || {
+        let synced = root.sync_dir().await;
+        synced.map_err(|error| Error::io(format!("sync {}", config.data_dir.display()), error))
+    };
     let store = match Store::load(root).await? {
         Some(store) if store.ready => {
             if config.shards.is_some_and(|shards| shards != store.shards) {
                 tracing::warn!("--shards is for new stores; this one has {}", store.shards);
             }
+            // The process before may have been killed between the rename of the file and its sync.
+            sync_root().await?;
             return Ok(store);
         }
         Some(unfinished) => unfinished,
@@ -523,7 +533,7 @@ async fn open_store(root: &UringStorage, config: &Config, threads: usize) -> Res
         std::fs::create_dir_all(&path)
             .map_err(|error| Error::io(format!("create {}", path.display()), error))?;
     }
-    root.sync_dir().await.map_err(|error| Error::io(format!("sync {}", config.data_dir.display()), error))?;
+    sync_root().await?;
     Ok(store)
 }
 

@@ -323,7 +323,7 @@ fn failures(seed: u64) -> (u64, u64) {
                 let journal = journal.borrow();
                 if let Err(error) = result {
                     // A store that was in force ends by the failure of its WAL or manifest only.
-                    let began = 0 < journal.sent.len();
+                    let began = !journal.sent.is_empty();
                     assert!(!began || error.kind() == ErrorKind::Poisoned, "{context}: {error:?}");
                 }
                 check(&storage.crash(Fate::Random), &journal, journal.acknowledged, &context);

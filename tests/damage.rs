@@ -198,7 +198,7 @@ fn p5_every_flipped_bit() {
                 let fixture = Fixture::new(0, stopped);
                 let mut counts = Counts::default();
                 let bits: u64 = fixture.files().iter().map(|(_, bytes)| bytes * 8).sum();
-                let stride = if wanted == 0 { 1 } else { (2 * bits / wanted).max(1) };
+                let stride = (2 * bits).checked_div(wanted).unwrap_or(1).max(1);
                 let mut skip = setting("RINGKEEP_SEED", 7) % stride;
                 for (name, bytes) in fixture.files() {
                     let mut bit = skip;

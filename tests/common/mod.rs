@@ -1,6 +1,8 @@
 //! A server process under test, and a client that sees bytes.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of this module")]
 
+pub mod journal;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -110,7 +112,9 @@ pub fn spawn(data_dir: &Path, flags: &[&str]) -> (Child, String) {
     if !flags.contains(&"--listen") {
         command.args(["--listen", "127.0.0.1:0"]);
     }
-    command.env("RINGKEEP_LOG", "warn");
+    if std::env::var_os("RINGKEEP_LOG").is_none() {
+        command.env("RINGKEEP_LOG", "warn");
+    }
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Power cuts and full disks on the real kernel, on loop-mounted ext4 and XFS images. Needs root; without it, or without
+# loop devices, it says so and ends with status 0. RINGKEEP_CUTS cuts for each file system (default 20), RINGKEEP_SEED.
+#
+#   usage: scripts/power.sh [FOLDER for the images, on a disk with 1 GiB to spare; default: target/power]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+skip() { echo "skipped: power cuts and full disks need $1"; exit 0; }
+
+[ "$(id -u)" = 0 ] || skip "root"
+[ -e /dev/loop-control ] || skip "loop devices"
+if ! command -v mkfs.xfs >/dev/null || ! command -v xfs_io >/dev/null; then
+    command -v apt-get >/dev/null || skip "xfsprogs"
+    { apt-get update -qq && apt-get install -y -qq xfsprogs; } >/dev/null || skip "xfsprogs"
+fi
+folder=${1:-target/power}
+mkdir -p "$folder"
+RINGKEEP_POWER=$(cd "$folder" && pwd)
+export RINGKEEP_POWER
+
+# Whether this kernel lets us mount at all (a container often does not).
+truncate -s 64M "$folder/probe.img"
+mkdir -p "$folder/probe"
+mkfs.ext4 -q "$folder/probe.img"
+if ! mount -o loop "$folder/probe.img" "$folder/probe" 2>/dev/null; then skip "the right to mount"; fi
+umount "$folder/probe"
+rm -rf "$folder/probe" "$folder/probe.img"
+
+# A server that is cut says so in several lines each time.
+export RINGKEEP_LOG=${RINGKEEP_LOG:-off}
+cargo test --locked --profile campaign --test power -- --ignored --nocapture --test-threads 1
+rm -f "$folder"/*.img

@@ -1,0 +1,176 @@
+//! Clients that write until the server is gone and remember what they were told; and the comparison afterwards.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+use ringkeep::random::Random;
+
+use super::{Client, encode};
+
+/// Keys of one client.
+const KEYS: u64 = 400;
+
+/// What a client knows of a key: the value that was acknowledged (`None` if deleted or never set), and what was sent
+/// and not answered.
+type Known = (Option<u64>, Option<Option<u64>>);
+
+/// What every client knows.
+pub struct Journals {
+    clients: Vec<BTreeMap<String, Known>>,
+    round: u64,
+    seed: u64,
+}
+
+/// What clients do at the moment.
+#[derive(Default)]
+pub struct Progress {
+    /// Writes acknowledged.
+    pub acknowledged: AtomicU64,
+    /// Writes refused with 503 or 507.
+    pub refused: AtomicU64,
+    /// Writes refused because the disk is full.
+    pub disk_full: AtomicU64,
+    /// Reads answered rightly.
+    pub reads: AtomicU64,
+    /// From now on answers prove nothing: the power is going.
+    pub over: AtomicBool,
+    /// Clients are to stop.
+    pub stop: AtomicBool,
+}
+
+fn value(seed: u64) -> Vec<u8> {
+    let mut random = Random::new(seed);
+    let length = [10, 100, 1_000, 20_000][random.below(4) as usize];
+    let mut value = seed.to_le_bytes().to_vec();
+    value.resize_with(length, || random.next_u64().to_le_bytes()[0]);
+    value
+}
+
+impl Journals {
+    pub fn new(clients: usize, seed: u64) -> Self {
+        Self { clients: vec![BTreeMap::new(); clients], round: 0, seed }
+    }
+
+    /// Lets all clients write until they cannot, while `watch` watches. Returns the writes acknowledged.
+    pub fn write(&mut self, address: SocketAddr, watch: impl FnOnce(&Progress)) -> u64 {
+        self.round += 1;
+        let progress = Progress::default();
+        let seed = self.seed;
+        thread::scope(|scope| {
+            for (id, journal) in self.clients.iter_mut().enumerate() {
+                let seed = seed ^ (self.round << 16) ^ id as u64;
+                let progress = &progress;
+                scope.spawn(move || write(Client::connect(address), seed, id, journal, progress));
+            }
+            watch(&progress);
+        });
+        progress.acknowledged.into_inner()
+    }
+
+    /// Compares what the server has with what the clients know; from then on they know it. Returns the keys read.
+    pub fn check(&mut self, client: &mut Client, context: &str) -> u64 {
+        let mut checked = 0;
+        for (id, journal) in self.clients.iter_mut().enumerate() {
+            for (key, known) in journal {
+                let (acknowledged, sent) = *known;
+                let reply = client.request("GET", &format!("/get?key={key}"));
+                let found = match reply.status {
+                    200 => Some(u64::from_le_bytes(*reply.body.first_chunk().unwrap())),
+                    404 => None,
+                    status => panic!("{context}: client {id}: {status} {}", reply.text()),
+                };
+                if let Some(found) = found {
+                    assert_eq!(reply.body, value(found), "{context}: wrong bytes under {key}");
+                }
+                let possible = found == acknowledged || Some(found) == sent;
+                assert!(
+                    possible,
+                    "{context}: {key} is {found:?}, acknowledged {acknowledged:?}, sent {sent:?}"
+                );
+                *known = (found, None);
+                checked += 1;
+            }
+        }
+        checked
+    }
+}
+
+/// Sets, deletes and reads, until the server is gone or it is over.
+fn write(
+    mut client: Client,
+    seed: u64,
+    id: usize,
+    journal: &mut BTreeMap<String, Known>,
+    progress: &Progress,
+) {
+    let mut random = Random::new(seed);
+    while !progress.stop.load(Ordering::SeqCst) {
+        let key = encode(format!("c{id}-{}", random.below(KEYS)).as_bytes());
+        let dice = random.below(10);
+        if dice < 3 {
+            if !read(&mut client, &key, journal.get(&key).and_then(|known| known.0), progress) {
+                return;
+            }
+            continue;
+        }
+        let (request, sent) = if dice < 5 {
+            (format!("DELETE /del?key={key} HTTP/1.1\r\nHost: x\r\n\r\n").into_bytes(), None)
+        } else {
+            let seed = random.next_u64();
+            let body = value(seed);
+            let head =
+                format!("POST /set?key={key} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
+            ([head.into_bytes(), body].concat(), Some(seed))
+        };
+        let known = journal.entry(key.clone()).or_default();
+        known.1 = Some(sent);
+        if client.stream.write_all(&request).is_err() {
+            return;
+        }
+        let Some(reply) = client.try_reply(false) else { return };
+        if progress.over.load(Ordering::SeqCst) {
+            return; // it may have come after the cut
+        }
+        match reply.status {
+            // The answer to a delete is exact.
+            200 => assert!(sent.is_some() || known.0.is_some(), "{key} was deleted, and was not there"),
+            404 if sent.is_none() => {
+                assert_eq!(known.0, None, "{key} was there, and was not found to delete")
+            }
+            status @ (503 | 507) => {
+                known.1 = None;
+                progress.refused.fetch_add(1, Ordering::SeqCst);
+                progress.disk_full.fetch_add(u64::from(status == 507), Ordering::SeqCst);
+                continue;
+            }
+            // The log could not be written: whether this write is there is not known.
+            500 => return,
+            status => panic!("{status} {}", reply.text()),
+        }
+        *known = (sent, None);
+        progress.acknowledged.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Reads a key whose value is known. `false` if there was no answer that proves anything.
+fn read(client: &mut Client, key: &str, expected: Option<u64>, progress: &Progress) -> bool {
+    let request = format!("GET /get?key={key} HTTP/1.1\r\nHost: x\r\n\r\n");
+    if client.stream.write_all(request.as_bytes()).is_err() {
+        return false;
+    }
+    let Some(reply) = client.try_reply(false) else { return false };
+    if progress.over.load(Ordering::SeqCst) {
+        return false;
+    }
+    match reply.status {
+        200 => assert_eq!(Some(reply.body), expected.map(value), "wrong bytes under {key}"),
+        404 => assert_eq!(expected, None, "{key} is gone"),
+        500 | 503 => return true,
+        status => panic!("{status} {}", reply.text()),
+    }
+    progress.reads.fetch_add(1, Ordering::SeqCst);
+    true
+}

@@ -1,0 +1,311 @@
+//! The real kernel: power cuts and full disks on file systems of our own, on loop devices.
+//!
+//! The cut is the shutdown ioctl of ext4 and XFS: what was not synced, bytes, lengths and names, is gone at the next
+//! mount, and until then every write fails with EIO. One call is the power cut and the failing disk. An answer that
+//! arrives after the call began proves nothing and is not counted. `scripts/power.sh` makes what these tests need.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::journal::{Journals, Progress};
+use common::{PATIENCE, Row, Server, setting, spawn};
+use ringkeep::random::Random;
+
+const FLAGS: &[&str] = &[
+    "--memtable-size",
+    "1MiB",
+    "--max-value-size",
+    "64KiB",
+    "--cache-size",
+    "1MiB",
+    "--threads",
+    "2",
+    "--flush-interval",
+    "300ms",
+    "--compaction-interval",
+    "100ms",
+];
+/// Cuts of one file system before it is made anew.
+const CUTS: u64 = 20;
+
+fn run(program: &str, args: &[&str]) {
+    let output =
+        Command::new(program).args(args).output().unwrap_or_else(|error| panic!("{program}: {error}"));
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A file system in a file, mounted.
+struct Disk {
+    image: PathBuf,
+    mount: PathBuf,
+}
+
+impl Disk {
+    /// Makes and mounts it, in the folder that the script has given.
+    fn new(kind: &str, megabytes: u64) -> Self {
+        let folder = std::env::var_os("RINGKEEP_POWER").expect("run scripts/power.sh");
+        let folder = Path::new(&folder);
+        let (image, mount) = (folder.join(format!("{kind}.img")), folder.join(kind));
+        fs::create_dir_all(&mount).unwrap();
+        let _ = fs::remove_file(&image); // of the one before
+        fs::File::create(&image).unwrap().set_len(megabytes << 20).unwrap();
+        run(&format!("mkfs.{kind}"), &["-q", image.to_str().unwrap()]);
+        let disk = Self { image, mount };
+        disk.mount();
+        disk
+    }
+
+    fn mount(&self) {
+        run("mount", &["-o", "loop", self.image.to_str().unwrap(), self.mount.to_str().unwrap()]);
+    }
+
+    /// The kernel may hold files of a process that has just ended for a moment.
+    fn unmount(&self) {
+        let begin = Instant::now();
+        loop {
+            let status = Command::new("umount").arg(&self.mount).stderr(Stdio::null()).status().unwrap();
+            if status.success() {
+                return;
+            }
+            assert!(begin.elapsed() < PATIENCE, "{} stays busy", self.mount.display());
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The power cut.
+    fn cut(&self) {
+        run("xfs_io", &["-x", "-c", "shutdown", self.mount.to_str().unwrap()]);
+    }
+
+    fn data(&self) -> PathBuf {
+        self.mount.join("data")
+    }
+
+    /// The names in the directories of the shards.
+    fn names(&self) -> BTreeSet<String> {
+        let read = |path: PathBuf| fs::read_dir(path).into_iter().flatten().flatten();
+        read(self.data())
+            .flat_map(|shard| read(shard.path()))
+            .map(|file| file.path().strip_prefix(self.data()).unwrap().to_string_lossy().into_owned())
+            .collect()
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // A test that failed leaves it mounted otherwise.
+        let _ = Command::new("umount").arg("-l").arg(&self.mount).stderr(Stdio::null()).status();
+    }
+}
+
+/// At what the cut is aimed.
+#[derive(Debug, Clone, Copy)]
+enum Aim {
+    /// The very first acknowledgement of a new store.
+    FirstAnswer,
+    /// Any moment.
+    Anywhere,
+    /// A sorted file appears: a flush or a compaction.
+    NewSst,
+    /// A sorted file goes: a compaction has just been put in force.
+    OldSst,
+    /// A WAL appears or is renamed: a rotation.
+    NewWal,
+    /// The start writes a fresh manifest and switches to it.
+    Manifest,
+}
+
+const AIMS: [Aim; 6] = [Aim::Anywhere, Aim::NewSst, Aim::OldSst, Aim::NewWal, Aim::Manifest, Aim::Anywhere];
+
+/// Waits for the moment.
+fn wait_for(aim: Aim, disk: &Disk, progress: &Progress, random: &mut Random) {
+    let begin = Instant::now();
+    let acknowledged = || progress.acknowledged.load(Ordering::SeqCst);
+    let appears = |extension: &str, after: &BTreeSet<String>, before: &BTreeSet<String>| {
+        after.difference(before).any(|name| name.ends_with(extension))
+    };
+    let few = random.below(60);
+    while !matches!(aim, Aim::FirstAnswer) && acknowledged() < few {
+        thread::yield_now();
+    }
+    let mut before = disk.names();
+    while begin.elapsed() < Duration::from_secs(3) {
+        let after = disk.names();
+        let now = match aim {
+            Aim::FirstAnswer => 0 < acknowledged(),
+            Aim::Anywhere | Aim::Manifest => few * 5 < acknowledged(),
+            Aim::NewSst => appears(".sst", &after, &before),
+            Aim::OldSst => appears(".sst", &before, &after),
+            Aim::NewWal => appears(".wal", &after, &before),
+        };
+        if now {
+            break;
+        }
+        before = after;
+    }
+    // What comes next takes from microseconds to milliseconds.
+    let pause = [0, 20, 100, 500, 3_000][random.below(5) as usize];
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_micros(pause) {
+        std::hint::spin_loop();
+    }
+}
+
+/// Cuts the power while a server starts, when its fresh manifest appears.
+fn cut_a_start(disk: &Disk, random: &mut Random) {
+    let before = disk.names();
+    thread::scope(|scope| {
+        let start = scope.spawn(|| {
+            let (mut child, _) = spawn(&disk.data(), FLAGS);
+            // It may have come up before the cut.
+            let begin = Instant::now();
+            while child.try_wait().unwrap().is_none() && begin.elapsed() < Duration::from_secs(2) {
+                thread::sleep(Duration::from_millis(1));
+            }
+            let _ = child.kill(); // idle, it does not notice
+            child.wait().unwrap();
+        });
+        let wanted = ["MANIFEST", "CURRENT.tmp"][random.below(2) as usize];
+        let begin = Instant::now();
+        let appears = |after: &BTreeSet<String>| after.difference(&before).any(|name| name.contains(wanted));
+        while !appears(&disk.names()) && begin.elapsed() < Duration::from_secs(2) {}
+        let begin = Instant::now();
+        let pause = Duration::from_micros(random.below(2_000));
+        while begin.elapsed() < pause {
+            std::hint::spin_loop();
+        }
+        disk.cut();
+        start.join().unwrap();
+    });
+    disk.unmount();
+    disk.mount();
+}
+
+fn power_cuts(kind: &'static str, name: &'static str) {
+    let begin = Instant::now();
+    let (cuts, seed) = (setting("RINGKEEP_CUTS", 20), setting("RINGKEEP_SEED", 7));
+    let random = &mut Random::new(seed);
+    let (mut acknowledged, mut checked, mut ended_74) = (0, 0, 0);
+    let mut cut = 0;
+    while cut < cuts {
+        let disk = Disk::new(kind, 320);
+        let mut journals = Journals::new(6, seed ^ cut);
+        for index in 0..CUTS.min(cuts - cut) {
+            let aim = if index == 0 { Aim::FirstAnswer } else { AIMS[random.below(6) as usize] };
+            let context = format!("{kind}, seed {seed}, cut {}, {aim:?}", cut + index);
+            if matches!(aim, Aim::Manifest) {
+                cut_a_start(&disk, random);
+                let server = Server::start(&disk.data(), FLAGS);
+                checked += journals.check(&mut server.client(), &context);
+                continue;
+            }
+            let server = Server::start(&disk.data(), FLAGS);
+            let address = server.address;
+            let mut status = None;
+            acknowledged += journals.write(address, |progress| {
+                wait_for(aim, &disk, progress, random);
+                progress.over.store(true, Ordering::SeqCst);
+                disk.cut();
+                // Writes go on, so the ring's completions carry EIO to the WAL within a moment.
+                let poke = thread::spawn(move || {
+                    let Ok(mut stream) = std::net::TcpStream::connect(address) else { return };
+                    for n in 0..100 {
+                        let request = format!("POST /set?key=poke-{n}&value=x HTTP/1.1\r\nHost: x\r\n\r\n");
+                        let _ = stream.write_all(request.as_bytes()); // it goes down
+                    }
+                    let _ = stream.read_to_end(&mut Vec::new()); // until it is down
+                });
+                status = Some(server.wait());
+                poke.join().unwrap();
+            });
+            assert_eq!(status.and_then(|status| status.code()), Some(74), "{context}");
+            ended_74 += 1;
+            disk.unmount();
+            disk.mount();
+            let server = Server::start(&disk.data(), FLAGS);
+            checked += journals.check(&mut server.client(), &context);
+            // Alive again.
+            assert_eq!(server.client().request("POST", "/set?key=alive&value=1").status, 200, "{context}");
+        }
+        disk.unmount();
+        cut += CUTS.min(cuts - cut);
+    }
+    println!("{ended_74} times the server ended with 74; {checked} keys were read after the cuts");
+    Row { name, runs: cuts, acknowledged, seconds: begin.elapsed(), ..Row::default() }.report();
+}
+
+#[test]
+#[ignore = "needs root: scripts/power.sh"]
+fn p1_p2_p6_power_cuts_on_ext4() {
+    power_cuts("ext4", "power cut under load, ext4");
+}
+
+#[test]
+#[ignore = "needs root: scripts/power.sh"]
+fn p1_p2_p6_power_cuts_on_xfs() {
+    power_cuts("xfs", "power cut under load, XFS");
+}
+
+#[test]
+#[ignore = "needs root: scripts/power.sh"]
+fn a_full_disk_refuses_writes_answers_reads_and_recovers_by_itself() {
+    let begin = Instant::now();
+    let rounds = setting("RINGKEEP_FULL_DISKS", 2);
+    let mut acknowledged = 0;
+    for round in 0..rounds {
+        let disk = Disk::new("ext4", 64);
+        let ballast = disk.mount.join("ballast");
+        run("fallocate", &["-l", "30M", ballast.to_str().unwrap()]);
+        let server = Server::start(&disk.data(), &[FLAGS, &["--shards", "2"]].concat());
+        let mut journals = Journals::new(6, round);
+        let (address, mut longest) = (server.address, Duration::ZERO);
+        acknowledged += journals.write(address, |progress| {
+            let wait = |what: &str, done: &dyn Fn() -> bool| {
+                let begin = Instant::now();
+                while !done() {
+                    assert!(begin.elapsed() < PATIENCE, "{what}");
+                    thread::sleep(Duration::from_millis(1));
+                }
+                begin.elapsed()
+            };
+            let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::SeqCst);
+            let mut filler = server.client();
+            let mut key = 0;
+            while load(&progress.disk_full) < 20 {
+                // Clients overwrite what they wrote; this one does not.
+                key += 1;
+                filler.post(&format!("/set?key=filler-{key}"), &vec![key as u8; 60_000]);
+            }
+            let reads = load(&progress.reads);
+            wait("reads go on", &|| reads + 500 < load(&progress.reads));
+            fs::remove_file(&ballast).unwrap();
+            let writes = load(&progress.acknowledged);
+            longest = longest.max(wait("writes go on", &|| writes + 100 < load(&progress.acknowledged)));
+            progress.stop.store(true, Ordering::SeqCst);
+        });
+        assert!(longest < Duration::from_secs(5), "writes resumed after {longest:?}");
+        journals.check(&mut server.client(), "before the stop");
+        server.signal("-TERM");
+        assert_eq!(server.wait().code(), Some(0));
+        let server = Server::start(&disk.data(), FLAGS);
+        journals.check(&mut server.client(), "after the restart");
+        server.kill();
+        disk.unmount();
+    }
+    Row {
+        name: "disk full, and space again",
+        runs: rounds,
+        acknowledged,
+        seconds: begin.elapsed(),
+        ..Row::default()
+    }
+    .report();
+}
