@@ -1,0 +1,214 @@
+//! Per key, operations are linearizable (P3), across kill -9 as well: clients race for a few keys, the process is
+//! killed between, and a checker looks for an order that explains every answer.
+//!
+//! `RINGKEEP_HISTORIES` says how many histories, each of some ten thousand operations, `RINGKEEP_SEED` with which
+//! seed.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use common::{Client, Row, SMALL, Server, folder, setting};
+use ringkeep::random::Random;
+use todc_utils::linearizability::WGLChecker;
+use todc_utils::linearizability::history::Action::{Call, Response};
+use todc_utils::linearizability::history::{Action, History};
+use todc_utils::specifications::Specification;
+
+const CLIENTS: usize = 8;
+const KEYS: u64 = 8;
+/// Processes that one history sees.
+const LIVES: u64 = 4;
+/// Operations in one life.
+const OPERATIONS: u64 = 2_500;
+
+/// What was done to a key, and what was answered. Values are numbers from 1 on; 0 is a key that is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Operation {
+    Read(u64),
+    Write(u64),
+    /// A delete, and whether it found something.
+    Delete(bool),
+    /// A delete whose answer never came.
+    LostDelete,
+}
+use Operation::{Delete, LostDelete, Read, Write};
+
+struct Register;
+
+impl Specification for Register {
+    type State = u64;
+    type Operation = Operation;
+
+    fn init() -> u64 {
+        0
+    }
+
+    fn apply(operation: &Operation, state: &u64) -> (bool, u64) {
+        match *operation {
+            Read(value) => (value == *state, *state),
+            Write(value) => (true, value),
+            Delete(found) => (found == (*state != 0), 0),
+            LostDelete => (true, 0),
+        }
+    }
+}
+
+/// Something that happened to a key: when, by which client in which life, and what.
+type Event = (u64, usize, Action<Operation>);
+type Events = BTreeMap<u64, Vec<Event>>;
+
+/// Does random things to random keys until the server is gone. `clock` orders what all clients see.
+fn client(mut client: Client, process: usize, seed: u64, clock: &AtomicU64, done: &AtomicU64) -> Events {
+    let mut random = Random::new(seed);
+    let mut events = Events::new();
+    let now = || clock.fetch_add(1, Ordering::SeqCst);
+    loop {
+        let key = random.below(KEYS);
+        let called = now();
+        let (request, intent) = match random.below(10) {
+            0..5 => (format!("GET /get?key=h{key}"), Read(0)),
+            5..9 => {
+                // No value is written twice.
+                let value = called + 1;
+                (format!("POST /set?key=h{key}&value={value}"), Write(value))
+            }
+            _ => (format!("DELETE /del?key=h{key}"), LostDelete),
+        };
+        let history = events.entry(key).or_default();
+        history.push((called, process, Call(intent)));
+        let sent = std::io::Write::write_all(
+            &mut client.stream,
+            format!("{request} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes(),
+        );
+        let reply = if sent.is_ok() { client.try_reply(false) } else { None };
+        let Some(reply) = reply else {
+            return events;
+        };
+        let outcome = match (intent, reply.status) {
+            (Read(_), 200) => Read(reply.text().parse().unwrap()),
+            (Read(_), 404) => Read(0),
+            (Write(value), 200) => Write(value),
+            (LostDelete, 200) => Delete(true),
+            (LostDelete, 404) => Delete(false),
+            (_, 503) => {
+                history.pop(); // refused before it began
+                continue;
+            }
+            (_, status) => panic!("{status} {}", reply.text()),
+        };
+        history.push((now(), process, Response(outcome)));
+        done.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Gives an end to what was never answered. A read, or a write that nobody saw, may as well not have happened; a write
+/// that was seen, or a delete, had its effect before the process died or never: an answer at the end of time allows both.
+fn complete(mut events: Vec<Event>) -> Vec<(usize, Action<Operation>)> {
+    events.sort_by_key(|event| event.0);
+    let seen: BTreeSet<u64> = events
+        .iter()
+        .filter_map(|event| match event.2 {
+            Response(Read(value)) => Some(value),
+            _ => None,
+        })
+        .collect();
+    // Each process waits for one answer at a time; what it waits for at the end is open.
+    let mut open: BTreeMap<usize, (u64, Operation)> = BTreeMap::new();
+    for (time, process, action) in &events {
+        match action {
+            Call(operation) => open.insert(*process, (*time, *operation)),
+            Response(_) => open.remove(process),
+        };
+    }
+    let unseen = |operation: &Operation| match operation {
+        Write(value) => !seen.contains(value),
+        Read(_) => true,
+        Delete(_) | LostDelete => false,
+    };
+    let (dropped, late): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        open.into_iter().partition(|(_, (_, operation))| unseen(operation));
+    events.retain(|(time, process, _)| dropped.get(process).is_none_or(|(called, _)| called != time));
+    let late = late.into_iter().map(|(process, (_, operation))| (process, Response(operation)));
+    events.into_iter().map(|(_, process, action)| (process, action)).chain(late).collect()
+}
+
+fn linearizable(actions: Vec<(usize, Action<Operation>)>) -> bool {
+    actions.is_empty() || WGLChecker::<Register>::is_linearizable(History::from_actions(actions))
+}
+
+#[test]
+fn p3_every_history_has_an_order() {
+    let begin = Instant::now();
+    let (histories, first) = (setting("RINGKEEP_HISTORIES", 3), setting("RINGKEEP_SEED", 7));
+    let (mut operations, mut lost) = (0, 0);
+    for seed in first..first + histories {
+        let (_folder, data) = folder();
+        let clock = AtomicU64::new(0);
+        let mut all = Events::new();
+        for life in 0..LIVES {
+            let server = Server::start(&data, SMALL);
+            let done = AtomicU64::new(0);
+            let parts: Vec<Events> = thread::scope(|scope| {
+                let handles: Vec<_> = (0..CLIENTS)
+                    .map(|id| {
+                        let process = life as usize * CLIENTS + id;
+                        let (connection, clock, done) = (server.client(), &clock, &done);
+                        let seed = (seed << 32) ^ process as u64;
+                        scope.spawn(move || client(connection, process, seed, clock, done))
+                    })
+                    .collect();
+                while done.load(Ordering::SeqCst) < OPERATIONS {
+                    thread::yield_now();
+                }
+                server.kill();
+                handles.into_iter().map(|handle| handle.join().unwrap()).collect()
+            });
+            operations += done.into_inner();
+            for (key, events) in parts.into_iter().flatten() {
+                all.entry(key).or_default().extend(events);
+            }
+        }
+        for (key, events) in all {
+            if !linearizable(complete(events)) {
+                println!("seed {seed}: there is no order for key {key}");
+                lost += 1;
+            }
+        }
+    }
+    let name = "histories with kills, linearizable per key";
+    Row { name, runs: histories, acknowledged: operations, lost, seconds: begin.elapsed(), ..Row::default() }
+        .report();
+}
+
+#[test]
+fn the_checker_refuses_what_must_not_happen() {
+    // A read of the old value after the write was acknowledged.
+    let stale = vec![
+        (0, 0, Call(Write(1))),
+        (1, 0, Response(Write(1))),
+        (2, 1, Call(Read(0))),
+        (3, 1, Response(Read(0))),
+    ];
+    assert!(!linearizable(complete(stale)));
+    // A value that was seen, and is gone after the crash.
+    let taken_back = vec![
+        (0, 0, Call(Write(1))),
+        (1, 1, Call(Read(0))),
+        (2, 1, Response(Read(1))),
+        (3, 2, Call(Read(0))),
+        (4, 2, Response(Read(0))),
+    ];
+    assert!(!linearizable(complete(taken_back)));
+    // An unanswered write may appear after the crash, or not.
+    for found in [0, 1] {
+        let unanswered = vec![(0, 0, Call(Write(1))), (1, 1, Call(Read(0))), (2, 1, Response(Read(found)))];
+        assert!(linearizable(complete(unanswered)));
+    }
+    // A delete says that it found a key that was not there.
+    let wrong_delete = vec![(0, 0, Call(LostDelete)), (1, 0, Response(Delete(true)))];
+    assert!(!linearizable(complete(wrong_delete)));
+}
