@@ -30,7 +30,9 @@ use crate::config::{Config, SyncMode};
 use crate::db::Recovered;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::{LOCK, shard_directory};
-use crate::host::{RingFlags, memory_bytes, parallelism, probe_ring, processors, raise_open_files};
+use crate::host::{
+    RingFlags, give_back_large_buffers, memory_bytes, parallelism, probe_ring, processors, raise_open_files,
+};
 use crate::key::ShardId;
 use crate::record::Owner;
 use crate::shard::handler::StopLines;
@@ -59,6 +61,7 @@ const OTHER_FILES: usize = 128;
 /// What kept it from starting or running; its kind has the exit status.
 pub fn run(mut config: Config, announce: impl FnOnce(SocketAddr)) -> Result<()> {
     config.validate()?;
+    give_back_large_buffers();
     let (ring, runtime) = probe_ring()?;
     if ring == RingFlags::Plain {
         tracing::warn!(

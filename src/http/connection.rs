@@ -34,6 +34,10 @@ const IDLE_BUFFER_BYTES: usize = 4 << 10;
 const COPY_BYTES_MAX: usize = 32 << 10;
 /// Replies are written when this much of them is ready, even if more follow.
 const OUTPUT_BYTES: usize = 64 << 10;
+/// Replies that wait for their turn hold so much, and one value more (H5).
+const HELD_BYTES_MAX: usize = 1 << 20;
+/// What a value on its way from the disk is taken to be, until a longer one was seen.
+const EXPECTED_BYTES_MIN: usize = 64 << 10;
 /// After a refusal at most this much of what the client still sends is read and dropped, so that the refusal
 /// reaches it before the reset does.
 const LINGER_BYTES_MAX: usize = 1 << 20;
@@ -193,6 +197,8 @@ pub async fn serve<H: Handler>(stream: TcpStream, handler: &H, peers: &Peers) {
         head_end: HeadEnd::default(),
         output: Vec::new(),
         reserved: 0,
+        held: 0,
+        expected: EXPECTED_BYTES_MIN,
         has_read: false,
     };
     connection.run().await;
@@ -233,6 +239,10 @@ struct Connection<'a, H: Handler> {
     output: Vec<u8>,
     /// Bytes taken from the budget.
     reserved: usize,
+    /// Bytes that replies under way hold, or are expected to.
+    held: usize,
+    /// The longest value so far.
+    expected: usize,
     /// Whether anything has come.
     has_read: bool,
 }
@@ -260,8 +270,8 @@ impl<H: Handler> Connection<'_, H> {
         loop {
             let keep_alive = match self.next_request(begun, written).await? {
                 Next::Begun { keep_alive } => {
-                    if PIPELINE_MAX <= begun.len() {
-                        self.settle(begun, written).await?; // H3
+                    if PIPELINE_MAX <= begun.len() || HELD_BYTES_MAX <= self.held {
+                        self.settle(begun, written).await?; // H3, H5
                     }
                     keep_alive
                 }
@@ -361,6 +371,11 @@ impl<H: Handler> Connection<'_, H> {
         // Behind the request to stop nothing is served.
         let last = matches!(&reply, Reply::Now(Response { body: Body::Lines(_), .. }));
         let keep_alive = wire.keep_alive && !last;
+        self.held += match (&reply, touches) {
+            (Reply::Now(Response { body: Body::Value(value), .. }), _) => value.len(),
+            (Reply::Later(_), Touches::Reads(_)) => self.expected,
+            _ => 0,
+        };
         begun.push(Begun { reply, wire });
         if barrier {
             self.settle(begun, written).await?;
@@ -452,6 +467,7 @@ impl<H: Handler> Connection<'_, H> {
         written: &mut Vec<usize>,
     ) -> Result<(), Gone> {
         written.clear();
+        self.held = 0;
         for Begun { reply, wire } in begun.drain(..) {
             let response = match reply {
                 Reply::Now(response) => response,
@@ -471,6 +487,9 @@ impl<H: Handler> Connection<'_, H> {
         let date = self.peers.date.borrow().clone();
         let RequestWire { old, head_only, .. } = wire;
         put_head(&mut self.output, &response, Wire { date: &date, old, keep_alive, head_only });
+        if let Body::Value(value) = &response.body {
+            self.expected = self.expected.max(value.len());
+        }
         match response.body {
             _ if head_only => {}
             Body::Text(text) => {

@@ -14,6 +14,8 @@
 //! H3  Replies leave in the order of their requests, and at most `PIPELINE_MAX` requests of a connection are
 //!     under way.
 //! H4  A request sees what an earlier request of its connection did to the same key, pipelined or not.
+//! H5  Replies that wait for their turn hold about a MiB, as far as the values before them tell: a client that does
+//!     not read is soon not read from either.
 
 pub mod body;
 pub mod connection;

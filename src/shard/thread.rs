@@ -14,7 +14,6 @@
 
 use std::cell::Cell;
 use std::net::Shutdown;
-use std::os::fd::{AsRawFd, BorrowedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,7 +30,7 @@ use crate::config::Config;
 use crate::db::{CloseStep, Db, Recovered};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
-use crate::host::{RingFlags, pin};
+use crate::host::{RingFlags, descriptor, pin};
 use crate::http::connection::{Peers, serve};
 use crate::record::Owner;
 use crate::storage::Storage;
@@ -465,19 +464,12 @@ fn http_date() -> String {
 
 /// Ends an accept in flight: it returns with an error.
 fn stop_accepting(listener: &TcpListener) {
-    if let Err(error) = socket2::SockRef::from(&borrow(listener)).shutdown(Shutdown::Both) {
+    if let Err(error) = socket2::SockRef::from(&descriptor(listener)).shutdown(Shutdown::Both) {
         tracing::warn!(%error, "cannot shut down the listener");
     }
 }
 
 /// A second descriptor of a connection, to be served by another thread; the first one closes with `stream`.
 fn duplicate(stream: &TcpStream) -> std::io::Result<std::net::TcpStream> {
-    Ok(borrow(stream).try_clone_to_owned()?.into())
-}
-
-#[expect(unsafe_code, reason = "tokio-uring's sockets offer their descriptor as a number only")]
-fn borrow<T: AsRawFd>(socket: &T) -> BorrowedFd<'_> {
-    // SAFETY: `socket` owns the descriptor and closes it when it is dropped, which the borrow outlives not: the
-    // lifetime of the result is that of the reference.
-    unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) }
+    Ok(descriptor(stream).try_clone_to_owned()?.into())
 }

@@ -231,11 +231,17 @@ impl<F: File> Frames<F> {
             return Err(self.sst.corruption(at, reason));
         }
         let bytes = to_usize(bytes);
-        if !self.window_holds(bytes) {
-            self.fill(bytes.max(SCAN_BYTES.min(to_usize(self.end - self.next)))).await?;
-        }
-        let from = to_usize(self.next - self.window_at);
-        let frame = AlignedBuf::from(&self.window[from..from + bytes]);
+        let frame = if SCAN_BYTES < bytes {
+            // Read by itself: a merge of large values holds each of them once.
+            self.window = AlignedBuf::with_capacity(0);
+            read(&self.sst.file, &self.sst.label, self.next, bytes).await?
+        } else {
+            if !self.window_holds(bytes) {
+                self.fill(SCAN_BYTES.min(to_usize(self.end - self.next))).await?;
+            }
+            let from = to_usize(self.next - self.window_at);
+            AlignedBuf::from(&self.window[from..from + bytes])
+        };
         let block = open_frame(frame, self.sst.identity, self.next, ())
             .map_err(|reason| self.sst.corruption(at, reason))?;
         self.next += bytes as u64;

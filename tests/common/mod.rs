@@ -58,7 +58,22 @@ pub struct Server {
 impl Server {
     /// Starts the real binary on a free port and waits until it says that it listens.
     pub fn start(data_dir: &Path, flags: &[&str]) -> Self {
-        let (mut child, line) = spawn(data_dir, flags);
+        Self::announced(spawn(data_dir, flags))
+    }
+
+    /// The same, with its log lines in a file.
+    pub fn start_logged(data_dir: &Path, flags: &[&str], log: &Path) -> Self {
+        Self::announced(spawn_with(&[], data_dir, flags, std::fs::File::create(log).unwrap().into()))
+    }
+
+    /// The same, in a memory cgroup.
+    pub fn start_confined(data_dir: &Path, flags: &[&str], cgroup: &Path) -> Self {
+        let enter = r#"echo $$ > "$0/cgroup.procs" && exec "$@""#;
+        let wrapper = ["sh", "-c", enter, cgroup.to_str().unwrap()];
+        Self::announced(spawn_with(&wrapper, data_dir, flags, Stdio::inherit()))
+    }
+
+    fn announced((mut child, line): (Child, String)) -> Self {
         let Some(address) = line.trim().strip_prefix("listening on http://") else {
             let status = child.wait().unwrap();
             panic!("the server did not start: {line:?}, {status}");
@@ -107,7 +122,13 @@ impl Drop for Server {
 
 /// Starts the binary; returns it with the first line that it prints, empty if it ends before.
 pub fn spawn(data_dir: &Path, flags: &[&str]) -> (Child, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ringkeep"));
+    spawn_with(&[], data_dir, flags, Stdio::inherit())
+}
+
+fn spawn_with(wrapper: &[&str], data_dir: &Path, flags: &[&str], log: Stdio) -> (Child, String) {
+    let mut words = wrapper.iter().copied().chain([env!("CARGO_BIN_EXE_ringkeep")]);
+    let mut command = Command::new(words.next().unwrap());
+    command.args(words);
     command.arg("--data-dir").arg(data_dir).args(flags);
     if !flags.contains(&"--listen") {
         command.args(["--listen", "127.0.0.1:0"]);
@@ -115,7 +136,7 @@ pub fn spawn(data_dir: &Path, flags: &[&str]) -> (Child, String) {
     if std::env::var_os("RINGKEEP_LOG").is_none() {
         command.env("RINGKEEP_LOG", "warn");
     }
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+    let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     (child, line)

@@ -1,0 +1,464 @@
+//! What a server holds on to: descriptors, memory, processor time, log lines. Nothing leaks, nothing spins, nothing
+//! grows with what clients only announce.
+//!
+//! `cargo test` runs each on a small scale; `scripts/campaign.sh` sets the numbers of the reliability table.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::journal::Journals;
+use common::{Client, PATIENCE, Row, SMALL, Server, folder, setting};
+use ringkeep::random::Random;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// A number behind `name` in a file of `/proc`, in KiB for memory.
+fn status(id: u32, name: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.trim_start_matches(':').split_whitespace().next().unwrap().parse().unwrap()
+}
+
+fn resident_kib(server: &Server) -> u64 {
+    status(server.id(), "VmRSS")
+}
+
+fn descriptors(server: &Server) -> u64 {
+    fs::read_dir(format!("/proc/{}/fd", server.id())).unwrap().count() as u64
+}
+
+/// Processor time so far, in hundredths of a second.
+fn processor_ticks(server: &Server) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{}/stat", server.id())).unwrap();
+    let fields: Vec<&str> = text.rsplit(')').next().unwrap().split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+fn limit_descriptors(server: &Server, count: u64) {
+    let limit = format!("--nofile={count}");
+    let status = Command::new("prlimit").args(["--pid", &server.id().to_string(), &limit]).status().unwrap();
+    assert!(status.success());
+}
+
+/// Waits for something that has to come.
+fn until(what: &str, mut done: impl FnMut() -> bool) -> Duration {
+    let begin = Instant::now();
+    while !done() {
+        assert!(begin.elapsed() < PATIENCE, "{what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+    begin.elapsed()
+}
+
+/// This process needs a descriptor for each connection, too.
+fn raise_own_limit() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).unwrap();
+    limit.maximum.unwrap_or(1 << 20)
+}
+
+fn set(client: &mut Client, key: &str) -> u16 {
+    client.request("POST", &format!("/set?key={key}&value=x")).status
+}
+
+#[test]
+fn r1_without_descriptors_it_neither_spins_nor_floods_the_log_and_files_still_open() {
+    let begin = Instant::now();
+    let (_folder, data) = folder();
+    let log = data.with_extension("log");
+    let server = Server::start_logged(&data, &[SMALL, &["--flush-interval", "100ms"]].concat(), &log);
+    let mut client = server.client();
+    assert_eq!(set(&mut client, "before"), 200);
+    let limit = descriptors(&server) + 4;
+    limit_descriptors(&server, limit);
+    let waiting: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(server.address).unwrap()).collect();
+    until("the descriptors run out", || limit <= descriptors(&server));
+    let before = processor_ticks(&server);
+    let seconds = setting("RINGKEEP_STARVED_SECONDS", 2);
+    thread::sleep(Duration::from_secs(seconds)); // what is measured is what happens in this time
+    let share = (processor_ticks(&server) - before) / seconds;
+    assert!(share < 10, "{share} % of a processor while nothing can be accepted");
+    assert_eq!(client.request("GET", "/get?key=before").status, 200, "those who are there are served");
+    assert_eq!(set(&mut client, "during"), 200, "and the log does not need a descriptor");
+    drop(waiting);
+    until("it accepts again", || {
+        let mut client = server.client();
+        client
+            .send("GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            .try_reply(false)
+            .is_some_and(|r| r.status == 200)
+    });
+    let lines = fs::read_to_string(&log).unwrap();
+    let complaints = lines.lines().filter(|line| line.contains("cannot accept")).count() as u64;
+    assert!((1..=2 * (1 + seconds / 5)).contains(&complaints), "{complaints} lines in {seconds} s:\n{lines}");
+    server.signal("-TERM");
+    assert_eq!(server.wait().code(), Some(0));
+    Row { name: "descriptors run out", runs: 1, seconds: begin.elapsed(), ..Row::default() }.report();
+}
+
+#[test]
+fn r3_an_idle_connection_holds_8_kib_at_most() {
+    let begin = Instant::now();
+    let (_folder, data) = folder();
+    let wanted = setting("RINGKEEP_IDLE", 2_000);
+    let count = wanted.min(raise_own_limit().saturating_sub(200));
+    let server = Server::start(&data, SMALL);
+    let mut first = server.client();
+    assert_eq!(set(&mut first, "warm"), 200);
+    let before = resident_kib(&server);
+    let mut clients: Vec<Client> = (0..count).map(|_| server.client()).collect();
+    for client in &mut clients {
+        client.send("GET /get?key=warm HTTP/1.1\r\nHost: x\r\n\r\n");
+    }
+    for client in &mut clients {
+        assert_eq!(client.reply().status, 200);
+    }
+    let each = (resident_kib(&server) - before) as f64 / count as f64;
+    println!("{count} connections, {each:.1} KiB each");
+    assert!(each <= 8.0, "{each} KiB for each of {count} idle connections");
+    drop(clients);
+    until("they all go", || descriptors(&server) < 100);
+    Row { name: "idle connections", runs: count, seconds: begin.elapsed(), ..Row::default() }.report();
+}
+
+#[test]
+fn r4_memory_grows_by_what_arrives_not_by_what_is_announced() {
+    let begin = Instant::now();
+    let (_folder, data) = folder();
+    let flags = ["--memtable-size", "8MiB", "--cache-size", "32MiB", "--threads", "2"];
+    let group = Cgroup::new(256 << 20);
+    let server = match &group {
+        Some(Cgroup(group)) => Server::start_confined(&data, &flags, group),
+        None => Server::start(&data, &flags),
+    };
+    let address = server.address;
+    let mut journals = Journals::new(8, 4);
+    let mut announced = Vec::new();
+    let acknowledged = journals.write(address, |progress| {
+        for number in 0..600 {
+            let mut client = Client::connect(address);
+            let length = if number % 2 == 0 { 16 << 20 } else { 1 << 30 };
+            client.send(format!(
+                "POST /set?key=big-{number} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
+            ));
+            if number % 2 == 1 {
+                assert_eq!(client.reply().status, 413, "before the body is read");
+            } else {
+                client.send([7; 1_000]);
+                announced.push(client);
+            }
+        }
+        let seconds = setting("RINGKEEP_CONFINED_SECONDS", 3);
+        let since = Instant::now();
+        while since.elapsed() < Duration::from_secs(seconds) {
+            // Large values, there and back, beside the small ones.
+            let mut client = Client::connect(address);
+            let body = vec![since.elapsed().subsec_nanos() as u8; 8 << 20];
+            let reply = client.post("/set?key=large", &body);
+            assert!([200, 503].contains(&reply.status), "{reply:?}");
+            if reply.status == 200 {
+                assert_eq!(client.request("GET", "/get?key=large").body, body);
+            }
+        }
+        progress.stop.store(true, Ordering::SeqCst);
+    });
+    let peak = status(server.id(), "VmHWM");
+    println!("{peak} KiB at most, confined by a cgroup: {}", group.is_some());
+    assert!(peak < 256 << 10, "{peak} KiB");
+    drop(announced);
+    journals.check(&mut server.client(), "in 256 MiB");
+    server.signal("-TERM");
+    assert_eq!(server.wait().code(), Some(0));
+    Row {
+        name: "256 MiB of memory, mixed load",
+        runs: 1,
+        acknowledged,
+        seconds: begin.elapsed(),
+        ..Row::default()
+    }
+    .report();
+}
+
+/// A memory cgroup of our own, where we may make one.
+struct Cgroup(std::path::PathBuf);
+
+impl Cgroup {
+    fn new(bytes: u64) -> Option<Self> {
+        for (root, limit) in
+            [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")]
+        {
+            let folder = Path::new(root).join(format!("ringkeep-test-{}", std::process::id()));
+            if fs::create_dir(&folder).is_ok() {
+                let group = Self(folder);
+                if fs::write(group.0.join(limit), bytes.to_string()).is_ok() {
+                    return Some(group);
+                }
+            }
+        }
+        None
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0); // a failed test may have left a server in it
+    }
+}
+
+#[test]
+fn r5_connections_that_come_and_go_badly_leave_nothing() {
+    let begin = Instant::now();
+    let (_folder, data) = folder();
+    let server = Server::start(&data, SMALL);
+    let address = server.address;
+    assert_eq!(server.client().post("/set?key=k", &[7; 20_000]).status, 200);
+    let aborts = setting("RINGKEEP_ABORTS", 4_000);
+    let abuse = |count: u64| {
+        thread::scope(|scope| {
+            for worker in 0..4 {
+                scope.spawn(move || {
+                    for number in 0..count / 4 {
+                        abort(address, number * 4 + worker);
+                    }
+                });
+            }
+        });
+    };
+    abuse(2_000);
+    let quiet = || until("the connections go", || descriptors(&server) < 100);
+    quiet();
+    let (files, memory) = (descriptors(&server), resident_kib(&server));
+    abuse(aborts);
+    quiet();
+    until("no descriptor is left behind", || descriptors(&server) <= files);
+    let grown = resident_kib(&server).saturating_sub(memory);
+    println!("{aborts} connections, {grown} KiB more than before");
+    assert!(grown < 4 << 10, "{grown} KiB more than before");
+    assert_eq!(server.client().request("GET", "/get?key=k").body, [7; 20_000]);
+    Row { name: "connects and aborts", runs: aborts, seconds: begin.elapsed(), ..Row::default() }.report();
+}
+
+/// One bad end of a connection.
+fn abort(address: SocketAddr, number: u64) {
+    let Ok(mut stream) = TcpStream::connect(address) else { return };
+    let reset = |stream: &TcpStream| {
+        let linger = Some(Duration::ZERO);
+        let _ = socket2::SockRef::from(stream).set_linger(linger); // it closes anyhow
+    };
+    let requests: [&[u8]; 6] = [
+        b"",
+        b"GET /get?key=k HT",
+        b"POST /set?key=x HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\nhalf",
+        b"GET /get?key=k HTTP/1.1\r\nHost: x\r\n\r\nGET /get?key=k HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST /set?key=y&value=1 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\x16\x03\x01\x02\x00 hello",
+    ];
+    // The other side may have hung up already.
+    let _ = stream.write_all(requests[(number % 6) as usize]);
+    match number / 6 % 3 {
+        0 => reset(&stream),
+        1 => drop(stream.shutdown(std::net::Shutdown::Write)),
+        _ => {
+            let _ = stream.set_read_timeout(Some(Duration::from_millis(1)));
+            let _ = stream.read(&mut [0; 100]);
+            reset(&stream);
+        }
+    }
+}
+
+#[test]
+fn r7_a_client_that_never_reads_is_not_read_from_either() {
+    let begin = Instant::now();
+    let (_folder, data) = folder();
+    let server = Server::start(&data, SMALL);
+    assert_eq!(server.client().post("/set?key=k", &[7; 100_000]).status, 200);
+    let before = resident_kib(&server);
+    let clients = 16;
+    let greedy: Vec<TcpStream> = (0..clients)
+        .map(|_| {
+            let mut stream = TcpStream::connect(server.address).unwrap();
+            stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+            let request = b"GET /get?key=k HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1_000);
+            // Until the server takes no more.
+            while stream.write_all(&request).is_ok() {}
+            stream
+        })
+        .collect();
+    let each = resident_kib(&server).saturating_sub(before) / clients;
+    println!("{each} KiB for each");
+    assert!(each <= 1_400, "{each} KiB for each client that does not read");
+    assert_eq!(server.client().request("GET", "/get?key=k").body.len(), 100_000, "others are served");
+    drop(greedy);
+    until("they go", || descriptors(&server) < 100);
+    Row { name: "clients that never read", runs: clients, seconds: begin.elapsed(), ..Row::default() }
+        .report();
+}
+
+#[test]
+fn r8_sigterm_under_load_ends_with_0_and_loses_nothing() {
+    let begin = Instant::now();
+    let (_folder, data) = folder();
+    let rounds = setting("RINGKEEP_STOPS", 3);
+    let mut journals = Journals::new(16, 8);
+    let mut acknowledged = 0;
+    for round in 0..rounds {
+        let server = Server::start(&data, SMALL);
+        journals.check(&mut server.client(), &format!("after stop {round}"));
+        let address = server.address;
+        acknowledged += journals.write(address, |progress| {
+            until("some writes", || 300 < progress.acknowledged.load(Ordering::SeqCst));
+            server.signal("-TERM");
+            assert_eq!(server.wait().code(), Some(0));
+        });
+    }
+    let server = Server::start(&data, SMALL);
+    journals.check(&mut server.client(), "after the last stop");
+    Row {
+        name: "SIGTERM under load",
+        runs: rounds,
+        acknowledged,
+        seconds: begin.elapsed(),
+        ..Row::default()
+    }
+    .report();
+}
+
+/// Files of sorted data and logs that a clean stop has left, by shard.
+fn files(data: &Path) -> BTreeSet<String> {
+    let read = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten();
+    let shards = read(data).filter(|entry| entry.path().is_dir());
+    shards
+        .flat_map(|shard| {
+            read(&shard.path()).map(|file| file.path().display().to_string()).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+#[test]
+fn r9_a_soak_with_kills_leaks_nothing() {
+    let begin = Instant::now();
+    let (_folder, data) = folder();
+    let seconds = setting("RINGKEEP_SOAK_SECONDS", 8);
+    let lives = (seconds / 300).max(2);
+    let flags = [SMALL, &["--flush-interval", "1s", "--compaction-interval", "1s"]].concat();
+    let mut journals = Journals::new(8, setting("RINGKEEP_SEED", 7));
+    let (mut acknowledged, mut slopes, mut most) = (0, Vec::new(), 0);
+    for life in 0..lives {
+        let server = Server::start(&data, &flags);
+        journals.check(&mut server.client(), &format!("after kill {life}"));
+        let address = server.address;
+        acknowledged += journals.write(address, |_| {
+            let life_time = Duration::from_secs(seconds) / lives as u32;
+            let since = Instant::now();
+            let (mut early, mut late) = (0, 0);
+            while since.elapsed() < life_time {
+                thread::sleep(life_time / 20);
+                let memory = resident_kib(&server);
+                most = most.max(descriptors(&server));
+                // The first fifth fills caches and memtables.
+                if life_time / 5 < since.elapsed() && since.elapsed() < life_time / 2 {
+                    early = early.max(memory);
+                } else if life_time / 2 < since.elapsed() {
+                    late = late.max(memory);
+                }
+            }
+            slopes.push(late as i64 - early as i64);
+            server.kill();
+        });
+    }
+    println!(
+        "KiB more in the second half of each life than in the first: {slopes:?}; {most} descriptors at most"
+    );
+    slopes.sort_unstable();
+    assert!(slopes[slopes.len() / 2] < 4 << 10, "{slopes:?} KiB");
+    assert!(most < 200, "{most} descriptors");
+    let server = Server::start(&data, &flags);
+    journals.check(&mut server.client(), "after the last kill");
+    server.signal("-TERM");
+    assert_eq!(server.wait().code(), Some(0));
+    let check = Command::new(env!("CARGO_BIN_EXE_ringkeep")).arg("check").arg(&data).output().unwrap();
+    let text = String::from_utf8(check.stdout).unwrap();
+    assert_eq!(check.status.code(), Some(0), "{text}");
+    assert!(!text.contains("nothing names it"), "no file is orphaned: {text}\n{:?}", files(&data));
+    Row { name: "soak with kills", runs: lives, acknowledged, seconds: begin.elapsed(), ..Row::default() }
+        .report();
+}
+
+#[test]
+fn p9_writes_faster_than_the_disk_are_slowed_then_refused_and_memory_stays_bounded() {
+    let begin = Instant::now();
+    let (_folder, data) = folder();
+    let seconds = setting("RINGKEEP_PRESSURE_SECONDS", 5);
+    // A memtable is full several times a second.
+    let server = Server::start(
+        &data,
+        &["--memtable-size", "2MiB", "--cache-size", "8MiB", "--max-value-size", "1MiB"],
+    );
+    let address = server.address;
+    let over = AtomicBool::new(false);
+    let (accepted, refused, longest) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let mut most = 0;
+    thread::scope(|scope| {
+        for worker in 0..64_u64 {
+            let (over, accepted, refused, longest) = (&over, &accepted, &refused, &longest);
+            scope.spawn(move || {
+                let mut client = Client::connect(address);
+                let mut random = Random::new(worker);
+                let body = vec![worker as u8; 4_000];
+                while !over.load(Ordering::SeqCst) {
+                    let since = Instant::now();
+                    let reply = client.post(&format!("/set?key={:016x}", random.next_u64()), &body);
+                    longest.fetch_max(since.elapsed().as_micros() as u64, Ordering::SeqCst);
+                    match reply.status {
+                        200 => accepted.fetch_add(1, Ordering::SeqCst),
+                        503 => {
+                            assert!(reply.head.contains("retry-after: "), "{}", reply.head);
+                            refused.fetch_add(1, Ordering::SeqCst)
+                        }
+                        status => panic!("{status} {}", reply.text()),
+                    };
+                }
+            });
+        }
+        while begin.elapsed() < Duration::from_secs(seconds) {
+            thread::sleep(Duration::from_millis(50));
+            most = most.max(resident_kib(&server));
+        }
+        over.store(true, Ordering::SeqCst);
+    });
+    let longest = Duration::from_micros(longest.into_inner());
+    let (accepted, refused) = (accepted.into_inner(), refused.into_inner());
+    println!("{accepted} accepted, {refused} refused, {longest:?} for the slowest, {most} KiB at most");
+    // Memtables of all shards, caches, buffers of groups, merges and connections.
+    assert!(most < 192 << 10, "{most} KiB");
+    // On a busy machine a second says little of the server; the campaign has it for itself.
+    if 60 <= seconds {
+        assert!(longest < Duration::from_secs(1), "{longest:?}");
+    }
+    // It catches up: compaction ends, and the processor rests.
+    let quiet = until("it catches up", || {
+        let before = processor_ticks(&server);
+        thread::sleep(Duration::from_millis(500));
+        processor_ticks(&server) - before < 5
+    });
+    println!("it has caught up after {quiet:?}");
+    assert_eq!(set(&mut server.client(), "after"), 200);
+    server.signal("-TERM");
+    assert_eq!(server.wait().code(), Some(0));
+    Row {
+        name: "writes faster than the disk",
+        runs: accepted + refused,
+        acknowledged: accepted,
+        seconds: begin.elapsed(),
+        ..Row::default()
+    }
+    .report();
+}
