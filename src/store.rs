@@ -63,7 +63,11 @@ impl Store {
         out
     }
 
-    fn decode(payload: &[u8]) -> Result<Self, CorruptionReason> {
+    /// Reads the payload of the file.
+    ///
+    /// # Errors
+    /// Why it is none.
+    pub fn decode(payload: &[u8]) -> Result<Self, CorruptionReason> {
         let mut reader = Reader::new(payload);
         reader.u32()?;
         let id = reader.u64()?;

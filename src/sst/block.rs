@@ -74,7 +74,8 @@ pub struct Block {
     pub memory: usize,
 }
 
-fn frame_crc(identity: Identity, offset: u64, rest: &[u8]) -> u32 {
+/// The checksum of a frame at `offset`, over what follows the checksum.
+pub fn frame_crc(identity: Identity, offset: u64, rest: &[u8]) -> u32 {
     let mut crc = crc32fast::Hasher::new();
     crc.update(&identity.store_id.to_le_bytes());
     crc.update(&identity.file.0.to_le_bytes());

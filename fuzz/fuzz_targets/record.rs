@@ -1,0 +1,3 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| ringkeep_fuzz::run(ringkeep_fuzz::decoders::record, data));

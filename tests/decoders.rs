@@ -1,0 +1,58 @@
+//! Every decoder over its fuzzing corpus, and over random changes of it: no panic, no loop, and no more memory than the
+//! input is worth. `scripts/fuzz.sh` lets libFuzzer look for more.
+
+#[path = "../fuzz/src/decoders.rs"]
+#[expect(unreachable_pub, reason = "the fuzz targets are another crate")]
+mod decoders;
+
+use std::fs;
+use std::path::Path;
+
+use decoders::DECODERS;
+use ringkeep::random::Random;
+
+/// Changes of each file of the corpus.
+const CHANGES: u64 = 200;
+
+#[test]
+fn no_decoder_panics_on_the_corpus_and_what_is_near_it() {
+    let seed = 7;
+    let mut random = Random::new(seed);
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+    for (name, decoder) in DECODERS {
+        let mut inputs: Vec<_> = fs::read_dir(corpus.join(name))
+            .unwrap()
+            .map(|file| fs::read(file.unwrap().path()).unwrap())
+            .collect();
+        assert!(10 < inputs.len(), "{name} has a corpus");
+        inputs.sort();
+        for input in &inputs {
+            decoder(input);
+            for _ in 0..CHANGES {
+                let mut changed = input.clone();
+                for _ in 0..=random.below(3) {
+                    change(
+                        &mut changed,
+                        inputs[random.below(inputs.len() as u64) as usize].as_slice(),
+                        &mut random,
+                    );
+                }
+                decoder(&changed);
+            }
+        }
+    }
+}
+
+/// Flips a bit, puts in a byte, takes some out, or goes on as another input does.
+fn change(bytes: &mut Vec<u8>, other: &[u8], random: &mut Random) {
+    let at = random.below(bytes.len() as u64 + 1) as usize;
+    match random.below(4) {
+        0 if at < bytes.len() => bytes[at] ^= 1 << random.below(8),
+        1 => bytes.insert(at, random.next_u64() as u8),
+        2 => drop(bytes.drain(at..(at + random.below(9) as usize).min(bytes.len()))),
+        _ => {
+            bytes.truncate(at);
+            bytes.extend_from_slice(&other[at.min(other.len())..]);
+        }
+    }
+}
