@@ -41,8 +41,11 @@ run resources cargo test --locked --profile campaign --test resources -- --nocap
 
 # The soak beside the rest.
 soak() { RINGKEEP_SOAK_SECONDS=$(pick 7200 10) run soak cargo test --locked --profile campaign --test resources r9_ -- --nocapture; }
+set -m # a process group of its own, so that it can be ended with all that it has started
 soak &
 soak_id=$!
+set +m
+trap 'kill -- -"$soak_id" 2>/dev/null || true' EXIT
 RINGKEEP_KILLS=$(pick 1000 5) run kill cargo test --locked --profile campaign --test kill p1_ -- --nocapture
 RINGKEEP_HISTORIES=$(pick 200 2) run history cargo test --locked --profile campaign --test history p3_ -- --nocapture
 RINGKEEP_CUTS=$(pick 500 5) RINGKEEP_FULL_DISKS=$(pick 20 1) run power scripts/power.sh
@@ -67,7 +70,10 @@ table() {
         [ -f "$out/$part.tsv" ] || { echo "| ($part was skipped: $(tail -n 1 "$out/$part.log")) | | | | | | | |"; continue; }
         awk -F'\t' -v command="$command" '
             # Digits in groups of three.
-            function group(n) { while (n ~ /[0-9][0-9][0-9][0-9]($|,)/) n = gensub(/([0-9])([0-9][0-9][0-9])($|,)/, "\\1,\\2\\3", 1, n); return n }
+            function group(n,  rest) {
+                for (rest = ""; length(n) > 3; n = substr(n, 1, length(n) - 3)) rest = "," substr(n, length(n) - 2) rest
+                return n rest
+            }
             { print "| " $1 " | " group($2) " | " group($3) " | " $4 " | " $5 " | " group($6) " | " group($7) " | `" command "` |" }' "$out/$part.tsv"
     done
 }
