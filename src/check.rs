@@ -17,16 +17,16 @@ use std::rc::Rc;
 
 use crate::error::{CorruptionReason, Error, ErrorKind, Result};
 use crate::file_name::FileName;
-use crate::key::{FileNumber, SeqNo, ShardId, slot};
+use crate::key::{SeqNo, ShardId, slot};
 use crate::manifest::presence::{Files, list, missing, unnamed};
 use crate::manifest::{Loaded, State, Version, WalMeta, load};
 use crate::merge::Source as _;
 use crate::record::file::{End, Extent, FIRST_RECORD, first_nonzero};
 use crate::record::{Kind, Owner};
+use crate::sst::SstMeta;
 use crate::sst::reader::Sst;
 use crate::sst::run::{OpenSst, Run};
 use crate::sst::verify::verify;
-use crate::sst::{BlockHandle, SstMeta};
 use crate::storage::{Access, Storage, open_file};
 use crate::wal::reader::{Source, read};
 
@@ -249,27 +249,25 @@ impl<S: Storage> Check<'_, S> {
         if !report.damage.is_empty() {
             return Ok(());
         }
-        let version = &self.state().version;
-        let mut runs = runs(self, version);
-        for (run, _) in &mut runs {
+        let mut runs = runs(self, &self.state().version);
+        for run in &mut runs {
             run.advance().await?;
         }
         let mut read = 0;
         loop {
             // The smallest key, and which runs stand at it, from the newest to the oldest.
-            let smallest = runs.iter().filter_map(|(run, _)| run.entry()).map(|entry| entry.key).min();
+            let smallest = runs.iter().filter_map(|run| run.entry()).map(|entry| entry.key).min();
             let Some(smallest) = smallest.map(<[u8]>::to_vec) else { break };
-            let mut newest: Option<(SeqNo, FileNumber)> = None;
-            for (run, first) in &mut runs {
+            let mut newest: Option<SeqNo> = None;
+            for run in &mut runs {
                 let Some(entry) = run.entry().filter(|entry| *entry.key == *smallest) else { continue };
-                if let Some((above, _)) = newest.filter(|(above, _)| *above <= entry.seqno) {
-                    let sst = self.open(first).await?;
+                if newest.is_some_and(|newest| newest <= entry.seqno) {
+                    let number = run.file().map(|file| file.number).unwrap_or_default();
                     let reason =
                         CorruptionReason("an entry is newer than one of the same key in a level above");
-                    tracing::debug!(above = above.0, below = entry.seqno.0, "order between levels");
-                    return Err(sst.corruption(BlockHandle::default(), reason));
+                    return Err(Error::corruption(&self.storage.label(FileName::Sst(number)), 0, reason));
                 }
-                newest = Some((entry.seqno, first.number));
+                newest = Some(entry.seqno);
                 read += entry.key.len() + entry.value.len();
                 run.advance().await?;
             }
@@ -282,17 +280,14 @@ impl<S: Storage> Check<'_, S> {
     }
 }
 
-/// The files of L0 one by one, the newest first, then each level as one run; with the first file of each.
-fn runs<'a, S: Storage>(
-    check: &'a Check<'a, S>,
-    version: &Version,
-) -> Vec<(Run<'a, Check<'a, S>>, Rc<SstMeta>)> {
+/// The files of L0 one by one, the newest first, then each level as one run.
+fn runs<'a, S: Storage>(check: &'a Check<'a, S>, version: &Version) -> Vec<Run<'a, Check<'a, S>>> {
     let mut runs = Vec::new();
     for (level, files) in version.levels() {
         if level == 0 {
-            runs.extend(files.iter().map(|file| (Run::new(check, [file.clone()]), file.clone())));
-        } else if let Some(first) = files.first() {
-            runs.push((Run::new(check, files.iter().cloned()), first.clone()));
+            runs.extend(files.iter().map(|file| Run::new(check, [file.clone()])));
+        } else {
+            runs.push(Run::new(check, files.iter().cloned()));
         }
     }
     runs

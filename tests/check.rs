@@ -101,3 +101,29 @@ fn what_is_no_store_is_not_checked() {
     assert_eq!(empty.status.code(), Some(78), "{}", text(&empty));
     assert!(text(&empty).contains("holds no store"), "{}", text(&empty));
 }
+
+#[test]
+fn a_lost_shard_or_store_file_is_named_by_the_check_and_by_the_start() {
+    for lost in ["shard-001", "STORE"] {
+        let (_folder, data) = folder();
+        let server = Server::start(&data, SMALL);
+        assert_eq!(server.client().request("POST", "/set?key=a&value=1").status, 200);
+        server.kill();
+        let path = data.join(lost);
+        if path.is_dir() {
+            fs::remove_dir_all(&path).unwrap()
+        } else {
+            fs::remove_file(&path).unwrap()
+        }
+        let damaged = check(&data);
+        assert_eq!(damaged.status.code(), Some(65), "{}", text(&damaged));
+        assert!(text(&damaged).contains(lost), "{}", text(&damaged));
+        let start = Command::new(env!("CARGO_BIN_EXE_ringkeep"))
+            .args(["--listen", "127.0.0.1:0", "--data-dir"])
+            .arg(&data)
+            .output()
+            .unwrap();
+        assert_eq!(start.status.code(), Some(65), "{}", text(&start));
+        assert!(text(&start).contains(lost), "{}", text(&start));
+    }
+}

@@ -211,6 +211,19 @@ fn watch<F: Future, B>(
     unreachable!("the loop has no end")
 }
 
+/// Opens what a crash left while the power goes again, before each operation of the recovery. Returns the states.
+fn check_recovery(storage: &SimStorage, journal: &Journal, acknowledged: usize, context: &str) -> u64 {
+    storage.record();
+    check(storage, journal, acknowledged, context);
+    let snapshots = storage.take_snapshots();
+    for snapshot in &snapshots {
+        let context = format!("{context}, and again at operation {}", snapshot.operations());
+        // What the check itself has written is not in the journal.
+        check(&snapshot.crash(Fate::Random), journal, acknowledged, &context);
+    }
+    snapshots.len() as u64
+}
+
 /// Opens what a crash left and reads it all. Returns how many of the writes it holds.
 fn check(storage: &SimStorage, journal: &Journal, acknowledged: usize, context: &str) -> usize {
     block_on(async {
@@ -248,14 +261,20 @@ fn power_cuts(seed: u64) -> (u64, u64) {
         // Some lives end with a clean stop.
         let cut = storage.operations() + random.below(350);
         let life_seed = random.next_u64();
+        let mut dice = Random::new(life_seed);
         let run = live(&storage, life_seed, &journal);
         let ended = watch(&storage, &journal, run, |snapshot, acknowledged| {
             let journal = journal.borrow();
             for fate in FATES {
                 let context =
                     format!("seed {seed}, life {life}, operation {}, {fate:?}", snapshot.operations());
-                check(&snapshot.crash(fate), &journal, acknowledged, &context);
+                let left = snapshot.crash(fate);
                 states += 1;
+                if dice.below(40) == 0 {
+                    states += check_recovery(&left, &journal, acknowledged, &context);
+                } else {
+                    check(&left, &journal, acknowledged, &context);
+                }
             }
             if snapshot.operations() == cut {
                 return ControlFlow::Break((snapshot.clone(), acknowledged));

@@ -359,3 +359,22 @@ fn many_large_values_at_once_are_answered_or_refused_never_mixed() {
     assert!(0 < answered);
     assert_eq!(client.request("GET", "/get?key=v0").status, 200, "what was held is given back");
 }
+
+#[test]
+fn deletes_of_large_values_that_nobody_has_read_are_all_answered() {
+    let (_folder, data) = common::folder();
+    let server = Server::start(&data, SMALL);
+    for number in 0..12 {
+        assert_eq!(server.client().post(&format!("/set?key=large-{number}"), &[7; 300_000]).status, 200);
+    }
+    server.signal("-TERM");
+    assert_eq!(server.wait().code(), Some(0));
+    let server = Server::start(&data, SMALL);
+    let mut client = server.client();
+    for number in 0..12 {
+        assert_eq!(client.request("DELETE", &format!("/del?key=large-{number}")).status, 200);
+        assert_eq!(client.request("DELETE", &format!("/del?key=large-{number}")).status, 404);
+    }
+    server.signal("-TERM");
+    assert_eq!(server.wait().code(), Some(0));
+}

@@ -10,7 +10,7 @@ use crate::check::{Report, bytes_to_read, check_shard};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::{FileName, shard_directory};
 use crate::key::ShardId;
-use crate::manifest::presence::list;
+use crate::manifest::presence::{list, unexpected_data};
 use crate::record::Owner;
 use crate::storage::Storage;
 use crate::storage::uring::{Device, UringStorage};
@@ -71,6 +71,10 @@ async fn check(data_dir: &Path) -> Result<Report> {
     let storage = |path: PathBuf, prefix: String| UringStorage::new(path, prefix, device, false);
     let root = storage(data_dir.to_owned(), String::new());
     let Some(store) = Store::load(&root).await? else {
+        if data_dir.join(shard_directory(ShardId(0))).exists() {
+            let message = format!("{} is missing, and there are shards", FileName::Store);
+            return Err(Error::new(ErrorKind::Corruption, message));
+        }
         let message = format!("{} holds no store: there is no {}", data_dir.display(), FileName::Store);
         return Err(Error::new(ErrorKind::Configuration, message));
     };
@@ -91,7 +95,12 @@ async fn check(data_dir: &Path) -> Result<Report> {
         shards.iter().filter_map(|(_, storage)| list(storage).ok()).map(|files| bytes_to_read(&files)).sum();
     let bar = progress_bar(total);
     for (owner, storage) in &shards {
-        if !store.ready && list(storage).map_or(true, |files| !files.contains_key(&FileName::Current)) {
+        if !store.ready {
+            if data_dir.join(shard_directory(owner.shard)).exists()
+                && let Some(error) = unexpected_data(storage, *owner).await?
+            {
+                report.damage.push(error);
+            }
             report.notes.push(format!("{}: its creation did not finish", shard_directory(owner.shard)));
             continue;
         }

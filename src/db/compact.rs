@@ -60,7 +60,9 @@ impl<S: Storage> Db<S> {
         }
         edit.add_ssts.extend(outputs.iter().map(|meta| (compaction.target(), Rc::new(meta.clone()))));
         let synced = inner.storage.sync_dir().await;
-        let result = match synced.map_err(|error| Error::io("sync the directory of the shard", error)) {
+        let result = match synced
+            .map_err(|error| Error::io(format!("sync {}", inner.storage.directory_label()), error))
+        {
             Ok(()) => self.edit(edit).await,
             Err(error) => Err(error),
         };

@@ -152,7 +152,7 @@ impl<S: Storage> Db<S> {
                 .storage
                 .sync_dir()
                 .await
-                .map_err(|error| Error::io("sync the directory of the shard", error))?;
+                .map_err(|error| Error::io(format!("sync {}", inner.storage.directory_label()), error))?;
             Ok(meta)
         }
         .await;

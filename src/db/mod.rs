@@ -133,7 +133,7 @@ struct Inner<S: Storage> {
     turnstile: Mutex<()>,
     /// Memory that large values may take on their way to readers, in KiB (P8).
     large_reads: Arc<Semaphore>,
-    /// Large blocks that deletes look at, a few at a time; they are not kept for anyone.
+    /// Large blocks that deletes look at, a few at a time; the cache does not keep them.
     large_checks: Arc<Semaphore>,
     events: Events,
 }
@@ -149,7 +149,7 @@ enum Work {
 /// What the background futures wait for.
 #[derive(Default)]
 struct Events {
-    /// A group was committed, or the shard was poisoned.
+    /// A group was committed or synced, or the shard was poisoned.
     committed: Notify,
     /// A memtable was frozen.
     frozen: Notify,
@@ -368,7 +368,12 @@ impl<S: Storage> Db<S> {
         }
     }
 
-    /// Waits until a group is committed. Cancel safety: safe.
+    /// The WAL of the last group, and how far it is durable; `None` before the first.
+    pub fn durable(&self) -> Option<(FileNumber, u64)> {
+        self.0.queue.durable()
+    }
+
+    /// Waits until a group is committed, or synced after that. Cancel safety: safe.
     pub async fn commit_seen(&self) {
         self.0.events.committed.notified().await;
     }
@@ -381,7 +386,7 @@ impl<S: Storage> Db<S> {
     ///
     /// Cancel safety: not safe.
     pub async fn witness(&self) -> Result<()> {
-        let Some((number, durable)) = self.0.queue.durable() else { return Ok(()) };
+        let Some((number, durable)) = self.0.queue.durable() else { return Ok(()) }; // W4
         let edit = VersionEdit { durable_wals: vec![(number, durable)], ..VersionEdit::default() };
         self.edit_if(edit, |state| {
             // It may have been flushed and released by now.
@@ -395,7 +400,9 @@ impl<S: Storage> Db<S> {
 
     /// Syncs groups that were committed without a sync (`--sync DURATION`). Errors as [`Self::commit_next`].
     pub async fn sync(&self) -> Result<()> {
-        self.0.queue.sync().await.map_err(|error| self.poison(&error))
+        self.0.queue.sync().await.map_err(|error| self.poison(&error))?;
+        self.0.events.committed.notify_waiters();
+        Ok(())
     }
 
     /// Refuses every write from now on, and tells everyone who waits (D4).

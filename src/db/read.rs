@@ -126,12 +126,15 @@ impl<S: Storage> Lookup<S> {
                 }
                 Err(Need::Block(sst, handle)) => {
                     let bytes = handle.bytes as usize;
-                    let guard = match self.0 {
-                        State::Searching { wants: Wants::Existence, .. } => db.hold_for_check(bytes).await,
-                        _ => db.hold_for_reader(bytes)?,
-                    };
+                    let checks = matches!(self.0, State::Searching { wants: Wants::Existence, .. });
+                    let guard =
+                        if checks { db.hold_for_check(bytes).await } else { db.hold_for_reader(bytes)? };
+                    // The cache would keep the leave of a check, and those that wait for one would wait for ever.
+                    let cached = !(checks && guard.is_some());
                     let block = Rc::new(sst.read_block(handle, guard).await?);
-                    db.0.cache.insert(sst.number(), handle.offset, block.clone());
+                    if cached {
+                        db.0.cache.insert(sst.number(), handle.offset, block.clone());
+                    }
                     // Handed over directly: a small cache may have dropped it again.
                     supplied = Some(block);
                 }

@@ -1,20 +1,24 @@
 //! Opens a shard: `CURRENT` → manifest → files that must be there → WALs in order.
 //!
 //! 1. The manifest says which files make up the shard. One that is missing, or an SST of another length, stops
-//!    the start with its name. Files that the manifest does not name are leftovers of a crash and are removed.
-//!    A WAL among them that holds writes which are nowhere else is no leftover: the edit that named it was lost.
+//!    the start with its name. Files that the manifest does not name are leftovers of a crash. A WAL among them that
+//!    holds writes which are nowhere else is none: the edit that named it was lost.
 //! 2. The WALs are replayed in order. Each ends where its last record verifies; what is torn behind is cut and
 //!    reported. A gap in the SeqNos is damage (W1).
 //! 3. What was replayed is synced, so that it may be shown (P2), and a fresh manifest is written that fixes where
 //!    each WAL ends: a write of the killed process that the kernel finishes late cannot come to light at the
 //!    open after next, in between writes that were acknowledged since.
-//! 4. Replayed memtables are frozen; the background flush turns them into SSTs while requests are served.
+//! 4. Leftovers are removed, only now: an edit of the killed process may still land in the manifest before, and
+//!    name one of them. (If the disk is too full for step 3 they go first; what is risked then is a refused start,
+//!    should a second crash come just there.)
+//! 5. Replayed memtables are frozen; the background flush turns them into SSTs while requests are served.
 //!
 //! The WAL of a clean stop is used again. After any other stop new writes go to a new WAL: where the killed
 //! process was writing, the kernel may still be.
 //!
-//! A crash during any of this leaves either the old manifest or the fresh one in force, and nothing that either
-//! names is touched before the fresh one is.
+//! A crash during any of this leaves either the old manifest or the fresh one in force, and nothing that the old one
+//! names, or may come to name, is changed before the fresh one is in force, but for the head of the WAL of a clean
+//! stop, which is written anew in one sector.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -31,14 +35,14 @@ use crate::config::DbConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
 use crate::key::{FileNumber, SeqNo};
-use crate::manifest::presence::{list, missing, unnamed};
+use crate::manifest::presence::{list, missing, unexpected_data, unnamed};
 use crate::manifest::{Loaded, Manifest, State, WalMeta, load, make_durable};
 use crate::memtable::Memtable;
 use crate::record::Owner;
 use crate::record::file::{Extent, FIRST_RECORD};
 use crate::sst::cache::BlockCache;
 use crate::storage::Storage;
-use crate::wal::reader::{Source, first_write, replay};
+use crate::wal::reader::{Source, replay};
 use crate::wal::writer::Wal;
 
 /// Large blocks that are read at a time for deletes.
@@ -74,20 +78,8 @@ impl<S: Storage> Db<S> {
     /// `Corruption` if the directory holds data: then it is `STORE` that is wrong. Any other; nothing was
     /// acknowledged.
     pub async fn create(storage: S, owner: Owner, config: DbConfig) -> Result<Self> {
-        for (name, bytes) in list(&storage)? {
-            let holds_data = match name {
-                FileName::Sst(_) => true,
-                FileName::Wal(number) => first_write(&storage, owner, number, bytes).await?.is_some(),
-                _ => false,
-            };
-            if holds_data {
-                let message = format!(
-                    "{} holds data, and {} says that the store was never in use: it is damaged, or an old copy",
-                    storage.label(name),
-                    FileName::Store
-                );
-                return Err(Error::new(ErrorKind::Corruption, message));
-            }
+        if let Some(error) = unexpected_data(&storage, owner).await? {
+            return Err(error);
         }
         remove_except(&storage, |_| false).await?;
         let state = State { next_file: FileNumber(1), ..State::default() };
@@ -120,29 +112,19 @@ impl<S: Storage> Db<S> {
         config: DbConfig,
         mut state: State,
     ) -> Result<(Self, Recovered)> {
-        let leftovers = clear_leftovers(&storage, owner, &mut state).await?;
-        let clean = state.clean_wal.filter(|number| {
-            state
-                .wals
-                .get(number)
-                .is_some_and(|wal| *wal == WalMeta { bytes: config.wal_bytes, end: Extent::default() })
-        });
-        let number = clean.unwrap_or(state.next_file);
-        let begin = async {
-            let lengths = Self::wal_lengths(&config);
-            match clean {
-                Some(number) => Wal::open_empty(&storage, owner, number, lengths).await,
-                None => Wal::create(&storage, owner, number, lengths).await,
+        let leftovers = look_at_leftovers(&storage, owner, &mut state).await?;
+        let prepared = match Self::prepare(&storage, owner, &config, state.clone()).await {
+            // Leftovers may be what is lacking.
+            Err(error) if error.kind() == ErrorKind::DiskFull && 0 < leftovers => {
+                let loaded = |name| matches!(name, FileName::Current | FileName::Manifest(_));
+                remove_except(&storage, |name| state.names(name) || loaded(name)).await?;
+                look_at_leftovers(&storage, owner, &mut state).await?;
+                Self::prepare(&storage, owner, &config, state).await?
             }
+            result => result?,
         };
-        // Replay waits for reads and for the processor, a new WAL for writes: together they take as long as one.
-        let (replayed, wal) = tokio::join!(replay_all(&storage, owner, &state, clean), begin);
-        let (Replayed { next, frozen, ends, mut recovered }, wal) = (replayed?, wal?);
+        let Prepared { replayed: Replayed { next, frozen, mut recovered, .. }, wal, manifest } = prepared;
         recovered.leftovers = leftovers;
-        state.next_file = state.next_file.max(number.next());
-        state.wals.extend(ends);
-        state.wals.insert(number, WalMeta { bytes: config.wal_bytes, end: Extent::default() });
-        let manifest = Manifest::create(storage.clone(), owner, state, config.manifest_bytes).await?;
         let state = manifest.state().clone();
         let number = manifest.number();
         remove_except(&storage, |name| {
@@ -183,22 +165,52 @@ impl<S: Storage> Db<S> {
         inner.events.version.notify_one();
         Ok((Self(Rc::new(inner)), recovered))
     }
+
+    /// Replays the WALs, makes the one for new writes, and puts a fresh manifest in force that names both.
+    async fn prepare(storage: &S, owner: Owner, config: &DbConfig, mut state: State) -> Result<Prepared<S>> {
+        let unused = WalMeta { bytes: config.wal_bytes, end: Extent::default() };
+        let clean = state.clean_wal.filter(|number| state.wals.get(number) == Some(&unused));
+        let number = clean.unwrap_or(state.next_file);
+        let begin = async {
+            let lengths = Self::wal_lengths(config);
+            match clean {
+                Some(number) => Wal::open_empty(storage, owner, number, lengths).await,
+                None => Wal::create(storage, owner, number, lengths).await,
+            }
+        };
+        // Replay waits for reads and for the processor, a new WAL for writes: together they take as long as one.
+        let (replayed, wal) = tokio::join!(replay_all(storage, owner, &state, clean), begin);
+        let (mut replayed, wal) = (replayed?, wal?);
+        state.next_file = state.next_file.max(number.next());
+        state.wals.extend(replayed.ends.drain(..));
+        state.wals.insert(number, unused);
+        let manifest = Manifest::create(storage.clone(), owner, state, config.manifest_bytes).await?;
+        Ok(Prepared { replayed, wal, manifest })
+    }
 }
 
-/// Removes what the manifest does not name, before anything is allocated: on a full disk it is what is lacking.
-/// Numbers of leftovers are not used again. Returns how many files a crash has left over.
+/// A shard that is as durable as it is going to be when it serves.
+struct Prepared<S: Storage> {
+    replayed: Replayed,
+    wal: Wal<S::File>,
+    manifest: Manifest<S>,
+}
+
+/// Looks at what the manifest does not name. Numbers of leftovers are not used again. Returns how many files a crash
+/// has left over.
 ///
 /// # Errors
 /// `Corruption` if one of them is a WAL with writes that are nowhere else; `Io`.
-async fn clear_leftovers<S: Storage>(storage: &S, owner: Owner, state: &mut State) -> Result<u64> {
+async fn look_at_leftovers<S: Storage>(storage: &S, owner: Owner, state: &mut State) -> Result<u64> {
     let files = list(storage)?;
     if let Some(error) = unnamed(storage, owner, state, &files).await?.into_iter().next() {
         return Err(error);
     }
     let highest = files.keys().filter_map(|name| name.number()).max();
     state.next_file = state.next_file.max(highest.unwrap_or_default().next());
-    let loaded = |name| matches!(name, FileName::Current | FileName::Manifest(_));
-    remove_except(storage, |name| state.names(name) || loaded(name)).await
+    let left =
+        |name: &&FileName| !state.names(**name) && !matches!(name, FileName::Current | FileName::Manifest(_));
+    Ok(files.keys().filter(left).count() as u64)
 }
 
 /// What the WALs held.

@@ -37,7 +37,7 @@ const OUTPUT_BYTES: usize = 64 << 10;
 /// Replies that wait for their turn hold so much, and one value more (H5).
 const HELD_BYTES_MAX: usize = 1 << 20;
 /// What a value on its way from the disk is taken to be, until a longer one was seen.
-const EXPECTED_BYTES_MIN: usize = 64 << 10;
+const EXPECTED_BYTES_MIN: usize = 16 << 10;
 /// After a refusal at most this much of what the client still sends is read and dropped, so that the refusal
 /// reaches it before the reset does.
 const LINGER_BYTES_MAX: usize = 1 << 20;
@@ -241,7 +241,7 @@ struct Connection<'a, H: Handler> {
     reserved: usize,
     /// Bytes that replies under way hold, or are expected to.
     held: usize,
-    /// The longest value so far.
+    /// How long the next value may be: as long as the last ones were.
     expected: usize,
     /// Whether anything has come.
     has_read: bool,
@@ -488,7 +488,7 @@ impl<H: Handler> Connection<'_, H> {
         let RequestWire { old, head_only, .. } = wire;
         put_head(&mut self.output, &response, Wire { date: &date, old, keep_alive, head_only });
         if let Body::Value(value) = &response.body {
-            self.expected = self.expected.max(value.len());
+            self.expected = value.len().max(self.expected / 2).max(EXPECTED_BYTES_MIN);
         }
         match response.body {
             _ if head_only => {}

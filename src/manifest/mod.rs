@@ -135,8 +135,8 @@ pub struct Loaded {
 /// # Errors
 /// `Corruption` if `CURRENT`, the manifest or an edit does not verify, or the manifest is missing.
 pub async fn load<S: Storage>(storage: &S, owner: Owner) -> Result<Option<Loaded>> {
-    let files = storage.list().map_err(|error| Error::io("list the files of the shard", error))?;
-    if !files.iter().any(|(name, _)| *name == FileName::Current) {
+    let files = presence::list(storage)?;
+    if !files.contains_key(&FileName::Current) {
         return Ok(None);
     }
     let label = storage.label(FileName::Current);
@@ -147,7 +147,7 @@ pub async fn load<S: Storage>(storage: &S, owner: Owner) -> Result<Option<Loaded
         .map_err(|reason| Error::corruption(&label, 0, reason))?;
     let name = FileName::Manifest(number);
     let label = storage.label(name);
-    let Some((_, bytes)) = files.iter().find(|(found, _)| *found == name) else {
+    let Some(bytes) = files.get(&name) else {
         let message = format!("{label} is missing, and {} names it", storage.label(FileName::Current));
         return Err(Error::new(ErrorKind::Corruption, message));
     };
@@ -179,13 +179,14 @@ pub async fn load<S: Storage>(storage: &S, owner: Owner) -> Result<Option<Loaded
 /// names, that the next power cut may still take. Nothing may be removed because of them before.
 ///
 /// # Errors
-/// `Io`.
+/// `Poisoned` if a sync failed; `Io`.
 pub async fn make_durable<S: Storage>(storage: &S, number: FileNumber) -> Result<()> {
     let name = FileName::Manifest(number);
     let file = open_file(storage, name, Access::Read).await?;
     let label = storage.label(name);
-    file.sync().await.map_err(|error| Error::io(format!("sync {label} after it was read"), error))?;
-    storage.sync_dir().await.map_err(|error| Error::io(format!("sync the directory of {label}"), error))
+    let lost = |what: String, error| Error::io(what, error).with_kind(ErrorKind::Poisoned); // P6
+    file.sync().await.map_err(|error| lost(format!("sync {label} after it was read"), error))?;
+    storage.sync_dir().await.map_err(|error| lost(format!("sync the directory of {label}"), error))
 }
 
 /// The manifest in force, open for edits.

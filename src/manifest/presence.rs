@@ -3,6 +3,7 @@
 //! Owns: which files are missing, which are left over, and which of those would be a loss. Removes nothing.
 
 use std::collections::BTreeMap;
+use std::io;
 
 use super::State;
 use crate::error::{Error, ErrorKind, Result};
@@ -19,7 +20,14 @@ pub type Files = BTreeMap<FileName, u64>;
 /// # Errors
 /// `Io`.
 pub fn list<S: Storage>(storage: &S) -> Result<Files> {
-    let files = storage.list().map_err(|error| Error::io("list the files of the shard", error))?;
+    let files = storage.list().map_err(|error| {
+        let message = format!("list {}", storage.directory_label());
+        match error.kind() {
+            // It was made, and its name synced, before anything was in it.
+            io::ErrorKind::NotFound => Error::io(message, error).with_kind(ErrorKind::Corruption),
+            _ => Error::io(message, error),
+        }
+    })?;
     Ok(files.into_iter().collect())
 }
 
@@ -71,4 +79,27 @@ pub async fn unnamed<S: Storage>(
         }
     }
     Ok(errors)
+}
+
+/// An error if the directory of a shard that was never in use holds data: then it is `STORE` that is wrong.
+///
+/// # Errors
+/// `Io`.
+pub async fn unexpected_data<S: Storage>(storage: &S, owner: Owner) -> Result<Option<Error>> {
+    for (name, bytes) in list(storage)? {
+        let holds_data = match name {
+            FileName::Sst(_) => true,
+            FileName::Wal(number) => first_write(storage, owner, number, bytes).await?.is_some(),
+            _ => false,
+        };
+        if holds_data {
+            let message = format!(
+                "{} holds data, and {} says that the store was never in use: it is damaged, or an old copy",
+                storage.label(name),
+                FileName::Store
+            );
+            return Ok(Some(Error::new(ErrorKind::Corruption, message)));
+        }
+    }
+    Ok(None)
 }

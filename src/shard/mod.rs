@@ -183,21 +183,24 @@ impl Worker {
     /// Notes the end of the WAL whenever writes have paused.
     async fn witness(mut self) {
         let db = self.db.clone();
-        let mut noted = db.committed().0;
+        let mut noted = db.durable();
         loop {
-            let groups = db.committed().0;
-            if groups == noted && !self.wait(db.commit_seen()).await {
+            if db.durable() == noted && !self.wait(db.commit_seen()).await {
                 return;
             }
+            let durable = db.durable();
             if !self.wait(tokio::time::sleep(IDLE_TIME)).await {
                 return;
             }
-            if db.committed().0 == groups {
+            if db.durable() == durable && durable != noted {
                 let result = db.witness().await;
+                let done = result.is_ok();
                 if !self.handle("note the end of a WAL", result).await {
                     return;
                 }
-                noted = groups;
+                if done {
+                    noted = durable;
+                }
             }
         }
     }

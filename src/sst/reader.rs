@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::block::{Block, BlockKind, Cursor, FRAME_BYTES, frame_bytes, open_frame, seek};
 use super::{BlockHandle, SstMeta, filter};
 use crate::codec::{Reader, to_usize};
-use crate::error::{CorruptionReason, Error, Result};
+use crate::error::{CorruptionReason, Error, ErrorKind, Result};
 use crate::file_name::FileName;
 use crate::key::{Entry, FileNumber, SeqNo, ValueKind};
 use crate::merge::Source;
@@ -222,7 +222,7 @@ impl<F: File> Frames<F> {
         }
         let at = self.position();
         if !self.window_holds(FRAME_BYTES) {
-            self.fill(SCAN_BYTES.min(to_usize(self.end - self.next))).await?;
+            self.fill(BLOCK_BYTES).await?;
         }
         let from = to_usize(self.next - self.window_at);
         let bytes = frame_bytes(&self.window[from..]).map_err(|reason| self.sst.corruption(at, reason))?;
@@ -237,7 +237,7 @@ impl<F: File> Frames<F> {
             read(&self.sst.file, &self.sst.label, self.next, bytes).await?
         } else {
             if !self.window_holds(bytes) {
-                self.fill(SCAN_BYTES.min(to_usize(self.end - self.next))).await?;
+                self.fill(bytes).await?;
             }
             let from = to_usize(self.next - self.window_at);
             AlignedBuf::from(&self.window[from..from + bytes])
@@ -260,8 +260,15 @@ impl<F: File> Frames<F> {
         self.window_at <= self.next && self.next + bytes as u64 <= self.window_at + self.window.len() as u64
     }
 
+    /// Reads at least `bytes` from here, and more of what follows if that can be read, too.
     async fn fill(&mut self, bytes: usize) -> Result<()> {
-        self.window = read(&self.sst.file, &self.sst.label, self.next, bytes).await?;
+        let step = bytes.max(SCAN_BYTES.min(to_usize(self.end - self.next)));
+        self.window = match read(&self.sst.file, &self.sst.label, self.next, step).await {
+            Err(error) if error.kind() == ErrorKind::Io => {
+                read(&self.sst.file, &self.sst.label, self.next, bytes).await?
+            }
+            result => result?,
+        };
         self.window_at = self.next;
         Ok(())
     }

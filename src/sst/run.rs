@@ -25,12 +25,19 @@ pub struct Run<'a, O: OpenSst> {
     opener: &'a O,
     files: VecDeque<Rc<SstMeta>>,
     current: Option<Scanner<O::File>>,
+    /// The file that was opened last.
+    file: Option<Rc<SstMeta>>,
 }
 
 impl<'a, O: OpenSst> Run<'a, O> {
     /// A run before its first entry.
     pub fn new(opener: &'a O, files: impl IntoIterator<Item = Rc<SstMeta>>) -> Self {
-        Self { opener, files: files.into_iter().collect(), current: None }
+        Self { opener, files: files.into_iter().collect(), current: None, file: None }
+    }
+
+    /// The file of the current entry.
+    pub fn file(&self) -> Option<&SstMeta> {
+        self.file.as_deref()
     }
 }
 
@@ -48,6 +55,7 @@ impl<O: OpenSst> Source for Run<'_, O> {
                 return Ok(());
             };
             self.current = Some(Scanner::new(self.opener.open(&file).await?));
+            self.file = Some(file);
         }
     }
 

@@ -12,7 +12,7 @@ use super::block::{Block, BlockKind, Cursor, seek};
 use super::reader::{Frames, Sst};
 use super::{BlockHandle, SstMeta, filter};
 use crate::codec::Reader;
-use crate::error::{CorruptionReason, Error, ErrorKind, Result};
+use crate::error::{CorruptionReason, Error, Result};
 use crate::key::{Entry, SeqNo, ValueKind, filter_hash};
 use crate::storage::File;
 
@@ -80,10 +80,14 @@ pub async fn verify<F: File>(
             }
             Err(error) => {
                 // One report for a run of damaged pages.
-                if reported != Some(at.offset) || error.kind() != ErrorKind::Corruption {
+                if reported != Some(at.offset) {
                     damage.push(error);
                 }
                 walk.gap = true;
+                // What lists or filters these may be what is damaged.
+                walk.blocks.clear();
+                walk.hashes.clear();
+                walk.index = None;
                 frames.skip_page();
                 reported = Some(frames.position().offset);
             }

@@ -54,6 +54,9 @@ pub trait Storage: Clone + 'static {
     /// The name of a file as messages show it, as in `shard-000/000007.wal`.
     fn label(&self, name: FileName) -> String;
 
+    /// The directory as messages show it, as in `shard-000`.
+    fn directory_label(&self) -> String;
+
     /// All files that are ours, with their lengths, in name order. For start-up only: it blocks.
     fn list(&self) -> io::Result<Vec<(FileName, u64)>>;
 

@@ -47,7 +47,8 @@ pub enum Fate {
     Lost,
     /// All of them are there.
     Kept,
-    /// It was not the power that went but the process: all of them are there, and not synced yet.
+    /// It was not the power that went but the process: all of them are there, and not synced yet. A write that was in
+    /// flight lands a few operations later: the kernel goes on with what it was given.
     Killed,
     /// By seeded coins: first how likely bytes, and names, are kept, and whether whole writes or single sectors
     /// are; then each of them. This tears and reorders writes, and parts files from their names.
@@ -74,6 +75,9 @@ pub struct Fault {
     pub for_ever: bool,
 }
 
+/// A write of a killed process lands within so many operations.
+const LATE_OPERATIONS: u64 = 40;
+
 /// A directory in memory. Clones share it.
 #[derive(Clone)]
 pub struct SimStorage(Rc<RefCell<Disk>>);
@@ -89,8 +93,20 @@ struct Disk {
     operations: u64,
     fault: Option<Fault>,
     random: Random,
+    /// The write that waits for its turn; and one of a killed process, which the kernel finishes at an operation to
+    /// come.
+    in_flight: Option<Write>,
+    late: Option<(u64, Write)>,
     /// The disk before each operation, if that is recorded.
     snapshots: Option<Vec<Disk>>,
+}
+
+/// Bytes on their way to an offset of a file.
+#[derive(Clone)]
+struct Write {
+    inode: usize,
+    offset: usize,
+    bytes: Rc<[u8]>,
 }
 
 #[derive(Clone, Default)]
@@ -238,6 +254,8 @@ impl SimStorage {
             operations: 0,
             fault: None,
             random: Random::new(seed),
+            in_flight: None,
+            late: None,
             snapshots: None,
         })
     }
@@ -274,7 +292,16 @@ impl SimStorage {
         let mut random = Random::new(self.0.borrow_mut().random.next_u64());
         let disk = self.0.borrow();
         if fate == Fate::Killed {
-            return Self::of(Disk { fault: None, random, snapshots: None, ..disk.clone() });
+            let landing = disk.operations + random.below(LATE_OPERATIONS);
+            let late = disk.in_flight.clone().map(|write| (landing, write));
+            return Self::of(Disk {
+                fault: None,
+                random,
+                in_flight: None,
+                late,
+                snapshots: None,
+                ..disk.clone()
+            });
         }
         let (bytes, names) = (Coin::new(fate, &mut random), Coin::new(fate, &mut random));
         let mut durable_names = disk.durable_names.clone();
@@ -304,6 +331,8 @@ impl SimStorage {
             operations: disk.operations,
             fault: None,
             random,
+            in_flight: None,
+            late: None,
             snapshots: None,
         })
     }
@@ -386,6 +415,10 @@ impl SimStorage {
             disk.snapshots = Some(snapshots);
         }
         disk.operations += 1;
+        let now = disk.operations;
+        if let Some((_, write)) = disk.late.take_if(|(landing, _)| *landing < now) {
+            Rc::make_mut(&mut disk.files[write.inode]).write(write.offset, write.bytes);
+        }
         let fault = disk.fault?;
         let hit = disk.operations == fault.operation || (fault.for_ever && fault.operation < disk.operations);
         hit.then_some(fault.failure)
@@ -420,6 +453,10 @@ impl Storage for SimStorage {
 
     fn label(&self, name: FileName) -> String {
         name.to_string()
+    }
+
+    fn directory_label(&self) -> String {
+        "the directory".into()
     }
 
     fn list(&self) -> io::Result<Vec<(FileName, u64)>> {
@@ -508,13 +545,18 @@ impl File for SimFile {
     async fn write_at(&self, buffer: AlignedBuf, offset: u64) -> (io::Result<()>, AlignedBuf) {
         assert!(offset.is_multiple_of(BLOCK_BYTES as u64) && buffer.len().is_multiple_of(BLOCK_BYTES));
         assert!(self.access != Access::Read, "a file opened for reads is not written");
+        let bytes: Rc<[u8]> = buffer[..].into();
+        self.storage.0.borrow_mut().in_flight =
+            Some(Write { inode: self.inode, offset: to_usize(offset), bytes: bytes.clone() });
         let failure = self.storage.count().await;
+        self.storage.0.borrow_mut().in_flight = None;
         let written = match failure {
             None => buffer.len(),
             Some(Failure::Short) => buffer.len() / 2,
             Some(Failure::Errno(_)) => 0,
         };
-        self.inode().write(to_usize(offset), buffer[..written].into());
+        let bytes = if written == buffer.len() { bytes } else { buffer[..written].into() };
+        self.inode().write(to_usize(offset), bytes);
         let result = match failure {
             None => Ok(()),
             Some(Failure::Short) => Err(io::ErrorKind::WriteZero.into()),

@@ -190,6 +190,13 @@ impl Storage for UringStorage {
         format!("{}{name}", self.0.prefix)
     }
 
+    fn directory_label(&self) -> String {
+        match self.0.prefix.trim_end_matches('/') {
+            "" => "the data directory".into(),
+            shard => shard.into(),
+        }
+    }
+
     fn list(&self) -> io::Result<Vec<(FileName, u64)>> {
         let mut files = Vec::new();
         for entry in std::fs::read_dir(&self.0.path)? {

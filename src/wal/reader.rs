@@ -23,7 +23,7 @@ pub struct Source {
 /// What was replayed is synced before the return, so that it may be shown to readers (P2).
 ///
 /// # Errors
-/// `Corruption` with file and offset; `Io`.
+/// `Corruption` with file and offset; `Poisoned` if the sync failed; `Io`.
 pub async fn replay<S: Storage>(
     storage: &S,
     owner: Owner,
@@ -33,7 +33,9 @@ pub async fn replay<S: Storage>(
 ) -> Result<End> {
     let (file, end) = read(storage, owner, source, next, visit).await?;
     let label = storage.label(FileName::Wal(source.number));
-    file.sync().await.map_err(|error| Error::io(format!("sync {label} after its replay"), error))?;
+    file.sync().await.map_err(|error| {
+        Error::io(format!("sync {label} after its replay"), error).with_kind(ErrorKind::Poisoned) // P6
+    })?;
     Ok(end)
 }
 
