@@ -39,7 +39,7 @@ use crate::shard::handler::StopLines;
 use crate::shard::mailbox::connect;
 use crate::shard::router::{Router, ThreadId};
 use crate::shard::thread::{Balance, Event, Phase, Plan, ShardPlan, run as run_thread};
-use crate::storage::Storage;
+use crate::storage::sync_names;
 use crate::storage::uring::{Device, UringStorage};
 use crate::store::Store;
 
@@ -85,7 +85,7 @@ fn lock_data_dir(path: &Path) -> Result<File> {
         let error = Error::io(format!("create the data directory {shown}"), error);
         if denied { error } else { error.with_kind(ErrorKind::CannotCreate) }
     })?;
-    sync_names(path).map_err(|error| Error::io(format!("sync the name of {shown}"), error))?;
+    sync_names_above(path).map_err(|error| Error::io(format!("sync the name of {shown}"), error))?;
     let lock = File::options()
         .create(true)
         .truncate(false)
@@ -127,7 +127,7 @@ fn take(lock: &File, path: &Path) -> Result<()> {
 }
 
 /// Makes the name of the data directory durable, and those of the directories above it, which may be as new.
-fn sync_names(path: &Path) -> io::Result<()> {
+fn sync_names_above(path: &Path) -> io::Result<()> {
     for parent in path.canonicalize()?.ancestors().skip(1) {
         match File::open(parent).and_then(|directory| directory.sync_all()) {
             Ok(()) => {}
@@ -500,17 +500,13 @@ impl Signals {
 /// Reads the store, or makes one: `STORE`, then the directories of the shards, then their names durable.
 async fn open_store(root: &UringStorage, config: &Config, threads: usize) -> Result<Store> {
     let directory = |shard: u16| config.data_dir.join(shard_directory(ShardId(shard)));
-    let sync_root = async || {
-        let synced = root.sync_dir().await;
-        synced.map_err(|error| Error::io(format!("sync {}", config.data_dir.display()), error))
-    };
     let store = match Store::load(root).await? {
         Some(store) if store.ready => {
             if config.shards.is_some_and(|shards| shards != store.shards) {
                 tracing::warn!("--shards is for new stores; this one has {}", store.shards);
             }
             // The process before may have been killed between the rename of the file and its sync.
-            sync_root().await?;
+            sync_names(root).await?;
             return Ok(store);
         }
         Some(unfinished) => unfinished,
@@ -536,7 +532,7 @@ async fn open_store(root: &UringStorage, config: &Config, threads: usize) -> Res
         std::fs::create_dir_all(&path)
             .map_err(|error| Error::io(format!("create {}", path.display()), error))?;
     }
-    sync_root().await?;
+    sync_names(root).await?;
     Ok(store)
 }
 

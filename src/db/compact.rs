@@ -12,7 +12,7 @@ use crate::record::{Identity, Kind};
 use crate::sst::SstMeta;
 use crate::sst::reader::Sst;
 use crate::sst::run::OpenSst;
-use crate::storage::Storage;
+use crate::storage::{Storage, sync_names};
 
 impl<S: Storage> Db<S> {
     /// Waits until the version has changed or a look was asked for.
@@ -59,10 +59,7 @@ impl<S: Storage> Db<S> {
             edit.add_ssts.push((compaction.target(), compaction.inputs[0].clone()));
         }
         edit.add_ssts.extend(outputs.iter().map(|meta| (compaction.target(), Rc::new(meta.clone()))));
-        let synced = inner.storage.sync_dir().await;
-        let result = match synced
-            .map_err(|error| Error::io(format!("sync {}", inner.storage.directory_label()), error))
-        {
+        let result = match sync_names(&inner.storage).await {
             Ok(()) => self.edit(edit).await,
             Err(error) => Err(error),
         };

@@ -13,7 +13,7 @@ use crate::record::Kind;
 use crate::record::file::Extent;
 use crate::sst::SstMeta;
 use crate::sst::builder::SstBuilder;
-use crate::storage::Storage;
+use crate::storage::{Storage, sync_names};
 use crate::wal::writer::Wal;
 
 /// What a clean stop did, for those who watch it.
@@ -148,11 +148,7 @@ impl<S: Storage> Db<S> {
             let meta = builder.finish().await?;
             // The last write of a memtable is the newest of its key, so it was not left out.
             assert_eq!(meta.last, logged.memtable.borrow().last());
-            inner
-                .storage
-                .sync_dir()
-                .await
-                .map_err(|error| Error::io(format!("sync {}", inner.storage.directory_label()), error))?;
+            sync_names(&inner.storage).await?;
             Ok(meta)
         }
         .await;

@@ -42,7 +42,7 @@ use crate::key::{FileNumber, SeqNo};
 use crate::record::file::{End, Extent, FIRST_RECORD, Lengths, RecordFile, replay};
 use crate::record::{Kind, Owner, RecordBuilder, decode_single, encode_single, record_bytes};
 use crate::storage::{
-    Access, AlignedBuf, BLOCK_BYTES, File, Storage, open_file, read_file, write_file_atomically,
+    Access, AlignedBuf, BLOCK_BYTES, File, Storage, open_file, read_file, sync_names, write_file_atomically,
 };
 
 /// A manifest is this many times as long as its snapshot, so that rewriting it stays a small part of the work.
@@ -184,9 +184,10 @@ pub async fn make_durable<S: Storage>(storage: &S, number: FileNumber) -> Result
     let name = FileName::Manifest(number);
     let file = open_file(storage, name, Access::Read).await?;
     let label = storage.label(name);
-    let lost = |what: String, error| Error::io(what, error).with_kind(ErrorKind::Poisoned); // P6
-    file.sync().await.map_err(|error| lost(format!("sync {label} after it was read"), error))?;
-    storage.sync_dir().await.map_err(|error| lost(format!("sync the directory of {label}"), error))
+    file.sync().await.map_err(|error| {
+        Error::io(format!("sync {label} after it was read"), error).with_kind(ErrorKind::Poisoned) // P6
+    })?;
+    sync_names(storage).await
 }
 
 /// The manifest in force, open for edits.

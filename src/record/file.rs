@@ -24,7 +24,7 @@ use super::{Flaw, Identity, RecordBuilder, decode};
 use crate::codec::{Reader, align_up, to_usize};
 use crate::error::{CorruptionReason, Error, Result};
 use crate::file_name::FileName;
-use crate::storage::{Access, AlignedBuf, BLOCK_BYTES, File, SECTOR_BYTES, Storage, open_file};
+use crate::storage::{Access, AlignedBuf, BLOCK_BYTES, File, SECTOR_BYTES, Storage, open_file, sync_names};
 
 /// Where appends start: behind the block of the head record.
 pub const FIRST_RECORD: u64 = BLOCK_BYTES as u64;
@@ -125,7 +125,7 @@ impl<F: File> RecordFile<F> {
         let head = super::encode_single(&head, identity, 0);
         file.write_at(head, 0).await.0.map_err(|error| Error::io(attempt("write the head of"), error))?;
         file.sync().await.map_err(|error| Error::io(attempt("sync the head of"), error))?;
-        storage.sync_dir().await.map_err(|error| Error::io(attempt("sync the directory of"), error))?;
+        sync_names(storage).await?;
         let file = open_file(storage, name, Access::Overwrite).await?;
         Ok(Self::at_start(file, label, identity, lengths))
     }

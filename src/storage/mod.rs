@@ -15,7 +15,8 @@
 //! S2  A byte survives a crash only if `sync` on its file returned after it was written; until then each
 //!     512-byte sector of a write holds the old or the new bytes, independently of its neighbours.
 //! S3  A sector that is overwritten with the bytes that it already holds cannot change.
-//! S4  After a failed write or sync nothing is known about the bytes written since the last sync that succeeded.
+//! S4  After a failed write or sync nothing is known about the bytes written since the last sync that succeeded, and
+//!     after a failed `sync_dir` nothing about the names, for as long as the process lives.
 //!
 //! Assumed of the device: S3, and that a sync that returned has reached stable storage.
 
@@ -72,7 +73,8 @@ pub trait Storage: Clone + 'static {
     /// Removes a name. The bytes stay readable through open files.
     async fn remove(&self, name: FileName) -> io::Result<()>;
 
-    /// Makes all creations, renames and removals so far durable.
+    /// Makes all creations, renames and removals so far durable. Once it has failed it fails for ever: the names that
+    /// were lost may be those of another task, whose own sync must not succeed for nothing (S4).
     async fn sync_dir(&self) -> io::Result<()>;
 
     /// Lets every other ready task, and the kernel, go first. Long computations call it between slices.
@@ -119,7 +121,17 @@ pub async fn write_file_atomically<S: Storage>(
     file.sync().await.map_err(|error| Error::io(attempt("sync"), error))?;
     let uncertain = |what, error| Error::io(attempt(what), error).with_kind(ErrorKind::Poisoned);
     storage.rename(temporary, name).await.map_err(|error| uncertain("rename", error))?;
-    storage.sync_dir().await.map_err(|error| uncertain("sync the directory of", error))
+    sync_names(storage).await
+}
+
+/// Makes all creations, renames and removals so far durable.
+///
+/// # Errors
+/// `Poisoned`: which names will last is not known, and no later sync makes it known (S4).
+pub async fn sync_names<S: Storage>(storage: &S) -> Result<()> {
+    storage.sync_dir().await.map_err(|error| {
+        Error::io(format!("sync {}", storage.directory_label()), error).with_kind(ErrorKind::Poisoned)
+    })
 }
 
 /// Opens a file; the error names it.

@@ -27,7 +27,7 @@
 //! 2. Damage to the last edit looks like a torn end. What it named or released is then looked for: either the state
 //!    before it gives the same answers, or a file is missing or too many, and the start is refused.
 //!
-//! Not modelled, and not survived: a device that loses what it confirmed, or writes it somewhere else.
+//! Not survived: a device that loses what it confirmed, or writes the last of it somewhere else.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -88,15 +88,17 @@ struct Disk {
     files: Vec<Rc<Inode>>,
     live_names: BTreeMap<FileName, usize>,
     durable_names: BTreeMap<FileName, usize>,
-    /// Changes of names since the last directory sync, in order.
+    /// Changes of names since the last directory sync, in order; and how many there were before them.
     unsynced_names: Vec<NameChange>,
+    names_taken: usize,
+    /// A directory sync failed.
+    names_lost: bool,
     operations: u64,
     fault: Option<Fault>,
     random: Random,
-    /// The write that waits for its turn; and one of a killed process, which the kernel finishes at an operation to
-    /// come.
-    in_flight: Option<Write>,
-    late: Option<(u64, Write)>,
+    /// Writes that wait for their turn; and those of a killed process, which the kernel finishes at operations to come.
+    in_flight: Vec<Write>,
+    late: Vec<(u64, Write)>,
     /// The disk before each operation, if that is recorded.
     snapshots: Option<Vec<Disk>>,
 }
@@ -113,8 +115,9 @@ struct Write {
 struct Inode {
     live: Contents,
     durable: Contents,
-    /// Writes since the last sync, in order.
+    /// Writes since the last sync, in order; and how many there were before them.
     unsynced: Vec<(usize, Rc<[u8]>)>,
+    taken: usize,
     /// A sync failed: live bytes may differ from durable ones without being on the list.
     diverged: bool,
 }
@@ -207,6 +210,7 @@ impl Inode {
 
     /// Decides what becomes of every byte that was not synced.
     fn settle(&mut self, coin: &Coin, random: &mut Random) {
+        self.taken += self.unsynced.len();
         for (offset, bytes) in std::mem::take(&mut self.unsynced) {
             let things = if coin.sectors { SECTOR_BYTES } else { bytes.len().max(1) };
             for (index, thing) in bytes.chunks(things).enumerate() {
@@ -251,11 +255,13 @@ impl SimStorage {
             live_names: BTreeMap::new(),
             durable_names: BTreeMap::new(),
             unsynced_names: Vec::new(),
+            names_taken: 0,
+            names_lost: false,
             operations: 0,
             fault: None,
             random: Random::new(seed),
-            in_flight: None,
-            late: None,
+            in_flight: Vec::new(),
+            late: Vec::new(),
             snapshots: None,
         })
     }
@@ -289,15 +295,35 @@ impl SimStorage {
     /// it tosses other coins.
     #[must_use]
     pub fn crash(&self, fate: Fate) -> Self {
-        let mut random = Random::new(self.0.borrow_mut().random.next_u64());
+        let mut random = {
+            let mut disk = self.0.borrow_mut();
+            // Snapshots share the coins of the disk that they were taken from.
+            let place = disk.operations.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            Random::new(disk.random.next_u64() ^ place)
+        };
         let disk = self.0.borrow();
         if fate == Fate::Killed {
-            let landing = disk.operations + random.below(LATE_OPERATIONS);
-            let late = disk.in_flight.clone().map(|write| (landing, write));
+            let mut files = disk.files.clone();
+            for file in files.iter_mut().filter(|file| file.diverged) {
+                // Reads go past the page cache: the next process sees what the device has.
+                let file = Rc::make_mut(file);
+                file.live = file.durable.clone();
+                for (offset, bytes) in &file.unsynced {
+                    file.live.write(*offset, bytes);
+                }
+            }
+            // A file system that lost names is mounted anew before it syncs any.
+            let live_names =
+                if disk.names_lost { disk.durable_names.clone() } else { disk.live_names.clone() };
+            let landing = |write| (disk.operations + random.below(LATE_OPERATIONS), write);
+            let late = disk.in_flight.iter().cloned().map(landing).collect();
             return Self::of(Disk {
                 fault: None,
                 random,
-                in_flight: None,
+                files,
+                live_names,
+                names_lost: false,
+                in_flight: Vec::new(),
                 late,
                 snapshots: None,
                 ..disk.clone()
@@ -328,11 +354,13 @@ impl SimStorage {
             live_names: durable_names.clone(),
             durable_names,
             unsynced_names: Vec::new(),
+            names_taken: 0,
+            names_lost: false,
             operations: disk.operations,
             fault: None,
             random,
-            in_flight: None,
-            late: None,
+            in_flight: Vec::new(),
+            late: Vec::new(),
             snapshots: None,
         })
     }
@@ -416,7 +444,10 @@ impl SimStorage {
         }
         disk.operations += 1;
         let now = disk.operations;
-        if let Some((_, write)) = disk.late.take_if(|(landing, _)| *landing < now) {
+        let (due, late): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut disk.late).into_iter().partition(|(landing, _)| *landing < now);
+        disk.late = late;
+        for (_, write) in due {
             Rc::make_mut(&mut disk.files[write.inode]).write(write.offset, write.bytes);
         }
         let fault = disk.fault?;
@@ -502,11 +533,33 @@ impl Storage for SimStorage {
     }
 
     async fn sync_dir(&self) -> io::Result<()> {
-        self.operation().await?;
+        let covered = {
+            let disk = self.0.borrow();
+            disk.names_taken + disk.unsynced_names.len()
+        };
+        let failure = self.count().await;
         let mut disk = self.0.borrow_mut();
-        disk.unsynced_names.clear();
-        let live = disk.live_names.clone();
-        disk.durable_names = live;
+        if disk.names_lost {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        if let Some(failure) = failure {
+            // As with the bytes of a file: no later sync knows of these names.
+            let mut random = Random::new(disk.random.next_u64());
+            let coin = Coin::new(Fate::Random, &mut random);
+            disk.names_lost = true;
+            for change in std::mem::take(&mut disk.unsynced_names) {
+                disk.names_taken += 1;
+                if coin.keeps(&mut random) {
+                    change.apply(&mut disk.durable_names);
+                }
+            }
+            return Err(failure.error());
+        }
+        let left = covered.saturating_sub(disk.names_taken);
+        for change in disk.unsynced_names.drain(..left).collect::<Vec<_>>() {
+            change.apply(&mut disk.durable_names);
+        }
+        disk.names_taken += left;
         Ok(())
     }
 
@@ -546,17 +599,28 @@ impl File for SimFile {
         assert!(offset.is_multiple_of(BLOCK_BYTES as u64) && buffer.len().is_multiple_of(BLOCK_BYTES));
         assert!(self.access != Access::Read, "a file opened for reads is not written");
         let bytes: Rc<[u8]> = buffer[..].into();
-        self.storage.0.borrow_mut().in_flight =
-            Some(Write { inode: self.inode, offset: to_usize(offset), bytes: bytes.clone() });
+        let write = Write { inode: self.inode, offset: to_usize(offset), bytes: bytes.clone() };
+        self.storage.0.borrow_mut().in_flight.push(write);
         let failure = self.storage.count().await;
-        self.storage.0.borrow_mut().in_flight = None;
+        self.storage.0.borrow_mut().in_flight.retain(|write| !Rc::ptr_eq(&write.bytes, &bytes));
         let written = match failure {
             None => buffer.len(),
             Some(Failure::Short) => buffer.len() / 2,
             Some(Failure::Errno(_)) => 0,
         };
-        let bytes = if written == buffer.len() { bytes } else { buffer[..written].into() };
-        self.inode().write(to_usize(offset), bytes);
+        if matches!(failure, Some(Failure::Errno(_))) {
+            // S4: any of its sectors may be there.
+            let mut random = Random::new(self.storage.0.borrow_mut().random.next_u64());
+            let coin = Coin::new(Fate::Random, &mut random);
+            for (index, sector) in buffer.chunks(SECTOR_BYTES).enumerate() {
+                if coin.keeps(&mut random) {
+                    self.inode().write(to_usize(offset) + index * SECTOR_BYTES, sector.into());
+                }
+            }
+        } else {
+            let bytes = if written == buffer.len() { bytes } else { buffer[..written].into() };
+            self.inode().write(to_usize(offset), bytes);
+        }
         let result = match failure {
             None => Ok(()),
             Some(Failure::Short) => Err(io::ErrorKind::WriteZero.into()),
@@ -575,6 +639,11 @@ impl File for SimFile {
     }
 
     async fn sync(&self) -> io::Result<()> {
+        // What is written while it runs is not its concern.
+        let covered = {
+            let inode = self.inode();
+            inode.taken + inode.unsynced.len()
+        };
         let failure = self.storage.count().await;
         if let Some(failure) = failure {
             // What a failed sync leaves in the page cache is marked clean: no later sync writes it (Rebello et al.,
@@ -587,9 +656,12 @@ impl File for SimFile {
             return Err(failure.error());
         }
         let mut inode = self.inode();
-        for (offset, bytes) in std::mem::take(&mut inode.unsynced) {
+        // A sync beside this one may have taken some of them.
+        let left = covered.saturating_sub(inode.taken);
+        for (offset, bytes) in inode.unsynced.drain(..left).collect::<Vec<_>>() {
             inode.durable.write(offset, &bytes);
         }
+        inode.taken += left;
         Ok(())
     }
 }

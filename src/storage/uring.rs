@@ -17,6 +17,7 @@
 //! | write back | 0 | write, then fdatasync: O_DSYNC would be the same flush behind the write |
 //! | unknown | unknown | write, then fdatasync |
 
+use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -158,6 +159,8 @@ struct Directory {
     device: Device,
     /// The directory itself, once it was synced.
     directory: tokio::sync::OnceCell<fs::File>,
+    /// A sync of the directory has failed.
+    names_lost: Cell<bool>,
     /// Whether commits may rely on O_DSYNC: only if every write is synced anyway.
     overwrite_is_durable: bool,
 }
@@ -167,8 +170,8 @@ impl UringStorage {
     /// followed by a sync, so that O_DSYNC may stand for it.
     pub fn new(path: PathBuf, prefix: String, device: Device, sync_every_write: bool) -> Self {
         let overwrite_is_durable = sync_every_write && device.sync_primitive == SyncPrimitive::Dsync;
-        let directory = tokio::sync::OnceCell::new();
-        Self(Rc::new(Directory { path, prefix, device, directory, overwrite_is_durable }))
+        let (directory, names_lost) = (tokio::sync::OnceCell::new(), Cell::new(false));
+        Self(Rc::new(Directory { path, prefix, device, directory, names_lost, overwrite_is_durable }))
     }
 
     fn path(&self, name: FileName) -> PathBuf {
@@ -235,7 +238,12 @@ impl Storage for UringStorage {
     async fn sync_dir(&self) -> io::Result<()> {
         // Kept open: a sync must not fail for want of a descriptor.
         let directory = self.0.directory.get_or_try_init(async || fs::File::open(&self.0.path).await).await?;
-        directory.sync_all().await
+        let result = directory.sync_all().await;
+        if result.is_err() || self.0.names_lost.get() {
+            self.0.names_lost.set(true);
+            return result.and(Err(io::Error::from_raw_os_error(libc::EIO)));
+        }
+        Ok(())
     }
 
     /// `yield_now` would starve the ring: tokio-uring submits only when the thread parks, and a task that
