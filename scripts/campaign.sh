@@ -67,6 +67,7 @@ table() {
             soak) command="cargo test --test resources" ;;
             *) command="cargo test --test $part" ;;
         esac
+        [ -f "$out/$part.tsv" ] || [ "$part" = power ] || { echo "FAILED: $part has written no line" >&2; return 1; }
         [ -f "$out/$part.tsv" ] || { echo "| ($part was skipped: $(tail -n 1 "$out/$part.log")) | | | | | | | |"; continue; }
         awk -F'\t' -v command="$command" '
             # Digits in groups of three.

@@ -3,8 +3,8 @@
 #
 #   usage: scripts/fuzz.sh [SECONDS for each target, default 60] [TARGET...]
 #
-# Found inputs stay in fuzz/corpus (merge them with `cargo fuzz cmin` before you commit some), crashes in
-# fuzz/artifacts. With RINGKEEP_REPORT set, a line for the reliability table goes there.
+# The committed corpus is where it begins; what it finds is kept only if it is a crash (fuzz/artifacts). Needs a C++
+# compiler for libFuzzer. With RINGKEEP_REPORT set, a line for the reliability table goes there.
 set -euo pipefail
 cd "$(dirname "$0")/../fuzz"
 
@@ -13,6 +13,7 @@ shift || true
 command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
 targets=("$@")
 [ ${#targets[@]} -gt 0 ] || mapfile -t targets < <(cargo fuzz list)
+[ ${#targets[@]} -gt 0 ] || { echo "there are no fuzz targets"; exit 1; }
 
 # No sanitizer: the decoders are safe Rust, and so the stable compiler will do.
 cargo fuzz build --sanitizer none

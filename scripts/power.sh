@@ -19,12 +19,18 @@ mkdir -p "$folder"
 RINGKEEP_POWER=$(cd "$folder" && pwd)
 export RINGKEEP_POWER
 
+# An interrupted run leaves nothing mounted.
+trap 'umount -l "$folder"/ext4 "$folder"/xfs "$folder"/probe 2>/dev/null || true' EXIT
+
 # Whether this kernel lets us mount at all (a container often does not).
-truncate -s 64M "$folder/probe.img"
 mkdir -p "$folder/probe"
-mkfs.ext4 -q "$folder/probe.img"
-if ! mount -o loop "$folder/probe.img" "$folder/probe" 2>/dev/null; then skip "the right to mount"; fi
-umount "$folder/probe"
+for kind in ext4 xfs; do
+    rm -f "$folder/probe.img"
+    truncate -s 320M "$folder/probe.img"
+    "mkfs.$kind" -q "$folder/probe.img"
+    if ! mount -o loop "$folder/probe.img" "$folder/probe" 2>/dev/null; then skip "the right to mount $kind"; fi
+    umount "$folder/probe"
+done
 rm -rf "$folder/probe" "$folder/probe.img"
 
 # A server that is cut says so in several lines each time.

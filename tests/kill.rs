@@ -3,9 +3,6 @@
 
 mod common;
 
-use std::process::Command;
-use std::sync::atomic::Ordering;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use common::journal::Journals;
@@ -42,9 +39,8 @@ fn p1_every_acknowledged_write_survives_kill_9() {
         let writes = WRITES + 37 * (kill % 40);
         let address = server.address;
         acknowledged += journals.write(address, |progress| {
-            while progress.acknowledged.load(Ordering::SeqCst) < writes {
-                thread::yield_now();
-            }
+            progress.wait_for(writes);
+            progress.ends_now();
             server.kill();
         });
     }
@@ -63,12 +59,10 @@ fn p6_a_wal_that_cannot_be_written_ends_the_process_with_74_and_loses_nothing() 
     let address = server.address;
     let mut ended = None;
     journals.write(address, |progress| {
-        while progress.acknowledged.load(Ordering::SeqCst) < 200 {
-            thread::yield_now();
-        }
+        progress.wait_for(200);
+        progress.ends_now();
         // From now on every write of the process to any file fails with EFBIG.
-        let limit = Command::new("prlimit").args(["--pid", &server.id().to_string(), "--fsize=0"]).status();
-        assert!(limit.unwrap().success());
+        server.limit(rustix::process::Resource::Fsize, 0);
         let since = Instant::now();
         ended = Some((server.wait(), since.elapsed()));
     });

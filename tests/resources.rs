@@ -42,12 +42,6 @@ fn processor_ticks(server: &Server) -> u64 {
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 
-fn limit_descriptors(server: &Server, count: u64) {
-    let limit = format!("--nofile={count}");
-    let status = Command::new("prlimit").args(["--pid", &server.id().to_string(), &limit]).status().unwrap();
-    assert!(status.success());
-}
-
 /// Waits for something that has to come.
 fn until(what: &str, mut done: impl FnMut() -> bool) -> Duration {
     let begin = Instant::now();
@@ -78,7 +72,7 @@ fn r1_without_descriptors_it_neither_spins_nor_floods_the_log_and_files_still_op
     let mut client = server.client();
     assert_eq!(set(&mut client, "before"), 200);
     let limit = descriptors(&server) + 4;
-    limit_descriptors(&server, limit);
+    server.limit(Resource::Nofile, limit);
     let waiting: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(server.address).unwrap()).collect();
     until("the descriptors run out", || limit <= descriptors(&server));
     let before = processor_ticks(&server);
@@ -109,8 +103,8 @@ fn r3_an_idle_connection_holds_8_kib_at_most() {
     let begin = Instant::now();
     let (_folder, data) = folder();
     let wanted = setting("RINGKEEP_IDLE", 2_000);
-    let count = wanted.min(raise_own_limit().saturating_sub(200));
-    let server = Server::start(&data, SMALL);
+    let count = wanted.min(raise_own_limit().saturating_sub(400));
+    let server = Server::start(&data, &[SMALL, &["--max-connections", "12000"]].concat());
     let mut first = server.client();
     assert_eq!(set(&mut first, "warm"), 200);
     let before = resident_kib(&server);
@@ -233,12 +227,20 @@ fn r5_connections_that_come_and_go_badly_leave_nothing() {
         });
     };
     abuse(2_000);
-    let quiet = || until("the connections go", || descriptors(&server) < 100);
+    let quiet = || {
+        let mut before = 0;
+        until("the connections go", || {
+            let now = descriptors(&server);
+            thread::sleep(Duration::from_millis(300));
+            std::mem::replace(&mut before, now) == now && now < 100
+        });
+    };
     quiet();
     let (files, memory) = (descriptors(&server), resident_kib(&server));
     abuse(aborts);
     quiet();
-    until("no descriptor is left behind", || descriptors(&server) <= files);
+    // A WAL that was full may have a spare by now, and files that were read stay open; connections do not.
+    until("no descriptor is left behind", || descriptors(&server) <= files + 8);
     let grown = resident_kib(&server).saturating_sub(memory);
     println!("{aborts} connections, {grown} KiB more than before");
     assert!(grown < 4 << 10, "{grown} KiB more than before");
@@ -248,7 +250,7 @@ fn r5_connections_that_come_and_go_badly_leave_nothing() {
 
 /// One bad end of a connection.
 fn abort(address: SocketAddr, number: u64) {
-    let Ok(mut stream) = TcpStream::connect(address) else { return };
+    let mut stream = TcpStream::connect(address).unwrap();
     let reset = |stream: &TcpStream| {
         let linger = Some(Duration::ZERO);
         let _ = socket2::SockRef::from(stream).set_linger(linger); // it closes anyhow
@@ -288,7 +290,11 @@ fn r7_a_client_that_never_reads_is_not_read_from_either() {
             stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
             let request = b"GET /get?key=k HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1_000);
             // Until the server takes no more.
-            while stream.write_all(&request).is_ok() {}
+            let mut sent = 0;
+            while stream.write_all(&request).is_ok() {
+                sent += request.len();
+                assert!(sent < 64 << 20, "it is read from for ever");
+            }
             stream
         })
         .collect();
@@ -314,7 +320,8 @@ fn r8_sigterm_under_load_ends_with_0_and_loses_nothing() {
         journals.check(&mut server.client(), &format!("after stop {round}"));
         let address = server.address;
         acknowledged += journals.write(address, |progress| {
-            until("some writes", || 300 < progress.acknowledged.load(Ordering::SeqCst));
+            progress.wait_for(300);
+            progress.ends_now();
             server.signal("-TERM");
             assert_eq!(server.wait().code(), Some(0));
         });
@@ -355,7 +362,7 @@ fn r9_a_soak_with_kills_leaks_nothing() {
         let server = Server::start(&data, &flags);
         journals.check(&mut server.client(), &format!("after kill {life}"));
         let address = server.address;
-        acknowledged += journals.write(address, |_| {
+        acknowledged += journals.write(address, |progress| {
             let life_time = Duration::from_secs(seconds) / lives as u32;
             let since = Instant::now();
             let (mut early, mut late) = (0, 0);
@@ -371,6 +378,7 @@ fn r9_a_soak_with_kills_leaks_nothing() {
                 }
             }
             slopes.push(late as i64 - early as i64);
+            progress.ends_now();
             server.kill();
         });
     }
@@ -403,7 +411,7 @@ fn p9_writes_faster_than_the_disk_are_slowed_then_refused_and_memory_stays_bound
     // A memtable is full several times a second.
     let server = Server::start(
         &data,
-        &["--memtable-size", "2MiB", "--cache-size", "8MiB", "--max-value-size", "1MiB"],
+        &["--threads", "2", "--memtable-size", "2MiB", "--cache-size", "8MiB", "--max-value-size", "1MiB"],
     );
     let address = server.address;
     let over = AtomicBool::new(false);
@@ -415,7 +423,8 @@ fn p9_writes_faster_than_the_disk_are_slowed_then_refused_and_memory_stays_bound
             scope.spawn(move || {
                 let mut client = Client::connect(address);
                 let mut random = Random::new(worker);
-                let body = vec![worker as u8; 4_000];
+                // Bytes that do not compress, so that the disk has them all to write.
+                let body: Vec<u8> = (0..4_000).map(|_| random.next_u64() as u8).collect();
                 while !over.load(Ordering::SeqCst) {
                     let since = Instant::now();
                     let reply = client.post(&format!("/set?key={:016x}", random.next_u64()), &body);

@@ -1,3 +1,5 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| ringkeep_fuzz::run(ringkeep_fuzz::decoders::http_chunked, data));
+use ringkeep_fuzz::{SMALL, decoders, run};
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| run(decoders::http_chunked, SMALL, data));

@@ -1,3 +1,5 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| ringkeep_fuzz::run(ringkeep_fuzz::decoders::sst_frame, data));
+use ringkeep_fuzz::{FRAME, decoders, run};
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| run(decoders::sst_frame, FRAME, data));

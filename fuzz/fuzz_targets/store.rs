@@ -1,3 +1,5 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| ringkeep_fuzz::run(ringkeep_fuzz::decoders::store, data));
+use ringkeep_fuzz::{SLOTS, decoders, run};
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| run(decoders::store, SLOTS, data));

@@ -36,8 +36,9 @@ const COPY_BYTES_MAX: usize = 32 << 10;
 const OUTPUT_BYTES: usize = 64 << 10;
 /// Replies that wait for their turn hold so much, and one value more (H5).
 const HELD_BYTES_MAX: usize = 1 << 20;
-/// What a value on its way from the disk is taken to be, until a longer one was seen.
-const EXPECTED_BYTES_MIN: usize = 16 << 10;
+/// How long a value on its way is taken to be at first; then as the ones before it were, but not less than the least.
+const EXPECTED_BYTES_FIRST: usize = 64 << 10;
+const EXPECTED_BYTES_MIN: usize = 4 << 10;
 /// After a refusal at most this much of what the client still sends is read and dropped, so that the refusal
 /// reaches it before the reset does.
 const LINGER_BYTES_MAX: usize = 1 << 20;
@@ -198,7 +199,7 @@ pub async fn serve<H: Handler>(stream: TcpStream, handler: &H, peers: &Peers) {
         output: Vec::new(),
         reserved: 0,
         held: 0,
-        expected: EXPECTED_BYTES_MIN,
+        expected: EXPECTED_BYTES_FIRST,
         has_read: false,
     };
     connection.run().await;

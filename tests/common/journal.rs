@@ -5,10 +5,11 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::Instant;
 
 use ringkeep::random::Random;
 
-use super::{Client, encode};
+use super::{Client, PATIENCE, encode};
 
 /// Keys of one client.
 const KEYS: u64 = 400;
@@ -39,6 +40,30 @@ pub struct Progress {
     pub over: AtomicBool,
     /// Clients are to stop.
     pub stop: AtomicBool,
+    /// The server may end, or fail, from now on; before, every request has to be answered, and not with a failure.
+    pub may_end: AtomicBool,
+}
+
+impl Progress {
+    /// Waits until so many writes are acknowledged.
+    pub fn wait_for(&self, writes: u64) {
+        let begin = Instant::now();
+        while self.acknowledged.load(Ordering::SeqCst) < writes {
+            assert!(begin.elapsed() < PATIENCE, "the clients stand still");
+            thread::yield_now();
+        }
+    }
+
+    /// The server is going to end: call it before it is told to.
+    pub fn ends_now(&self) {
+        self.may_end.store(true, Ordering::SeqCst);
+    }
+
+    /// A connection has ended, or a request has failed.
+    fn expect_end(&self, what: &str) {
+        let expected = [&self.may_end, &self.over].iter().any(|flag| flag.load(Ordering::SeqCst));
+        assert!(expected, "{what}, and nothing was done to the server");
+    }
 }
 
 fn value(seed: u64) -> Vec<u8> {
@@ -62,8 +87,8 @@ impl Journals {
         thread::scope(|scope| {
             for (id, journal) in self.clients.iter_mut().enumerate() {
                 let seed = seed ^ (self.round << 16) ^ id as u64;
-                let progress = &progress;
-                scope.spawn(move || write(Client::connect(address), seed, id, journal, progress));
+                let (client, progress) = (Client::connect(address), &progress);
+                scope.spawn(move || write(client, seed, id, journal, progress));
             }
             watch(&progress);
         });
@@ -127,10 +152,9 @@ fn write(
         };
         let known = journal.entry(key.clone()).or_default();
         known.1 = Some(sent);
-        if client.stream.write_all(&request).is_err() {
-            return;
-        }
-        let Some(reply) = client.try_reply(false) else { return };
+        let sent_all = client.stream.write_all(&request).is_ok();
+        let reply = if sent_all { client.try_reply(false) } else { None };
+        let Some(reply) = reply else { return progress.expect_end("a write has no answer") };
         if progress.over.load(Ordering::SeqCst) {
             return; // it may have come after the cut
         }
@@ -147,7 +171,7 @@ fn write(
                 continue;
             }
             // The log could not be written: whether this write is there is not known.
-            500 => return,
+            500 => return progress.expect_end(reply.text()),
             status => panic!("{status} {}", reply.text()),
         }
         *known = (sent, None);
@@ -158,17 +182,23 @@ fn write(
 /// Reads a key whose value is known. `false` if there was no answer that proves anything.
 fn read(client: &mut Client, key: &str, expected: Option<u64>, progress: &Progress) -> bool {
     let request = format!("GET /get?key={key} HTTP/1.1\r\nHost: x\r\n\r\n");
-    if client.stream.write_all(request.as_bytes()).is_err() {
+    let sent_all = client.stream.write_all(request.as_bytes()).is_ok();
+    let reply = if sent_all { client.try_reply(false) } else { None };
+    let Some(reply) = reply else {
+        progress.expect_end("a read has no answer");
         return false;
-    }
-    let Some(reply) = client.try_reply(false) else { return false };
+    };
     if progress.over.load(Ordering::SeqCst) {
         return false;
     }
     match reply.status {
         200 => assert_eq!(Some(reply.body), expected.map(value), "wrong bytes under {key}"),
         404 => assert_eq!(expected, None, "{key} is gone"),
-        500 | 503 => return true,
+        503 => return true,
+        500 => {
+            progress.expect_end(reply.text());
+            return true;
+        }
         status => panic!("{status} {}", reply.text()),
     }
     progress.reads.fetch_add(1, Ordering::SeqCst);

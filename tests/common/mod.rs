@@ -92,8 +92,24 @@ impl Server {
     }
 
     pub fn signal(&self, signal: &str) {
-        let status = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
-        assert!(status.success());
+        let signal = match signal {
+            "-TERM" => rustix::process::Signal::TERM,
+            "-INT" => rustix::process::Signal::INT,
+            "-STOP" => rustix::process::Signal::STOP,
+            "-CONT" => rustix::process::Signal::CONT,
+            other => panic!("{other} is not a signal of these tests"),
+        };
+        rustix::process::kill_process(self.pid(), signal).unwrap();
+    }
+
+    fn pid(&self) -> rustix::process::Pid {
+        rustix::process::Pid::from_child(&self.child)
+    }
+
+    /// Lowers a limit of the running server.
+    pub fn limit(&self, resource: rustix::process::Resource, most: u64) {
+        let limit = rustix::process::Rlimit { current: Some(most), maximum: Some(most) };
+        rustix::process::prlimit(Some(self.pid()), resource, limit).unwrap();
     }
 
     /// Waits for its end, not for ever.
