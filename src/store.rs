@@ -154,6 +154,27 @@ mod tests {
     }
 
     #[test]
+    fn a_crash_at_any_operation_leaves_no_store_the_old_or_the_new_one() {
+        let storage = SimStorage::new(1);
+        storage.record();
+        let creating = Store::new(42, 2);
+        let ready = Store { ready: true, ..creating.clone() };
+        block_on(async {
+            creating.save(&storage).await.unwrap();
+            ready.save(&storage).await.unwrap();
+        });
+        let mut found = Vec::new();
+        for snapshot in storage.take_snapshots() {
+            for fate in [Fate::Lost, Fate::Kept, Fate::Killed, Fate::Random, Fate::Random, Fate::Random] {
+                found.push(block_on(Store::load(&snapshot.crash(fate))).unwrap());
+            }
+        }
+        assert!(found.contains(&None) && found.contains(&Some(creating.clone())));
+        let known = [None, Some(creating), Some(ready)];
+        assert!(found.iter().all(|store| known.contains(store)));
+    }
+
+    #[test]
     fn every_flipped_bit_is_refused() {
         block_on(async {
             let storage = SimStorage::new(1);

@@ -247,6 +247,46 @@ fn p5_wals_cut_and_zeroed_at_every_length() {
     report("a WAL cut at every length", &counts, begin);
 }
 
+/// What a crash leaves of the last group: the writes before it are there, and the bytes that are cut are reported.
+#[test]
+fn p4_torn_ends_at_every_length_leave_a_prefix_and_are_counted() {
+    let begin = Instant::now();
+    let storage = SimStorage::new(1);
+    let owner = Owner { store_id: 9, shard: ShardId(0) };
+    let mut ends = vec![BLOCK];
+    let db = block_on(Db::create(storage.clone(), owner, CONFIG)).unwrap();
+    let name =
+        storage.files().iter().map(|file| file.0).find(|name| matches!(name, FileName::Wal(_))).unwrap();
+    for number in 0..6_u8 {
+        db.set(&[b'a' + number], &vec![number; usize::from(number) * 300]).unwrap();
+        block_on(db.commit_next()).unwrap();
+        ends.push(storage.bytes(name).iter().rposition(|byte| *byte != 0).unwrap() / 512 * 512 + 512);
+    }
+    let whole = storage.bytes(name);
+    let mut counts = Counts::default();
+    for length in BLOCK..=*ends.last().unwrap() {
+        let torn = storage.crash(Fate::Kept);
+        let mut bytes = whole.clone();
+        bytes[length..].fill(0);
+        torn.overwrite(name, &bytes);
+        let (db, recovered) = block_on(Db::open(torn, owner, CONFIG)).unwrap();
+        // A group is whole from the last of its bytes that is not zero on.
+        let groups =
+            ends.iter().filter(|end| whole[length.min(**end)..**end].iter().all(|byte| *byte == 0)).count()
+                - 1;
+        let found: Vec<bool> =
+            (0..6_u8).map(|number| block_on(db.get(&[b'a' + number])).unwrap().is_some()).collect();
+        let expected: Vec<bool> = (0..6).map(|number| number < groups).collect();
+        assert_eq!(found, expected, "cut at {length}");
+        // A header that says whose record it is tells a torn group from space that was never used.
+        let begun = 51 <= length.saturating_sub(ends[groups]);
+        assert_eq!(recovered.torn_bytes != 0, begun && groups < 6, "cut at {length}: {recovered:?}");
+        counts.detected += u64::from(recovered.torn_bytes != 0);
+        counts.harmless += u64::from(recovered.torn_bytes == 0);
+    }
+    report("a torn end at every length", &counts, begin);
+}
+
 #[test]
 fn p5_blocks_zeroed_and_misplaced() {
     let begin = Instant::now();

@@ -52,6 +52,27 @@ fn p1_every_acknowledged_write_survives_kill_9() {
 }
 
 #[test]
+fn without_syncs_kill_9_takes_nothing_either() {
+    for sync in ["100ms", "never"] {
+        let (_folder, data) = folder();
+        let mut journals = Journals::new(4, 3);
+        let flags = [FLAGS, &["--sync", sync]].concat();
+        for kill in 0..2 {
+            let server = Server::start(&data, &flags);
+            journals.check(&mut server.client(), &format!("--sync {sync}, after kill {kill}"));
+            let address = server.address;
+            journals.write(address, |progress| {
+                progress.wait_for(WRITES);
+                progress.ends_now();
+                server.kill();
+            });
+        }
+        let server = Server::start(&data, &flags);
+        journals.check(&mut server.client(), &format!("--sync {sync}, after the last kill"));
+    }
+}
+
+#[test]
 fn p6_a_wal_that_cannot_be_written_ends_the_process_with_74_and_loses_nothing() {
     let (_folder, data) = folder();
     let mut journals = Journals::new(4, 1);

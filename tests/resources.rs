@@ -181,23 +181,34 @@ fn r4_memory_grows_by_what_arrives_not_by_what_is_announced() {
     .report();
 }
 
-/// A memory cgroup of our own, where we may make one.
+/// A cgroup of our own, where we may make one.
 struct Cgroup(std::path::PathBuf);
 
 impl Cgroup {
+    /// One whose writes to the device of `folder` are limited to so many bytes a second.
+    fn with_slow_disk(folder: &Path, bytes: u64) -> Option<Self> {
+        let device = rustix::fs::stat(folder).unwrap().st_dev;
+        let device = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+        let limits = [
+            ("/sys/fs/cgroup/blkio", "blkio.throttle.write_bps_device", format!("{device} {bytes}")),
+            ("/sys/fs/cgroup", "io.max", format!("{device} wbps={bytes}")),
+        ];
+        limits.into_iter().find_map(|(root, file, limit)| Self::with(Path::new(root), file, &limit))
+    }
+
+    fn with(root: &Path, file: &str, limit: &str) -> Option<Self> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::SeqCst);
+        let folder = root.join(format!("ringkeep-test-{}-{number}", std::process::id()));
+        fs::create_dir(&folder).ok()?;
+        let group = Self(folder);
+        fs::write(group.0.join(file), limit).ok()?;
+        Some(group)
+    }
+
     fn new(bytes: u64) -> Option<Self> {
-        for (root, limit) in
-            [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")]
-        {
-            let folder = Path::new(root).join(format!("ringkeep-test-{}", std::process::id()));
-            if fs::create_dir(&folder).is_ok() {
-                let group = Self(folder);
-                if fs::write(group.0.join(limit), bytes.to_string()).is_ok() {
-                    return Some(group);
-                }
-            }
-        }
-        None
+        let limits = [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")];
+        limits.into_iter().find_map(|(root, file)| Self::with(Path::new(root), file, &bytes.to_string()))
     }
 }
 
@@ -404,33 +415,42 @@ fn r9_a_soak_with_kills_leaks_nothing() {
 }
 
 #[test]
-fn p9_writes_faster_than_the_disk_are_slowed_then_refused_and_memory_stays_bounded() {
+fn p9_writes_faster_than_the_disk_are_slowed_or_refused_and_memory_stays_bounded() {
     let begin = Instant::now();
     let (_folder, data) = folder();
     let seconds = setting("RINGKEEP_PRESSURE_SECONDS", 5);
-    // A memtable is full several times a second.
-    let server = Server::start(
-        &data,
-        &["--threads", "2", "--memtable-size", "2MiB", "--cache-size", "8MiB", "--max-value-size", "1MiB"],
-    );
+    // A memtable is full several times a second, and the disk is a slow one where we may make it so.
+    let flags =
+        ["--threads", "2", "--memtable-size", "2MiB", "--cache-size", "8MiB", "--max-value-size", "1MiB"];
+    let group = Cgroup::with_slow_disk(data.parent().unwrap(), 24 << 20);
+    let server = match &group {
+        Some(Cgroup(group)) => Server::start_confined(&data, &flags, group),
+        None => Server::start(&data, &flags),
+    };
     let address = server.address;
     let over = AtomicBool::new(false);
     let (accepted, refused, longest) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
-    let mut most = 0;
+    let (mut most, mut last) = (0, Vec::new());
     thread::scope(|scope| {
+        let mut workers = Vec::new();
         for worker in 0..64_u64 {
             let (over, accepted, refused, longest) = (&over, &accepted, &refused, &longest);
-            scope.spawn(move || {
+            workers.push(scope.spawn(move || {
+                let mut keys = Vec::new();
                 let mut client = Client::connect(address);
                 let mut random = Random::new(worker);
                 // Bytes that do not compress, so that the disk has them all to write.
                 let body: Vec<u8> = (0..4_000).map(|_| random.next_u64() as u8).collect();
                 while !over.load(Ordering::SeqCst) {
                     let since = Instant::now();
-                    let reply = client.post(&format!("/set?key={:016x}", random.next_u64()), &body);
+                    let key = format!("{:016x}", random.next_u64());
+                    let reply = client.post(&format!("/set?key={key}"), &body);
                     longest.fetch_max(since.elapsed().as_micros() as u64, Ordering::SeqCst);
                     match reply.status {
-                        200 => accepted.fetch_add(1, Ordering::SeqCst),
+                        200 => {
+                            keys.push(key);
+                            accepted.fetch_add(1, Ordering::SeqCst)
+                        }
                         503 => {
                             assert!(reply.head.contains("retry-after: "), "{}", reply.head);
                             refused.fetch_add(1, Ordering::SeqCst)
@@ -438,17 +458,22 @@ fn p9_writes_faster_than_the_disk_are_slowed_then_refused_and_memory_stays_bound
                         status => panic!("{status} {}", reply.text()),
                     };
                 }
-            });
+                (body, keys)
+            }));
         }
         while begin.elapsed() < Duration::from_secs(seconds) {
             thread::sleep(Duration::from_millis(50));
             most = most.max(resident_kib(&server));
         }
         over.store(true, Ordering::SeqCst);
+        last = workers.into_iter().map(|worker| worker.join().unwrap()).collect::<Vec<_>>();
     });
     let longest = Duration::from_micros(longest.into_inner());
     let (accepted, refused) = (accepted.into_inner(), refused.into_inner());
-    println!("{accepted} accepted, {refused} refused, {longest:?} for the slowest, {most} KiB at most");
+    println!(
+        "disk slowed: {}; {accepted} accepted, {refused} refused, {longest:?} for the slowest, {most} KiB at most",
+        group.is_some()
+    );
     // Memtables of all shards, caches, buffers of groups, merges and connections.
     assert!(most < 192 << 10, "{most} KiB");
     // On a busy machine a second says little of the server; the campaign has it for itself.
@@ -463,8 +488,18 @@ fn p9_writes_faster_than_the_disk_are_slowed_then_refused_and_memory_stays_bound
     });
     println!("it has caught up after {quiet:?}");
     assert_eq!(set(&mut server.client(), "after"), 200);
+    let mut client = server.client();
+    for (body, keys) in &last {
+        for key in keys.iter().step_by(1 + keys.len() / 50) {
+            assert!(
+                client.request("GET", &format!("/get?key={key}")).body == *body,
+                "{key} is not what it was"
+            );
+        }
+    }
     server.signal("-TERM");
     assert_eq!(server.wait().code(), Some(0));
+    drop(group);
     Row {
         name: "writes faster than the disk",
         runs: accepted + refused,
