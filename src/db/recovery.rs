@@ -9,8 +9,8 @@
 //!    each WAL ends: a write of the killed process that the kernel finishes late cannot come to light at the
 //!    open after next, in between writes that were acknowledged since.
 //! 4. Leftovers are removed, only now: an edit of the killed process may still land in the manifest before, and
-//!    name one of them. (If the disk is too full for step 3 they go first; what is risked then is a refused start,
-//!    should a second crash come just there.)
+//!    name one of them. (If the disk is too full for step 3 they go first, once what was read is durable; what is
+//!    risked then is a refused start, should such an edit land and a second crash come just there.)
 //! 5. Replayed memtables are frozen; the background flush turns them into SSTs while requests are served.
 //!
 //! The WAL of a clean stop is used again. After any other stop new writes go to a new WAL: where the killed
@@ -83,7 +83,7 @@ impl<S: Storage> Db<S> {
         }
         remove_except(&storage, |_| false).await?;
         let state = State { next_file: FileNumber(1), ..State::default() };
-        Ok(Self::open_with(storage, owner, config, state).await?.0)
+        Ok(Self::open_with(storage, owner, config, state, None).await?.0)
     }
 
     /// Opens the shard.
@@ -102,22 +102,26 @@ impl<S: Storage> Db<S> {
         if let Some(error) = missing(&storage, &state, &list(&storage)?).into_iter().next() {
             return Err(error);
         }
-        make_durable(&storage, number).await?;
-        Self::open_with(storage, owner, config, state).await
+        Self::open_with(storage, owner, config, state, Some(number)).await
     }
 
+    /// Opens what the manifest `loaded` says.
     async fn open_with(
         storage: S,
         owner: Owner,
         config: DbConfig,
         mut state: State,
+        loaded: Option<FileNumber>,
     ) -> Result<(Self, Recovered)> {
         let leftovers = look_at_leftovers(&storage, owner, &mut state).await?;
         let prepared = match Self::prepare(&storage, owner, &config, state.clone()).await {
             // Leftovers may be what is lacking.
             Err(error) if error.kind() == ErrorKind::DiskFull && 0 < leftovers => {
-                let loaded = |name| matches!(name, FileName::Current | FileName::Manifest(_));
-                remove_except(&storage, |name| state.names(name) || loaded(name)).await?;
+                if let Some(number) = loaded {
+                    make_durable(&storage, number).await?;
+                }
+                let in_force = |name| matches!(name, FileName::Current | FileName::Manifest(_));
+                remove_except(&storage, |name| state.names(name) || in_force(name)).await?;
                 look_at_leftovers(&storage, owner, &mut state).await?;
                 Self::prepare(&storage, owner, &config, state).await?
             }

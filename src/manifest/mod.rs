@@ -14,7 +14,7 @@
 //! What a crash may leave, and why it is survived:
 //! - a torn edit: it was not synced, so nothing was released because of it; it is cut;
 //! - an edit, or a switch of `CURRENT`, that was written and not synced by a process that was killed: the next open
-//!   reads it, and makes it durable before anything is removed because of it;
+//!   reads it, and removes nothing before a manifest of its own is in force;
 //! - files that no manifest names (made before their edit, or released after it): removed at the next open;
 //! - `CURRENT.tmp`, or a manifest that `CURRENT` does not name: an open that did not finish; removed;
 //! - the last edit damaged later: it is cut like a torn one, and the files that only the state before it names
@@ -176,7 +176,7 @@ pub async fn load<S: Storage>(storage: &S, owner: Owner) -> Result<Option<Loaded
 }
 
 /// Makes durable what [`load`] has read: a process that was killed between a write and its sync has left edits, or
-/// names, that the next power cut may still take. Nothing may be removed because of them before.
+/// names, that the next power cut may still take. For those who have to remove something because of them.
 ///
 /// # Errors
 /// `Poisoned` if a sync failed; `Io`.

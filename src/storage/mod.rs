@@ -100,7 +100,7 @@ pub trait File: Clone + 'static {
 }
 
 /// Replaces a small file as a whole: after a crash it holds the old or the new bytes, and after the return the
-/// new ones. Steps: write `temporary`, sync it, rename it over `name`, sync the directory.
+/// new ones. Steps: write `temporary`, sync it and its name, rename it over `name`, sync the directory.
 ///
 /// # Errors
 /// `Poisoned` if it is uncertain which bytes are in force; any other kind if the old ones are.
@@ -119,6 +119,8 @@ pub async fn write_file_atomically<S: Storage>(
     let file = storage.create(temporary).await.map_err(|error| Error::io(attempt("create"), error))?;
     file.write_at(bytes, 0).await.0.map_err(|error| Error::io(attempt("write"), error))?;
     file.sync().await.map_err(|error| Error::io(attempt("sync"), error))?;
+    // Else a crash might keep the rename and lose the creation, and give `name` to an older temporary file.
+    sync_names(storage).await?;
     let uncertain = |what, error| Error::io(attempt(what), error).with_kind(ErrorKind::Poisoned);
     storage.rename(temporary, name).await.map_err(|error| uncertain("rename", error))?;
     sync_names(storage).await
