@@ -99,6 +99,30 @@ fn r1_without_descriptors_it_neither_spins_nor_floods_the_log_and_files_still_op
 }
 
 #[test]
+fn r2_connections_beyond_the_limit_are_refused_and_files_keep_their_descriptors() {
+    let (_folder, data) = folder();
+    let server = Server::start_limited(&data, &[SMALL, &["--flush-interval", "50ms"]].concat(), 400);
+    let request = "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n";
+    let mut served = Vec::new();
+    let mut refused = 0;
+    for _ in 0..200 {
+        let mut client = server.client();
+        match client.send(request).try_reply(false) {
+            Some(reply) if reply.status == 200 => served.push(client),
+            Some(reply) => {
+                assert_eq!(reply.status, 503, "{reply:?}");
+                refused += 1;
+            }
+            None => refused += 1, // the close overtook the status
+        }
+    }
+    assert!((100..200).contains(&served.len()) && 0 < refused, "{} served, {refused} refused", served.len());
+    assert_eq!(set(&mut served[0], "flushed"), 200);
+    until("a flush finds its descriptors", || files(&data).iter().any(|name| name.ends_with(".sst")));
+    assert_eq!(served[0].request("GET", "/get?key=flushed").status, 200);
+}
+
+#[test]
 fn r3_an_idle_connection_holds_8_kib_at_most() {
     let begin = Instant::now();
     let (_folder, data) = folder();

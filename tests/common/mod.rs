@@ -73,6 +73,12 @@ impl Server {
         Self::announced(spawn_with(&wrapper, data_dir, flags, Stdio::inherit()))
     }
 
+    /// The same, with a limit on open files.
+    pub fn start_limited(data_dir: &Path, flags: &[&str], open_files: u32) -> Self {
+        let limited = format!("ulimit -n {open_files} && exec \"$0\" \"$@\"");
+        Self::announced(spawn_with(&["sh", "-c", &limited], data_dir, flags, Stdio::inherit()))
+    }
+
     fn announced((mut child, line): (Child, String)) -> Self {
         let Some(address) = line.trim().strip_prefix("listening on http://") else {
             let status = child.wait().unwrap();
