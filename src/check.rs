@@ -19,9 +19,9 @@ use crate::error::{CorruptionReason, Error, ErrorKind, Result};
 use crate::file_name::FileName;
 use crate::key::{SeqNo, ShardId, slot};
 use crate::manifest::presence::{Files, list, missing, unnamed};
-use crate::manifest::{Loaded, State, Version, WalMeta, load};
+use crate::manifest::{Loaded, State, Version, load};
 use crate::merge::Source as _;
-use crate::record::file::{End, Extent, FIRST_RECORD, first_nonzero};
+use crate::record::file::{End, Extent, first_nonzero};
 use crate::record::{Kind, Owner};
 use crate::sst::SstMeta;
 use crate::sst::reader::Sst;
@@ -44,10 +44,6 @@ pub struct Report {
 }
 
 impl Report {
-    fn damage(&mut self, error: Error) {
-        self.damage.push(error);
-    }
-
     /// Adds what was found in another shard.
     pub fn add(&mut self, other: Self) {
         self.damage.extend(other.damage);
@@ -80,7 +76,7 @@ pub async fn check_shard<S: Storage>(
         check.order(&mut report, &mut progress).await
     };
     if let Err(error) = outcome.await {
-        report.damage(error);
+        report.damage.push(error);
     }
     report
 }
@@ -176,7 +172,7 @@ impl<S: Storage> Check<'_, S> {
                 && self.state().names(name)
             {
                 let label = self.storage.label(name);
-                report.damage(Error::corruption(&label, 0, "its number is above that of the next file")); // K3
+                report.damage.push(Error::corruption(&label, 0, "its number is above that of the next file")); // K3
             }
         }
         Ok(())
@@ -185,15 +181,14 @@ impl<S: Storage> Check<'_, S> {
     /// K2.
     async fn wals(&self, report: &mut Report, progress: &mut impl FnMut(u64)) {
         let mut next = self.state().flushed.next();
-        for (&number, &WalMeta { bytes, end: extent }) in &self.state().wals {
+        for (&number, wal) in &self.state().wals {
+            let bytes = wal.bytes;
             let name = FileName::Wal(number);
             if self.files.get(&name) != Some(&bytes) {
                 continue; // reported as missing
             }
             report.files += 1;
-            let clean = self.state().clean_wal == Some(number);
-            let end = if clean { Extent::Exactly(FIRST_RECORD) } else { extent };
-            let source = Source { number, file_bytes: bytes, end };
+            let source = Source { number, file_bytes: bytes, end: self.state().extent(number, wal) };
             let (mut writes, mut foreign) = (0, None);
             let outcome = async {
                 let visit = |entry: crate::key::Entry<'_>| {
@@ -203,7 +198,7 @@ impl<S: Storage> Check<'_, S> {
                     }
                 };
                 let (file, end) = read(self.storage, self.owner, source, &mut next, visit).await?;
-                if matches!(extent, Extent::AtLeast(_)) {
+                if matches!(wal.end, Extent::AtLeast(_)) {
                     self.unused(report, &file, name, bytes, end).await?;
                 }
                 match foreign {
@@ -215,7 +210,7 @@ impl<S: Storage> Check<'_, S> {
             report.entries += writes;
             progress(bytes);
             if let Err(error) = outcome {
-                report.damage(error);
+                report.damage.push(error);
                 return; // what must come next is not known any more
             }
         }
@@ -235,11 +230,11 @@ impl<S: Storage> Check<'_, S> {
                     report.damage.extend(verify(sst, meta, visit, &mut *progress).await);
                     report.entries += meta.entries;
                 }
-                Err(error) => report.damage(error),
+                Err(error) => report.damage.push(error),
             }
             if self.state().flushed < meta.last {
                 let label = self.storage.label(name);
-                report.damage(Error::corruption(&label, 0, "it holds writes above what was flushed"));
+                report.damage.push(Error::corruption(&label, 0, "it holds writes above what was flushed"));
             }
         }
     }

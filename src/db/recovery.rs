@@ -238,10 +238,9 @@ async fn replay_all<S: Storage>(
     let mut recovered = Recovered::default();
     let mut next = state.flushed.next();
     let (mut frozen, mut ends) = (VecDeque::new(), Vec::new());
-    for (&number, &WalMeta { bytes, end }) in &state.wals {
-        // What a clean stop has left empty need not be searched for a record that proves damage.
-        let end = if state.clean_wal == Some(number) { Extent::Exactly(FIRST_RECORD) } else { end };
-        let source = Source { number, file_bytes: bytes, end };
+    for (&number, wal) in &state.wals {
+        let bytes = wal.bytes;
+        let source = Source { number, file_bytes: bytes, end: state.extent(number, wal) };
         let mut memtable = Memtable::new();
         let end = replay(storage, owner, source, &mut next, |entry| {
             memtable.insert(entry.key, entry.seqno, entry.kind, entry.value);

@@ -106,6 +106,11 @@ impl State {
         edit
     }
 
+    /// What is known of the end of a WAL: nothing need be searched for in one that a clean stop has left empty.
+    pub fn extent(&self, number: FileNumber, wal: &WalMeta) -> Extent {
+        if self.clean_wal == Some(number) { Extent::Exactly(FIRST_RECORD) } else { wal.end }
+    }
+
     /// Whether the state needs this file.
     pub fn names(&self, name: FileName) -> bool {
         match name {

@@ -61,16 +61,7 @@ impl<F: File> SstBuilder<F> {
             index: BlockBuilder::default(),
             hashes: Vec::new(),
             top: BlockBuilder::default(),
-            meta: SstMeta {
-                number: identity.file,
-                bytes: 0,
-                smallest: Box::default(),
-                largest: Box::default(),
-                first: SeqNo(u64::MAX),
-                last: SeqNo(0),
-                entries: 0,
-                tombstones: 0,
-            },
+            meta: SstMeta::new(identity.file),
         })
     }
 
@@ -84,9 +75,6 @@ impl<F: File> SstBuilder<F> {
         if let Some(handle) = self.unindexed.take() {
             self.index_block(handle, Some(entry.key));
         }
-        if self.meta.entries == 0 {
-            self.meta.smallest = entry.key.into();
-        }
         let full = self.data_target < self.data.bytes() + BlockBuilder::entry_bytes_max(entry);
         if full && !self.data.is_empty() {
             let handle = self.end_data_block();
@@ -96,10 +84,7 @@ impl<F: File> SstBuilder<F> {
         self.hashes.push(filter_hash(entry.key));
         self.last_key.clear();
         self.last_key.extend_from_slice(entry.key);
-        self.meta.entries += 1;
-        self.meta.tombstones += u64::from(entry.kind == ValueKind::Tombstone);
-        self.meta.first = self.meta.first.min(entry.seqno);
-        self.meta.last = self.meta.last.max(entry.seqno);
+        self.meta.count(entry);
         if self.data_target <= self.data.bytes() {
             self.unindexed = Some(self.end_data_block());
         }

@@ -40,7 +40,7 @@ pub mod verify;
 
 use crate::codec::{Reader, put_bytes, put_varint};
 use crate::error::CorruptionReason;
-use crate::key::{FileNumber, SeqNo};
+use crate::key::{Entry, FileNumber, SeqNo, ValueKind};
 use crate::storage::BLOCK_BYTES;
 
 /// Where a frame is: both numbers are multiples of the page size.
@@ -92,6 +92,31 @@ pub struct SstMeta {
 }
 
 impl SstMeta {
+    /// The description of a file with no entry yet.
+    pub fn new(number: FileNumber) -> Self {
+        Self {
+            number,
+            bytes: 0,
+            smallest: Box::default(),
+            largest: Box::default(),
+            first: SeqNo(u64::MAX),
+            last: SeqNo(0),
+            entries: 0,
+            tombstones: 0,
+        }
+    }
+
+    /// Counts the next entry, in key order. The largest key is for the caller to set, who knows which is the last.
+    pub fn count(&mut self, entry: &Entry<'_>) {
+        if self.entries == 0 {
+            self.smallest = entry.key.into();
+        }
+        self.entries += 1;
+        self.tombstones += u64::from(entry.kind == ValueKind::Tombstone);
+        self.first = self.first.min(entry.seqno);
+        self.last = self.last.max(entry.seqno);
+    }
+
     /// Whether the file may hold `key`.
     pub fn covers(&self, key: &[u8]) -> bool {
         *self.smallest <= *key && *key <= *self.largest

@@ -13,7 +13,7 @@ use super::reader::{Frames, Sst};
 use super::{BlockHandle, SstMeta, filter};
 use crate::codec::Reader;
 use crate::error::{CorruptionReason, Error, Result};
-use crate::key::{Entry, SeqNo, ValueKind, filter_hash};
+use crate::key::{Entry, filter_hash};
 use crate::storage::File;
 
 /// A block that an index has to list: its handles, and the first and last key behind them.
@@ -49,16 +49,7 @@ pub async fn verify<F: File>(
     let mut damage = Vec::new();
     let mut walk = Walk {
         visit,
-        found: SstMeta {
-            number: meta.number,
-            bytes: meta.bytes,
-            smallest: Box::default(),
-            largest: Box::default(),
-            first: SeqNo(u64::MAX),
-            last: SeqNo(0),
-            entries: 0,
-            tombstones: 0,
-        },
+        found: SstMeta { bytes: meta.bytes, ..SstMeta::new(meta.number) },
         last_key: Vec::new(),
         blocks: Vec::new(),
         hashes: Vec::new(),
@@ -176,17 +167,11 @@ impl<V: FnMut(&Entry<'_>) -> Result<(), CorruptionReason>> Walk<V> {
                 Some(located) if located.exact && located.seqno == entry.seqno => {}
                 _ => return Err(CorruptionReason("the restart points do not lead to a key of the block")),
             }
-            if self.found.entries == 0 {
-                self.found.smallest = entry.key.into();
-            }
             first.get_or_insert_with(|| entry.key.to_vec());
             self.last_key.clear();
             self.last_key.extend_from_slice(entry.key);
             self.hashes.push(filter_hash(entry.key));
-            self.found.entries += 1;
-            self.found.tombstones += u64::from(entry.kind == ValueKind::Tombstone);
-            self.found.first = self.found.first.min(entry.seqno);
-            self.found.last = self.found.last.max(entry.seqno);
+            self.found.count(&entry);
             (self.visit)(&entry)?;
         }
         let first = first.ok_or(CorruptionReason("the data block is empty"))?;

@@ -291,8 +291,8 @@ impl SimStorage {
         disk.snapshots.as_mut().map(std::mem::take).unwrap_or_default().into_iter().map(Self::of).collect()
     }
 
-    /// The directory as the next process finds it, after the power came back or the process was killed. This one is left as it is; another crash of
-    /// it tosses other coins.
+    /// The directory as the next process finds it, after the power came back or the process was killed. This one is
+    /// left as it is; another crash of it tosses other coins.
     #[must_use]
     pub fn crash(&self, fate: Fate) -> Self {
         let mut random = {
