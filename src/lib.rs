@@ -77,6 +77,8 @@ pub mod store;
 pub mod db;
 // Beside it: the same files, looked at from outside.
 pub mod check;
+// A client of the server, which shares nothing with it but the layers up to the files.
+pub mod load;
 // Beside them, on L0 alone: the wire.
 pub mod http;
 // L6 and up: threads, the process, the command line.

@@ -21,8 +21,38 @@ impl Random {
         z ^ (z >> 31)
     }
 
+    /// A number between 0 and 1, without 1.
+    pub fn next_share(&mut self) -> f64 {
+        // 53 bits are what a double holds exactly.
+        (self.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
     /// The next number below `bound`, which is not 0; slightly uneven for bounds near 2^64.
     pub fn below(&mut self, bound: u64) -> u64 {
         self.next_u64() % bound
+    }
+}
+
+/// The number that `seed` gives to `number`, without a sequence between them.
+pub fn hash(seed: u64, number: u64) -> u64 {
+    Random::new(seed ^ number.wrapping_mul(0xd6e8_feb8_6659_fd93)).next_u64()
+}
+
+impl rand_core::TryRng for Random {
+    type Error = std::convert::Infallible;
+
+    fn try_next_u32(&mut self) -> Result<u32, Self::Error> {
+        Ok((self.next_u64() >> 32) as u32)
+    }
+
+    fn try_next_u64(&mut self) -> Result<u64, Self::Error> {
+        Ok(self.next_u64())
+    }
+
+    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), Self::Error> {
+        for word in bytes.chunks_mut(8) {
+            word.copy_from_slice(&self.next_u64().to_le_bytes()[..word.len()]);
+        }
+        Ok(())
     }
 }

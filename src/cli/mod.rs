@@ -1,5 +1,6 @@
 //! The command line: one file per command, each thin over the library.
 
+mod bench;
 mod check;
 mod serve;
 
@@ -7,9 +8,11 @@ use clap::{Parser, Subcommand};
 
 use crate::error::Result;
 
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("RINGKEEP_COMMIT"), ")");
+
 /// A durable key-value server: HTTP outside, io_uring inside, and a 200 means on disk.
 #[derive(Debug, Parser)]
-#[command(name = "ringkeep", version, args_conflicts_with_subcommands = true)]
+#[command(name = "ringkeep", version = VERSION, args_conflicts_with_subcommands = true)]
 pub struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -21,6 +24,8 @@ pub struct Cli {
 enum Command {
     /// Serve requests; this is what happens without a command, too.
     Serve(serve::Serve),
+    /// Load a running server, measure it, and check every answer
+    Bench(Box<bench::Bench>),
     /// Read a store from end to end and list what is damaged; changes nothing.
     Check(check::Check),
 }
@@ -33,6 +38,7 @@ impl Cli {
     pub fn run(self) -> Result<()> {
         match self.command {
             Some(Command::Serve(serve)) => serve.run(),
+            Some(Command::Bench(bench)) => bench.run(),
             Some(Command::Check(check)) => check.run(),
             None => self.serve.run(),
         }

@@ -107,7 +107,7 @@ fn open_blocking(path: &Path, flags: i32) -> io::Result<std::fs::File> {
 }
 
 /// `write_cache` and `fua` of the block device under `path`; `None` where there is none (tmpfs, overlay).
-fn queue_settings(path: &Path) -> io::Result<Option<(String, String)>> {
+pub fn queue_settings(path: &Path) -> io::Result<Option<(String, String)>> {
     let device = std::fs::metadata(path)?.dev();
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let Ok(node) = std::fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")) else { return Ok(None) };
@@ -119,6 +119,30 @@ fn queue_settings(path: &Path) -> io::Result<Option<(String, String)>> {
         }
     }
     Ok(None)
+}
+
+/// How long the device takes to commit one block: written in place, then fdatasync, one after the other for
+/// `duration`. This is the least that a lone client's write can take. Writes and removes a small file.
+pub fn time_commits(directory: &Path, duration: Duration) -> io::Result<Vec<Duration>> {
+    let path = directory.join("PROBE.tmp");
+    let attempt = || {
+        let block = AlignedBuf::zeroed(BLOCK_BYTES);
+        let flags = if Device::probe_with(&path)?.direct { libc::O_DIRECT } else { 0 };
+        let file = open_blocking(&path, flags)?;
+        file.write_all_at(&block, 0)?;
+        file.sync_all()?;
+        let (begin, mut times) = (Instant::now(), Vec::new());
+        while times.is_empty() || begin.elapsed() < duration {
+            let start = Instant::now();
+            file.write_all_at(&block, 0)?;
+            file.sync_data()?;
+            times.push(start.elapsed());
+        }
+        Ok(times)
+    };
+    let times = attempt();
+    std::fs::remove_file(&path)?;
+    times
 }
 
 /// Times both primitives in turn on one preallocated block, for about 50 ms each, and takes the faster.

@@ -1,0 +1,363 @@
+//! One connection under load: a task that writes requests, and one that reads replies.
+//!
+//! Owns: the socket, the requests under way, and the judgement of each reply. Knows nothing of other connections.
+//!
+//! ```text
+//!   writer: room in the pipeline, and (open loop) a request due ──► requests ──► one write
+//!   reader: one read ──► replies ──► judged, counted ──► room ──► writer
+//! ```
+//!
+//! Two tasks, so that large requests and large replies cannot wait for each other. Both end by themselves: a read
+//! is never dropped in flight (the ring would still fill its buffer); whoever wants it to end shuts the socket down.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::net::Shutdown;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio_uring::buf::BoundedBuf;
+use tokio_uring::net::TcpStream;
+
+use super::data::Key;
+use super::ledger::{Before, Fault, Seen, Write};
+use super::run::Run;
+use super::tally::{Answer, Tally};
+use super::wire::{self, Head};
+use super::workload::{Operation, Stream, Verb};
+use crate::error::{Error, ErrorKind, Result};
+
+/// A write carries so many bytes, or one request more.
+const OUTPUT_BYTES: usize = 256 << 10;
+/// A read has room for so many, or for the reply that it waits for.
+const INPUT_BYTES: usize = 64 << 10;
+/// A refusal is a short sentence; no body may be longer, unless a value may.
+const BODY_BYTES_MIN: usize = 64 << 10;
+
+/// A connection and its requests under way.
+pub struct Connection {
+    stream: TcpStream,
+    run: Arc<Run>,
+    /// Its number among all connections of the run.
+    index: u64,
+    tally: Rc<RefCell<Tally>>,
+    state: RefCell<State>,
+    /// The writer may find something to do.
+    room: Notify,
+    /// The writer has ended.
+    written: Cell<bool>,
+    last_answer: Cell<Instant>,
+}
+
+struct State {
+    operations: Stream,
+    /// In the order in which they were sent, which is that of the replies.
+    under_way: VecDeque<Request>,
+    /// Requests sent so far.
+    sent: u64,
+    value: Vec<u8>,
+}
+
+struct Request {
+    operation: Operation,
+    /// When it was sent or, in an open loop, due.
+    from: Instant,
+    known: Known,
+    /// Length of the value that it carries.
+    value_bytes: usize,
+}
+
+/// What the ledger said when the request began.
+enum Known {
+    Nothing,
+    Read(Before),
+    Write(Write),
+}
+
+/// What the writer is to do.
+enum Next {
+    Write,
+    Wait,
+    End,
+}
+
+impl Connection {
+    /// A connection whose socket is open.
+    pub fn new(stream: TcpStream, run: Arc<Run>, index: u64, tally: Rc<RefCell<Tally>>) -> Rc<Self> {
+        let operations = run.stream(index);
+        let under_way = VecDeque::with_capacity(run.plan.pipeline);
+        Rc::new(Self {
+            stream,
+            index,
+            tally,
+            state: RefCell::new(State { operations, under_way, sent: 0, value: Vec::new() }),
+            room: Notify::new(),
+            written: Cell::new(false),
+            last_answer: Cell::new(run.start()),
+            run,
+        })
+    }
+
+    /// The writer may find something to do.
+    pub fn wake(&self) {
+        self.room.notify_one();
+    }
+
+    /// How long requests have been under way without any answer.
+    pub fn silence(&self, now: Instant) -> Duration {
+        match self.state.borrow().under_way.front() {
+            Some(request) => now.saturating_duration_since(self.last_answer.get().max(request.from)),
+            None => Duration::ZERO,
+        }
+    }
+
+    /// Ends both tasks, whatever is under way.
+    pub fn end(&self) {
+        // It fails only on a socket that the server has already left: then the read returns anyway.
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
+    /// Whether all its requests are sent.
+    pub fn has_written(&self) -> bool {
+        self.written.get()
+    }
+
+    fn idle(&self) -> bool {
+        self.state.borrow().under_way.is_empty()
+    }
+
+    /// Writes requests until there are no more, or the run ends.
+    pub async fn write(self: Rc<Self>) {
+        let mut output = Vec::new();
+        loop {
+            match self.build(&mut output) {
+                Next::Wait => self.room.notified().await,
+                Next::End => break,
+                Next::Write => {
+                    let (result, back) = self.stream.write_all(output).await;
+                    output = back;
+                    output.clear();
+                    if let Err(error) = result {
+                        self.run.fail(Error::io("send a request", error));
+                        self.end();
+                        break;
+                    }
+                }
+            }
+        }
+        self.written.set(true);
+        if self.idle() {
+            self.end();
+        }
+    }
+
+    /// Puts the requests that may go now into `output`.
+    fn build(&self, output: &mut Vec<u8>) -> Next {
+        let now = Instant::now();
+        let state = &mut *self.state.borrow_mut();
+        let plan = &self.run.plan;
+        if self.run.is_over(now) {
+            self.give_up(state, now);
+            return Next::End;
+        }
+        if state.operations.is_over() {
+            // A read under way may be followed by an update.
+            let more = state.under_way.iter().any(|request| request.operation.verb == Verb::GetThenSet);
+            return if more { Next::Wait } else { Next::End };
+        }
+        let mut room = plan.pipeline - state.under_way.len();
+        if let Some(pace) = self.run.pace() {
+            let due = pace.due(self.index, now) - state.sent;
+            room = room.min(usize::try_from(due).unwrap_or(usize::MAX));
+        }
+        while 0 < room && output.len() < OUTPUT_BYTES {
+            let Some(operation) = state.operations.next() else {
+                self.wake(); // to see that there are no more
+                break;
+            };
+            let from = self.run.pace().map_or(now, |pace| pace.time(self.index, state.sent));
+            state.value.clear();
+            let known = self.put(output, operation, &mut state.value);
+            state.under_way.push_back(Request { operation, from, known, value_bytes: state.value.len() });
+            state.sent += 1;
+            room -= 1;
+        }
+        if output.is_empty() { Next::Wait } else { Next::Write }
+    }
+
+    fn put(&self, output: &mut Vec<u8>, operation: Operation, value: &mut Vec<u8>) -> Known {
+        let Run { plan, ledger, .. } = &*self.run;
+        let Operation { verb, key } = operation;
+        match verb {
+            Verb::Get | Verb::GetThenSet => {
+                wire::put_get(output, &plan.keys, key);
+                if key.missing { Known::Nothing } else { Known::Read(ledger.begin_read(key.number)) }
+            }
+            Verb::Set => {
+                let write = ledger.begin_write(key.number, false);
+                plan.values.put(value, key.number, plan.version(write.version));
+                wire::put_set(output, &plan.keys, key, value);
+                Known::Write(write)
+            }
+            Verb::Delete => {
+                wire::put_delete(output, &plan.keys, key);
+                Known::Write(ledger.begin_write(key.number, true))
+            }
+        }
+    }
+
+    /// Counts what was due and is not sent (B3).
+    fn give_up(&self, state: &State, now: Instant) {
+        let Some(pace) = self.run.pace() else { return };
+        let verb = usize::from(self.run.workload.writes_only());
+        let end = self.run.deadline().map_or(now, |deadline| deadline.min(now));
+        for index in state.sent..pace.due(self.index, end) {
+            self.tally
+                .borrow_mut()
+                .given_up(verb, now.saturating_duration_since(pace.time(self.index, index)));
+        }
+    }
+
+    /// Reads and judges replies until the writer has ended and nothing is under way.
+    pub async fn read(self: Rc<Self>) {
+        if let Err(error) = self.read_all().await {
+            let unanswered = self.state.borrow().under_way.len();
+            self.tally.borrow_mut().unanswered += unanswered as u64;
+            if 0 < unanswered || !self.written.get() {
+                self.run.fail(error);
+            }
+            self.end();
+            self.wake();
+        }
+    }
+
+    async fn read_all(&self) -> Result<()> {
+        let mut input = Vec::with_capacity(INPUT_BYTES);
+        let mut scratch = Vec::new();
+        // Bytes of the reply at the front, as far as they are known.
+        let mut wanted = 1;
+        loop {
+            let now = Instant::now();
+            let (mut used, mut answered) = (0, 0);
+            while wanted <= input.len() - used {
+                let Some(head) = wire::parse(&input[used..])? else { break };
+                let whole = head.bytes + head.body_bytes;
+                if self.run.plan.values.bytes_max().max(BODY_BYTES_MIN) < head.body_bytes {
+                    let message = format!("a reply has {} bytes, which nobody has written", head.body_bytes);
+                    return Err(Error::new(ErrorKind::Io, message));
+                }
+                if input.len() - used < whole {
+                    wanted = whole;
+                    break;
+                }
+                self.settle(head, &input[used + head.bytes..used + whole], now, &mut scratch)?;
+                used += whole;
+                wanted = 1;
+                answered += 1;
+            }
+            input.drain(..used);
+            if 0 < answered {
+                self.run.answered(answered);
+                self.last_answer.set(now);
+                self.wake();
+            }
+            if self.written.get() && self.idle() {
+                return Ok(());
+            }
+            input.reserve(INPUT_BYTES.max(wanted).saturating_sub(input.len()));
+            let filled = input.len();
+            let (result, slice) = self.stream.read(input.slice(filled..)).await;
+            input = slice.into_inner();
+            if result.map_err(|error| Error::io("read a reply", error))? == 0 {
+                return Err(Error::new(ErrorKind::Io, "the server closed a connection that was in use"));
+            }
+        }
+    }
+
+    /// Judges the reply to the oldest request.
+    fn settle(&self, head: Head, body: &[u8], now: Instant, scratch: &mut Vec<u8>) -> Result<()> {
+        let state = &mut *self.state.borrow_mut();
+        let tally = &mut *self.tally.borrow_mut();
+        let Some(Request { operation, from, known, value_bytes }) = state.under_way.pop_front() else {
+            return Err(Error::new(ErrorKind::Io, "the server replied to nothing"));
+        };
+        let Operation { verb, key } = operation;
+        let refused = matches!(head.status, 503 | 507);
+        let accepted = head.status == 200 || (head.status == 404 && verb != Verb::Set);
+        if !accepted && !refused {
+            let sentence = String::from_utf8_lossy(body);
+            let message = format!("the server answered {}: {}", head.status, sentence.trim_end());
+            return Err(Error::new(ErrorKind::Io, message));
+        }
+        let missing = head.status == 404;
+        let fault = match known {
+            _ if refused => None,
+            Known::Nothing => (!missing).then_some(Fault::Wrong),
+            Known::Read(before) => match self.seen(missing, body, key, before, scratch) {
+                Some(seen) => self.run.ledger.end_read(key.number, before, seen),
+                None => Some(Fault::Wrong),
+            },
+            Known::Write(write) if verb == Verb::Delete => {
+                self.run.ledger.judge_delete(key.number, write, !missing)
+            }
+            Known::Write(_) => None,
+        };
+        if let Known::Write(write) = known {
+            self.run.ledger.end_write(key.number, write, !refused);
+        }
+        if let Some(fault) = fault {
+            tally.fault(fault, || {
+                let mut name = Vec::new();
+                self.run.plan.keys.put(&mut name, key);
+                let name = String::from_utf8_lossy(&name);
+                format!("{verb:?} of key {name}: status {} and {} bytes", head.status, body.len())
+            });
+        }
+        if refused {
+            tally.refused(from);
+            return Ok(());
+        }
+        let (place, value_bytes) = match verb {
+            Verb::Get | Verb::GetThenSet => (0, if missing { 0 } else { body.len() }),
+            Verb::Set => (1, value_bytes),
+            Verb::Delete => (2, 0),
+        };
+        tally.answered(Answer { verb: place, from, now, missing, value_bytes });
+        if verb == Verb::GetThenSet {
+            state.operations.update_later(key.number);
+        }
+        Ok(())
+    }
+
+    /// What a read shows; `None` if it is no value of the key (B1).
+    fn seen(
+        &self,
+        missing: bool,
+        body: &[u8],
+        key: Key,
+        before: Before,
+        scratch: &mut Vec<u8>,
+    ) -> Option<Seen> {
+        let Run { plan, ledger, .. } = &*self.run;
+        if missing {
+            return Some(Seen::Missing);
+        }
+        if let Some(claimed) = plan.values.version(body) {
+            return match plan.values.matches(body, key.number, claimed, scratch) {
+                true => plan.seen(claimed),
+                false => None,
+            };
+        }
+        // Too short to say its version: it has to be one of those that it may be.
+        let candidates = before.floor().max(1)..=ledger.sent(key.number);
+        let found = candidates
+            .rev()
+            .find(|&version| plan.values.matches(body, key.number, plan.version(version), scratch));
+        match found {
+            Some(version) => Some(Seen::Version(version)),
+            None => (before.floor() == 0).then_some(Seen::Earlier),
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! What keys and values look like. Both follow from numbers, so that every answer can be checked. Pure.
+//!
+//! ```text
+//!   key    2 × number in decimal, zero-padded to the least size; then letters that follow from the number.
+//!          A key that is never written has 2 × number + 1: it lies between two that are.
+//!   value  version (8 bytes, if the value has so many), then random bytes that follow from key number and
+//!          version, then the same bytes again as often as it takes: that part compresses
+//! ```
+//!
+//! A file of keys in order looks like one of any other store: neighbours share what they share in decimal.
+
+use std::fmt;
+use std::str::FromStr;
+
+use bytesize::ByteSize;
+
+use crate::random::{Random, hash};
+
+/// How long keys or values are.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Size {
+    /// All the same.
+    Fixed(usize),
+    /// Each length between the two as often as any other, both included.
+    Uniform(usize, usize),
+    /// Each doubling between the two as often as any other: many short, few long.
+    Logarithmic(usize, usize),
+}
+
+impl Size {
+    /// The least length.
+    pub fn min(&self) -> usize {
+        match *self {
+            Self::Fixed(bytes) | Self::Uniform(bytes, _) | Self::Logarithmic(bytes, _) => bytes,
+        }
+    }
+
+    /// The greatest length.
+    pub fn max(&self) -> usize {
+        match *self {
+            Self::Fixed(bytes) | Self::Uniform(_, bytes) | Self::Logarithmic(_, bytes) => bytes,
+        }
+    }
+
+    /// The length that a random number gives.
+    pub fn of(&self, number: u64) -> usize {
+        let mut random = Random::new(number);
+        match *self {
+            Self::Fixed(bytes) => bytes,
+            Self::Uniform(least, most) => least + random.below((most - least) as u64 + 1) as usize,
+            Self::Logarithmic(least, most) => {
+                let ratio = (most + 1) as f64 / least.max(1) as f64;
+                let bytes = (least.max(1) as f64 * ratio.powf(random.next_share())) as usize;
+                bytes.clamp(least, most)
+            }
+        }
+    }
+}
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bytes = |text: &str| {
+            let size = text.parse::<ByteSize>().map_err(|_| format!("`{text}` is not a size"))?;
+            usize::try_from(size.as_u64()).map_err(|_| format!("`{text}` is too large"))
+        };
+        let (logarithmic, range) = match text.strip_prefix("log:") {
+            Some(range) => (true, range),
+            None => (false, text),
+        };
+        match range.split_once("..") {
+            None if logarithmic => Err("expected a range behind `log:`, as in log:16..1MiB".into()),
+            None => Ok(Self::Fixed(bytes(range)?)),
+            Some((least, most)) => {
+                let (least, most) = (bytes(least)?, bytes(most)?);
+                if most < least {
+                    return Err(format!("`{range}` ends before it begins"));
+                }
+                Ok(if logarithmic { Self::Logarithmic(least, most) } else { Self::Uniform(least, most) })
+            }
+        }
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(bytes) => write!(f, "{bytes}"),
+            Self::Uniform(least, most) => write!(f, "{least}..{most}"),
+            Self::Logarithmic(least, most) => write!(f, "log:{least}..{most}"),
+        }
+    }
+}
+
+/// A key, by its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Key {
+    /// Its number, from 0.
+    pub number: u64,
+    /// The key beside it, which is never written.
+    pub missing: bool,
+}
+
+/// The bytes of keys.
+#[derive(Debug, Clone, Copy)]
+pub struct Keys {
+    size: Size,
+    seed: u64,
+}
+
+/// Letters that need no escape in a URL.
+const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+
+impl Keys {
+    /// Keys with numbers below `count`.
+    ///
+    /// # Errors
+    /// The least size, if it has not enough digits for them.
+    pub fn new(size: Size, count: u64, seed: u64) -> Result<Self, usize> {
+        let digits = count.saturating_mul(2).max(1).ilog10() as usize + 1;
+        if size.min() < digits { Err(digits) } else { Ok(Self { size, seed }) }
+    }
+
+    /// Appends the bytes of `key`; no two keys have the same.
+    pub fn put(&self, out: &mut Vec<u8>, key: Key) {
+        let start = out.len();
+        let digits = self.size.min();
+        out.resize(start + digits, b'0');
+        let mut rest = 2 * key.number + u64::from(key.missing);
+        for digit in out[start..].iter_mut().rev() {
+            *digit = b'0' + (rest % 10) as u8;
+            rest /= 10;
+        }
+        let own = hash(self.seed, key.number);
+        let mut random = Random::new(own);
+        for _ in digits..self.size.of(own) {
+            out.push(LETTERS[random.next_u64() as usize % LETTERS.len()]);
+        }
+    }
+}
+
+/// The bytes of values.
+#[derive(Debug, Clone, Copy)]
+pub struct Values {
+    size: Size,
+    compressible: f64,
+    seed: u64,
+}
+
+/// What a value begins with, if it is long enough.
+const VERSION_BYTES: usize = 8;
+/// So much of a value is its own, however well the rest compresses.
+const FRESH_BYTES_MIN: usize = 2 * VERSION_BYTES;
+
+impl Values {
+    /// Values of which `compressible`, between 0 and 1, repeats what was there before.
+    pub fn new(size: Size, compressible: f64, seed: u64) -> Self {
+        Self { size, compressible: compressible.clamp(0.0, 1.0), seed }
+    }
+
+    /// The greatest length of a value.
+    pub fn bytes_max(&self) -> usize {
+        self.size.max()
+    }
+
+    /// Appends the value of a key's version.
+    pub fn put(&self, out: &mut Vec<u8>, number: u64, version: u64) {
+        let own = hash(hash(self.seed, number), version);
+        let (start, bytes) = (out.len(), self.size.of(own));
+        let random_bytes = ((1.0 - self.compressible) * bytes as f64).ceil() as usize;
+        let fresh = random_bytes.max(FRESH_BYTES_MIN.min(bytes)).max(1);
+        let mut random = Random::new(own);
+        if VERSION_BYTES <= bytes {
+            out.extend_from_slice(&version.to_le_bytes());
+        }
+        while out.len() < start + fresh {
+            out.extend_from_slice(&random.next_u64().to_le_bytes());
+        }
+        out.truncate(start + fresh);
+        while out.len() < start + bytes {
+            let more = (out.len() - start).min(start + bytes - out.len());
+            out.extend_from_within(start..start + more);
+        }
+        out.truncate(start + bytes);
+    }
+
+    /// The version that a value claims; `None` if it has no room for one.
+    pub fn version(&self, value: &[u8]) -> Option<u64> {
+        Some(u64::from_le_bytes(*value.first_chunk()?))
+    }
+
+    /// Whether `value` is that of the key's version; `scratch` is for its use.
+    pub fn matches(&self, value: &[u8], number: u64, version: u64, scratch: &mut Vec<u8>) -> bool {
+        scratch.clear();
+        self.put(scratch, number, version);
+        value == scratch
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_round_trip_and_stay_within_their_bounds() {
+        for text in ["100", "16..1000", "log:16..1048576"] {
+            let size: Size = text.parse().unwrap();
+            assert_eq!(size.to_string(), text);
+            let lengths: Vec<usize> = (0..10_000).map(|number| size.of(number)).collect();
+            let (least, most) = (lengths.iter().min().unwrap(), lengths.iter().max().unwrap());
+            assert!(size.min() <= *least && *most <= size.max(), "{text}: {least} to {most}");
+            assert!(*least < 2 * size.min() && size.max() < 2 * *most, "{text}: {least} to {most}");
+        }
+        assert_eq!("0..1KiB".parse::<Size>().unwrap(), Size::Uniform(0, 1024));
+        let mut lengths: Vec<usize> =
+            (0..9999).map(|number| Size::Logarithmic(1, 1 << 20).of(number)).collect();
+        lengths.sort_unstable();
+        assert!((500..2000).contains(&lengths[5000]), "half are below the root of the greatest");
+        for text in ["", "x", "5..3", "log:5", "1..", "-1"] {
+            assert!(text.parse::<Size>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn keys_are_distinct_ordered_by_number_and_of_the_size_asked_for() {
+        for size in [Size::Fixed(16), Size::Uniform(5, 60)] {
+            let keys = Keys::new(size, 10_000, 7).unwrap();
+            let mut found = Vec::new();
+            for number in 0..10_000 {
+                for missing in [false, true] {
+                    let mut key = Vec::new();
+                    keys.put(&mut key, Key { number, missing });
+                    assert!((size.min()..=size.max()).contains(&key.len()));
+                    found.push(key);
+                }
+            }
+            assert!(found.is_sorted_by(|one, next| one < next));
+        }
+        assert_eq!(Keys::new(Size::Fixed(4), 10_000, 7).unwrap_err(), 5);
+    }
+
+    #[test]
+    fn values_say_their_version_and_match_no_other() {
+        let mut scratch = Vec::new();
+        for size in [0, 1, 7, 8, 9, 100, 5000] {
+            for compressible in [0.0, 0.5, 1.0] {
+                let values = Values::new(Size::Fixed(size), compressible, 7);
+                let mut value = Vec::new();
+                values.put(&mut value, 5, 9);
+                assert_eq!(value.len(), size);
+                assert!(values.matches(&value, 5, 9, &mut scratch));
+                if VERSION_BYTES <= size {
+                    assert_eq!(values.version(&value), Some(9));
+                    assert!(!values.matches(&value, 5, 10, &mut scratch));
+                    let mut damaged = value.clone();
+                    *damaged.last_mut().unwrap() ^= 1;
+                    assert!(!values.matches(&damaged, 5, 9, &mut scratch));
+                }
+                if VERSION_BYTES < size {
+                    let mut other = Vec::new();
+                    values.put(&mut other, 6, 9);
+                    assert!(!values.matches(&other, 5, 9, &mut scratch));
+                }
+            }
+        }
+        let mut value = Vec::new();
+        Values::new(Size::Fixed(10_000), 0.5, 7).put(&mut value, 1, 1);
+        let packed = lz4_flex::block::compress(&value).len();
+        assert!((4900..5400).contains(&packed), "half of it compresses: {packed}");
+    }
+}

@@ -1,0 +1,296 @@
+//! What each key may hold: the knowledge by which answers are judged. Pure, and shared by all load threads.
+//!
+//! Every write of a run has a version: its key's count of writes, in the order in which they were sent. Writes that
+//! are under way together may take effect in any order, so a key is known exactly only when it was quiet.
+//!
+//! ```text
+//!   writes of a key    1 ──────┤   2 ───────┤   3 ─────────────────┤   4 ────┤
+//!                                               quiet before 3: base(3) = 2
+//!                                                      4 begins beside 3: base(4) = 2
+//! ```
+//!
+//! - **L1** The base of a write is the last version that was sent before the key was last quiet; all up to it had
+//!   ended when the write began. Once the write is acknowledged, no read that begins sees `base` or anything older.
+//! - **L2** The floor of a key is the greatest `base + 1` of acknowledged writes. A read may show any version from the
+//!   floor when it began to the last one sent when it ended, and nothing else; "not found" only if one of those is a
+//!   delete, or nothing is known to be there.
+//! - **L3** A write that was refused or never answered leaves the floor; whether it took effect is not known.
+//!
+//! A connection that waits for each answer, or keys that are rarely written twice at a time, make this exact: then
+//! the floor is the last version. For a key that is never quiet, as the hottest of a zipfian overwrite, it is weaker.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Keys share a lock in so many groups.
+const STRIPES: u64 = 256;
+
+/// What all keys may hold.
+#[derive(Debug)]
+pub struct Ledger {
+    stripes: Box<[Mutex<Stripe>]>,
+    /// Keys below this number were there before the run.
+    filled: u64,
+}
+
+#[derive(Debug, Default)]
+struct Stripe {
+    keys: Vec<Entry>,
+    /// Keys with writes under way.
+    busy: HashMap<u64, Busy>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Entry {
+    /// L2; 0 if no write of this run is known to have taken effect.
+    floor: u32,
+    /// The version sent last.
+    sent: u32,
+    /// The greatest version that is a delete; 0 if there is none.
+    deleted: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Busy {
+    base: u32,
+    under_way: u32,
+}
+
+/// What was known of a key when a read began.
+#[derive(Debug, Clone, Copy)]
+pub struct Before {
+    floor: u32,
+    may_be_missing: bool,
+    /// A delete was all that was ever sent behind the floor: it cannot be there.
+    cannot_exist: bool,
+    sent: u32,
+}
+
+impl Before {
+    /// The least version that the key may still show; 0 if none of this run is certain.
+    pub fn floor(&self) -> u32 {
+        self.floor
+    }
+}
+
+/// A write that is under way.
+#[derive(Debug, Clone, Copy)]
+pub struct Write {
+    /// Its version, from 1.
+    pub version: u32,
+    base: u32,
+    before: Before,
+}
+
+/// What an answer says of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    /// It is not there.
+    Missing,
+    /// It holds a version of this run.
+    Version(u32),
+    /// It holds what an earlier run has written.
+    Earlier,
+}
+
+/// What is wrong with an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// An acknowledged write is not there.
+    Lost,
+    /// Nobody has written that.
+    Wrong,
+}
+
+impl Ledger {
+    /// `count` keys, of which the first `filled` hold something from an earlier run.
+    pub fn new(count: u64, filled: u64) -> Self {
+        let stripe = |index| {
+            let keys = (count + STRIPES - 1 - index) / STRIPES;
+            Mutex::new(Stripe { keys: vec![Entry::default(); keys as usize], busy: HashMap::new() })
+        };
+        Self { stripes: (0..STRIPES).map(stripe).collect(), filled }
+    }
+
+    fn stripe(&self, number: u64) -> MutexGuard<'_, Stripe> {
+        // A thread that panicked has ended the process.
+        self.stripes[(number % STRIPES) as usize].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn before(&self, number: u64, entry: &Entry) -> Before {
+        Before {
+            floor: entry.floor,
+            may_be_missing: match entry.floor {
+                0 => self.filled <= number || 0 < entry.deleted,
+                floor => floor <= entry.deleted,
+            },
+            cannot_exist: 0 < entry.floor && entry.floor == entry.deleted && entry.floor == entry.sent,
+            sent: entry.sent,
+        }
+    }
+
+    /// A read begins.
+    pub fn begin_read(&self, number: u64) -> Before {
+        let stripe = self.stripe(number);
+        self.before(number, &stripe.keys[(number / STRIPES) as usize])
+    }
+
+    /// The version of a key that was sent last.
+    pub fn sent(&self, number: u64) -> u32 {
+        self.stripe(number).keys[(number / STRIPES) as usize].sent
+    }
+
+    /// A read has ended: what it has `seen`, judged (L2).
+    pub fn end_read(&self, number: u64, before: Before, seen: Seen) -> Option<Fault> {
+        let stripe = self.stripe(number);
+        let entry = &stripe.keys[(number / STRIPES) as usize];
+        let fault = |wrong: bool, fault| wrong.then_some(fault);
+        match seen {
+            // A delete that came meanwhile explains it.
+            Seen::Missing => fault(!before.may_be_missing && entry.deleted <= before.sent, Fault::Lost),
+            Seen::Version(version) if entry.sent < version => Some(Fault::Wrong),
+            Seen::Version(version) => fault(version < before.floor, Fault::Lost),
+            Seen::Earlier => fault(0 < before.floor, Fault::Lost),
+        }
+    }
+
+    /// A write begins.
+    pub fn begin_write(&self, number: u64, delete: bool) -> Write {
+        let mut stripe = self.stripe(number);
+        let Stripe { keys, busy } = &mut *stripe;
+        let entry = &mut keys[(number / STRIPES) as usize];
+        let before = self.before(number, entry);
+        let busy = busy.entry(number).or_insert(Busy { base: entry.sent, under_way: 0 });
+        busy.under_way += 1;
+        entry.sent += 1;
+        if delete {
+            entry.deleted = entry.sent;
+        }
+        Write { version: entry.sent, base: busy.base, before }
+    }
+
+    /// A write has ended, `acknowledged` or not (L1, L3).
+    pub fn end_write(&self, number: u64, write: Write, acknowledged: bool) {
+        let mut stripe = self.stripe(number);
+        let Stripe { keys, busy } = &mut *stripe;
+        let entry = &mut keys[(number / STRIPES) as usize];
+        if acknowledged {
+            entry.floor = entry.floor.max(write.base + 1);
+        }
+        if let Some(state) = busy.get_mut(&number) {
+            state.under_way -= 1;
+            if state.under_way == 0 {
+                busy.remove(&number);
+            }
+        }
+    }
+
+    /// What a delete said of the key, judged: whether it was `found`.
+    pub fn judge_delete(&self, number: u64, write: Write, found: bool) -> Option<Fault> {
+        let stripe = self.stripe(number);
+        let entry = &stripe.keys[(number / STRIPES) as usize];
+        // Another write that began before this one had ended explains anything.
+        let alone = entry.sent == write.version && write.base + 1 == write.version;
+        match found {
+            false if alone && !write.before.may_be_missing => Some(Fault::Lost),
+            true if alone && write.before.cannot_exist => Some(Fault::Wrong),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: u64 = 300;
+
+    fn read(ledger: &Ledger, seen: Seen) -> Option<Fault> {
+        ledger.end_read(KEY, ledger.begin_read(KEY), seen)
+    }
+
+    #[test]
+    fn a_key_written_one_at_a_time_is_known_exactly() {
+        let ledger = Ledger::new(301, 0);
+        assert_eq!(read(&ledger, Seen::Missing), None);
+        for version in 1..=3 {
+            let write = ledger.begin_write(KEY, false);
+            assert_eq!(write.version, version);
+            ledger.end_write(KEY, write, true);
+            assert_eq!(read(&ledger, Seen::Version(version)), None);
+            assert_eq!(read(&ledger, Seen::Version(version - 1)), Some(Fault::Lost));
+            assert_eq!(read(&ledger, Seen::Version(version + 1)), Some(Fault::Wrong));
+            assert_eq!(read(&ledger, Seen::Missing), Some(Fault::Lost));
+            assert_eq!(read(&ledger, Seen::Earlier), Some(Fault::Lost));
+        }
+        let delete = ledger.begin_write(KEY, true);
+        assert_eq!(ledger.judge_delete(KEY, delete, true), None);
+        assert_eq!(ledger.judge_delete(KEY, delete, false), Some(Fault::Lost));
+        ledger.end_write(KEY, delete, true);
+        assert_eq!(read(&ledger, Seen::Missing), None);
+        assert_eq!(read(&ledger, Seen::Version(3)), Some(Fault::Lost));
+        let delete = ledger.begin_write(KEY, true);
+        assert_eq!(ledger.judge_delete(KEY, delete, false), None);
+        assert_eq!(ledger.judge_delete(KEY, delete, true), Some(Fault::Wrong));
+    }
+
+    #[test]
+    fn l1_writes_under_way_together_may_end_in_any_order() {
+        let ledger = Ledger::new(301, 0);
+        let first = ledger.begin_write(KEY, false);
+        ledger.end_write(KEY, first, true);
+        let second = ledger.begin_write(KEY, false);
+        let third = ledger.begin_write(KEY, false);
+        let before = ledger.begin_read(KEY);
+        ledger.end_write(KEY, third, true);
+        for version in [2, 3] {
+            assert_eq!(read(&ledger, Seen::Version(version)), None);
+        }
+        assert_eq!(read(&ledger, Seen::Version(1)), Some(Fault::Lost));
+        assert_eq!(
+            ledger.end_read(KEY, before, Seen::Version(1)),
+            None,
+            "it began before the acknowledgement"
+        );
+        ledger.end_write(KEY, second, true);
+        assert_eq!(read(&ledger, Seen::Version(2)), None, "2 may have come last");
+        let fourth = ledger.begin_write(KEY, false);
+        ledger.end_write(KEY, fourth, true);
+        assert_eq!(read(&ledger, Seen::Version(3)), Some(Fault::Lost), "the key was quiet before 4");
+    }
+
+    #[test]
+    fn l2_a_delete_that_comes_and_goes_during_a_read_explains_a_missing_key() {
+        let ledger = Ledger::new(301, 0);
+        let write = ledger.begin_write(KEY, false);
+        ledger.end_write(KEY, write, true);
+        let before = ledger.begin_read(KEY);
+        assert_eq!(ledger.end_read(KEY, before, Seen::Missing), Some(Fault::Lost));
+        let delete = ledger.begin_write(KEY, true);
+        ledger.end_write(KEY, delete, true);
+        let write = ledger.begin_write(KEY, false);
+        ledger.end_write(KEY, write, true);
+        assert_eq!(ledger.end_read(KEY, before, Seen::Missing), None);
+        assert_eq!(read(&ledger, Seen::Missing), Some(Fault::Lost));
+    }
+
+    #[test]
+    fn l3_a_refused_write_may_be_there_or_not() {
+        let ledger = Ledger::new(301, 0);
+        for acknowledged in [true, false] {
+            let write = ledger.begin_write(KEY, false);
+            ledger.end_write(KEY, write, acknowledged);
+        }
+        assert_eq!(read(&ledger, Seen::Version(1)), None);
+        assert_eq!(read(&ledger, Seen::Version(2)), None);
+        assert_eq!(read(&ledger, Seen::Missing), Some(Fault::Lost));
+    }
+
+    #[test]
+    fn keys_of_an_earlier_run_are_there_whatever_their_version() {
+        let ledger = Ledger::new(1000, 301);
+        assert_eq!(read(&ledger, Seen::Earlier), None);
+        assert_eq!(read(&ledger, Seen::Missing), Some(Fault::Lost));
+        assert_eq!(ledger.end_read(301, ledger.begin_read(301), Seen::Missing), None);
+    }
+}

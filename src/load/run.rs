@@ -1,0 +1,341 @@
+//! A run: its plan, its threads, its pace, and how it ends.
+//!
+//! Owns: what all load threads share. Knows nothing of how results are shown.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Barrier, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio_uring::net::TcpStream;
+
+use super::choose::Access;
+use super::connection::Connection;
+use super::data::{Keys, Values};
+use super::ledger::{Ledger, Seen};
+use super::tally::Tally;
+use super::workload::{Keyspace, Quota, Stream, Workload};
+use crate::error::{Error, ErrorKind, Result};
+use crate::host;
+use crate::random::{Random, hash};
+
+/// No answer takes so long, unless the server hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often that is looked at, and how often progress is told.
+const TICK: Duration = Duration::from_millis(100);
+/// Timers of the runtime are this coarse; what is due sooner is waited for by asking the clock.
+const TIMER: Duration = Duration::from_millis(2);
+
+/// What a user chose, for all workloads of an invocation.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Where the server listens.
+    pub server: SocketAddr,
+    /// Connections, all threads together.
+    pub connections: u64,
+    /// Load threads.
+    pub threads: u64,
+    /// Requests that a connection may have under way.
+    pub pipeline: usize,
+    /// Requests a second that are due (open loop); none in a closed loop.
+    pub rate: Option<f64>,
+    /// What is not counted at first.
+    pub warm_up: Duration,
+    /// How long to ask for more.
+    pub duration: Option<Duration>,
+    /// Which keys, where the workload leaves it to the user.
+    pub access: Access,
+    /// Decides every choice.
+    pub seed: u64,
+    /// The bytes of keys.
+    pub keys: Keys,
+    /// The bytes of values.
+    pub values: Values,
+    /// Tells versions of this invocation from those of earlier ones: it grows.
+    pub epoch: u32,
+}
+
+impl Plan {
+    /// The version that goes into a value.
+    pub fn version(&self, version: u32) -> u64 {
+        u64::from(self.epoch) << 32 | u64::from(version)
+    }
+
+    /// What a version in a value means; `None` if it is from the future.
+    pub fn seen(&self, version: u64) -> Option<Seen> {
+        let epoch = (version >> 32) as u32;
+        match epoch.cmp(&self.epoch) {
+            std::cmp::Ordering::Less => Some(Seen::Earlier),
+            std::cmp::Ordering::Equal => Some(Seen::Version(version as u32)),
+            std::cmp::Ordering::Greater => None,
+        }
+    }
+}
+
+/// When requests of an open loop are due: request k of all at `start + k / rate`, on connection k mod connections.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    start: Instant,
+    rate: f64,
+    connections: u64,
+}
+
+impl Pace {
+    /// When request `index` of a connection is due.
+    pub fn time(&self, connection: u64, index: u64) -> Instant {
+        self.start + Duration::from_secs_f64((index * self.connections + connection) as f64 / self.rate)
+    }
+
+    /// Requests of a connection that are due at `now`.
+    pub fn due(&self, connection: u64, now: Instant) -> u64 {
+        let passed = now.saturating_duration_since(self.start).as_secs_f64() * self.rate;
+        // Rounded down, so that `time` of the last one is not behind `now` by more than rounding.
+        match (passed as u64).checked_sub(connection) {
+            Some(whole) => whole / self.connections + 1,
+            None => 0,
+        }
+    }
+}
+
+/// What the threads of one workload share.
+pub struct Run {
+    /// What the user chose.
+    pub plan: Plan,
+    /// What is asked for.
+    pub workload: &'static Workload,
+    /// What each key may hold.
+    pub ledger: Arc<Ledger>,
+    keyspace: Arc<Keyspace>,
+    quota: Arc<Quota>,
+    start: OnceLock<Instant>,
+    answered: AtomicU64,
+    over: AtomicBool,
+    failure: Mutex<Option<Error>>,
+}
+
+impl Run {
+    /// The operations of a connection.
+    pub fn stream(&self, connection: u64) -> Stream {
+        let random = Random::new(hash(self.plan.seed, connection));
+        Stream::new(self.workload, self.plan.access, self.keyspace.clone(), self.quota.clone(), random)
+    }
+
+    /// When the threads began.
+    pub fn start(&self) -> Instant {
+        *self.start.get_or_init(Instant::now)
+    }
+
+    /// When requests are due, in an open loop.
+    pub fn pace(&self) -> Option<Pace> {
+        let (start, connections) = (self.start(), self.plan.connections);
+        self.plan.rate.map(|rate| Pace { start, rate, connections })
+    }
+
+    /// When to stop asking for more.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.plan.duration.map(|duration| self.start() + self.plan.warm_up + duration)
+    }
+
+    /// Whether to ask for no more.
+    pub fn is_over(&self, now: Instant) -> bool {
+        self.over.load(Ordering::Relaxed) || self.deadline().is_some_and(|deadline| deadline <= now)
+    }
+
+    /// Answers have come.
+    pub fn answered(&self, count: u64) {
+        self.answered.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Something failed: the run ends, and the first failure is kept.
+    pub fn fail(&self, error: Error) {
+        self.over.store(true, Ordering::Relaxed);
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+}
+
+/// What came of a workload.
+pub struct Outcome {
+    /// Everything that was counted.
+    pub tally: Tally,
+    /// Processor time of this process, per second that passed.
+    pub processors: f64,
+    /// Why it ended early, if it did.
+    pub failure: Option<Error>,
+}
+
+/// Carries out a workload. `progress` is told now and then how many answers have come.
+///
+/// # Errors
+/// `Configuration`, if the system refuses a ring, and `Io` if the server cannot be reached. What fails later is in the
+/// outcome.
+pub fn run(
+    plan: &Plan,
+    workload: &'static Workload,
+    ledger: &Arc<Ledger>,
+    keyspace: &Arc<Keyspace>,
+    limit: u64,
+    progress: impl Fn(u64),
+) -> Result<Outcome> {
+    let run = Arc::new(Run {
+        plan: plan.clone(),
+        workload,
+        ledger: ledger.clone(),
+        keyspace: keyspace.clone(),
+        quota: Arc::new(Quota::new(limit)),
+        start: OnceLock::new(),
+        answered: AtomicU64::new(0),
+        over: AtomicBool::new(false),
+        failure: Mutex::new(None),
+    });
+    let all_connected = Barrier::new(plan.threads as usize + 1);
+    let (tallies, begin, used) = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..plan.threads)
+            .map(|index| {
+                let (run, all_connected) = (run.clone(), &all_connected);
+                scope.spawn(move || thread(run, index, all_connected))
+            })
+            .collect();
+        all_connected.wait();
+        let (begin, used) = (run.start(), host::processor_time());
+        while !threads.iter().all(|thread| thread.is_finished()) {
+            std::thread::park_timeout(TICK);
+            progress(run.answered.load(Ordering::Relaxed));
+        }
+        let tallies: Vec<_> = threads.into_iter().filter_map(|thread| thread.join().ok()).collect();
+        (tallies, begin, used)
+    });
+    let passed = begin.elapsed().as_secs_f64();
+    let mut tally = Tally::new(begin + plan.warm_up);
+    for part in tallies {
+        tally.merge(part?);
+    }
+    let failure = run.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let processors = (host::processor_time() - used).as_secs_f64() / passed;
+    Ok(Outcome { tally, processors, failure })
+}
+
+fn thread(run: Arc<Run>, index: u64, all_connected: &Barrier) -> Result<Tally> {
+    // Built here: the ring belongs to the thread that builds it.
+    let runtime = host::probe_ring();
+    let connected = match &runtime {
+        Ok((_, runtime)) => runtime.block_on(connect(&run, index)),
+        Err(error) => Err(error.clone()),
+    };
+    if connected.is_err() {
+        run.over.store(true, Ordering::Relaxed);
+    }
+    all_connected.wait();
+    let ((_, runtime), streams) = (runtime?, connected?);
+    Ok(runtime.block_on(drive(run, index, streams)))
+}
+
+/// Opens the connections of a thread: every `threads`-th, from `index` on.
+async fn connect(run: &Run, index: u64) -> Result<Vec<(u64, TcpStream)>> {
+    let plan = &run.plan;
+    let mut streams = Vec::new();
+    for connection in (index..plan.connections).step_by(plan.threads as usize) {
+        let stream = TcpStream::connect(plan.server).await;
+        let stream = stream.map_err(|error| Error::io(format!("connect to {}", plan.server), error))?;
+        stream.set_nodelay(true).map_err(|error| Error::io("set TCP_NODELAY", error))?;
+        streams.push((connection, stream));
+    }
+    Ok(streams)
+}
+
+/// Drives the connections of a thread to their end. Nothing is in flight when it returns.
+async fn drive(run: Arc<Run>, index: u64, streams: Vec<(u64, TcpStream)>) -> Tally {
+    let tally = Rc::new(RefCell::new(Tally::new(run.start() + run.plan.warm_up)));
+    let connections: Rc<[Rc<Connection>]> = streams
+        .into_iter()
+        .map(|(number, stream)| Connection::new(stream, run.clone(), number, tally.clone()))
+        .collect();
+    let tasks: Vec<_> = connections
+        .iter()
+        .flat_map(|connection| {
+            let (writer, reader) = (connection.clone(), connection.clone());
+            [tokio_uring::spawn(writer.write()), tokio_uring::spawn(reader.read())]
+        })
+        .collect();
+    let watch = tokio_uring::spawn(watch(run.clone(), connections.clone()));
+    if run.pace().is_some() {
+        pace(&run, index, &connections).await;
+    }
+    for task in tasks {
+        let _ = task.await; // a panic has ended the process
+    }
+    watch.abort(); // it owns no operation of the ring
+    tally.replace(Tally::new(run.start()))
+}
+
+/// Ends connections that get no answer.
+async fn watch(run: Arc<Run>, connections: Rc<[Rc<Connection>]>) {
+    loop {
+        tokio::time::sleep(TICK).await;
+        let now = Instant::now();
+        let silent = connections.iter().map(|connection| connection.silence(now)).max().unwrap_or_default();
+        if PATIENCE < silent {
+            let message = format!("the server has not answered for {} s", PATIENCE.as_secs());
+            run.fail(Error::new(ErrorKind::Io, message));
+            connections.iter().for_each(|connection| connection.end());
+        } else if run.is_over(now) {
+            // Writers that wait for what will not come.
+            connections.iter().for_each(|connection| connection.wake());
+        }
+    }
+}
+
+/// Wakes each connection when a request of its own is due, until the run is over.
+async fn pace(run: &Run, index: u64, connections: &[Rc<Connection>]) {
+    let Some(pace) = run.pace() else { return };
+    for round in 0.. {
+        if connections.iter().all(|connection| connection.has_written()) {
+            return;
+        }
+        for (place, connection) in connections.iter().enumerate() {
+            let due = pace.time(index + place as u64 * run.plan.threads, round);
+            loop {
+                let now = Instant::now();
+                if run.is_over(now) {
+                    return;
+                }
+                match due.checked_duration_since(now) {
+                    None => break,
+                    Some(early) if TIMER < early => tokio::time::sleep(early - TIMER).await,
+                    // The clock is asked again and again, but the ring goes on between: every other operation is
+                    // submitted with this one.
+                    Some(_) => {
+                        if tokio_uring::no_op().await.is_err() {
+                            return;
+                        }
+                    }
+                }
+            }
+            connection.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_due_in_turn_and_never_early() {
+        let start = Instant::now();
+        let pace = Pace { start, rate: 1000.0, connections: 4 };
+        assert_eq!(pace.time(1, 2) - start, Duration::from_millis(9));
+        for connection in 0..4 {
+            for milliseconds in 0..100 {
+                let now = start + Duration::from_millis(milliseconds) + Duration::from_micros(500);
+                let due = pace.due(connection, now);
+                assert!(due == 0 || pace.time(connection, due - 1) <= now);
+                assert!(now < pace.time(connection, due));
+            }
+        }
+        let all: u64 =
+            (0..4).map(|connection| pace.due(connection, start + Duration::from_secs_f64(9.9995))).sum();
+        assert_eq!(all, 10_000);
+    }
+}

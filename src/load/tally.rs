@@ -1,0 +1,209 @@
+//! What was counted: requests, latencies, and when they ended. Pure; each thread has its own, merged at the end.
+
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+
+use super::ledger::Fault;
+
+/// The verbs that have a histogram of their own.
+pub const VERBS: [&str; 3] = ["get", "set", "delete"];
+
+/// Longer latencies, in nanoseconds, count as this one: two hours.
+const LATENCY_MAX: u64 = 2 * 3600 * 1_000_000_000;
+/// Digits of a latency that are kept: the error is below 0.1 %.
+const DIGITS: u8 = 3;
+
+/// An answer that is counted.
+#[derive(Debug, Clone, Copy)]
+pub struct Answer {
+    /// The place of its verb in [`VERBS`].
+    pub verb: usize,
+    /// When the request began or, in an open loop, was due.
+    pub from: Instant,
+    /// When the answer came.
+    pub now: Instant,
+    /// Whether it says that the key is not there.
+    pub missing: bool,
+    /// Length of the value that went either way.
+    pub value_bytes: usize,
+}
+
+/// Counts of a run, or of a thread's part of it.
+#[derive(Debug, Clone)]
+pub struct Tally {
+    /// When counting began: behind the warm-up.
+    pub begin: Instant,
+    /// Latencies in nanoseconds, in the order of [`VERBS`].
+    pub latencies: [Histogram<u64>; 3],
+    /// Requests answered, by the millisecond in which the answer came.
+    per_millisecond: Vec<u32>,
+    /// Reads and deletes whose key was not there.
+    pub missing: u64,
+    /// Requests that the server refused for now (503, 507).
+    pub refused: u64,
+    /// Requests that were due and never sent (open loop).
+    pub unsent: u64,
+    /// Requests that were never answered.
+    pub unanswered: u64,
+    /// Acknowledged writes that were not there.
+    pub lost: u64,
+    /// Answers that are not what was written.
+    pub wrong: u64,
+    /// The first of either, as a sentence.
+    pub first_fault: Option<String>,
+    /// Bytes of values sent and received.
+    pub value_bytes: u64,
+}
+
+impl Tally {
+    /// Nothing yet.
+    pub fn new(begin: Instant) -> Self {
+        let Ok(empty) = Histogram::new_with_bounds(1, LATENCY_MAX, DIGITS) else {
+            unreachable!("a histogram may have these bounds and three digits")
+        };
+        Self {
+            begin,
+            latencies: [empty.clone(), empty.clone(), empty],
+            per_millisecond: Vec::new(),
+            missing: 0,
+            refused: 0,
+            unsent: 0,
+            unanswered: 0,
+            lost: 0,
+            wrong: 0,
+            first_fault: None,
+            value_bytes: 0,
+        }
+    }
+
+    /// A request has its answer.
+    pub fn answered(&mut self, answer: Answer) {
+        let Answer { verb, from, now, missing, value_bytes } = answer;
+        if from < self.begin {
+            return; // B4
+        }
+        self.latency(verb, now.saturating_duration_since(from));
+        self.missing += u64::from(missing);
+        self.value_bytes += value_bytes as u64;
+        let millisecond = now.saturating_duration_since(self.begin).as_millis() as usize;
+        if self.per_millisecond.len() <= millisecond {
+            self.per_millisecond.resize(millisecond + 1, 0);
+        }
+        self.per_millisecond[millisecond] += 1;
+    }
+
+    /// The server refused, for now, a request that began at `from`: no work was done.
+    pub fn refused(&mut self, from: Instant) {
+        self.refused += u64::from(self.begin <= from);
+    }
+
+    /// A request that was due `late` ago and is given up: its latency would have been more.
+    pub fn given_up(&mut self, verb: usize, late: Duration) {
+        self.latency(verb, late);
+        self.unsent += 1;
+    }
+
+    fn latency(&mut self, verb: usize, latency: Duration) {
+        let nanoseconds = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
+        self.latencies[verb].saturating_record(nanoseconds.max(1));
+    }
+
+    /// An answer is at fault; `what` says how.
+    pub fn fault(&mut self, fault: Fault, what: impl FnOnce() -> String) {
+        match fault {
+            Fault::Lost => self.lost += 1,
+            Fault::Wrong => self.wrong += 1,
+        }
+        self.first_fault.get_or_insert_with(what);
+    }
+
+    /// Adds the part of another thread, counted from the same moment.
+    pub fn merge(&mut self, other: Self) {
+        for (own, added) in self.latencies.iter_mut().zip(&other.latencies) {
+            // It fails only between different bounds.
+            let _ = own.add(added);
+        }
+        let length = self.per_millisecond.len().max(other.per_millisecond.len());
+        self.per_millisecond.resize(length, 0);
+        for (own, added) in self.per_millisecond.iter_mut().zip(other.per_millisecond) {
+            *own += added;
+        }
+        self.missing += other.missing;
+        self.refused += other.refused;
+        self.unsent += other.unsent;
+        self.unanswered += other.unanswered;
+        self.lost += other.lost;
+        self.wrong += other.wrong;
+        self.value_bytes += other.value_bytes;
+        self.first_fault = self.first_fault.take().or(other.first_fault);
+    }
+
+    /// Requests answered.
+    pub fn count(&self) -> u64 {
+        self.per_millisecond.iter().map(|&count| u64::from(count)).sum()
+    }
+
+    /// From the beginning to the last answer.
+    pub fn duration(&self) -> Duration {
+        Duration::from_millis(self.per_millisecond.len() as u64)
+    }
+
+    /// Requests answered in each `interval` of at least a millisecond, the last one perhaps cut short.
+    pub fn series(&self, interval: Duration) -> Vec<u64> {
+        let width = interval.as_millis().max(1) as usize;
+        self.per_millisecond
+            .chunks(width)
+            .map(|part| part.iter().map(|&count| u64::from(count)).sum())
+            .collect()
+    }
+
+    /// The longest time without an answer, to the millisecond.
+    pub fn longest_gap(&self) -> Duration {
+        let (mut longest, mut current) = (0, 0);
+        for &count in &self.per_millisecond {
+            current = if count == 0 { current + 1 } else { 0 };
+            longest = longest.max(current);
+        }
+        Duration::from_millis(longest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_add_up_and_gaps_are_those_of_all_threads() {
+        let begin = Instant::now();
+        let at = |milliseconds| begin + Duration::from_millis(milliseconds);
+        let (mut one, mut other) = (Tally::new(begin), Tally::new(begin));
+        let answer =
+            |verb, from, now| Answer { verb, from: at(from), now: at(now), missing: true, value_bytes: 5 };
+        one.answered(answer(0, 0, 1));
+        one.answered(answer(0, 0, 100));
+        other.answered(answer(1, 10, 40));
+        other.refused(begin);
+        other.fault(Fault::Lost, || "first".into());
+        other.fault(Fault::Wrong, || "second".into());
+        assert_eq!(one.longest_gap(), Duration::from_millis(98));
+        one.merge(other);
+        assert_eq!((one.count(), one.lost, one.wrong), (3, 1, 1));
+        assert_eq!((one.missing, one.value_bytes, one.refused), (3, 15, 1));
+        assert_eq!(one.first_fault.as_deref(), Some("first"));
+        assert_eq!(one.longest_gap(), Duration::from_millis(59));
+        assert_eq!(one.series(Duration::from_millis(50)), [2, 0, 1]);
+        assert_eq!((one.latencies[0].len(), one.latencies[1].len(), one.latencies[2].len()), (2, 1, 0));
+        assert!((99_900_000..100_100_000).contains(&one.latencies[0].max()));
+    }
+
+    #[test]
+    fn b4_what_began_before_the_warm_up_ended_is_not_counted() {
+        let now = Instant::now();
+        let mut tally = Tally::new(now + Duration::from_secs(1));
+        let later = now + Duration::from_secs(2);
+        tally.answered(Answer { verb: 0, from: now, now: later, missing: true, value_bytes: 1 });
+        tally.refused(now);
+        assert_eq!((tally.count(), tally.latencies[0].len(), tally.missing, tally.refused), (0, 0, 0, 0));
+    }
+}

@@ -1,0 +1,349 @@
+//! What a run asks for: workloads as a table, and the stream of operations that follows from one. Pure.
+//!
+//! The mixes A to D and F are those of YCSB (Cooper et al., "Benchmarking cloud serving systems", SoCC 2010); E scans,
+//! which the server does not. A read-modify-write is counted as its read and its write.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::choose::{Access, Chooser};
+use super::data::Key;
+use crate::random::Random;
+
+/// One thing to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// Write the next key in order.
+    FillNext,
+    /// Write the next key of an order that looks random.
+    FillShuffled,
+    /// Write any key.
+    FillAny,
+    /// Read a key.
+    Read,
+    /// Read a key that was never written and lies between two that were.
+    ReadMissing,
+    /// Write a key that is there.
+    Update,
+    /// Write a key that is not there yet.
+    Insert,
+    /// Delete a key.
+    Delete,
+    /// Read a key, and write it when the answer has come.
+    ReadThenUpdate,
+}
+
+/// What a run asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// How users call it.
+    pub name: &'static str,
+    /// One line for the help.
+    pub about: &'static str,
+    /// What to do, with the share of each in percent.
+    mix: &'static [(u64, Step)],
+    /// Which keys, if it is not for the user to say.
+    access: Option<Access>,
+}
+
+/// Every workload.
+pub const WORKLOADS: &[Workload] = &[
+    fill("fill-seq", "write every key once, in order", &[(100, Step::FillNext)]),
+    fill("fill-unique", "write every key once, in an order that looks random", &[(100, Step::FillShuffled)]),
+    fill(
+        "fill-random",
+        "write random keys, some more than once, as many as there are",
+        &[(100, Step::FillAny)],
+    ),
+    Workload::chosen("overwrite", "write keys that are there", &[(100, Step::Update)]),
+    Workload::chosen("read", "read keys", &[(100, Step::Read)]),
+    Workload::chosen(
+        "read-missing",
+        "read keys that are not there, between those that are",
+        &[(100, Step::ReadMissing)],
+    ),
+    Workload::chosen("delete", "delete keys", &[(100, Step::Delete)]),
+    ycsb(
+        "ycsb-a",
+        "half reads, half updates, zipfian",
+        &[(50, Step::Read), (50, Step::Update)],
+        Access::Zipfian,
+    ),
+    ycsb(
+        "ycsb-b",
+        "95 % reads, 5 % updates, zipfian",
+        &[(95, Step::Read), (5, Step::Update)],
+        Access::Zipfian,
+    ),
+    ycsb("ycsb-c", "reads, zipfian", &[(100, Step::Read)], Access::Zipfian),
+    ycsb(
+        "ycsb-d",
+        "95 % reads of what came last, 5 % inserts",
+        &[(95, Step::Read), (5, Step::Insert)],
+        Access::Latest,
+    ),
+    ycsb(
+        "ycsb-f",
+        "half reads, half reads followed by an update, zipfian",
+        &[(50, Step::Read), (50, Step::ReadThenUpdate)],
+        Access::Zipfian,
+    ),
+];
+
+type Mix = &'static [(u64, Step)];
+
+const fn fill(name: &'static str, about: &'static str, mix: Mix) -> Workload {
+    Workload { name, about, mix, access: Some(Access::Uniform) }
+}
+
+const fn ycsb(name: &'static str, about: &'static str, mix: Mix, access: Access) -> Workload {
+    Workload { name, about, mix, access: Some(access) }
+}
+
+impl Workload {
+    const fn chosen(name: &'static str, about: &'static str, mix: Mix) -> Self {
+        Self { name, about, mix, access: None }
+    }
+
+    /// The one of that name.
+    pub fn named(name: &str) -> Option<&'static Self> {
+        WORKLOADS.iter().find(|workload| workload.name == name)
+    }
+
+    /// Whether it fills an empty store, and so ends by itself.
+    pub fn fills(&self) -> bool {
+        matches!(self.mix, [(_, Step::FillNext | Step::FillShuffled | Step::FillAny)])
+    }
+
+    /// Whether it only writes.
+    pub fn writes_only(&self) -> bool {
+        let reads =
+            |step| matches!(step, Step::Read | Step::ReadMissing | Step::ReadThenUpdate | Step::Delete);
+        !self.mix.iter().any(|(_, step)| reads(*step))
+    }
+
+    /// Whether it adds keys beyond those that a fill has written.
+    pub fn inserts(&self) -> bool {
+        self.mix.iter().any(|(_, step)| *step == Step::Insert)
+    }
+}
+
+/// What to do with a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verb {
+    /// Read it.
+    Get,
+    /// Read it, and ask for [`Stream::update_later`] when the answer has come.
+    GetThenSet,
+    /// Write it.
+    Set,
+    /// Delete it.
+    Delete,
+}
+
+/// One request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Operation {
+    /// What to do.
+    pub verb: Verb,
+    /// With which key.
+    pub key: Key,
+}
+
+/// What the streams of a run share.
+#[derive(Debug)]
+pub struct Keyspace {
+    chooser: Chooser,
+    /// Keys that there are, or are on their way.
+    present: AtomicU64,
+    /// Keys that there may be at most.
+    capacity: u64,
+}
+
+impl Keyspace {
+    /// `count` keys to fill and ask for, and room for inserts up to `capacity`.
+    pub fn new(count: u64, capacity: u64, seed: u64) -> Self {
+        Self { chooser: Chooser::new(count, seed), present: AtomicU64::new(count), capacity }
+    }
+
+    fn present(&self) -> u64 {
+        self.present.load(Ordering::Relaxed)
+    }
+
+    /// The number of a key that was not there; `None` if there is no room.
+    fn insert(&self) -> Option<u64> {
+        let next = |present: u64| (present < self.capacity).then_some(present + 1);
+        self.present.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).ok()
+    }
+}
+
+/// How many operations all streams of a run may have together.
+#[derive(Debug)]
+pub struct Quota {
+    begun: AtomicU64,
+    limit: u64,
+}
+
+impl Quota {
+    /// `limit` of them.
+    pub fn new(limit: u64) -> Self {
+        Self { begun: AtomicU64::new(0), limit }
+    }
+
+    fn is_over(&self) -> bool {
+        self.limit <= self.begun.load(Ordering::Relaxed)
+    }
+
+    /// The index of one more; `None` if there are none left.
+    fn take(&self) -> Option<u64> {
+        let index = self.begun.fetch_add(1, Ordering::Relaxed);
+        (index < self.limit).then_some(index)
+    }
+}
+
+/// The operations of one connection.
+#[derive(Debug)]
+pub struct Stream {
+    workload: &'static Workload,
+    access: Access,
+    keyspace: Arc<Keyspace>,
+    quota: Arc<Quota>,
+    random: Random,
+    /// Keys whose update is due.
+    updates: Vec<u64>,
+}
+
+impl Stream {
+    /// A stream with random choices of its own. `access` is for workloads that leave it to the user.
+    pub fn new(
+        workload: &'static Workload,
+        access: Access,
+        keyspace: Arc<Keyspace>,
+        quota: Arc<Quota>,
+        random: Random,
+    ) -> Self {
+        let access = workload.access.unwrap_or(access);
+        Self { workload, access, keyspace, quota, random, updates: Vec::new() }
+    }
+
+    /// The key was read; its update comes next. It is not counted against the quota.
+    pub fn update_later(&mut self, number: u64) {
+        self.updates.push(number);
+    }
+
+    /// Whether there are no more, unless a read that is under way brings an update.
+    pub fn is_over(&self) -> bool {
+        self.updates.is_empty() && self.quota.is_over()
+    }
+
+    fn choose(&mut self) -> u64 {
+        self.keyspace.chooser.choose(self.access, self.keyspace.present(), &mut self.random)
+    }
+}
+
+impl Iterator for Stream {
+    type Item = Operation;
+
+    fn next(&mut self) -> Option<Operation> {
+        let key = |number| Key { number, missing: false };
+        if let Some(number) = self.updates.pop() {
+            return Some(Operation { verb: Verb::Set, key: key(number) });
+        }
+        let index = self.quota.take()?;
+        let mut share = self.random.below(100);
+        let mut step = self.workload.mix[0].1;
+        for &(percent, candidate) in self.workload.mix {
+            step = candidate;
+            match share.checked_sub(percent) {
+                Some(rest) => share = rest,
+                None => break,
+            }
+        }
+        let (verb, number) = match step {
+            Step::FillNext => (Verb::Set, index % self.keyspace.chooser.count()),
+            Step::FillShuffled => (Verb::Set, self.keyspace.chooser.shuffled(index)),
+            Step::FillAny | Step::Update => (Verb::Set, self.choose()),
+            Step::Insert => (Verb::Set, self.keyspace.insert().unwrap_or_else(|| self.choose())),
+            Step::Read | Step::ReadMissing => (Verb::Get, self.choose()),
+            Step::Delete => (Verb::Delete, self.choose()),
+            Step::ReadThenUpdate => (Verb::GetThenSet, self.choose()),
+        };
+        Some(Operation { verb, key: Key { number, missing: step == Step::ReadMissing } })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    const COUNT: u64 = 1000;
+
+    fn operations(name: &str, limit: u64) -> Vec<Operation> {
+        let keyspace = Arc::new(Keyspace::new(COUNT, COUNT + 20, 7));
+        let quota = Arc::new(Quota::new(limit));
+        let workload = Workload::named(name).unwrap();
+        let stream =
+            |seed| Stream::new(workload, Access::Uniform, keyspace.clone(), quota.clone(), Random::new(seed));
+        let (mut one, mut other) = (stream(0), stream(1));
+        let mut found = Vec::new();
+        while let Some(operation) = one.next() {
+            found.push(operation);
+            found.extend(other.next());
+        }
+        found
+    }
+
+    #[test]
+    fn shares_are_a_whole_and_names_are_distinct() {
+        let mut names = BTreeSet::new();
+        for workload in WORKLOADS {
+            assert_eq!(workload.mix.iter().map(|(share, _)| share).sum::<u64>(), 100, "{}", workload.name);
+            assert!(names.insert(workload.name));
+        }
+        assert_eq!(Workload::named("nonsense"), None);
+    }
+
+    #[test]
+    fn fills_write_every_key_once_whoever_takes_which() {
+        for name in ["fill-seq", "fill-unique"] {
+            let found = operations(name, COUNT);
+            let keys: BTreeSet<u64> = found.iter().map(|operation| operation.key.number).collect();
+            assert!(keys.into_iter().eq(0..COUNT) && found.len() as u64 == COUNT);
+            assert_eq!(found.is_sorted_by_key(|operation| operation.key.number), name == "fill-seq");
+        }
+        let keys: BTreeSet<u64> =
+            operations("fill-random", COUNT).iter().map(|operation| operation.key.number).collect();
+        assert!((580..690).contains(&keys.len()), "1 - 1/e of them: {}", keys.len());
+    }
+
+    #[test]
+    fn mixes_keep_their_shares_and_inserts_their_room() {
+        let share = |found: &[Operation], verb| {
+            found.iter().filter(|operation| operation.verb == verb).count() * 100 / found.len()
+        };
+        assert!((45..=55).contains(&share(&operations("ycsb-a", 10_000), Verb::Set)));
+        assert!((45..=55).contains(&share(&operations("ycsb-f", 10_000), Verb::GetThenSet)));
+        assert_eq!(share(&operations("delete", 100), Verb::Delete), 100);
+        let found = operations("ycsb-d", 10_000);
+        assert!((93..=97).contains(&share(&found, Verb::Get)));
+        let greatest = found.iter().map(|operation| operation.key.number).max();
+        assert_eq!(greatest, Some(COUNT + 19), "there is room for 20");
+        assert!(operations("read-missing", 100).iter().all(|operation| operation.key.missing));
+    }
+
+    #[test]
+    fn an_update_follows_its_read() {
+        let keyspace = Arc::new(Keyspace::new(COUNT, COUNT, 7));
+        let workload = Workload::named("ycsb-f").unwrap();
+        let quota = Arc::new(Quota::new(1));
+        let mut stream = Stream::new(workload, Access::Uniform, keyspace, quota, Random::new(3));
+        let first = stream.next().unwrap();
+        assert!(stream.is_over());
+        stream.update_later(first.key.number);
+        assert!(!stream.is_over());
+        assert_eq!(stream.next(), Some(Operation { verb: Verb::Set, key: first.key }));
+        assert_eq!(stream.next(), None);
+    }
+}

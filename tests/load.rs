@@ -1,0 +1,313 @@
+//! The load tool against servers that lie: what it is for is to notice. And against the real one, which does not.
+
+mod common;
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use common::Server;
+use serde_json::Value;
+
+/// How a server deviates from a right one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lie {
+    None,
+    /// Every so many sets are acknowledged and forgotten.
+    ForgetSet(u64),
+    /// Every so many deletes are acknowledged and not done.
+    ForgetDelete(u64),
+    /// Every so many values have a bit changed.
+    FlipBit(u64),
+    /// Every so many values are cut short.
+    Shorten(u64),
+    /// Every so many values are those of another key.
+    OtherKey(u64),
+    /// Every so many values are those of the version before.
+    Older(u64),
+    /// Every so many keys that are not there are.
+    Invent(u64),
+    /// Every so many requests are refused, and not done.
+    Refuse(u64),
+    /// One request fails.
+    Fail(u64),
+    /// One request has no answer: the connection is closed.
+    Close(u64),
+    /// One request waits, and all behind it.
+    Stall(u64),
+}
+
+const STALL: Duration = Duration::from_millis(500);
+
+/// A key-value server for one load tool, as simple as can be, in this process.
+struct Liar {
+    lie: Lie,
+    /// All versions of each key; the last one is empty behind a delete.
+    keys: Mutex<HashMap<String, Vec<Option<Vec<u8>>>>>,
+    /// Occasions to lie so far.
+    occasions: AtomicU64,
+}
+
+impl Liar {
+    fn start(lie: Lie) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let liar = Arc::new(Self { lie, keys: Mutex::new(HashMap::new()), occasions: AtomicU64::new(0) });
+        // Both end with the test's process.
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let liar = liar.clone();
+                std::thread::spawn(move || liar.serve(&mut stream.unwrap()));
+            }
+        });
+        address
+    }
+
+    /// Serves until the client leaves, or the lie is to leave.
+    fn serve(&self, stream: &mut TcpStream) -> Option<()> {
+        stream.set_nodelay(true).unwrap();
+        let (mut input, mut buffer) = (Vec::new(), [0; 4096]);
+        loop {
+            while let Some(end) = input.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+                let head = String::from_utf8(input[..end].to_vec()).unwrap();
+                let length = head
+                    .split("content-length: ")
+                    .nth(1)
+                    .map_or(0, |rest| rest.split("\r\n").next().unwrap().parse::<usize>().unwrap());
+                if input.len() < end + 4 + length {
+                    break;
+                }
+                let body = input[end + 4..end + 4 + length].to_vec();
+                input.drain(..end + 4 + length);
+                let (status, body) = self.answer(&head, body)?;
+                let reply = format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n", body.len());
+                stream.write_all(&[reply.as_bytes(), &body].concat()).ok()?;
+            }
+            let count = stream.read(&mut buffer).ok()?;
+            if count == 0 {
+                return None;
+            }
+            input.extend_from_slice(&buffer[..count]);
+        }
+    }
+
+    /// Whether this is the occasion: `every` so many, `once` or again and again.
+    fn now(&self, every: u64, once: bool) -> bool {
+        let occasion = self.occasions.fetch_add(1, Ordering::SeqCst) + 1;
+        if once { occasion == every } else { occasion.is_multiple_of(every) }
+    }
+
+    fn answer(&self, head: &str, body: Vec<u8>) -> Option<(u16, Vec<u8>)> {
+        let key = head.split("key=").nth(1).unwrap().split(' ').next().unwrap().to_owned();
+        match self.lie {
+            Lie::Refuse(every) if self.now(every, false) => return Some((503, b"later\n".to_vec())),
+            Lie::Fail(at) if self.now(at, true) => return Some((500, b"corruption: x\n".to_vec())),
+            Lie::Close(at) if self.now(at, true) => return None,
+            _ => {}
+        }
+        let mut keys = self.keys.lock().unwrap();
+        if let Lie::Stall(at) = self.lie
+            && self.now(at, true)
+        {
+            std::thread::sleep(STALL);
+        }
+        let versions = keys.entry(key).or_default();
+        let current = versions.last().cloned().flatten();
+        if head.starts_with("POST") {
+            if !matches!(self.lie, Lie::ForgetSet(every) if self.now(every, false)) {
+                versions.push(Some(body));
+            }
+            return Some((200, b"OK\n".to_vec()));
+        }
+        if head.starts_with("DELETE") {
+            if !matches!(self.lie, Lie::ForgetDelete(every) if self.now(every, false)) {
+                versions.push(None);
+            }
+            let status = if current.is_some() { 200 } else { 404 };
+            return Some((status, b"OK\n".to_vec()));
+        }
+        let Some(mut value) = current else {
+            return Some(match self.lie {
+                Lie::Invent(every) if self.now(every, false) => (200, vec![7; 100]),
+                _ => (404, b"key not found\n".to_vec()),
+            });
+        };
+        match self.lie {
+            Lie::FlipBit(every) if self.now(every, false) => *value.last_mut().unwrap() ^= 4,
+            Lie::Shorten(every) if self.now(every, false) => value.truncate(value.len() - 1),
+            Lie::Older(every) if 2 <= versions.len() && self.now(every, false) => {
+                value = versions[versions.len() - 2].clone().unwrap_or(value);
+            }
+            Lie::OtherKey(every) if self.now(every, false) => {
+                value = keys.values().find_map(|versions| {
+                    versions.last().cloned().flatten().filter(|other| *other != value)
+                })?;
+            }
+            _ => {}
+        }
+        Some((200, value))
+    }
+}
+
+fn bench(server: SocketAddr, flags: &[&str]) -> (Output, Value) {
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("report.json");
+    let output = Command::new(env!("CARGO_BIN_EXE_ringkeep"))
+        .arg("bench")
+        .args(["--server", &server.to_string(), "--json", json.to_str().unwrap()])
+        .args(flags)
+        .output()
+        .unwrap();
+    let report =
+        std::fs::read_to_string(&json).map_or(Value::Null, |text| serde_json::from_str(&text).unwrap());
+    (output, report)
+}
+
+/// A run of few keys, so that each is written and read many times.
+fn lied_to(lie: Lie, workloads: &str) -> (Output, Value) {
+    let server = Liar::start(lie);
+    bench(server, &["--connections", "4", "--key-count", "50", "--operations", "2000", workloads])
+}
+
+fn sum(report: &Value, what: &str) -> u64 {
+    report["workloads"].as_array().unwrap().iter().map(|workload| workload[what].as_u64().unwrap()).sum()
+}
+
+#[test]
+fn an_honest_server_has_no_faults_and_every_operation_is_counted() {
+    let all = "fill-seq,fill-unique,fill-random,overwrite,read,read-missing,delete,ycsb-a,ycsb-b,ycsb-c,ycsb-d,ycsb-f";
+    let (output, report) = lied_to(Lie::None, all);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!((sum(&report, "lost"), sum(&report, "wrong")), (0, 0));
+    for workload in report["workloads"].as_array().unwrap() {
+        let (name, count) =
+            (workload["workload"].as_str().unwrap(), workload["operations"].as_u64().unwrap());
+        // An update that follows its read comes on top.
+        assert!(count == 2000 || (name == "ycsb-f" && 2900 < count), "{name}: {count}");
+        assert!(name != "read-missing" || workload["missing"] == 2000);
+    }
+}
+
+#[test]
+fn every_lie_is_noticed_and_called_by_its_name() {
+    for (lie, workloads, lost, wrong) in [
+        (Lie::ForgetSet(40), "fill-seq,ycsb-a", true, false),
+        (Lie::ForgetSet(40), "fill-seq,overwrite,read", true, false),
+        (Lie::ForgetDelete(10), "fill-seq,delete,read", true, true),
+        (Lie::FlipBit(1000), "fill-seq,read", false, true),
+        (Lie::Shorten(1000), "fill-seq,read", false, true),
+        (Lie::OtherKey(1000), "fill-seq,read", false, true),
+        (Lie::Older(1000), "fill-seq,overwrite,read", true, false),
+        (Lie::Invent(1000), "fill-seq,read-missing", false, true),
+    ] {
+        let (output, report) = lied_to(lie, workloads);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{lie:?}: {error}");
+        let (found_lost, found_wrong) = (sum(&report, "lost"), sum(&report, "wrong"));
+        assert!(lost == (0 < found_lost) || wrong, "{lie:?}: {found_lost} lost, {found_wrong} wrong");
+        assert!(wrong == (0 < found_wrong) || lost, "{lie:?}: {found_lost} lost, {found_wrong} wrong");
+        assert!(error.contains("acknowledged writes lost"), "{error}");
+        let table = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            table.contains("the first:") && (table.contains("LOST") || table.contains("WRONG")),
+            "{table}"
+        );
+    }
+}
+
+#[test]
+fn short_values_are_compared_with_what_they_may_be() {
+    let server = Liar::start(Lie::FlipBit(100));
+    let flags = ["--connections", "4", "--key-count", "50", "--operations", "2000", "--value-size", "3"];
+    let (output, report) = bench(server, &[&flags[..], &["fill-seq,overwrite,read"]].concat());
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!((sum(&report, "lost"), sum(&report, "wrong")), (0, 20));
+}
+
+#[test]
+fn refusals_are_counted_apart_and_are_no_fault() {
+    let (output, report) = lied_to(Lie::Refuse(10), "fill-seq,ycsb-a");
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!((sum(&report, "operations"), sum(&report, "refused")), (3600, 400));
+}
+
+#[test]
+fn an_answer_that_is_none_ends_the_run() {
+    for (lie, words) in [(Lie::Fail(500), "500: corruption: x"), (Lie::Close(500), "closed a connection")] {
+        let (output, report) = lied_to(lie, "fill-seq,read,overwrite");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(1) && error.contains(words), "{lie:?}: {error}");
+        assert_eq!(report["workloads"].as_array().unwrap().len(), 1, "the first one did not end");
+    }
+}
+
+#[test]
+fn an_open_loop_counts_from_when_requests_were_due() {
+    // 1,000 requests a second are due while the server holds all of them up for half a second. Those due in its
+    // first 400 ms wait for 100 ms at least, whether they could be sent or not.
+    let server = Liar::start(Lie::Stall(200));
+    let flags =
+        ["--connections", "2", "--key-count", "50", "--rate", "1000", "--operations", "1000", "fill-seq"];
+    let (output, report) = bench(server, &flags);
+    assert!(output.status.success(), "{output:?}");
+    let latency = &report["workloads"][0]["latency_us"];
+    let late: u64 = latency["histogram"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|bucket| 100_000.0 <= bucket[0].as_f64().unwrap())
+        .map(|bucket| bucket[1].as_u64().unwrap())
+        .sum();
+    assert_eq!(latency["count"], 1000);
+    assert!(400 <= late, "{late}");
+}
+
+#[test]
+fn the_real_server_is_filled_once_and_asked_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path(), common::SMALL);
+    let data_dir = folder.path().to_str().unwrap();
+    let flags = [
+        &["--key-count", "2000", "--key-size", "8..100", "--value-size", "log:0..20000"],
+        &["--connections", "8", "--threads", "2", "--pipeline", "4", "--data-dir"][..],
+        &[data_dir],
+    ]
+    .concat();
+    for more in
+        [&["fill-unique,overwrite,ycsb-f,delete,fill-seq"][..], &["--filled", "read,overwrite,ycsb-d"]]
+    {
+        let (output, report) = bench(server.address, &[&flags[..], &["--operations", "4000"], more].concat());
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!((sum(&report, "lost"), sum(&report, "wrong")), (0, 0));
+        assert!(report["storage"]["commit_4k_us"]["p50"].as_f64().unwrap() > 0.0);
+        assert_eq!(report["settings"]["key_size"], "8..100");
+    }
+    let (output, _) = bench(
+        server.address,
+        &[&flags[..], &["--filled", "--seed", "2", "--operations", "100", "read"]].concat(),
+    );
+    assert_eq!(output.status.code(), Some(1), "these are not the values of that seed");
+}
+
+#[test]
+fn nonsense_on_the_command_line_is_refused_with_a_sentence() {
+    let nowhere: SocketAddr = "127.0.0.1:1".parse().unwrap();
+    for (flags, status, words) in [
+        (&["read"][..], 78, "--filled"),
+        (&["fill-seq", "--warm-up", "1s"], 78, "--duration"),
+        (&["fill-seq", "--key-size", "3"], 78, "at least 7"),
+        (&["fill-all"], 2, "fill-seq"),
+        (&["fill-seq", "--rate", "0"], 2, "requests a second"),
+        (&["fill-seq", "--value-size", "9..1"], 2, "ends before it begins"),
+        (&["fill-seq", "--compressible", "2"], 2, "from 0 to 1"),
+        (&["fill-seq"], 1, "cannot connect to 127.0.0.1:1"),
+    ] {
+        let (output, _) = bench(nowhere, flags);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(status) && error.contains(words), "{flags:?}: {error}");
+    }
+}
