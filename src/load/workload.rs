@@ -287,12 +287,8 @@ mod tests {
         let stream =
             |seed| Stream::new(workload, Access::Uniform, keyspace.clone(), quota.clone(), Random::new(seed));
         let (mut one, mut other) = (stream(0), stream(1));
-        let mut found = Vec::new();
-        while let Some(operation) = one.next() {
-            found.push(operation);
-            found.extend(other.next());
-        }
-        found
+        let in_turn = std::iter::from_fn(|| one.next().map(|first| [Some(first), other.next()]));
+        in_turn.flatten().flatten().collect()
     }
 
     #[test]

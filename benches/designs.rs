@@ -1,0 +1,367 @@
+//! Designs against their rivals: what decided, and may be asked again on another machine. The modules quote it.
+//!
+//! | question | asked in |
+//! | --- | --- |
+//! | memtable: hash index and an order at the flush, or an ordered map? | [`memtables`] |
+//! | filter: Bloom, or a binary fuse? | [`filters`] |
+//! | how large is a data block? | [`block_sizes`] |
+//! | commit: write and fdatasync, or a write with O_DSYNC? | [`commits`] |
+//! | sockets: `tokio_uring::net`, or `tokio::net`? | [`sockets`] |
+//!
+//! `cargo bench --bench designs`, or with a part of a name behind it. The commits are those of the device under
+//! `target`; set `RINGKEEP_BENCH_DIR` to ask another one.
+
+#![allow(missing_docs, reason = "criterion's macros write undocumented functions")]
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::hint::black_box;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use crossbeam_skiplist::SkipMap;
+use ringkeep::key::{Entry, FileNumber, SeqNo, ShardId, ValueKind, filter_hash};
+use ringkeep::memtable::{InOrder, Memtable};
+use ringkeep::random::{Random, hash};
+use ringkeep::record::{Identity, Kind};
+use ringkeep::sst::block::{BlockBuilder, BlockKind, open_frame, put_frame, seek};
+use ringkeep::sst::filter;
+use ringkeep::storage::{AlignedBuf, BLOCK_BYTES};
+use xorf::{BinaryFuse8, BinaryFuse16, Filter};
+
+const KEY_BYTES: usize = 16;
+const VALUE_BYTES: usize = 100;
+
+fn key(number: u64) -> Vec<u8> {
+    format!("{number:0KEY_BYTES$}").into_bytes()
+}
+
+/// A key and its SeqNo, the newest first.
+type VersionedKey = (Box<[u8]>, Reverse<u64>);
+
+/// Inserts, lookups and the walk in order of a memtable of 64 MiB, filled in random order.
+fn memtables(criterion: &mut Criterion) {
+    const COUNT: u64 = 380_000;
+    let keys: Vec<Vec<u8>> = (0..COUNT).map(|number| key(hash(1, number))).collect();
+    let value = vec![b'v'; VALUE_BYTES];
+    let mut group = criterion.benchmark_group("memtables");
+    group.sample_size(10).throughput(Throughput::Elements(COUNT));
+
+    let ours = || {
+        let mut memtable = Memtable::new();
+        for (number, key) in keys.iter().enumerate() {
+            memtable.insert(key, SeqNo(number as u64 + 1), ValueKind::Value, &value);
+        }
+        memtable
+    };
+    group.bench_function("insert/hash_index", |bencher| {
+        bencher.iter_with_large_drop(|| {
+            let memtable = ours();
+            assert_eq!(memtable.entries(), COUNT);
+            memtable
+        });
+    });
+    let ordered = || -> BTreeMap<VersionedKey, Box<[u8]>> {
+        let entries = keys.iter().enumerate();
+        let mut map = BTreeMap::new();
+        for (number, key) in entries {
+            map.insert((key[..].into(), Reverse(number as u64)), value[..].into());
+        }
+        map
+    };
+    group.bench_function("insert/btree", |bencher| {
+        bencher.iter_with_large_drop(|| {
+            let map = ordered();
+            assert_eq!(map.len() as u64, COUNT);
+            map
+        });
+    });
+    let skipping = || -> SkipMap<VersionedKey, Box<[u8]>> {
+        let map = SkipMap::new();
+        for (number, key) in keys.iter().enumerate() {
+            map.insert((key[..].into(), Reverse(number as u64)), value[..].into());
+        }
+        map
+    };
+    group.bench_function("insert/skip_list", |bencher| {
+        bencher.iter_with_large_drop(|| {
+            let map = skipping();
+            assert_eq!(map.len() as u64, COUNT);
+            map
+        });
+    });
+
+    let (ours, ordered, skipping) = (ours(), ordered(), skipping());
+    let newest = |key: &[u8]| -> VersionedKey { (key.into(), Reverse(u64::MAX)) };
+    group.bench_function("get/hash_index", |bencher| {
+        bencher.iter(|| assert!(keys.iter().all(|key| ours.get(key, SeqNo(u64::MAX)).is_some())));
+    });
+    group.bench_function("get/btree", |bencher| {
+        let found =
+            |key: &Vec<u8>| ordered.range(newest(key)..).next().is_some_and(|(found, _)| *found.0 == **key);
+        bencher.iter(|| assert!(keys.iter().all(found)));
+    });
+    group.bench_function("get/skip_list", |bencher| {
+        let found = |key: &Vec<u8>| {
+            skipping
+                .lower_bound(std::ops::Bound::Included(&newest(key)))
+                .is_some_and(|found| *found.key().0 == **key)
+        };
+        bencher.iter(|| assert!(keys.iter().all(found)));
+    });
+    group.bench_function("walk/hash_index", |bencher| {
+        bencher.iter(|| {
+            let mut order = InOrder::new();
+            while order.sort_some(&ours) {}
+            let mut bytes = 0;
+            while let Some(entry) = order.next(&ours) {
+                bytes += entry.value.len();
+            }
+            assert_eq!(bytes, COUNT as usize * VALUE_BYTES);
+        });
+    });
+    group.bench_function("walk/btree", |bencher| {
+        bencher.iter(|| {
+            assert_eq!(
+                ordered.values().map(|value| value.len()).sum::<usize>(),
+                COUNT as usize * VALUE_BYTES
+            );
+        });
+    });
+    group.bench_function("walk/skip_list", |bencher| {
+        bencher.iter(|| {
+            let bytes: usize = skipping.iter().map(|entry| entry.value().len()).sum();
+            assert_eq!(bytes, COUNT as usize * VALUE_BYTES);
+        });
+    });
+}
+
+/// Build, probe, size and error of the filter of a partition of 4,000 keys.
+fn filters(criterion: &mut Criterion) {
+    const COUNT: u64 = 4000;
+    let hashes: Vec<u64> = (0..COUNT).map(|number| filter_hash(&key(number))).collect();
+    let absent: Vec<u64> = (COUNT..101 * COUNT).map(|number| filter_hash(&key(number))).collect();
+    let mut group = criterion.benchmark_group("filters");
+    group.throughput(Throughput::Elements(COUNT));
+    group.bench_function("build/bloom", |bencher| {
+        bencher.iter(|| assert!(!filter::build(black_box(&hashes)).is_empty()));
+    });
+    group.bench_function("build/binary_fuse_8", |bencher| {
+        bencher.iter(|| assert!(BinaryFuse8::try_from(black_box(&hashes)).is_ok()));
+    });
+    group.bench_function("build/binary_fuse_16", |bencher| {
+        bencher.iter(|| assert!(BinaryFuse16::try_from(black_box(&hashes)).is_ok()));
+    });
+    let bloom = filter::build(&hashes);
+    let fuse_8 = BinaryFuse8::try_from(&hashes).expect("the hashes are distinct");
+    let fuse_16 = BinaryFuse16::try_from(&hashes).expect("the hashes are distinct");
+    let report = |name: &str, bytes: usize, wrong: usize| {
+        let share = wrong as f64 / absent.len() as f64;
+        println!(
+            "{name}: {:.1} bits a key, {:.3} % of absent keys pass",
+            bytes as f64 * 8.0 / COUNT as f64,
+            share * 100.0
+        );
+        assert!(share < 0.02);
+    };
+    let passes = |hash: &u64| filter::may_contain(&bloom, *hash) == Ok(true);
+    report("bloom", bloom.len(), absent.iter().filter(|hash| passes(hash)).count());
+    report(
+        "binary_fuse_8",
+        fuse_8.fingerprints.len(),
+        absent.iter().filter(|hash| fuse_8.contains(hash)).count(),
+    );
+    report(
+        "binary_fuse_16",
+        2 * fuse_16.fingerprints.len(),
+        absent.iter().filter(|hash| fuse_16.contains(hash)).count(),
+    );
+    let absent = &absent[..COUNT as usize];
+    group.bench_function("probe_absent/bloom", |bencher| {
+        bencher.iter(|| assert!(absent.iter().filter(|hash| passes(hash)).count() < 100));
+    });
+    group.bench_function("probe_absent/binary_fuse_8", |bencher| {
+        bencher.iter(|| assert!(absent.iter().filter(|hash| fuse_8.contains(hash)).count() < 100));
+    });
+    group.bench_function("probe_present/bloom", |bencher| {
+        bencher.iter(|| assert!(hashes.iter().all(passes)));
+    });
+    group.bench_function("probe_present/binary_fuse_8", |bencher| {
+        bencher.iter(|| assert!(hashes.iter().all(|hash| fuse_8.contains(hash))));
+    });
+}
+
+/// What a lookup pays for a block that was read: checksum, unpacking, search; by pages of the stored block.
+fn block_sizes(criterion: &mut Criterion) {
+    const IDENTITY: Identity =
+        Identity { store_id: 7, shard: ShardId(0), kind: Kind::Sst, file: FileNumber(3) };
+    let mut group = criterion.benchmark_group("block_sizes");
+    for pages in [1, 2, 4, 8] {
+        // Values of which half compresses.
+        let mut builder = BlockBuilder::default();
+        let mut keys = Vec::new();
+        let mut random = Random::new(1);
+        while builder.bytes() < pages * BLOCK_BYTES * 3 / 2 {
+            let key = key(keys.len() as u64 * 7);
+            let mut value: Vec<u8> = (0..VALUE_BYTES / 2).map(|_| random.next_u64() as u8).collect();
+            value.resize(VALUE_BYTES, b'v');
+            let seqno = SeqNo(keys.len() as u64 + 1);
+            builder.add(&Entry { key: &key, seqno, kind: ValueKind::Value, value: &value });
+            keys.push(key);
+        }
+        let mut frame = AlignedBuf::with_capacity(1 << 16);
+        put_frame(&mut frame, BlockKind::Data, builder.finish(), IDENTITY, 4096);
+        println!("{pages} pages asked for: {} entries in {} bytes", keys.len(), frame.len());
+        let mut next = 0;
+        group.bench_function(format!("read_and_seek/{pages}_pages"), |bencher| {
+            bencher.iter_batched(
+                || AlignedBuf::from(&frame[..]),
+                |frame| {
+                    let block = open_frame(frame, IDENTITY, 4096, ()).expect("it was framed");
+                    next = (next + 1) % keys.len();
+                    let found = seek(&block.payload, &keys[next]).expect("the block is sound");
+                    assert!(found.is_some_and(|located| located.exact));
+                },
+                BatchSize::SmallInput,
+            );
+        });
+    }
+}
+
+/// Commits of one block in place on a file that was written before, as the WAL does it.
+fn commits(criterion: &mut Criterion) {
+    let folder =
+        std::env::var_os("RINGKEEP_BENCH_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
+    let path = folder.join("commits.tmp");
+    let block = AlignedBuf::zeroed(BLOCK_BYTES);
+    let open = |flags| {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).custom_flags(flags);
+        options.open(&path).expect("the folder can be written to")
+    };
+    let plain = open(libc::O_DIRECT);
+    let synced = open(libc::O_DIRECT | libc::O_DSYNC);
+    for offset in 0..1024 {
+        plain.write_all_at(&block, offset * BLOCK_BYTES as u64).expect("there is room");
+    }
+    plain.sync_all().expect("it can be synced");
+    let mut group = criterion.benchmark_group("commits");
+    let mut next = 0;
+    let mut offset = || {
+        next = (next + 1) % 1024;
+        next * BLOCK_BYTES as u64
+    };
+    group.bench_function("write_then_fdatasync", |bencher| {
+        bencher.iter(|| {
+            plain.write_all_at(&block, offset()).expect("it is written");
+            plain.sync_data().expect("it is synced");
+        });
+    });
+    group.bench_function("write_with_o_dsync", |bencher| {
+        bencher.iter(|| synced.write_all_at(&block, offset()).expect("it is written and synced"));
+    });
+    group.finish();
+    assert_eq!(plain.metadata().expect("it is there").len(), 1024 * BLOCK_BYTES as u64);
+    std::fs::remove_file(&path).expect("it can be removed");
+}
+
+/// Requests of 64 connections, answered with a short reply by one thread.
+fn sockets(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("sockets");
+    group.sample_size(10).throughput(Throughput::Elements(1));
+    let uring = serve(|listener, ready| {
+        let (_, runtime) = ringkeep::host::probe_ring().expect("this host has io_uring");
+        runtime.block_on(async {
+            let listener = tokio_uring::net::TcpListener::from_std(listener);
+            ready();
+            loop {
+                let (stream, _) = listener.accept().await.expect("a connection comes");
+                stream.set_nodelay(true).expect("it is a TCP socket");
+                tokio_uring::spawn(async move {
+                    let mut buffer = vec![0; 4096];
+                    loop {
+                        let (result, back) = stream.read(buffer).await;
+                        buffer = back;
+                        if !matches!(result, Ok(1..)) || stream.write_all(REPLY).await.0.is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+    });
+    let epoll = serve(|listener, ready| {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("epoll is there");
+        let local = tokio::task::LocalSet::new();
+        local.block_on(&runtime, async {
+            listener.set_nonblocking(true).expect("it is a socket");
+            let listener = tokio::net::TcpListener::from_std(listener).expect("it is a listener");
+            ready();
+            loop {
+                let (mut stream, _) = listener.accept().await.expect("a connection comes");
+                stream.set_nodelay(true).expect("it is a TCP socket");
+                tokio::task::spawn_local(async move {
+                    let mut buffer = vec![0; 4096];
+                    while matches!(stream.read(&mut buffer).await, Ok(1..)) {
+                        if stream.write_all(REPLY).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+    });
+    for (name, server) in [("tokio_uring", uring), ("tokio", epoll)] {
+        group.bench_function(name, |bencher| bencher.iter_custom(|count| ask(server, count)));
+    }
+}
+
+const REQUEST: &[u8] = b"GET /get?key=0000000000000042 HTTP/1.1\r\nhost: localhost\r\n\r\n";
+const REPLY: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nOK\n";
+const CONNECTIONS: usize = 64;
+
+/// Starts a server on a thread that ends with the process.
+fn serve(server: impl FnOnce(std::net::TcpListener, &dyn Fn()) + Send + 'static) -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a port");
+    let address = listener.local_addr().expect("it is bound");
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || server(listener, &|| sender.send(()).expect("the bench waits")));
+    receiver.recv().expect("the server starts");
+    address
+}
+
+/// Sends one request on each connection, then reads one reply from each, until `count` were answered.
+fn ask(server: SocketAddr, count: u64) -> Duration {
+    let mut streams: Vec<TcpStream> = (0..CONNECTIONS)
+        .map(|_| {
+            let stream = TcpStream::connect(server).expect("the server listens");
+            stream.set_nodelay(true).expect("it is a TCP socket");
+            stream
+        })
+        .collect();
+    let mut buffer = [0; REPLY.len()];
+    let begin = Instant::now();
+    let mut left = usize::try_from(count).expect("criterion asks for less");
+    while 0 < left {
+        let now = left.min(CONNECTIONS);
+        for stream in &mut streams[..now] {
+            stream.write_all(REQUEST).expect("the server reads");
+        }
+        for stream in &mut streams[..now] {
+            stream.read_exact(&mut buffer).expect("the server replies");
+            assert_eq!(buffer, REPLY);
+        }
+        left -= now;
+    }
+    begin.elapsed()
+}
+
+criterion_group!(benches, memtables, filters, block_sizes, commits, sockets);
+criterion_main!(benches);

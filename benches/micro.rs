@@ -1,0 +1,373 @@
+//! What each pure part costs, one at a time. Each bench asserts its result: a fast wrong answer is no answer.
+//!
+//! `cargo bench --bench micro`, or with a part of a name behind it. Run it pinned (`taskset -c 1`): what matters are
+//! differences between two builds on one machine.
+
+#![allow(missing_docs, reason = "criterion's macros write undocumented functions")]
+
+use std::cell::Cell;
+use std::future::Future;
+use std::hint::black_box;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use ringkeep::http::head::{HeadEnd, parse};
+use ringkeep::http::response::{Response, Wire, put_head};
+use ringkeep::http::route::{Command, Route};
+use ringkeep::key::{Entry, FileNumber, SeqNo, ShardId, ValueKind, filter_hash};
+use ringkeep::memtable::{InOrder, Memtable};
+use ringkeep::merge::{Merge, Source};
+use ringkeep::random::{Random, hash};
+use ringkeep::record::{Identity, Kind, decode, record_bytes, seal};
+use ringkeep::shard::mailbox::{Answer, Mailbox, Operation, connect};
+use ringkeep::shard::router::ThreadId;
+use ringkeep::sst::block::{BlockBuilder, BlockKind, open_frame, put_frame, seek};
+use ringkeep::sst::filter;
+use ringkeep::storage::AlignedBuf;
+
+/// The sizes of BENCHMARKS.md.
+const KEY_BYTES: usize = 16;
+const VALUE_BYTES: usize = 100;
+
+const IDENTITY: Identity = Identity { store_id: 7, shard: ShardId(0), kind: Kind::Wal, file: FileNumber(3) };
+
+fn key(number: u64) -> Vec<u8> {
+    format!("{number:0KEY_BYTES$}").into_bytes()
+}
+
+/// A value of which half compresses.
+fn value(number: u64) -> Vec<u8> {
+    let mut value = Vec::new();
+    let mut random = Random::new(number);
+    while value.len() < VALUE_BYTES / 2 {
+        value.extend_from_slice(&random.next_u64().to_le_bytes());
+    }
+    value.resize(VALUE_BYTES, b'v');
+    value
+}
+
+fn entry<'a>(key: &'a [u8], value: &'a [u8], seqno: u64) -> Entry<'a> {
+    Entry { key, seqno: SeqNo(seqno), kind: ValueKind::Value, value }
+}
+
+fn record(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("record");
+    for writes in [1, 64] {
+        let payload_bytes = writes * (KEY_BYTES + VALUE_BYTES + 4);
+        let mut bytes = vec![5; record_bytes(payload_bytes)];
+        group.throughput(Throughput::Bytes(bytes.len() as u64));
+        group.bench_function(format!("seal/{writes}_writes"), |bencher| {
+            bencher.iter(|| {
+                let crc = seal(black_box(&mut bytes), payload_bytes, IDENTITY, 8192, 9, 4096);
+                assert_ne!(crc, 0);
+            });
+        });
+        group.bench_function(format!("decode/{writes}_writes"), |bencher| {
+            bencher.iter(|| {
+                let record = decode(black_box(&bytes), IDENTITY, 8192).expect("it was sealed");
+                assert_eq!((record.payload.len(), record.chain), (payload_bytes, 9));
+            });
+        });
+    }
+}
+
+/// As many entries as a memtable of 64 MiB holds.
+const MEMTABLE_ENTRIES: u64 = 380_000;
+
+fn memtable(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("memtable");
+    group.sample_size(10).throughput(Throughput::Elements(MEMTABLE_ENTRIES));
+    let keys: Vec<Vec<u8>> = (0..MEMTABLE_ENTRIES).map(|number| key(hash(1, number))).collect();
+    let value = value(1);
+    let fill = || {
+        let mut memtable = Memtable::new();
+        for (number, key) in keys.iter().enumerate() {
+            memtable.insert(key, SeqNo(number as u64 + 1), ValueKind::Value, &value);
+        }
+        memtable
+    };
+    group.bench_function("insert", |bencher| {
+        bencher.iter_batched(
+            || (),
+            |()| assert_eq!(fill().entries(), MEMTABLE_ENTRIES),
+            BatchSize::PerIteration,
+        );
+    });
+    let full = fill();
+    group.bench_function("get", |bencher| {
+        bencher.iter(|| {
+            for key in &keys {
+                assert_eq!(full.get(key, SeqNo(u64::MAX)).map(|entry| entry.value.len()), Some(VALUE_BYTES));
+            }
+        });
+    });
+    group.bench_function("get_missing", |bencher| {
+        bencher.iter(|| {
+            for key in &keys {
+                assert!(full.get(&key[1..], SeqNo(u64::MAX)).is_none());
+            }
+        });
+    });
+    group.bench_function("in_order", |bencher| {
+        bencher.iter(|| {
+            let mut order = InOrder::new();
+            while order.sort_some(&full) {}
+            let mut count = 0;
+            while order.next(&full).is_some() {
+                count += 1;
+            }
+            assert_eq!(count, MEMTABLE_ENTRIES);
+        });
+    });
+}
+
+/// A data block that fills a page when it is packed.
+fn block_of(count: u64) -> (Vec<Vec<u8>>, BlockBuilder) {
+    let keys: Vec<Vec<u8>> = (0..count).map(|number| key(number * 7)).collect();
+    let mut builder = BlockBuilder::default();
+    for (number, key) in keys.iter().enumerate() {
+        builder.add(&entry(key, &value(number as u64), number as u64 + 1));
+    }
+    (keys, builder)
+}
+
+fn block(criterion: &mut Criterion) {
+    const COUNT: u64 = 60;
+    let identity = Identity { kind: Kind::Sst, ..IDENTITY };
+    let mut group = criterion.benchmark_group("block");
+    let values: Vec<Vec<u8>> = (0..COUNT).map(value).collect();
+    let (keys, mut builder) = block_of(COUNT);
+    let payload = builder.finish().to_vec();
+    group.throughput(Throughput::Elements(COUNT));
+    group.bench_function("build", |bencher| {
+        bencher.iter(|| {
+            let mut builder = BlockBuilder::default();
+            for ((number, key), value) in keys.iter().enumerate().zip(&values) {
+                builder.add(&entry(key, value, number as u64 + 1));
+            }
+            assert_eq!(builder.finish().len(), payload.len());
+        });
+    });
+    group.bench_function("seek", |bencher| {
+        bencher.iter(|| {
+            for key in &keys {
+                let found = seek(black_box(&payload), key).expect("the block is sound");
+                assert!(found.is_some_and(|located| located.exact));
+            }
+        });
+    });
+    group.throughput(Throughput::Bytes(payload.len() as u64));
+    let mut frame = AlignedBuf::with_capacity(1 << 16);
+    group.bench_function("frame", |bencher| {
+        bencher.iter(|| {
+            frame.truncate(0);
+            let (handle, stored) = put_frame(&mut frame, BlockKind::Data, &payload, identity, 4096);
+            assert!(stored < payload.len() && handle.bytes as usize == frame.len());
+        });
+    });
+    group.bench_function("unframe", |bencher| {
+        bencher.iter_batched(
+            || AlignedBuf::from(&frame[..]),
+            |frame| {
+                let block = open_frame(frame, identity, 4096, ()).expect("it was framed");
+                assert_eq!(block.payload.len(), payload.len());
+            },
+            BatchSize::SmallInput,
+        );
+    });
+}
+
+fn bloom(criterion: &mut Criterion) {
+    const COUNT: u64 = 4000;
+    let mut group = criterion.benchmark_group("filter");
+    group.throughput(Throughput::Elements(COUNT));
+    let hashes: Vec<u64> = (0..COUNT).map(|number| filter_hash(&key(number))).collect();
+    let absent: Vec<u64> = (COUNT..2 * COUNT).map(|number| filter_hash(&key(number))).collect();
+    let built = filter::build(&hashes);
+    group.bench_function("build", |bencher| {
+        bencher.iter(|| assert_eq!(filter::build(black_box(&hashes)).len(), built.len()));
+    });
+    group.bench_function("probe_present", |bencher| {
+        bencher.iter(|| {
+            for hash in &hashes {
+                assert_eq!(filter::may_contain(&built, *hash), Ok(true));
+            }
+        });
+    });
+    group.bench_function("probe_absent", |bencher| {
+        bencher.iter(|| {
+            let taken = absent.iter().filter(|hash| filter::may_contain(&built, **hash) == Ok(true)).count();
+            assert!(taken < 100, "{taken} of {COUNT}");
+        });
+    });
+}
+
+/// A sorted run in memory.
+struct Run<'a> {
+    keys: &'a [Vec<u8>],
+    value: &'a [u8],
+    next: usize,
+}
+
+impl Source for Run<'_> {
+    async fn advance(&mut self) -> ringkeep::error::Result<()> {
+        self.next += 1;
+        Ok(())
+    }
+
+    fn entry(&self) -> Option<Entry<'_>> {
+        Some(entry(self.keys.get(self.next - 1)?, self.value, 1))
+    }
+}
+
+fn merge(criterion: &mut Criterion) {
+    const COUNT: u64 = 10_000;
+    let mut group = criterion.benchmark_group("merge");
+    group.throughput(Throughput::Elements(COUNT));
+    let value = value(1);
+    for runs in [2, 8] {
+        let keys: Vec<Vec<Vec<u8>>> =
+            (0..runs).map(|run| (0..COUNT / runs).map(|number| key(number * runs + run)).collect()).collect();
+        group.bench_function(format!("{runs}_sources"), |bencher| {
+            bencher.iter(|| {
+                futures_executor::block_on(async {
+                    let sources = keys.iter().map(|keys| Run { keys, value: &value, next: 0 }).collect();
+                    let mut merge = Merge::new(sources).await.expect("memory does not fail");
+                    let mut count = 0;
+                    while merge.next().await.expect("memory does not fail").is_some() {
+                        count += 1;
+                    }
+                    assert_eq!(count, COUNT);
+                });
+            });
+        });
+    }
+}
+
+fn http(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("http");
+    let get =
+        b"GET /get?key=0000000000000042 HTTP/1.1\r\nhost: localhost\r\nuser-agent: x\r\naccept: */*\r\n\r\n";
+    let set = [
+        b"POST /set?key=0000000000000042 HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n"
+            .as_slice(),
+        &[b'v'; VALUE_BYTES],
+    ]
+    .concat();
+    let read = |input: &[u8], expected: &dyn Fn(&Command<'_>) -> bool| {
+        let end = HeadEnd::default().find(input).expect("it is small").expect("it is whole");
+        let head = parse(&input[..end]).expect("it is right");
+        let route = Route::of(&head, &input[head.target.clone()]).expect("it is right");
+        let command = route.command(&input[end..]).expect("it is right");
+        assert!(expected(&command));
+    };
+    group.bench_function("parse_get", |bencher| {
+        bencher.iter(|| {
+            read(
+                black_box(get),
+                &|command| matches!(command, Command::Get { key } if key.len() == KEY_BYTES),
+            );
+        });
+    });
+    group.bench_function("parse_set", |bencher| {
+        bencher.iter(|| {
+            read(
+                black_box(&set),
+                &|command| matches!(command, Command::Set { value, .. } if value.len() == VALUE_BYTES),
+            );
+        });
+    });
+    let wire = Wire { date: "Sun, 06 Nov 1994 08:49:37 GMT", old: false, keep_alive: true, head_only: false };
+    let response = Response::value(Bytes::from(vec![b'v'; VALUE_BYTES]));
+    let mut out = Vec::with_capacity(1 << 10);
+    group.bench_function("reply_head", |bencher| {
+        bencher.iter(|| {
+            out.clear();
+            put_head(&mut out, black_box(&response), wire);
+            assert!(out.ends_with(b"content-length: 100\r\n\r\n"));
+        });
+    });
+}
+
+/// Letters that wait for their answers at a time: what a busy thread has.
+const WINDOW: u64 = 64;
+
+fn mailbox(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("mailbox");
+    group.sample_size(10).throughput(Throughput::Elements(1));
+    for (name, window) in [("round_trip_alone", 1), ("round_trip_64_at_a_time", WINDOW)] {
+        group.bench_function(name, |bencher| bencher.iter_custom(|count| round_trips(count, window)));
+    }
+}
+
+/// Asks another thread `count` times, `window` at a time, each thread with a ring of its own as in the server.
+fn round_trips(count: u64, window: u64) -> Duration {
+    let mut ends = connect(2);
+    let (answering, asking) = (ends.pop().expect("two"), ends.pop().expect("two"));
+    let answerer = std::thread::spawn(move || {
+        on_ring(
+            |mailbox| async move {
+                let (answered, done) = (Cell::new(0), tokio::sync::Notify::new());
+                let receive = mailbox.receive(|requests| {
+                    for request in requests {
+                        mailbox.answer(request.sender, request.token, Ok(Answer::Missing));
+                        answered.set(answered.get() + 1);
+                    }
+                    if answered.get() == count {
+                        done.notify_one();
+                    }
+                });
+                tokio::select! { () = receive => {}, () = done.notified() => {} }
+                // The last answers leave with the sender's next turn.
+                let _ = tokio_uring::no_op().await;
+            },
+            answering,
+        );
+    });
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    on_ring(
+        |mailbox| async move {
+            let receive = mailbox.clone();
+            let receiving = tokio_uring::spawn(async move { receive.receive(|_| {}).await });
+            let begin = Instant::now();
+            let mut left = count;
+            while 0 < left {
+                let asked: Vec<_> = (0..window.min(left))
+                    .map(|_| {
+                        let key = Bytes::from_static(b"0000000000000042");
+                        mailbox.ask(ThreadId(1), ShardId(1), key, Operation::Get).expect("there is room")
+                    })
+                    .collect();
+                for answer in asked {
+                    assert_eq!(answer.await.expect("it was answered"), Answer::Missing);
+                    left -= 1;
+                }
+            }
+            let _ = sender.send(begin.elapsed());
+            receiving.abort();
+        },
+        asking,
+    );
+    answerer.join().expect("the answerer ends");
+    receiver.blocking_recv().expect("it was sent")
+}
+
+/// Runs a task with a mailbox on a ring of the calling thread.
+fn on_ring<F: Future<Output = ()> + 'static>(
+    task: impl FnOnce(Rc<Mailbox>) -> F,
+    ends: ringkeep::shard::mailbox::Ends,
+) {
+    let (_, runtime) = ringkeep::host::probe_ring().expect("this host has io_uring");
+    runtime.block_on(async {
+        let mailbox = Rc::new(Mailbox::new(ends));
+        let sender = mailbox.clone();
+        let sending = tokio_uring::spawn(async move { sender.send().await });
+        task(mailbox).await;
+        sending.abort();
+    });
+}
+
+criterion_group!(benches, record, memtable, block, bloom, merge, http, mailbox);
+criterion_main!(benches);
