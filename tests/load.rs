@@ -23,8 +23,8 @@ enum Lie {
     ForgetDelete(u64),
     /// Every so many values have a bit changed.
     FlipBit(u64),
-    /// Every so many values are cut short.
-    Shorten(u64),
+    /// Every so many values are cut short, by so many bytes.
+    Shorten(u64, usize),
     /// Every so many values are those of another key.
     OtherKey(u64),
     /// Every so many values are those of the version before.
@@ -138,7 +138,7 @@ impl Liar {
         };
         match self.lie {
             Lie::FlipBit(every) if self.now(every, false) => *value.last_mut().unwrap() ^= 4,
-            Lie::Shorten(every) if self.now(every, false) => value.truncate(value.len() - 1),
+            Lie::Shorten(every, bytes) if self.now(every, false) => value.truncate(value.len() - bytes),
             Lie::Older(every) if 2 <= versions.len() && self.now(every, false) => {
                 value = versions[versions.len() - 2].clone().unwrap_or(value);
             }
@@ -197,9 +197,11 @@ fn every_lie_is_noticed_and_called_by_its_name() {
     for (lie, workloads, lost, wrong) in [
         (Lie::ForgetSet(40), "fill-seq,ycsb-a", true, false),
         (Lie::ForgetSet(40), "fill-seq,overwrite,read", true, false),
-        (Lie::ForgetDelete(10), "fill-seq,delete,read", true, true),
+        // The next delete finds what was said to be gone.
+        (Lie::ForgetDelete(2), "fill-seq,delete", false, true),
         (Lie::FlipBit(1000), "fill-seq,read", false, true),
-        (Lie::Shorten(1000), "fill-seq,read", false, true),
+        (Lie::Shorten(1000, 1), "fill-seq,read", false, true),
+        (Lie::Shorten(1000, 100), "fill-seq,read", false, true),
         (Lie::OtherKey(1000), "fill-seq,read", false, true),
         (Lie::Older(1000), "fill-seq,overwrite,read", true, false),
         (Lie::Invent(1000), "fill-seq,read-missing", false, true),
@@ -207,14 +209,32 @@ fn every_lie_is_noticed_and_called_by_its_name() {
         let (output, report) = lied_to(lie, workloads);
         let error = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{lie:?}: {error}");
-        let (found_lost, found_wrong) = (sum(&report, "lost"), sum(&report, "wrong"));
-        assert!(lost == (0 < found_lost) || wrong, "{lie:?}: {found_lost} lost, {found_wrong} wrong");
-        assert!(wrong == (0 < found_wrong) || lost, "{lie:?}: {found_lost} lost, {found_wrong} wrong");
+        let found = (sum(&report, "lost"), sum(&report, "wrong"));
+        assert_eq!((0 < found.0, 0 < found.1), (lost, wrong), "{lie:?}: {found:?} lost and wrong");
         assert!(error.contains("acknowledged writes lost"), "{error}");
         let table = String::from_utf8_lossy(&output.stdout);
-        assert!(
-            table.contains("the first:") && (table.contains("LOST") || table.contains("WRONG")),
-            "{table}"
+        let name = if lost { "LOST" } else { "WRONG" };
+        assert!(table.contains(name) && table.contains("the first:"), "{table}");
+    }
+}
+
+#[test]
+fn what_an_earlier_run_has_filled_is_compared_too() {
+    let flags = ["--connections", "4", "--key-count", "50", "--operations", "500"];
+    for lie in
+        [Lie::None, Lie::FlipBit(1000), Lie::Shorten(1000, 1), Lie::Shorten(1000, 97), Lie::OtherKey(1000)]
+    {
+        let server = Liar::start(lie);
+        let (output, _) = bench(server, &[&flags[..], &["fill-seq"]].concat());
+        assert!(output.status.success(), "{output:?}");
+        // The second run overwrites half of the keys; the others are as the first one left them.
+        let flags = [&flags[..], &["--filled", "--seed", "5", "ycsb-a,read,read"]].concat();
+        let (output, report) = bench(server, &flags);
+        let found = (sum(&report, "lost"), sum(&report, "wrong"));
+        assert_eq!(
+            (output.status.success(), found.0, 0 < found.1),
+            (lie == Lie::None, 0, lie != Lie::None),
+            "{lie:?}: {found:?}"
         );
     }
 }
@@ -229,10 +249,16 @@ fn short_values_are_compared_with_what_they_may_be() {
 }
 
 #[test]
-fn refusals_are_counted_apart_and_are_no_fault() {
-    let (output, report) = lied_to(Lie::Refuse(10), "fill-seq,ycsb-a");
+fn refusals_are_counted_apart_and_are_a_fault_of_a_fill_only() {
+    let server = Liar::start(Lie::Refuse(10));
+    let flags = ["--connections", "4", "--key-count", "50", "--operations", "2000"];
+    let (output, report) = bench(server, &[&flags[..], &["--filled", "overwrite"]].concat());
     assert!(output.status.success(), "{output:?}");
-    assert_eq!((sum(&report, "operations"), sum(&report, "refused")), (3600, 400));
+    assert_eq!((sum(&report, "operations"), sum(&report, "refused")), (1800, 200));
+    // A fill that is not complete is one: what comes after it relies on it.
+    let (output, _) = bench(server, &[&flags[..], &["fill-seq"]].concat());
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && error.contains("200 writes were refused"), "{error}");
 }
 
 #[test]
@@ -267,6 +293,32 @@ fn an_open_loop_counts_from_when_requests_were_due() {
 }
 
 #[test]
+fn an_open_loop_sends_all_that_was_due_before_its_end_and_counts_what_it_could_not() {
+    // Nothing is held up: every request that is due in half a second is sent.
+    let flags = ["--connections", "3", "--key-count", "50", "--rate", "200", "--duration", "500ms"];
+    let (output, report) = bench(Liar::start(Lie::None), &[&flags[..], &["--filled", "overwrite"]].concat());
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!((sum(&report, "operations"), sum(&report, "unsent")), (100, 0));
+    // All is held up for longer than the run: what was due and is not under way counts as late.
+    let flags = ["--connections", "3", "--key-count", "50", "--rate", "200", "--duration", "400ms"];
+    let (output, report) =
+        bench(Liar::start(Lie::Stall(1)), &[&flags[..], &["--filled", "overwrite"]].concat());
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!((sum(&report, "operations"), sum(&report, "unsent")), (3, 77));
+    assert_eq!(report["workloads"][0]["latency_us"]["count"], 80);
+    assert_eq!(report["workloads"][0]["verbs"]["set"]["count"], 3);
+}
+
+#[test]
+fn an_open_loop_that_asks_for_too_much_still_ends() {
+    let flags = ["--connections", "2", "--key-count", "50", "--rate", "10000000", "--duration", "300ms"];
+    let (output, report) = bench(Liar::start(Lie::None), &[&flags[..], &["--filled", "read"]].concat());
+    // Nobody has filled the keys: all of them are missing.
+    assert_eq!(output.status.code(), Some(1));
+    assert!(0 < sum(&report, "lost") && 0 < sum(&report, "unsent"));
+}
+
+#[test]
 fn the_real_server_is_filled_once_and_asked_again() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), common::SMALL);
@@ -286,11 +338,10 @@ fn the_real_server_is_filled_once_and_asked_again() {
         assert!(report["storage"]["commit_4k_us"]["p50"].as_f64().unwrap() > 0.0);
         assert_eq!(report["settings"]["key_size"], "8..100");
     }
-    let (output, _) = bench(
-        server.address,
-        &[&flags[..], &["--filled", "--seed", "2", "--operations", "100", "read"]].concat(),
-    );
-    assert_eq!(output.status.code(), Some(1), "these are not the values of that seed");
+    let others = ["--key-count", "2000", "--key-size", "8..100", "--value-size", "9", "--operations", "100"];
+    let (output, report) = bench(server.address, &[&others[..], &["--filled", "read"]].concat());
+    assert_eq!(output.status.code(), Some(1));
+    assert!(0 < sum(&report, "wrong"), "the values are of other sizes");
 }
 
 #[test]
@@ -298,7 +349,10 @@ fn nonsense_on_the_command_line_is_refused_with_a_sentence() {
     let nowhere: SocketAddr = "127.0.0.1:1".parse().unwrap();
     for (flags, status, words) in [
         (&["read"][..], 78, "--filled"),
-        (&["fill-seq", "--warm-up", "1s"], 78, "--duration"),
+        (&["fill-seq", "--rate", "0.1"], 78, "--rate"),
+        (&["fill-seq", "--key-count", "1099511627776"], 78, "too much memory"),
+        (&["fill-seq", "--duration", "40days"], 2, "30 days"),
+        (&["fill-seq", "--value-size", "0..18446744073709551615"], 2, "1 GiB"),
         (&["fill-seq", "--key-size", "3"], 78, "at least 7"),
         (&["fill-all"], 2, "fill-seq"),
         (&["fill-seq", "--rate", "0"], 2, "requests a second"),

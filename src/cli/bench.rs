@@ -14,16 +14,21 @@ use serde_json::{Value, json};
 
 use super::serve::address;
 use crate::error::{Error, ErrorKind, Result};
+use crate::host;
 use crate::load::choose::Access;
 use crate::load::data::{Keys, Size, Values};
 use crate::load::facts;
 use crate::load::ledger::Ledger;
 use crate::load::report;
-use crate::load::run::{Outcome, Plan, run};
+use crate::load::run::{Outcome, Plan, Task, run};
 use crate::load::workload::{Keyspace, WORKLOADS, Workload};
 
 /// How long a workload lasts that does not end by itself.
 const DURATION: Duration = Duration::from_secs(10);
+/// Servers close connections that are idle for longer than about a minute.
+const IDLE_SECONDS_MAX: f64 = 30.0;
+/// What the ledger knows of a key takes so much memory.
+const LEDGER_BYTES: u64 = 12;
 
 /// Workloads run one after the other over the same keys, and every answer is compared with what was written.
 ///
@@ -44,19 +49,19 @@ pub(super) struct Bench {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024))]
     threads: u64,
     /// Requests that a connection may have under way
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024))]
-    pipeline: u64,
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = pipeline)]
+    pipeline: usize,
     /// Open loop: requests a second, due whatever the server does; latency counts from then [default: closed loop]
     #[arg(long, value_name = "N", value_parser = rate)]
     rate: Option<f64>,
-    /// How long each workload asks for more [default: 10s; a fill ends by itself]
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    /// How long a workload asks for more; a fill writes all keys whatever it says [default: 10s]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     duration: Option<Duration>,
-    /// How many operations each workload begins [default: a fill one for each key, others no limit]
+    /// How many operations a workload begins [default: a fill one for each key, others no limit]
     #[arg(long, value_name = "N")]
     operations: Option<u64>,
-    /// Load before the measurement, beside --duration
-    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
+    /// Load before the measurement; a fill has none
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
     warm_up: Duration,
     /// Keys that there are
     #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
@@ -73,10 +78,10 @@ pub(super) struct Bench {
     /// Which keys are asked for, where the workload leaves it open
     #[arg(long, value_name = "HOW", value_enum, default_value = "uniform")]
     distribution: Access,
-    /// Decides keys, values and every choice
+    /// Decides which keys are asked for, and in which order
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Every key is there from an earlier run with the same keys, values and seed
+    /// Every key is there: an earlier run has done fill-seq or fill-unique with the same keys and values
     #[arg(long)]
     filled: bool,
     /// The server's data directory, if it is on this machine: its device is described in the report
@@ -98,10 +103,25 @@ fn workloads_help() -> String {
     format!("Workloads:\n{}", lines.join("\n"))
 }
 
+fn pipeline(text: &str) -> std::result::Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(depth) if (1..=1024).contains(&depth) => Ok(depth),
+        _ => Err("expected a number of requests, 1 to 1024".into()),
+    }
+}
+
 fn rate(text: &str) -> std::result::Result<f64, String> {
     match text.parse::<f64>() {
-        Ok(rate) if 0.0 < rate && rate <= 1e8 => Ok(rate),
-        _ => Err("expected a number of requests a second, up to 100 million".into()),
+        Ok(rate) if (0.01..=1e7).contains(&rate) => Ok(rate),
+        _ => Err("expected a number of requests a second, from 0.01 to 10 million".into()),
+    }
+}
+
+fn duration(text: &str) -> std::result::Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(duration) if duration <= Duration::from_secs(30 * 24 * 3600) => Ok(duration),
+        Ok(_) => Err("expected at most 30 days".into()),
+        Err(error) => Err(error.to_string()),
     }
 }
 
@@ -117,100 +137,116 @@ impl Bench {
         if !self.filled && !self.workloads.first().is_some_and(|workload| workload.fills()) {
             return Err(configuration("there is nothing to ask for: begin with a fill, or say --filled"));
         }
-        if !self.warm_up.is_zero() && self.duration.is_none() {
-            return Err(configuration("--warm-up needs a --duration"));
+        if self.rate.is_some_and(|rate| IDLE_SECONDS_MAX < self.connections as f64 / rate) {
+            return Err(configuration(
+                "connections would be idle for too long: use fewer, or a greater --rate",
+            ));
         }
         // A run may insert as many keys again.
         let inserts = self.workloads.iter().any(|workload| workload.inserts());
         let capacity = if inserts { 2 * self.key_count } else { self.key_count };
-        let keys = Keys::new(self.key_size, capacity, self.seed).map_err(|digits| {
+        if host::memory_bytes() / 2 < capacity * LEDGER_BYTES {
+            let message =
+                format!("to know what {capacity} keys hold takes {LEDGER_BYTES} bytes each: too much memory");
+            return Err(configuration(message));
+        }
+        let keys = Keys::new(self.key_size, capacity).map_err(|digits| {
             configuration(format!("so many keys need a --key-size of at least {digits}"))
         })?;
-        let plan = self.plan(keys)?;
-        let storage = self.data_dir.as_deref().map(facts::storage).transpose()?;
-        let ledger = Arc::new(Ledger::new(capacity, if self.filled { self.key_count } else { 0 }));
-        let keyspace = Arc::new(Keyspace::new(self.key_count, capacity, self.seed));
-        let mut output = std::io::stdout().lock();
-        say(&mut output, &report::header());
-        let (mut results, mut faults) = (Vec::new(), Vec::new());
-        for workload in &self.workloads {
-            let outcome = self.one(&plan, workload, &ledger, &keyspace)?;
-            for line in report::lines(workload.name, &outcome) {
-                say(&mut output, &line);
-            }
-            results.push(report::object(workload.name, &outcome));
-            faults.extend(fault(workload.name, &outcome));
-            if outcome.failure.is_some() {
-                break;
-            }
-            if plan.rate.is_none() && 0.95 * plan.threads as f64 <= outcome.processors {
-                say(&mut output, "  the load used all of its processors: the server may be faster than this");
-            }
+        let plan = self.plan(keys);
+        let write = |path: &PathBuf, text: &str| {
+            std::fs::write(path, text).map_err(|error| Error::io(format!("write {}", path.display()), error))
+        };
+        if let Some(path) = &self.json {
+            write(path, "")?; // before the work, not after it
         }
+        let storage = self.data_dir.as_deref().map(facts::storage).transpose()?;
+        let (results, faults) = self.all(&plan, capacity);
         if let Some(path) = &self.json {
             let report = json!({
                 "program": facts::program(),
                 "machine": facts::machine(),
                 "storage": storage,
-                "settings": self.settings(),
+                "settings": self.settings(&plan),
                 "workloads": results,
             });
-            std::fs::write(path, format!("{report:#}\n"))
-                .map_err(|error| Error::io(format!("write {}", path.display()), error))?;
+            write(path, &format!("{report:#}\n"))?;
         }
         if faults.is_empty() { Ok(()) } else { Err(Error::new(ErrorKind::Io, faults.join("; "))) }
     }
 
-    fn plan(&self, keys: Keys) -> Result<Plan> {
+    /// Carries out the workloads, up to one that fails. Returns what they gave, and what was wrong.
+    fn all(&self, plan: &Plan, capacity: u64) -> (Vec<Value>, Vec<String>) {
+        let ledger = Arc::new(Ledger::new(capacity, if self.filled { self.key_count } else { 0 }));
+        let on_their_way = self.connections * self.pipeline as u64;
+        let keyspace = Arc::new(Keyspace::new(self.key_count, capacity, on_their_way, self.seed));
+        let mut output = std::io::stdout().lock();
+        say(&mut output, &report::header());
+        let (mut results, mut faults) = (Vec::new(), Vec::new());
+        for (ordinal, &workload) in (0..).zip(&self.workloads) {
+            let limit = match (self.operations, workload.fills()) {
+                (Some(operations), _) => operations,
+                (None, true) => self.key_count,
+                (None, false) => u64::MAX,
+            };
+            let mut plan = plan.clone();
+            if workload.fills() {
+                (plan.duration, plan.warm_up) = (None, Duration::ZERO);
+            } else if self.operations.is_none() {
+                plan.duration.get_or_insert(DURATION);
+            }
+            let bar = progress_bar(workload.name, limit);
+            let task = Task { workload, ordinal, limit, ledger: ledger.clone(), keyspace: keyspace.clone() };
+            let outcome = run(&plan, task, |done| bar.set_position(done));
+            bar.finish_and_clear();
+            let outcome = match outcome {
+                Ok(outcome) => outcome,
+                Err(error) => {
+                    faults.push(format!("{}: {error}", workload.name));
+                    break;
+                }
+            };
+            for line in report::lines(workload.name, &outcome) {
+                say(&mut output, &line);
+            }
+            if plan.rate.is_none() && 0.95 * plan.threads as f64 <= outcome.processors {
+                say(&mut output, "  the load used all of its processors: the server may be faster than this");
+            }
+            results.push(report::object(workload.name, &outcome));
+            faults.extend(fault(workload, &outcome));
+            if outcome.failure.is_some() {
+                break;
+            }
+        }
+        (results, faults)
+    }
+
+    fn plan(&self, keys: Keys) -> Plan {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let epoch =
-            u32::try_from(now.as_secs()).map_err(|_| configuration("the clock is beyond the year 2106"))?;
-        Ok(Plan {
+        Plan {
             server: self.server,
             connections: self.connections,
             threads: self.threads.min(self.connections),
-            pipeline: usize::try_from(self.pipeline).unwrap_or(1),
+            pipeline: self.pipeline,
             rate: self.rate,
             warm_up: self.warm_up,
             duration: self.duration,
             access: self.distribution,
             seed: self.seed,
             keys,
-            values: Values::new(self.value_size, self.compressible, self.seed),
-            epoch,
-        })
-    }
-
-    fn one(
-        &self,
-        plan: &Plan,
-        workload: &'static Workload,
-        ledger: &Arc<Ledger>,
-        keyspace: &Arc<Keyspace>,
-    ) -> Result<Outcome> {
-        let limit = match (self.operations, workload.fills()) {
-            (Some(operations), _) => operations,
-            (None, true) => self.key_count,
-            (None, false) => u64::MAX,
-        };
-        let mut plan = plan.clone();
-        if self.operations.is_none() && !workload.fills() {
-            plan.duration.get_or_insert(DURATION);
+            values: Values::new(self.value_size, self.compressible),
+            epoch: u64::try_from(now.as_micros()).unwrap_or_default(),
         }
-        let bar = progress_bar(workload.name, limit);
-        let outcome = run(&plan, workload, ledger, keyspace, limit, |done| bar.set_position(done));
-        bar.finish_and_clear();
-        outcome
     }
 
-    fn settings(&self) -> Value {
+    fn settings(&self, plan: &Plan) -> Value {
         json!({
             "server": self.server.to_string(),
             "connections": self.connections,
-            "threads": self.threads,
+            "threads": plan.threads,
             "pipeline": self.pipeline,
             "rate": self.rate,
-            "duration_s": self.duration.map(|duration| duration.as_secs_f64()),
+            "duration_s": self.duration.or(self.operations.is_none().then_some(DURATION)).map(|d| d.as_secs_f64()),
             "warm_up_s": self.warm_up.as_secs_f64(),
             "operations": self.operations,
             "key_count": self.key_count,
@@ -225,15 +261,17 @@ impl Bench {
 }
 
 /// What makes the exit status 1.
-fn fault(name: &str, outcome: &Outcome) -> Option<String> {
-    let (lost, wrong) = (outcome.tally.lost, outcome.tally.wrong);
-    match &outcome.failure {
-        _ if 0 < lost + wrong => {
-            Some(format!("{name}: {lost} acknowledged writes lost, {wrong} answers wrong"))
-        }
-        Some(error) => Some(format!("{name}: {error}")),
-        None => None,
+fn fault(workload: &Workload, outcome: &Outcome) -> Option<String> {
+    let tally = &outcome.tally;
+    let mut found = Vec::new();
+    if 0 < tally.lost + tally.wrong {
+        found.push(format!("{} acknowledged writes lost, {} answers wrong", tally.lost, tally.wrong));
     }
+    if workload.fills() && 0 < tally.refused {
+        found.push(format!("{} writes were refused, so not every key is there", tally.refused));
+    }
+    found.extend(outcome.failure.as_ref().map(ToString::to_string));
+    (!found.is_empty()).then(|| format!("{}: {}", workload.name, found.join(", ")))
 }
 
 fn configuration(message: impl Into<String>) -> Error {

@@ -11,7 +11,7 @@ pub enum Access {
     Uniform,
     /// A few much more often than the others (exponent 0.99, as in YCSB), wherever they lie.
     Zipfian,
-    /// The same, but those that were written last.
+    /// The same, but those with the greatest numbers: what fill-seq and inserts wrote last.
     Latest,
 }
 
@@ -82,7 +82,7 @@ impl Permutation {
         loop {
             let (mut left, mut right) = (number >> self.half_bits, number & mask);
             for round in 0..ROUNDS {
-                (left, right) = (right, left ^ (hash(self.seed + round, right) & mask));
+                (left, right) = (right, left ^ (hash(self.seed.wrapping_add(round), right) & mask));
             }
             number = left << self.half_bits | right;
             if number < self.count {

@@ -33,6 +33,10 @@ use crate::error::{Error, ErrorKind, Result};
 const OUTPUT_BYTES: usize = 256 << 10;
 /// A read has room for so many, or for the reply that it waits for.
 const INPUT_BYTES: usize = 64 << 10;
+/// A request sent so long after it was due, by a connection without others, was held up by the load itself.
+const LATE: Duration = Duration::from_millis(1);
+/// Versions that a value too short to say its own is compared with.
+const SHORT_VERSIONS_MAX: usize = 1000;
 /// A refusal is a short sentence; no body may be longer, unless a value may.
 const BODY_BYTES_MIN: usize = 64 << 10;
 
@@ -57,6 +61,8 @@ struct State {
     under_way: VecDeque<Request>,
     /// Requests sent so far.
     sent: u64,
+    /// When the last request under way was answered.
+    idle_since: Instant,
     value: Vec<u8>,
 }
 
@@ -92,7 +98,13 @@ impl Connection {
             stream,
             index,
             tally,
-            state: RefCell::new(State { operations, under_way, sent: 0, value: Vec::new() }),
+            state: RefCell::new(State {
+                operations,
+                under_way,
+                sent: 0,
+                idle_since: run.start(),
+                value: Vec::new(),
+            }),
             room: Notify::new(),
             written: Cell::new(false),
             last_answer: Cell::new(run.start()),
@@ -157,34 +169,47 @@ impl Connection {
     fn build(&self, output: &mut Vec<u8>) -> Next {
         let now = Instant::now();
         let state = &mut *self.state.borrow_mut();
-        let plan = &self.run.plan;
-        if self.run.is_over(now) {
-            self.give_up(state, now);
-            return Next::End;
-        }
+        let pace = self.run.pace();
+        let over = self.run.is_over(now);
         if state.operations.is_over() {
             // A read under way may be followed by an update.
             let more = state.under_way.iter().any(|request| request.operation.verb == Verb::GetThenSet);
-            return if more { Next::Wait } else { Next::End };
+            return if more && !over { Next::Wait } else { Next::End };
         }
-        let mut room = plan.pipeline - state.under_way.len();
-        if let Some(pace) = self.run.pace() {
-            let due = pace.due(self.index, now) - state.sent;
+        let idle = state.under_way.is_empty();
+        let mut room = self.run.plan.pipeline - state.under_way.len();
+        if self.run.has_failed() {
+            room = 0;
+        } else if let Some(pace) = pace {
+            // What was due before the end still goes, as far as there is room.
+            let due = pace.due(self.index, self.run.end(now)).saturating_sub(state.sent);
             room = room.min(usize::try_from(due).unwrap_or(usize::MAX));
+        } else if over {
+            room = 0;
         }
         while 0 < room && output.len() < OUTPUT_BYTES {
             let Some(operation) = state.operations.next() else {
                 self.wake(); // to see that there are no more
                 break;
             };
-            let from = self.run.pace().map_or(now, |pace| pace.time(self.index, state.sent));
+            let from = pace.map_or(now, |pace| pace.time(self.index, state.sent));
+            if idle && state.idle_since <= from && LATE < now.saturating_duration_since(from) {
+                self.tally.borrow_mut().sent_late += 1;
+            }
             state.value.clear();
             let known = self.put(output, operation, &mut state.value);
             state.under_way.push_back(Request { operation, from, known, value_bytes: state.value.len() });
             state.sent += 1;
             room -= 1;
         }
-        if output.is_empty() { Next::Wait } else { Next::Write }
+        match output.is_empty() {
+            false => Next::Write,
+            true if over => {
+                self.give_up(state, now);
+                Next::End
+            }
+            true => Next::Wait,
+        }
     }
 
     fn put(&self, output: &mut Vec<u8>, operation: Operation, value: &mut Vec<u8>) -> Known {
@@ -211,12 +236,9 @@ impl Connection {
     /// Counts what was due and is not sent (B3).
     fn give_up(&self, state: &State, now: Instant) {
         let Some(pace) = self.run.pace() else { return };
-        let verb = usize::from(self.run.workload.writes_only());
-        let end = self.run.deadline().map_or(now, |deadline| deadline.min(now));
+        let end = self.run.end(now);
         for index in state.sent..pace.due(self.index, end) {
-            self.tally
-                .borrow_mut()
-                .given_up(verb, now.saturating_duration_since(pace.time(self.index, index)));
+            self.tally.borrow_mut().given_up(pace.time(self.index, index), end);
         }
     }
 
@@ -243,11 +265,11 @@ impl Connection {
             let (mut used, mut answered) = (0, 0);
             while wanted <= input.len() - used {
                 let Some(head) = wire::parse(&input[used..])? else { break };
-                let whole = head.bytes + head.body_bytes;
-                if self.run.plan.values.bytes_max().max(BODY_BYTES_MIN) < head.body_bytes {
+                if self.run.plan.values.size().max().max(BODY_BYTES_MIN) < head.body_bytes {
                     let message = format!("a reply has {} bytes, which nobody has written", head.body_bytes);
                     return Err(Error::new(ErrorKind::Io, message));
                 }
+                let whole = head.bytes + head.body_bytes;
                 if input.len() - used < whole {
                     wanted = whole;
                     break;
@@ -280,16 +302,18 @@ impl Connection {
     fn settle(&self, head: Head, body: &[u8], now: Instant, scratch: &mut Vec<u8>) -> Result<()> {
         let state = &mut *self.state.borrow_mut();
         let tally = &mut *self.tally.borrow_mut();
-        let Some(Request { operation, from, known, value_bytes }) = state.under_way.pop_front() else {
-            return Err(Error::new(ErrorKind::Io, "the server replied to nothing"));
+        let unexpected = || {
+            let sentence = String::from_utf8_lossy(body);
+            let message = format!("the server answered {}: {}", head.status, sentence.trim_end());
+            Error::new(ErrorKind::Io, message)
         };
-        let Operation { verb, key } = operation;
+        let request = state.under_way.pop_front().ok_or_else(unexpected)?;
+        state.idle_since = now;
+        let Request { operation: Operation { verb, key }, from, known, value_bytes } = request;
         let refused = matches!(head.status, 503 | 507);
         let accepted = head.status == 200 || (head.status == 404 && verb != Verb::Set);
         if !accepted && !refused {
-            let sentence = String::from_utf8_lossy(body);
-            let message = format!("the server answered {}: {}", head.status, sentence.trim_end());
-            return Err(Error::new(ErrorKind::Io, message));
+            return Err(unexpected());
         }
         let missing = head.status == 404;
         let fault = match known {
@@ -316,7 +340,7 @@ impl Connection {
             });
         }
         if refused {
-            tally.refused(from);
+            tally.refused(now);
             return Ok(());
         }
         let (place, value_bytes) = match verb {
@@ -350,14 +374,14 @@ impl Connection {
                 false => None,
             };
         }
-        // Too short to say its version: it has to be one of those that it may be.
-        let candidates = before.floor().max(1)..=ledger.sent(key.number);
-        let found = candidates
+        // Too short to say its version: it has to be one of the last or, unseen, of an earlier run.
+        let found = (1..=ledger.sent(key.number))
             .rev()
+            .take(SHORT_VERSIONS_MAX)
             .find(|&version| plan.values.matches(body, key.number, plan.version(version), scratch));
         match found {
             Some(version) => Some(Seen::Version(version)),
-            None => (before.floor() == 0).then_some(Seen::Earlier),
+            None => (before.floor() == 0 && plan.values.size().min() <= body.len()).then_some(Seen::Earlier),
         }
     }
 }

@@ -27,6 +27,9 @@ pub enum Size {
     Logarithmic(usize, usize),
 }
 
+/// Longer than anything that the server takes.
+const SIZE_MAX: usize = 1 << 30;
+
 impl Size {
     /// The least length.
     pub fn min(&self) -> usize {
@@ -49,9 +52,10 @@ impl Size {
             Self::Fixed(bytes) => bytes,
             Self::Uniform(least, most) => least + random.below((most - least) as u64 + 1) as usize,
             Self::Logarithmic(least, most) => {
-                let ratio = (most + 1) as f64 / least.max(1) as f64;
-                let bytes = (least.max(1) as f64 * ratio.powf(random.next_share())) as usize;
-                bytes.clamp(least, most)
+                // One more, so that 0 bytes are one of the lengths.
+                let ratio = (most + 2) as f64 / (least + 1) as f64;
+                let bytes = ((least + 1) as f64 * ratio.powf(random.next_share())) as usize;
+                (bytes - 1).clamp(least, most)
             }
         }
     }
@@ -63,7 +67,8 @@ impl FromStr for Size {
     fn from_str(text: &str) -> Result<Self, String> {
         let bytes = |text: &str| {
             let size = text.parse::<ByteSize>().map_err(|_| format!("`{text}` is not a size"))?;
-            usize::try_from(size.as_u64()).map_err(|_| format!("`{text}` is too large"))
+            let bytes = usize::try_from(size.as_u64()).ok().filter(|bytes| *bytes <= SIZE_MAX);
+            bytes.ok_or_else(|| format!("`{text}` is over 1 GiB"))
         };
         let (logarithmic, range) = match text.strip_prefix("log:") {
             Some(range) => (true, range),
@@ -106,7 +111,6 @@ pub struct Key {
 #[derive(Debug, Clone, Copy)]
 pub struct Keys {
     size: Size,
-    seed: u64,
 }
 
 /// Letters that need no escape in a URL.
@@ -117,9 +121,10 @@ impl Keys {
     ///
     /// # Errors
     /// The least size, if it has not enough digits for them.
-    pub fn new(size: Size, count: u64, seed: u64) -> Result<Self, usize> {
-        let digits = count.saturating_mul(2).max(1).ilog10() as usize + 1;
-        if size.min() < digits { Err(digits) } else { Ok(Self { size, seed }) }
+    pub fn new(size: Size, count: u64) -> Result<Self, usize> {
+        let greatest = (2 * count).saturating_sub(1);
+        let digits = greatest.max(1).ilog10() as usize + 1;
+        if size.min() < digits { Err(digits) } else { Ok(Self { size }) }
     }
 
     /// Appends the bytes of `key`; no two keys have the same.
@@ -132,7 +137,7 @@ impl Keys {
             *digit = b'0' + (rest % 10) as u8;
             rest /= 10;
         }
-        let own = hash(self.seed, key.number);
+        let own = hash(KEY_SEED, key.number);
         let mut random = Random::new(own);
         for _ in digits..self.size.of(own) {
             out.push(LETTERS[random.next_u64() as usize % LETTERS.len()]);
@@ -145,44 +150,56 @@ impl Keys {
 pub struct Values {
     size: Size,
     compressible: f64,
-    seed: u64,
 }
+
+/// What length and bytes of a value follow from.
+fn own(number: u64, version: u64) -> u64 {
+    hash(hash(VALUE_SEED, number), version)
+}
+
+const KEY_SEED: u64 = 1;
+const VALUE_SEED: u64 = 2;
 
 /// What a value begins with, if it is long enough.
 const VERSION_BYTES: usize = 8;
 /// So much of a value is its own, however well the rest compresses.
 const FRESH_BYTES_MIN: usize = 2 * VERSION_BYTES;
+/// Repetitions lie no further behind, where every compression looks.
+const UNIT_BYTES: usize = 4096;
 
 impl Values {
     /// Values of which `compressible`, between 0 and 1, repeats what was there before.
-    pub fn new(size: Size, compressible: f64, seed: u64) -> Self {
-        Self { size, compressible: compressible.clamp(0.0, 1.0), seed }
+    pub fn new(size: Size, compressible: f64) -> Self {
+        Self { size, compressible: compressible.clamp(0.0, 1.0) }
     }
 
-    /// The greatest length of a value.
-    pub fn bytes_max(&self) -> usize {
-        self.size.max()
+    /// The least and the greatest length of a value.
+    pub fn size(&self) -> Size {
+        self.size
     }
 
     /// Appends the value of a key's version.
     pub fn put(&self, out: &mut Vec<u8>, number: u64, version: u64) {
-        let own = hash(hash(self.seed, number), version);
-        let (start, bytes) = (out.len(), self.size.of(own));
-        let random_bytes = ((1.0 - self.compressible) * bytes as f64).ceil() as usize;
-        let fresh = random_bytes.max(FRESH_BYTES_MIN.min(bytes)).max(1);
+        let own = own(number, version);
         let mut random = Random::new(own);
-        if VERSION_BYTES <= bytes {
+        let start = out.len();
+        let end = start + self.size.of(own);
+        if start + VERSION_BYTES <= end {
             out.extend_from_slice(&version.to_le_bytes());
         }
-        while out.len() < start + fresh {
-            out.extend_from_slice(&random.next_u64().to_le_bytes());
+        for unit in (start..end).step_by(UNIT_BYTES) {
+            let unit_end = end.min(unit + UNIT_BYTES);
+            let random_bytes = ((1.0 - self.compressible) * (unit_end - unit) as f64).ceil() as usize;
+            let fresh_end = unit_end.min(unit + random_bytes.max(FRESH_BYTES_MIN));
+            while out.len() < fresh_end {
+                out.extend_from_slice(&random.next_u64().to_le_bytes());
+            }
+            out.truncate(fresh_end);
+            while out.len() < unit_end {
+                let more = (out.len() - unit).min(unit_end - out.len());
+                out.extend_from_within(unit..unit + more);
+            }
         }
-        out.truncate(start + fresh);
-        while out.len() < start + bytes {
-            let more = (out.len() - start).min(start + bytes - out.len());
-            out.extend_from_within(start..start + more);
-        }
-        out.truncate(start + bytes);
     }
 
     /// The version that a value claims; `None` if it has no room for one.
@@ -192,6 +209,9 @@ impl Values {
 
     /// Whether `value` is that of the key's version; `scratch` is for its use.
     pub fn matches(&self, value: &[u8], number: u64, version: u64, scratch: &mut Vec<u8>) -> bool {
+        if value.len() != self.size.of(own(number, version)) {
+            return false;
+        }
         scratch.clear();
         self.put(scratch, number, version);
         value == scratch
@@ -212,12 +232,13 @@ mod tests {
             assert!(size.min() <= *least && *most <= size.max(), "{text}: {least} to {most}");
             assert!(*least < 2 * size.min() && size.max() < 2 * *most, "{text}: {least} to {most}");
         }
+        assert!((0..1000).any(|number| Size::Logarithmic(0, 1000).of(number) == 0));
         assert_eq!("0..1KiB".parse::<Size>().unwrap(), Size::Uniform(0, 1024));
         let mut lengths: Vec<usize> =
             (0..9999).map(|number| Size::Logarithmic(1, 1 << 20).of(number)).collect();
         lengths.sort_unstable();
         assert!((500..2000).contains(&lengths[5000]), "half are below the root of the greatest");
-        for text in ["", "x", "5..3", "log:5", "1..", "-1"] {
+        for text in ["", "x", "5..3", "log:5", "1..", "-1", "0..2GiB"] {
             assert!(text.parse::<Size>().is_err(), "{text}");
         }
     }
@@ -225,7 +246,7 @@ mod tests {
     #[test]
     fn keys_are_distinct_ordered_by_number_and_of_the_size_asked_for() {
         for size in [Size::Fixed(16), Size::Uniform(5, 60)] {
-            let keys = Keys::new(size, 10_000, 7).unwrap();
+            let keys = Keys::new(size, 10_000).unwrap();
             let mut found = Vec::new();
             for number in 0..10_000 {
                 for missing in [false, true] {
@@ -237,15 +258,16 @@ mod tests {
             }
             assert!(found.is_sorted_by(|one, next| one < next));
         }
-        assert_eq!(Keys::new(Size::Fixed(4), 10_000, 7).unwrap_err(), 5);
+        assert_eq!(Keys::new(Size::Fixed(4), 10_000).unwrap_err(), 5);
+        assert!(Keys::new(Size::Fixed(4), 5_000).is_ok());
     }
 
     #[test]
     fn values_say_their_version_and_match_no_other() {
         let mut scratch = Vec::new();
-        for size in [0, 1, 7, 8, 9, 100, 5000] {
+        for size in [0, 1, 7, 8, 9, 100, 4096, 4097, 9000] {
             for compressible in [0.0, 0.5, 1.0] {
-                let values = Values::new(Size::Fixed(size), compressible, 7);
+                let values = Values::new(Size::Fixed(size), compressible);
                 let mut value = Vec::new();
                 values.put(&mut value, 5, 9);
                 assert_eq!(value.len(), size);
@@ -264,9 +286,11 @@ mod tests {
                 }
             }
         }
-        let mut value = Vec::new();
-        Values::new(Size::Fixed(10_000), 0.5, 7).put(&mut value, 1, 1);
-        let packed = lz4_flex::block::compress(&value).len();
-        assert!((4900..5400).contains(&packed), "half of it compresses: {packed}");
+        for size in [10_000, 1_000_000] {
+            let mut value = Vec::new();
+            Values::new(Size::Fixed(size), 0.5).put(&mut value, 1, 1);
+            let packed = lz4_flex::block::compress(&value).len();
+            assert!((size * 49 / 100..size * 54 / 100).contains(&packed), "half of it compresses: {packed}");
+        }
     }
 }

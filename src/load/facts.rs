@@ -18,7 +18,7 @@ const COMMITS_TIME: Duration = Duration::from_millis(500);
 
 /// The program and its command line.
 pub fn program() -> Value {
-    let command: Vec<String> = std::env::args().collect();
+    let command: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
     json!({ "version": env!("CARGO_PKG_VERSION"), "commit": COMMIT, "command": command })
 }
 
@@ -46,7 +46,7 @@ pub fn storage(directory: &Path) -> Result<Value> {
     let path = fs::canonicalize(directory).map_err(failed)?;
     let device = Device::probe(&path).map_err(failed)?;
     let cache = queue_settings(&path).map_err(failed)?;
-    let mut commits = time_commits(&path, COMMITS_TIME).map_err(failed)?;
+    let mut commits = time_commits(&path, device, COMMITS_TIME).map_err(failed)?;
     commits.sort_unstable();
     let quantile = |share: f64| {
         let index = ((commits.len() - 1) as f64 * share) as usize;
@@ -54,7 +54,7 @@ pub fn storage(directory: &Path) -> Result<Value> {
     };
     let (file_system, source) = mount(&path).unwrap_or_default();
     Ok(json!({
-        "path": path,
+        "path": path.to_string_lossy(),
         "file_system": file_system,
         "device": source,
         "o_direct": device.direct,

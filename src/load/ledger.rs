@@ -15,6 +15,7 @@
 //!   floor when it began to the last one sent when it ended, and nothing else; "not found" only if one of those is a
 //!   delete, or nothing is known to be there.
 //! - **L3** A write that was refused or never answered leaves the floor; whether it took effect is not known.
+//! - **L4** A version that was read has taken effect, acknowledged or not: it raises the floor as if it were.
 //!
 //! A connection that waits for each answer, or keys that are rarely written twice at a time, make this exact: then
 //! the floor is the last version. For a key that is never quiet, as the hottest of a zipfian overwrite, it is weaker.
@@ -61,8 +62,8 @@ struct Busy {
 pub struct Before {
     floor: u32,
     may_be_missing: bool,
-    /// A delete was all that was ever sent behind the floor: it cannot be there.
-    cannot_exist: bool,
+    /// All that was sent last is an acknowledged delete.
+    deleted_last: bool,
     sent: u32,
 }
 
@@ -124,7 +125,7 @@ impl Ledger {
                 0 => self.filled <= number || 0 < entry.deleted,
                 floor => floor <= entry.deleted,
             },
-            cannot_exist: 0 < entry.floor && entry.floor == entry.deleted && entry.floor == entry.sent,
+            deleted_last: 0 < entry.floor && entry.floor == entry.deleted && entry.floor == entry.sent,
             sent: entry.sent,
         }
     }
@@ -140,10 +141,16 @@ impl Ledger {
         self.stripe(number).keys[(number / STRIPES) as usize].sent
     }
 
-    /// A read has ended: what it has `seen`, judged (L2).
+    /// A read has ended: what it has `seen`, judged (L2, L4).
     pub fn end_read(&self, number: u64, before: Before, seen: Seen) -> Option<Fault> {
-        let stripe = self.stripe(number);
-        let entry = &stripe.keys[(number / STRIPES) as usize];
+        let mut stripe = self.stripe(number);
+        let Stripe { keys, busy } = &mut *stripe;
+        let entry = &mut keys[(number / STRIPES) as usize];
+        if let (Seen::Version(version), Some(busy)) = (seen, busy.get(&number))
+            && (busy.base + 1..=entry.sent).contains(&version)
+        {
+            entry.floor = entry.floor.max(busy.base + 1); // L4
+        }
         let fault = |wrong: bool, fault| wrong.then_some(fault);
         match seen {
             // A delete that came meanwhile explains it.
@@ -193,7 +200,7 @@ impl Ledger {
         let alone = entry.sent == write.version && write.base + 1 == write.version;
         match found {
             false if alone && !write.before.may_be_missing => Some(Fault::Lost),
-            true if alone && write.before.cannot_exist => Some(Fault::Wrong),
+            true if alone && write.before.deleted_last => Some(Fault::Wrong),
             _ => None,
         }
     }
@@ -272,6 +279,17 @@ mod tests {
         ledger.end_write(KEY, write, true);
         assert_eq!(ledger.end_read(KEY, before, Seen::Missing), None);
         assert_eq!(read(&ledger, Seen::Missing), Some(Fault::Lost));
+    }
+
+    #[test]
+    fn l4_what_was_read_does_not_go_away_again() {
+        let ledger = Ledger::new(301, 0);
+        let write = ledger.begin_write(KEY, false);
+        ledger.end_write(KEY, write, true);
+        let under_way = ledger.begin_write(KEY, false);
+        assert_eq!(read(&ledger, Seen::Version(1)), None);
+        assert_eq!(read(&ledger, Seen::Version(under_way.version)), None);
+        assert_eq!(read(&ledger, Seen::Version(1)), Some(Fault::Lost));
     }
 
     #[test]

@@ -18,7 +18,10 @@
 //! - **B1** A value follows from seed, key number and version ([`data`]); every byte of every value is compared.
 //! - **B2** A read that begins after a write was acknowledged sees that write or a later one ([`ledger`]).
 //! - **B3** A request is counted once: answered, refused, or (open loop) due and never sent.
-//! - **B4** Latencies are of requests that began, or were due, after the warm-up.
+//! - **B4** Answers are counted from the end of the warm-up on, latencies of requests that began, or were due, then.
+//!
+//! Not looked at: whether requests pipelined on one connection see each other, the order between keys, and, of an
+//! earlier run (`--filled`), which of its versions is there; nor, if they are shorter than 8 bytes, their bytes.
 
 pub mod data;
 pub mod choose;

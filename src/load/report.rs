@@ -42,7 +42,11 @@ pub fn lines(name: &str, outcome: &Outcome) -> Vec<String> {
     for (count, what) in [
         (tally.missing, "not found"),
         (tally.refused, "refused for now (503 or 507), not in the figures above"),
-        (tally.unsent, "due and not sent; each counts with the time that it was late"),
+        (tally.unsent.len(), "due and not sent; in the percentiles above with the time that they were late"),
+        (
+            tally.sent_late,
+            "sent over 1 ms late by an idle connection: the load had too little processor time",
+        ),
         (tally.unanswered, "never answered"),
         (tally.lost, "LOST: an acknowledged write was not there"),
         (tally.wrong, "WRONG: an answer that nobody has written"),
@@ -51,6 +55,7 @@ pub fn lines(name: &str, outcome: &Outcome) -> Vec<String> {
             lines.push(format!("  {} {what}", grouped(count)));
         }
     }
+    lines.extend(outcome.failure.iter().map(|error| format!("  ended early: {error}")));
     lines.extend(tally.first_fault.iter().map(|fault| format!("  the first: {fault}")));
     lines
 }
@@ -89,7 +94,8 @@ pub fn object(name: &str, outcome: &Outcome) -> Value {
         "value_bytes": tally.value_bytes,
         "missing": tally.missing,
         "refused": tally.refused,
-        "unsent": tally.unsent,
+        "unsent": tally.unsent.len(),
+        "sent_late": tally.sent_late,
         "unanswered": tally.unanswered,
         "lost": tally.lost,
         "wrong": tally.wrong,
@@ -122,10 +128,10 @@ fn latency(latencies: &Histogram<u64>) -> Value {
     object.into()
 }
 
-/// The latencies of all verbs.
+/// The latencies of all verbs, and of what was not sent.
 fn together(tally: &Tally) -> Histogram<u64> {
-    let mut all = tally.latencies[0].clone();
-    for latencies in &tally.latencies[1..] {
+    let mut all = tally.unsent.clone();
+    for latencies in &tally.latencies {
         // It fails only between different bounds.
         let _ = all.add(latencies);
     }
@@ -148,7 +154,7 @@ fn time(nanoseconds: u64) -> String {
 }
 
 /// Digits in groups of three.
-pub fn grouped(number: u64) -> String {
+fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let groups: Vec<&str> =
         digits.as_bytes().rchunks(3).rev().filter_map(|group| str::from_utf8(group).ok()).collect();

@@ -53,23 +53,22 @@ pub struct Plan {
     pub keys: Keys,
     /// The bytes of values.
     pub values: Values,
-    /// Tells versions of this invocation from those of earlier ones: it grows.
-    pub epoch: u32,
+    /// Tells versions of this invocation from those of earlier ones: microseconds of the clock at its start. No key is
+    /// written more often than once in one.
+    pub epoch: u64,
 }
 
 impl Plan {
     /// The version that goes into a value.
     pub fn version(&self, version: u32) -> u64 {
-        u64::from(self.epoch) << 32 | u64::from(version)
+        self.epoch + u64::from(version)
     }
 
     /// What a version in a value means; `None` if it is from the future.
     pub fn seen(&self, version: u64) -> Option<Seen> {
-        let epoch = (version >> 32) as u32;
-        match epoch.cmp(&self.epoch) {
-            std::cmp::Ordering::Less => Some(Seen::Earlier),
-            std::cmp::Ordering::Equal => Some(Seen::Version(version as u32)),
-            std::cmp::Ordering::Greater => None,
+        match version.checked_sub(self.epoch) {
+            None | Some(0) => Some(Seen::Earlier),
+            Some(version) => u32::try_from(version).ok().map(Seen::Version),
         }
     }
 }
@@ -88,11 +87,11 @@ impl Pace {
         self.start + Duration::from_secs_f64((index * self.connections + connection) as f64 / self.rate)
     }
 
-    /// Requests of a connection that are due at `now`.
+    /// Requests of a connection that are due before `now`.
     pub fn due(&self, connection: u64, now: Instant) -> u64 {
         let passed = now.saturating_duration_since(self.start).as_secs_f64() * self.rate;
-        // Rounded down, so that `time` of the last one is not behind `now` by more than rounding.
-        match (passed as u64).checked_sub(connection) {
+        // Rounded up: the request that is due at `now` itself is not counted.
+        match (passed.ceil() as u64).checked_sub(connection + 1) {
             Some(whole) => whole / self.connections + 1,
             None => 0,
         }
@@ -108,7 +107,11 @@ pub struct Run {
     /// What each key may hold.
     pub ledger: Arc<Ledger>,
     keyspace: Arc<Keyspace>,
-    quota: Arc<Quota>,
+    limit: u64,
+    /// Operations that have begun, in a closed loop.
+    begun: Arc<AtomicU64>,
+    /// Its number among those of the invocation.
+    ordinal: u64,
     start: OnceLock<Instant>,
     answered: AtomicU64,
     over: AtomicBool,
@@ -118,8 +121,12 @@ pub struct Run {
 impl Run {
     /// The operations of a connection.
     pub fn stream(&self, connection: u64) -> Stream {
-        let random = Random::new(hash(self.plan.seed, connection));
-        Stream::new(self.workload, self.plan.access, self.keyspace.clone(), self.quota.clone(), random)
+        let random = Random::new(hash(hash(self.plan.seed, self.ordinal), connection));
+        let quota = match self.plan.rate {
+            None => Quota::Shared { begun: self.begun.clone(), limit: self.limit },
+            Some(_) => Quota::InTurn { next: connection, step: self.plan.connections, limit: self.limit },
+        };
+        Stream::new(self.workload, self.plan.access, self.keyspace.clone(), quota, random)
     }
 
     /// When the threads began.
@@ -138,9 +145,19 @@ impl Run {
         self.plan.duration.map(|duration| self.start() + self.plan.warm_up + duration)
     }
 
+    /// The deadline, if it has passed; else `now`.
+    pub fn end(&self, now: Instant) -> Instant {
+        self.deadline().map_or(now, |deadline| deadline.min(now))
+    }
+
+    /// Whether something failed.
+    pub fn has_failed(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
     /// Whether to ask for no more.
     pub fn is_over(&self, now: Instant) -> bool {
-        self.over.load(Ordering::Relaxed) || self.deadline().is_some_and(|deadline| deadline <= now)
+        self.has_failed() || self.deadline().is_some_and(|deadline| deadline <= now)
     }
 
     /// Answers have come.
@@ -165,36 +182,51 @@ pub struct Outcome {
     pub failure: Option<Error>,
 }
 
+/// What is asked for.
+#[derive(Clone)]
+pub struct Task {
+    /// The workload.
+    pub workload: &'static Workload,
+    /// Its number among those of the invocation; it chooses other keys than the others.
+    pub ordinal: u64,
+    /// How many operations to begin at most.
+    pub limit: u64,
+    /// What each key may hold.
+    pub ledger: Arc<Ledger>,
+    /// Which keys there are.
+    pub keyspace: Arc<Keyspace>,
+}
+
 /// Carries out a workload. `progress` is told now and then how many answers have come.
 ///
 /// # Errors
 /// `Configuration`, if the system refuses a ring, and `Io` if the server cannot be reached. What fails later is in the
 /// outcome.
-pub fn run(
-    plan: &Plan,
-    workload: &'static Workload,
-    ledger: &Arc<Ledger>,
-    keyspace: &Arc<Keyspace>,
-    limit: u64,
-    progress: impl Fn(u64),
-) -> Result<Outcome> {
+pub fn run(plan: &Plan, task: Task, progress: impl Fn(u64)) -> Result<Outcome> {
     let run = Arc::new(Run {
         plan: plan.clone(),
-        workload,
-        ledger: ledger.clone(),
-        keyspace: keyspace.clone(),
-        quota: Arc::new(Quota::new(limit)),
+        workload: task.workload,
+        ledger: task.ledger,
+        keyspace: task.keyspace,
+        limit: task.limit,
+        begun: Arc::default(),
+        ordinal: task.ordinal,
         start: OnceLock::new(),
         answered: AtomicU64::new(0),
         over: AtomicBool::new(false),
         failure: Mutex::new(None),
     });
     let all_connected = Barrier::new(plan.threads as usize + 1);
+    let main = std::thread::current();
     let (tallies, begin, used) = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..plan.threads)
             .map(|index| {
-                let (run, all_connected) = (run.clone(), &all_connected);
-                scope.spawn(move || thread(run, index, all_connected))
+                let (run, all_connected, main) = (run.clone(), &all_connected, main.clone());
+                scope.spawn(move || {
+                    let tally = thread(run, index, all_connected);
+                    main.unpark();
+                    tally
+                })
             })
             .collect();
         all_connected.wait();
@@ -206,13 +238,12 @@ pub fn run(
         let tallies: Vec<_> = threads.into_iter().filter_map(|thread| thread.join().ok()).collect();
         (tallies, begin, used)
     });
-    let passed = begin.elapsed().as_secs_f64();
+    let processors = (host::processor_time() - used).as_secs_f64() / begin.elapsed().as_secs_f64();
     let mut tally = Tally::new(begin + plan.warm_up);
     for part in tallies {
         tally.merge(part?);
     }
     let failure = run.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let processors = (host::processor_time() - used).as_secs_f64() / passed;
     Ok(Outcome { tally, processors, failure })
 }
 
@@ -288,31 +319,42 @@ async fn watch(run: Arc<Run>, connections: Rc<[Rc<Connection>]>) {
 
 /// Wakes each connection when a request of its own is due, until the run is over.
 async fn pace(run: &Run, index: u64, connections: &[Rc<Connection>]) {
-    let Some(pace) = run.pace() else { return };
-    for round in 0.. {
-        if connections.iter().all(|connection| connection.has_written()) {
+    let (Some(pace), Some(_)) = (run.pace(), connections.first()) else { return };
+    let mut round = 0;
+    while !connections.iter().all(|connection| connection.has_written()) {
+        for (place, connection) in connections.iter().enumerate() {
+            if !connection.has_written() {
+                wait_until(run, pace.time(index + place as u64 * run.plan.threads, round)).await;
+                connection.wake();
+            }
+        }
+        if run.is_over(Instant::now()) {
+            return connections.iter().for_each(|connection| connection.wake());
+        }
+        // A wake sends all that is due by then, so rounds that were missed need not be made up for. However late it
+        // is, the ring goes on in between.
+        round = pace.due(index, Instant::now()).max(round + 1);
+        if tokio_uring::no_op().await.is_err() {
             return;
         }
-        for (place, connection) in connections.iter().enumerate() {
-            let due = pace.time(index + place as u64 * run.plan.threads, round);
-            loop {
-                let now = Instant::now();
-                if run.is_over(now) {
+    }
+}
+
+/// Waits until `due` has passed, or the run is over.
+async fn wait_until(run: &Run, due: Instant) {
+    loop {
+        let now = Instant::now();
+        match due.checked_duration_since(now) {
+            _ if run.is_over(now) => return,
+            None => return,
+            Some(early) if TIMER < early => tokio::time::sleep((early - TIMER).min(TICK)).await,
+            // The clock is asked again and again, but the ring goes on in between: every other operation is
+            // submitted with this one.
+            Some(_) => {
+                if tokio_uring::no_op().await.is_err() {
                     return;
                 }
-                match due.checked_duration_since(now) {
-                    None => break,
-                    Some(early) if TIMER < early => tokio::time::sleep(early - TIMER).await,
-                    // The clock is asked again and again, but the ring goes on between: every other operation is
-                    // submitted with this one.
-                    Some(_) => {
-                        if tokio_uring::no_op().await.is_err() {
-                            return;
-                        }
-                    }
-                }
             }
-            connection.wake();
         }
     }
 }
@@ -326,6 +368,7 @@ mod tests {
         let start = Instant::now();
         let pace = Pace { start, rate: 1000.0, connections: 4 };
         assert_eq!(pace.time(1, 2) - start, Duration::from_millis(9));
+        assert_eq!(pace.due(1, pace.time(1, 2)), 2, "the third is due from then on, not before");
         for connection in 0..4 {
             for milliseconds in 0..100 {
                 let now = start + Duration::from_millis(milliseconds) + Duration::from_micros(500);

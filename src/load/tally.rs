@@ -36,14 +36,16 @@ pub struct Tally {
     pub begin: Instant,
     /// Latencies in nanoseconds, in the order of [`VERBS`].
     pub latencies: [Histogram<u64>; 3],
+    /// How late requests were that were due and never sent (open loop): their latencies would have been more.
+    pub unsent: Histogram<u64>,
     /// Requests answered, by the millisecond in which the answer came.
     per_millisecond: Vec<u32>,
     /// Reads and deletes whose key was not there.
     pub missing: u64,
     /// Requests that the server refused for now (503, 507).
     pub refused: u64,
-    /// Requests that were due and never sent (open loop).
-    pub unsent: u64,
+    /// Requests that were sent late though their connection had nothing else to do: the load was too slow.
+    pub sent_late: u64,
     /// Requests that were never answered.
     pub unanswered: u64,
     /// Acknowledged writes that were not there.
@@ -64,11 +66,12 @@ impl Tally {
         };
         Self {
             begin,
-            latencies: [empty.clone(), empty.clone(), empty],
+            latencies: [empty.clone(), empty.clone(), empty.clone()],
+            unsent: empty,
             per_millisecond: Vec::new(),
             missing: 0,
             refused: 0,
-            unsent: 0,
+            sent_late: 0,
             unanswered: 0,
             lost: 0,
             wrong: 0,
@@ -80,10 +83,12 @@ impl Tally {
     /// A request has its answer.
     pub fn answered(&mut self, answer: Answer) {
         let Answer { verb, from, now, missing, value_bytes } = answer;
-        if from < self.begin {
+        if now < self.begin {
             return; // B4
         }
-        self.latency(verb, now.saturating_duration_since(from));
+        if self.begin <= from {
+            record(&mut self.latencies[verb], now.saturating_duration_since(from)); // B4
+        }
         self.missing += u64::from(missing);
         self.value_bytes += value_bytes as u64;
         let millisecond = now.saturating_duration_since(self.begin).as_millis() as usize;
@@ -93,20 +98,16 @@ impl Tally {
         self.per_millisecond[millisecond] += 1;
     }
 
-    /// The server refused, for now, a request that began at `from`: no work was done.
-    pub fn refused(&mut self, from: Instant) {
-        self.refused += u64::from(self.begin <= from);
+    /// The server refused a request for now: no work was done.
+    pub fn refused(&mut self, now: Instant) {
+        self.refused += u64::from(self.begin <= now);
     }
 
-    /// A request that was due `late` ago and is given up: its latency would have been more.
-    pub fn given_up(&mut self, verb: usize, late: Duration) {
-        self.latency(verb, late);
-        self.unsent += 1;
-    }
-
-    fn latency(&mut self, verb: usize, latency: Duration) {
-        let nanoseconds = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
-        self.latencies[verb].saturating_record(nanoseconds.max(1));
+    /// A request that was `due` is given up at the `end`.
+    pub fn given_up(&mut self, due: Instant, end: Instant) {
+        if self.begin <= due {
+            record(&mut self.unsent, end.saturating_duration_since(due)); // B4
+        }
     }
 
     /// An answer is at fault; `what` says how.
@@ -131,7 +132,8 @@ impl Tally {
         }
         self.missing += other.missing;
         self.refused += other.refused;
-        self.unsent += other.unsent;
+        let _ = self.unsent.add(&other.unsent);
+        self.sent_late += other.sent_late;
         self.unanswered += other.unanswered;
         self.lost += other.lost;
         self.wrong += other.wrong;
@@ -169,6 +171,11 @@ impl Tally {
     }
 }
 
+fn record(latencies: &mut Histogram<u64>, latency: Duration) {
+    let nanoseconds = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
+    latencies.saturating_record(nanoseconds.max(1));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -198,12 +205,21 @@ mod tests {
     }
 
     #[test]
-    fn b4_what_began_before_the_warm_up_ended_is_not_counted() {
-        let now = Instant::now();
-        let mut tally = Tally::new(now + Duration::from_secs(1));
-        let later = now + Duration::from_secs(2);
-        tally.answered(Answer { verb: 0, from: now, now: later, missing: true, value_bytes: 1 });
-        tally.refused(now);
-        assert_eq!((tally.count(), tally.latencies[0].len(), tally.missing, tally.refused), (0, 0, 0, 0));
+    fn b4_answers_count_behind_the_warm_up_and_latencies_of_what_began_there() {
+        let begin = Instant::now();
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        let mut tally = Tally::new(at(2));
+        let answer =
+            |from, now| Answer { verb: 0, from: at(from), now: at(now), missing: true, value_bytes: 1 };
+        tally.answered(answer(0, 1));
+        tally.refused(at(1));
+        tally.given_up(at(1), at(9));
+        assert_eq!((tally.count(), tally.latencies[0].len(), tally.missing), (0, 0, 0));
+        assert_eq!((tally.refused, tally.unsent.len()), (0, 0));
+        tally.answered(answer(1, 3));
+        assert_eq!((tally.count(), tally.latencies[0].len(), tally.missing), (1, 0, 1));
+        tally.answered(answer(3, 4));
+        tally.given_up(at(5), at(9));
+        assert_eq!((tally.count(), tally.latencies[0].len(), tally.unsent.len()), (2, 1, 1));
     }
 }

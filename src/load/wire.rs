@@ -42,8 +42,6 @@ pub struct Head {
     pub bytes: usize,
     /// Length of the body behind it.
     pub body_bytes: usize,
-    /// Whether the server closes the connection behind it.
-    pub closes: bool,
 }
 
 /// The head of the reply at the start of `input`; `None` if it has not come in full.
@@ -61,17 +59,13 @@ pub fn parse(input: &[u8]) -> Result<Option<Head>> {
         Err(error) => return Err(refused(format!("is not HTTP: {error}"))),
     };
     let mut body_bytes = None;
-    let mut closes = false;
     for field in reply.headers.iter() {
-        let value = str::from_utf8(field.value).unwrap_or_default();
         if field.name.eq_ignore_ascii_case("content-length") {
-            body_bytes = value.parse().ok();
-        } else if field.name.eq_ignore_ascii_case("connection") {
-            closes = value.eq_ignore_ascii_case("close");
+            body_bytes = str::from_utf8(field.value).ok().and_then(|value| value.parse().ok());
         }
     }
     match (reply.code, body_bytes) {
-        (Some(status), Some(body_bytes)) => Ok(Some(Head { status, bytes, body_bytes, closes })),
+        (Some(status), Some(body_bytes)) => Ok(Some(Head { status, bytes, body_bytes })),
         _ => Err(refused("does not say how long it is".into())),
     }
 }
@@ -83,7 +77,7 @@ mod tests {
 
     #[test]
     fn requests_are_what_the_readme_says() {
-        let keys = Keys::new(Size::Fixed(4), 100, 7).unwrap();
+        let keys = Keys::new(Size::Fixed(4), 100).unwrap();
         let key = Key { number: 21, missing: false };
         let written = |put: &dyn Fn(&mut Vec<u8>)| {
             let mut out = Vec::new();
@@ -106,9 +100,8 @@ mod tests {
 
     #[test]
     fn replies_are_found_at_any_cut_and_nonsense_is_refused() {
-        let reply =
-            b"HTTP/1.1 404 Not Found\r\ncontent-length: 14\r\nconnection: close\r\n\r\nkey not found\n";
-        let head = Head { status: 404, bytes: reply.len() - 14, body_bytes: 14, closes: true };
+        let reply = b"HTTP/1.1 404 Not Found\r\ncontent-length: 14\r\nserver: x\r\n\r\nkey not found\n";
+        let head = Head { status: 404, bytes: reply.len() - 14, body_bytes: 14 };
         for cut in 0..reply.len() {
             let expected = (head.bytes <= cut).then_some(head);
             assert_eq!(parse(&reply[..cut]).unwrap(), expected, "{cut}");

@@ -115,13 +115,6 @@ impl Workload {
         matches!(self.mix, [(_, Step::FillNext | Step::FillShuffled | Step::FillAny)])
     }
 
-    /// Whether it only writes.
-    pub fn writes_only(&self) -> bool {
-        let reads =
-            |step| matches!(step, Step::Read | Step::ReadMissing | Step::ReadThenUpdate | Step::Delete);
-        !self.mix.iter().any(|(_, step)| reads(*step))
-    }
-
     /// Whether it adds keys beyond those that a fill has written.
     pub fn inserts(&self) -> bool {
         self.mix.iter().any(|(_, step)| *step == Step::Insert)
@@ -158,16 +151,20 @@ pub struct Keyspace {
     present: AtomicU64,
     /// Keys that there may be at most.
     capacity: u64,
+    /// Inserts that may be on their way at a time.
+    on_their_way: u64,
 }
 
 impl Keyspace {
-    /// `count` keys to fill and ask for, and room for inserts up to `capacity`.
-    pub fn new(count: u64, capacity: u64, seed: u64) -> Self {
-        Self { chooser: Chooser::new(count, seed), present: AtomicU64::new(count), capacity }
+    /// `count` keys to fill and ask for, and room for inserts up to `capacity`, `on_their_way` at a time.
+    pub fn new(count: u64, capacity: u64, on_their_way: u64, seed: u64) -> Self {
+        Self { chooser: Chooser::new(count, seed), present: AtomicU64::new(count), capacity, on_their_way }
     }
 
+    /// Keys that were written, if the server keeps up: those whose insert may still be on its way are left out.
     fn present(&self) -> u64 {
-        self.present.load(Ordering::Relaxed)
+        let sent = self.present.load(Ordering::Relaxed);
+        sent.saturating_sub(self.on_their_way).max(self.chooser.count())
     }
 
     /// The number of a key that was not there; `None` if there is no room.
@@ -177,27 +174,48 @@ impl Keyspace {
     }
 }
 
-/// How many operations all streams of a run may have together.
-#[derive(Debug)]
-pub struct Quota {
-    begun: AtomicU64,
-    limit: u64,
+/// How many operations there are, and whose turn it is.
+#[derive(Debug, Clone)]
+pub enum Quota {
+    /// All streams take from one count, whoever comes first: a closed loop.
+    Shared {
+        /// Operations that have begun.
+        begun: Arc<AtomicU64>,
+        /// How many may.
+        limit: u64,
+    },
+    /// Every `step`-th operation is this stream's, whatever the others do: an open loop.
+    InTurn {
+        /// The index of the next one.
+        next: u64,
+        /// Streams.
+        step: u64,
+        /// Indices stay below.
+        limit: u64,
+    },
 }
 
 impl Quota {
-    /// `limit` of them.
-    pub fn new(limit: u64) -> Self {
-        Self { begun: AtomicU64::new(0), limit }
-    }
-
     fn is_over(&self) -> bool {
-        self.limit <= self.begun.load(Ordering::Relaxed)
+        match self {
+            Self::Shared { begun, limit } => *limit <= begun.load(Ordering::Relaxed),
+            Self::InTurn { next, limit, .. } => limit <= next,
+        }
     }
 
-    /// The index of one more; `None` if there are none left.
-    fn take(&self) -> Option<u64> {
-        let index = self.begun.fetch_add(1, Ordering::Relaxed);
-        (index < self.limit).then_some(index)
+    /// The index of one more operation; `None` if there are none left.
+    fn take(&mut self) -> Option<u64> {
+        match self {
+            Self::Shared { begun, limit } => {
+                let index = begun.fetch_add(1, Ordering::Relaxed);
+                (index < *limit).then_some(index)
+            }
+            Self::InTurn { next, step, limit } => {
+                let index = *next;
+                *next = index.saturating_add(*step);
+                (index < *limit).then_some(index)
+            }
+        }
     }
 }
 
@@ -207,7 +225,7 @@ pub struct Stream {
     workload: &'static Workload,
     access: Access,
     keyspace: Arc<Keyspace>,
-    quota: Arc<Quota>,
+    quota: Quota,
     random: Random,
     /// Keys whose update is due.
     updates: Vec<u64>,
@@ -219,7 +237,7 @@ impl Stream {
         workload: &'static Workload,
         access: Access,
         keyspace: Arc<Keyspace>,
-        quota: Arc<Quota>,
+        quota: Quota,
         random: Random,
     ) -> Self {
         let access = workload.access.unwrap_or(access);
@@ -281,8 +299,8 @@ mod tests {
     const COUNT: u64 = 1000;
 
     fn operations(name: &str, limit: u64) -> Vec<Operation> {
-        let keyspace = Arc::new(Keyspace::new(COUNT, COUNT + 20, 7));
-        let quota = Arc::new(Quota::new(limit));
+        let keyspace = Arc::new(Keyspace::new(COUNT, COUNT + 20, 2, 7));
+        let quota = Quota::Shared { begun: Arc::default(), limit };
         let workload = Workload::named(name).unwrap();
         let stream =
             |seed| Stream::new(workload, Access::Uniform, keyspace.clone(), quota.clone(), Random::new(seed));
@@ -326,14 +344,20 @@ mod tests {
         assert!((93..=97).contains(&share(&found, Verb::Get)));
         let greatest = found.iter().map(|operation| operation.key.number).max();
         assert_eq!(greatest, Some(COUNT + 19), "there is room for 20");
+        let read = found.iter().filter(|operation| operation.verb == Verb::Get);
+        assert_eq!(
+            read.map(|operation| operation.key.number).max(),
+            Some(COUNT + 17),
+            "2 may be on their way"
+        );
         assert!(operations("read-missing", 100).iter().all(|operation| operation.key.missing));
     }
 
     #[test]
     fn an_update_follows_its_read() {
-        let keyspace = Arc::new(Keyspace::new(COUNT, COUNT, 7));
+        let keyspace = Arc::new(Keyspace::new(COUNT, COUNT, 1, 7));
         let workload = Workload::named("ycsb-f").unwrap();
-        let quota = Arc::new(Quota::new(1));
+        let quota = Quota::InTurn { next: 0, step: 5, limit: 5 };
         let mut stream = Stream::new(workload, Access::Uniform, keyspace, quota, Random::new(3));
         let first = stream.next().unwrap();
         assert!(stream.is_over());

@@ -121,28 +121,33 @@ pub fn queue_settings(path: &Path) -> io::Result<Option<(String, String)>> {
     Ok(None)
 }
 
-/// How long the device takes to commit one block: written in place, then fdatasync, one after the other for
-/// `duration`. This is the least that a lone client's write can take. Writes and removes a small file.
-pub fn time_commits(directory: &Path, duration: Duration) -> io::Result<Vec<Duration>> {
+/// How long `device` takes to commit one block as the WAL does, in place, one after the other for `duration`. This is
+/// the least that a lone client's write can take. Writes and removes a small file.
+pub fn time_commits(directory: &Path, device: Device, duration: Duration) -> io::Result<Vec<Duration>> {
     let path = directory.join("PROBE.tmp");
     let attempt = || {
         let block = AlignedBuf::zeroed(BLOCK_BYTES);
-        let flags = if Device::probe_with(&path)?.direct { libc::O_DIRECT } else { 0 };
-        let file = open_blocking(&path, flags)?;
-        file.write_all_at(&block, 0)?;
+        std::fs::write(&path, &block[..])?;
+        let dsync = device.sync_primitive == SyncPrimitive::Dsync;
+        let direct = if device.direct { libc::O_DIRECT } else { 0 };
+        let file = open_blocking(&path, direct | if dsync { libc::O_DSYNC } else { 0 })?;
         file.sync_all()?;
         let (begin, mut times) = (Instant::now(), Vec::new());
         while times.is_empty() || begin.elapsed() < duration {
             let start = Instant::now();
             file.write_all_at(&block, 0)?;
-            file.sync_data()?;
+            if !dsync {
+                file.sync_data()?;
+            }
             times.push(start.elapsed());
         }
         Ok(times)
     };
     let times = attempt();
-    std::fs::remove_file(&path)?;
-    times
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => times.and(Err(error)),
+        _ => times,
+    }
 }
 
 /// Times both primitives in turn on one preallocated block, for about 50 ms each, and takes the faster.
