@@ -1,0 +1,185 @@
+//! What it costs when a request arrives at a thread that does not own its key: requests for each second of the
+//! server's processor time, with keys of the own thread alone and with any keys, in turn.
+//!
+//! `cargo bench --bench shards` starts the real server with two shards on two threads. Which thread serves a
+//! connection is nothing that a client is told; it shows in whose processor time grows when the connection is used.
+//! Prints one JSON object a turn.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+
+use ringkeep::key::ShardId;
+use ringkeep::random::Random;
+use ringkeep::shard::router::{Router, ThreadId};
+use ringkeep::store::Store;
+
+const THREADS: usize = 2;
+const CONNECTIONS: usize = 32;
+const KEYS: u64 = 20_000;
+const TURNS: usize = 7;
+/// Requests of a connection in one turn, and how many it has under way.
+const REQUESTS: usize = 6_000;
+const DEPTH: usize = 1;
+
+struct Server {
+    child: Child,
+    address: String,
+}
+
+impl Server {
+    fn start(data_dir: &std::path::Path) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_ringkeep"))
+            .args(["serve", "--listen", "127.0.0.1:0", "--threads", "2", "--shards", "2", "--data-dir"])
+            .arg(data_dir)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the server starts");
+        let mut line = String::new();
+        let output = child.stdout.take().expect("it is piped");
+        BufReader::new(output).read_line(&mut line).expect("it says where it listens");
+        let address = line.trim().trim_start_matches("listening on http://").to_owned();
+        Self { child, address }
+    }
+
+    /// Nanoseconds of processor time, by thread.
+    fn processor_time(&self) -> BTreeMap<String, u64> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("it runs");
+        tasks
+            .map(|task| {
+                let task = task.expect("it runs");
+                let text = std::fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+                let time = text.split(' ').next().and_then(|time| time.parse().ok()).unwrap_or(0);
+                (task.file_name().to_string_lossy().into_owned(), time)
+            })
+            .collect()
+    }
+
+    /// The threads by the processor time that `work` takes, the busiest first.
+    fn busiest(&self, work: impl FnOnce()) -> Vec<(String, u64)> {
+        let before = self.processor_time();
+        work();
+        let after = self.processor_time();
+        let grown = |(task, time): (String, u64)| {
+            let grown = time.saturating_sub(before.get(&task).copied().unwrap_or(0));
+            (task, grown)
+        };
+        let mut busy: Vec<_> = after.into_iter().map(grown).collect();
+        busy.sort_by_key(|(_, time)| std::cmp::Reverse(*time));
+        busy
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a connection asks, and what it must be answered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verb {
+    Get,
+    Set,
+}
+
+fn request(verb: Verb, key: u64) -> Vec<u8> {
+    match verb {
+        Verb::Get => format!("GET /get?key={key:016} HTTP/1.1\r\nhost: x\r\n\r\n").into_bytes(),
+        Verb::Set => {
+            let value = format!("{key:0100}");
+            format!("POST /set?key={key:016} HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{value}")
+                .into_bytes()
+        }
+    }
+}
+
+/// Sends the requests of each connection side by side, `DEPTH` at a time, and checks every answer.
+fn drive(streams: &mut [(TcpStream, Vec<u64>)], verb: Verb) {
+    let mut buffer = vec![0; 1 << 16];
+    let rounds = streams.iter().map(|(_, keys)| keys.len()).max().unwrap_or(0) / DEPTH;
+    for round in 0..rounds {
+        let part = round * DEPTH..(round + 1) * DEPTH;
+        for (stream, keys) in streams.iter_mut() {
+            let bytes: Vec<u8> = keys[part.clone()].iter().flat_map(|key| request(verb, *key)).collect();
+            stream.write_all(&bytes).expect("the server reads");
+        }
+        for (stream, keys) in streams.iter_mut() {
+            for key in &keys[part.clone()] {
+                let body = match verb {
+                    Verb::Get => format!("\r\n\r\n{key:0100}"),
+                    Verb::Set => "\r\n\r\nOK\n".to_owned(),
+                };
+                let mut filled = 0;
+                while !buffer[..filled].ends_with(body.as_bytes()) {
+                    let count = stream.read(&mut buffer[filled..]).expect("the server replies");
+                    assert!(0 < count && filled < 4096, "an answer is missing or wrong");
+                    filled += count;
+                }
+            }
+        }
+    }
+}
+
+fn main() {
+    // Cargo says so when it only tries whether benches run.
+    let turns = if std::env::args().any(|argument| argument == "--test") { 1 } else { TURNS };
+    let folder = tempfile::tempdir().expect("there is room for a folder");
+    let server = Server::start(folder.path());
+    let router = Router::new(Store::new(1, 2).slots, THREADS);
+    let mut by_shard: Vec<Vec<u64>> = vec![Vec::new(); THREADS];
+    for key in 0..KEYS {
+        by_shard[usize::from(router.shard(format!("{key:016}").as_bytes()).0)].push(key);
+    }
+    let connect = || {
+        let stream = TcpStream::connect(&server.address).expect("the server listens");
+        stream.set_nodelay(true).expect("it is a TCP socket");
+        stream
+    };
+    let mut streams: Vec<(TcpStream, Vec<u64>)> = (0..CONNECTIONS).map(|_| (connect(), Vec::new())).collect();
+    let chunk = KEYS as usize / CONNECTIONS;
+    for (index, (_, keys)) in streams.iter_mut().enumerate() {
+        *keys = ((index * chunk) as u64..((index + 1) * chunk) as u64).collect();
+    }
+    drive(&mut streams, Verb::Set);
+
+    // The shard of each connection's thread: the one whose keys keep only one thread busy.
+    let shards: Vec<ShardId> = streams
+        .iter_mut()
+        .map(|(stream, keys)| {
+            let shares = [0, 1].map(|shard: usize| {
+                *keys = by_shard[shard][..500].to_vec();
+                let mut alone = [(stream.try_clone().expect("there are descriptors"), std::mem::take(keys))];
+                let busy = server.busiest(|| drive(&mut alone, Verb::Get));
+                busy[1].1 as f64 / busy[0].1 as f64
+            });
+            ShardId(u16::from(shares[1] < shares[0]))
+        })
+        .collect();
+    let of = |shard: u16| shards.iter().filter(|found| found.0 == shard).count();
+    assert_eq!((of(0), of(1)), (CONNECTIONS / 2, CONNECTIONS / 2), "connections are spread evenly");
+    assert_eq!(router.thread(ShardId(1)), ThreadId(1));
+
+    let mut random = Random::new(1);
+    for turn in 0..turns {
+        for verb in [Verb::Get, Verb::Set] {
+            let rates = [true, false].map(|own| {
+                for ((_, keys), shard) in streams.iter_mut().zip(&shards) {
+                    let pick = |_| {
+                        let shard = if own { usize::from(shard.0) } else { random.below(2) as usize };
+                        by_shard[shard][random.below(by_shard[shard].len() as u64) as usize]
+                    };
+                    *keys = (0..REQUESTS / if verb == Verb::Set { 3 } else { 1 }).map(pick).collect();
+                }
+                let count: usize = streams.iter().map(|(_, keys)| keys.len()).sum();
+                let busy = server.busiest(|| drive(&mut streams, verb));
+                let nanoseconds: u64 = busy.iter().map(|(_, time)| time).sum();
+                count as f64 * 1e9 / nanoseconds as f64
+            });
+            let verb = if verb == Verb::Get { "get" } else { "set" };
+            println!(r#"{{"turn":{turn},"verb":"{verb}","own":{:.0},"any":{:.0}}}"#, rates[0], rates[1]);
+        }
+    }
+}

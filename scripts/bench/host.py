@@ -1,0 +1,109 @@
+"""Processes on chosen processors, and what the kernel knows of them."""
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RAW = ROOT / "target" / "bench"
+WORK = pathlib.Path(os.environ.get("RINGKEEP_BENCH_DIR", RAW / "work"))
+RINGKEEP = ROOT / "target" / "release" / "ringkeep"
+# One processor for the server, another for the load.
+SERVER, LOAD = os.environ.get("SERVER_CPUS", "0"), os.environ.get("LOAD_CPUS", "1")
+BOTH = f"{SERVER},{LOAD}"
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def pinned(cpus, command):
+    return ["taskset", "-c", cpus, *map(str, command)]
+
+
+def run(cpus, command, env=None, timeout=3600, check=True):
+    """Runs a command to its end; its standard output and error together."""
+    done = subprocess.run(
+        pinned(cpus, command),
+        env={**os.environ, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+    )
+    if check and done.returncode != 0:
+        raise RuntimeError(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout}")
+    return done.stdout
+
+
+class Process:
+    """A server that was started here, and is ended by its id."""
+
+    def __init__(self, cpus, command, log):
+        self.log = log
+        self.child = subprocess.Popen(
+            pinned(cpus, command), stdout=subprocess.PIPE, stderr=open(log, "w"), text=True, start_new_session=True
+        )
+        self.pid = self.child.pid
+
+    def stat(self):
+        return pathlib.Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
+
+    def cpu_seconds(self):
+        fields = self.stat()
+        return (int(fields[11]) + int(fields[12])) / TICKS
+
+    def resident_bytes(self):
+        status = pathlib.Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) * 1024
+
+    def written_bytes(self):
+        """What it caused to be written to the device."""
+        io = pathlib.Path(f"/proc/{self.pid}/io").read_text()
+        return int(io.split("\nwrite_bytes:")[1].split()[0])
+
+    def settle(self, patience=900):
+        """Waits until it has done nearly nothing for two seconds: compaction is quiet."""
+        deadline = time.monotonic() + patience
+        quiet = 0
+        while quiet < 4:
+            if deadline < time.monotonic():
+                raise RuntimeError(f"process {self.pid} is not quiet after {patience} s")
+            before = self.cpu_seconds()
+            time.sleep(0.5)
+            quiet = quiet + 1 if self.cpu_seconds() - before < 0.03 else 0
+
+    def stop(self, how=signal.SIGTERM):
+        if self.child.poll() is None:
+            os.kill(self.pid, how)
+        self.child.wait(timeout=300)
+        return self.child.returncode
+
+
+def fresh(name):
+    """An empty folder on the device that is measured."""
+    folder = WORK / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def device_flushes(folder):
+    """Completed flush requests of the block device under `folder`, or None where the kernel does not count them."""
+    number = os.stat(folder).st_dev
+    stat = pathlib.Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/stat")
+    fields = stat.read_text().split() if stat.exists() else []
+    return int(fields[15]) if 15 < len(fields) else None
+
+
+def disk_bytes(folder):
+    return sum(path.stat().st_blocks * 512 for path in pathlib.Path(folder).rglob("*") if path.is_file())
+
+
+def installed(program):
+    return shutil.which(program) is not None
+
+
+def missing(*programs):
+    """The first program that is not installed, if there is one."""
+    return next((program for program in programs if not installed(program)), None)

@@ -1,0 +1,69 @@
+"""The loads: each returns its figures, with the command that gave them."""
+
+import json
+import pathlib
+import re
+import shlex
+
+from host import BOTH, LOAD, RINGKEEP, WORK, fresh, run
+
+HERE = pathlib.Path(__file__).resolve().parent
+KEYS = 1_000_000
+
+
+def shown(command, env=None):
+    words = [f"{name}={shlex.quote(str(value))}" for name, value in (env or {}).items()]
+    root = str(HERE.parents[1]) + "/"
+    return " ".join(words + [shlex.quote(str(word)) for word in command]).replace(root, "")
+
+
+def wrk(url, script, connections, seconds, depth=1, seed=1, **env):
+    env = {"DEPTH": str(depth), "SEED": str(seed), "KEYS": str(KEYS), **env}
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", HERE / script, url]
+    output = run(LOAD, command, env)
+    if "Non-2xx" in output or "Socket errors" in output:
+        raise RuntimeError(f"wrk had errors:\n{output}")
+    return {"per_second": float(re.search(r"Requests/sec:\s+([\d.]+)", output)[1]), "command": shown(command, env)}
+
+
+def redis_benchmark(port, verb, connections, requests, depth=1):
+    command = ["redis-benchmark", "-p", port, "-t", verb, "-c", connections, "-n", requests, "-P", depth,
+               "-d", 100, "-r", KEYS, "--csv"]
+    output = run(LOAD, command)
+    line = next(line for line in output.splitlines() if line.lower().startswith(f'"{verb}"'))
+    return {"per_second": float(line.split(",")[1].strip('"')), "command": shown(command)}
+
+
+def bench(server, *flags, cpus=LOAD):
+    """`ringkeep bench`: the first workload's figures, and those of all under "workloads"."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    report = WORK / "bench.json"
+    command = [RINGKEEP, "bench", "--server", server.address, "--json", report, *flags]
+    run(cpus, command)
+    found = json.loads(report.read_text())
+    for workload in found["workloads"]:
+        assert workload["lost"] == workload["wrong"] == 0 and workload["failure"] is None
+    return {**found["workloads"][-1], "workloads": found["workloads"], "storage": found["storage"],
+            "command": shown(command)}
+
+
+def db_bench(benchmarks, *flags, cpus=BOTH, timeout=3600):
+    """RocksDB in the same process as its load: no network between them, and both processors for both."""
+    folder = fresh("rocksdb")
+    command = ["db_bench", f"--benchmarks={benchmarks}", f"--db={folder}", "--key_size=16", "--value_size=100",
+               "--compression_type=lz4", "--compression_ratio=0.5", "--bloom_bits=10", *flags]
+    output = run(cpus, command, timeout=timeout)
+    found = {}
+    for line in output.splitlines():
+        rate = re.match(r"(\w+)\s*:\s+[\d.]+ micros/op (\d+) ops/sec ([\d.]+) seconds", line)
+        if rate:
+            found[rate[1]] = {"per_second": float(rate[2]), "seconds": float(rate[3])}
+    name = benchmarks.split(",")[0]
+    return {**found[name], "output": output, "folder": folder, "command": shown(command)}
+
+
+def fio(path, seconds):
+    command = ["fio", "--name=read", f"--filename={path}", "--direct=1", "--rw=randread", "--bs=4k", "--ioengine=io_uring",
+               "--iodepth=64", "--time_based", f"--runtime={seconds}", "--readonly", "--output-format=json"]
+    read = json.loads(run(LOAD, command))["jobs"][0]["read"]
+    return {"per_second": read["iops"], "command": shown(command)}

@@ -1,0 +1,356 @@
+#!/usr/bin/env python3
+"""Asks the questions of BENCHMARKS.md and writes the raw answers, one JSON file each, under target/bench.
+
+    questions.py [--quick] [--repeat N] [QUESTION...]        all questions without a name
+
+Where there is a peer, it and ringkeep take turns (A B A B) in one run: these machines are noisy, and a ratio of
+neighbours says more than two figures of different hours.
+"""
+
+import argparse
+import collections
+import datetime
+import json
+import os
+import pathlib
+import platform
+import signal
+import subprocess
+import time
+
+import host
+import loads
+from host import BOTH, LOAD, RAW, SERVER, missing
+from servers import Nginx, Redis, Ringkeep, Webdis
+
+
+class Run:
+    """Length and repetitions of the measurements, and where they are collected."""
+
+    def __init__(self, quick, repeat):
+        self.quick = quick
+        self.repeat = 1 if quick else repeat
+        self.seconds = 2 if quick else 8
+        self.lines = collections.OrderedDict()
+
+    def add(self, name, figures, figure="per_second"):
+        """One sample of a line; what else was measured is kept beside it."""
+        line = self.lines.setdefault(name, {"command": figures.get("command"), "samples": []})
+        line["samples"].append(figures[figure])
+        rest = {key: value for key, value in figures.items() if key not in ("command", "output", "folder")}
+        line.setdefault("details", []).append(rest)
+        print(f"  {name}: {figures[figure]:,.1f}", flush=True)
+
+    def scaled(self, number):
+        return number // 20 if self.quick else number
+
+
+def filled(run, server, keys=loads.KEYS):
+    """All keys in sorted files, compaction quiet, blocks in the cache as far as they fit."""
+    loads.bench(server, "fill-unique", "--key-count", keys, "--pipeline", 16)
+    server.stop()
+    server = Ringkeep(*server.flags, folder=server.folder)
+    server.settle()
+    loads.bench(server, "read", "--filled", "--key-count", keys, "--pipeline", 16, "--duration", "3s")
+    return server
+
+
+def gets(run):
+    """GET of cached keys, 64 connections, alone and 16 at a time."""
+    ringkeep, nginx = filled(run, Ringkeep("--cache-size", "1GiB")), Nginx()
+    redis = Redis()
+    loads.redis_benchmark(redis.port, "set", 64, run.scaled(3 * loads.KEYS), 16)
+    webdis = Webdis(redis) if not missing("webdis") else None
+    for turn in range(run.repeat):
+        for depth, name in ((1, "64"), (16, "64x16")):
+            reads = run.seconds * (60_000 if depth == 1 else 600_000)
+            run.add(f"{name}/ringkeep", loads.wrk(ringkeep.url, "get.lua", 64, run.seconds, depth, turn))
+            run.add(f"{name}/nginx", loads.wrk(nginx.url, "get.lua", 64, run.seconds, depth, turn))
+            run.add(f"{name}/redis", loads.redis_benchmark(redis.port, "get", 64, reads, depth))
+            if webdis and depth == 1:
+                run.add(f"{name}/webdis", loads.wrk(webdis.url, "get.lua", 64, run.seconds, 1, turn, GET="/GET/%s"))
+    for server in (webdis, redis, nginx, ringkeep):
+        if server:
+            server.stop()
+
+
+def sets(run):
+    """SET, every one on disk before its answer."""
+    ringkeep, redis = Ringkeep(), Redis()
+    webdis = Webdis(redis) if not missing("webdis") else None
+    for turn in range(run.repeat):
+        for connections, depth in ((64, 1), (256, 1), (64, 16)):
+            name = f"{connections}x{depth}" if depth > 1 else f"{connections}"
+            writes = run.seconds * (40_000 if depth == 1 else 250_000)
+            run.add(f"{name}/ringkeep", loads.wrk(ringkeep.url, "set.lua", connections, run.seconds, depth, turn))
+            ringkeep.settle()
+            run.add(f"{name}/redis", loads.redis_benchmark(redis.port, "set", connections, writes, depth))
+        if webdis:
+            figures = loads.wrk(webdis.url, "set.lua", 64, run.seconds, 1, turn, METHOD="PUT", SET="/SET/%s")
+            run.add("64/webdis", figures)
+        run.add("get_256/ringkeep", loads.wrk(ringkeep.url, "get.lua", 256, run.seconds, 1, turn))
+    for server in (webdis, redis, ringkeep):
+        if server:
+            server.stop()
+
+
+def rocksdb_sync(run):
+    """SET, 64 connections, against 64 threads of db_bench that sync each write."""
+    ringkeep = Ringkeep()
+    for turn in range(run.repeat):
+        run.add("ringkeep", loads.wrk(ringkeep.url, "set.lua", 64, run.seconds, 1, turn))
+        ringkeep.settle()
+        writes = run.seconds * 500
+        figures = loads.db_bench("fillrandom", "--sync=1", "--threads=64", f"--num={writes}")
+        run.add("rocksdb", figures)
+    ringkeep.stop()
+
+
+def lone_set(run):
+    """SET of one connection: p50, against the device's own write and fdatasync."""
+    ringkeep = Ringkeep()
+    for turn in range(run.repeat):
+        flags = ["overwrite", "--filled", "--connections", 1, "--duration", f"{run.seconds}s", "--seed", turn]
+        figures = loads.bench(ringkeep, *flags, "--data-dir", ringkeep.folder)
+        device = figures["storage"]["commit_4k_us"]
+        run.add("device", {"p50": device["p50"], "p99": device["p99"], "command": figures["command"]}, "p50")
+        run.add("ringkeep", {**figures["latency_us"], "command": figures["command"]}, "p50")
+    ringkeep.stop()
+
+
+def connections(run):
+    """Throughput and writes in a group against the number of connections."""
+    ringkeep = filled(run, Ringkeep("--cache-size", "1GiB"))
+    for turn in range(run.repeat):
+        for count in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024):
+            seconds = max(run.seconds // 2, 1)
+            run.add(f"get/{count}", loads.wrk(ringkeep.url, "get.lua", count, seconds, 1, turn))
+            before, cpu = host.device_flushes(ringkeep.folder), ringkeep.cpu_seconds()
+            figures = loads.wrk(ringkeep.url, "set.lua", count, seconds, 1, turn)
+            after = host.device_flushes(ringkeep.folder)
+            if before is not None and before < after:
+                figures["writes_per_flush"] = figures["per_second"] * seconds / (after - before)
+            figures["server_cpu"] = (ringkeep.cpu_seconds() - cpu) / seconds
+            run.add(f"set/{count}", figures)
+            ringkeep.settle()
+    ringkeep.stop()
+
+
+def latencies(run):
+    """Latency in an open loop: GET and SET, at shares of the greatest rate."""
+    ringkeep = filled(run, Ringkeep("--cache-size", "1GiB"))
+    common = ["--filled", "--key-count", loads.KEYS, "--connections", 64]
+    for workload in ("read", "overwrite"):
+        top = loads.bench(ringkeep, workload, *common, "--duration", f"{run.seconds}s")["per_second"]
+        for share in (25, 50, 75):
+            for _ in range(run.repeat):
+                flags = ["--rate", int(top * share / 100), "--duration", f"{2 * run.seconds}s", "--warm-up", "1s"]
+                figures = loads.bench(ringkeep, workload, *common, *flags)
+                latency = figures["latency_us"]
+                latency.pop("histogram")
+                run.add(f"{workload}/{share}", {**latency, "rate": int(top * share / 100), "command": figures["command"]}, "p99.9")
+                ringkeep.settle()
+    ringkeep.stop()
+
+
+def mixes(run):
+    """The YCSB mixes, 64 connections, every answer checked."""
+    ringkeep = filled(run, Ringkeep("--cache-size", "1GiB"))
+    for turn in range(run.repeat):
+        for mix in "abcfd":
+            if mix == "d" and 0 < turn:
+                continue  # what it inserts is there from then on
+            flags = ["--filled", "--key-count", loads.KEYS, "--duration", f"{run.seconds}s", "--seed", turn]
+            run.add(f"ycsb-{mix}", without_series(loads.bench(ringkeep, f"ycsb-{mix}", *flags)))
+            ringkeep.settle()
+    ringkeep.stop()
+
+
+def without_series(figures):
+    """The figures without what makes files large."""
+    kept = {key: value for key, value in figures.items() if key not in ("series", "workloads", "verbs", "storage")}
+    kept["latency_us"] = {key: value for key, value in figures["latency_us"].items() if key != "histogram"}
+    return kept
+
+
+def shards(run):
+    """Requests for each second of processor time: keys of the own thread against any keys, 2 shards on 2 threads."""
+    command = ["cargo", "bench", "--quiet", "--locked", "--bench", "shards"]
+    for line in host.run(BOTH, command).splitlines():
+        if line.startswith("{"):
+            turn = json.loads(line)
+            for kind in ("own", "any"):
+                run.add(f"{turn['verb']}/{kind}", {"per_second": turn[kind], "command": " ".join(command)})
+
+
+def cold_reads(run):
+    """GET with data 8 times the cache, against the device's own random reads."""
+    keys = run.scaled(20_000_000)
+    cache = keys * 116 // 8 // 2  # half of each value compresses
+    ringkeep = Ringkeep("--cache-size", f"{cache}B", "--sync", "100ms")
+    loads.bench(ringkeep, "fill-unique", "--key-count", keys, "--pipeline", 16)
+    ringkeep.settle()
+    ringkeep.stop()
+    ringkeep = Ringkeep("--cache-size", f"{cache}B", folder=ringkeep.folder)
+    ringkeep.settle()
+    largest = max(pathlib.Path(ringkeep.folder).rglob("*.sst"), key=lambda path: path.stat().st_size)
+    flags = ["read", "--filled", "--key-count", keys, "--warm-up", f"{run.seconds}s", "--duration", f"{run.seconds}s"]
+    for turn in range(run.repeat):
+        run.add("fio", loads.fio(largest, run.seconds))
+        run.add("ringkeep", without_series(loads.bench(ringkeep, *flags, "--seed", turn)))
+    ringkeep.stop()
+
+
+def fill(run):
+    """Random fill beyond memory until compaction is quiet, against db_bench; then memory, stalls, and the start."""
+    keys = run.scaled(20_000_000)
+    user_bytes = keys * 116
+    flags = ["--sync", "100ms", "--cache-size", "256MiB"]
+    for _ in range(1 if run.quick else 2):
+        ringkeep = Ringkeep(*flags)
+        begin = time.monotonic()
+        figures = loads.bench(ringkeep, "fill-random", "--key-count", keys, "--pipeline", 16)
+        filled_in = time.monotonic() - begin
+        ringkeep.settle()
+        seconds = time.monotonic() - begin - 2  # the quiet that settle waits for
+        report = {
+            "per_second": keys / seconds, "fill_seconds": filled_in, "seconds": seconds,
+            "write_amplification": ringkeep.written_bytes() / user_bytes,
+            "space_amplification": host.disk_bytes(ringkeep.folder) / (user_bytes * (1 - 1 / 2.718281828)),
+            "resident_bytes": ringkeep.resident_bytes(), "longest_gap_ms": figures["longest_gap_ms"],
+            "series": figures["series"], "command": figures["command"],
+        }
+        run.add("fill/ringkeep", report)
+        restart(run, ringkeep, flags)
+        begin = time.monotonic()
+        figures = loads.db_bench("fillrandom,waitforcompaction,stats", f"--num={keys}", "--threads=1")
+        seconds = time.monotonic() - begin
+        written = rocksdb_written_bytes(figures["output"])
+        run.add("fill/rocksdb", {
+            "per_second": keys / seconds, "fill_seconds": figures["seconds"], "seconds": seconds,
+            "write_amplification": written / user_bytes if written else None,
+            "space_amplification": host.disk_bytes(figures["folder"]) / (user_bytes * (1 - 1 / 2.718281828)),
+            "command": figures["command"],
+        })
+
+
+def rocksdb_written_bytes(output):
+    """WAL and SST bytes of the last report."""
+    import re
+    wal = re.findall(r"Cumulative WAL: .*written: ([\d.]+) GB", output)
+    compaction = re.findall(r"Cumulative compaction: ([\d.]+) GB write", output)
+    return (float(wal[-1]) + float(compaction[-1])) * 2**30 if wal and compaction else None
+
+
+def restart(run, ringkeep, flags):
+    """The start with all that data: after a clean stop, and after kill -9 with a memtable to replay."""
+    ringkeep.stop()
+    for _ in range(run.repeat):
+        begin = time.monotonic()
+        ringkeep = Ringkeep(*flags, folder=ringkeep.folder)
+        run.add("start/clean", {"seconds": time.monotonic() - begin}, "seconds")
+        ringkeep.stop()
+    for _ in range(run.repeat):
+        ringkeep = Ringkeep(*flags, folder=ringkeep.folder)
+        loads.bench(ringkeep, "fill-seq", "--key-count", run.scaled(300_000), "--pipeline", 16)
+        ringkeep.stop(signal.SIGKILL)
+        begin = time.monotonic()
+        ringkeep = Ringkeep(*flags, folder=ringkeep.folder)
+        run.add("start/replay", {"seconds": time.monotonic() - begin, "log": pathlib.Path(ringkeep.log).read_text()}, "seconds")
+        ringkeep.stop()
+
+
+def steady(run):
+    """An open loop of sets at half the top rate of a fill, beyond memory: p99.9 and the longest gap."""
+    keys = run.scaled(20_000_000)
+    ringkeep = Ringkeep("--sync", "100ms", "--cache-size", "256MiB")
+    top = loads.bench(ringkeep, "fill-random", "--key-count", keys, "--connections", 64)["per_second"]
+    ringkeep.settle()
+    flags = ["--key-count", keys, "--connections", 64, "--rate", int(top / 2), "--duration", f"{15 * run.seconds}s", "--warm-up", "2s", "--filled"]
+    for _ in range(run.repeat):
+        figures = loads.bench(ringkeep, "overwrite", *flags)
+        run.add("open_loop", {**without_series(figures), "p99.9": figures["latency_us"]["p99.9"], "rate": int(top / 2)}, "p99.9")
+    ringkeep.stop()
+
+
+def sizes(run):
+    """Throughput against the amount of data: GET and SET, the cache of one size."""
+    for keys in (100_000, 1_000_000, 4_000_000, 16_000_000):
+        keys = run.scaled(keys)
+        ringkeep = Ringkeep("--cache-size", "256MiB", "--sync", "100ms")
+        loads.bench(ringkeep, "fill-unique", "--key-count", keys, "--pipeline", 16)
+        ringkeep.settle()
+        for turn in range(run.repeat):
+            for workload in ("read", "overwrite"):
+                flags = [workload, "--filled", "--key-count", keys, "--duration", f"{run.seconds}s", "--warm-up", "2s", "--seed", turn]
+                run.add(f"{workload}/{keys}", without_series(loads.bench(ringkeep, *flags)))
+                ringkeep.settle()
+        ringkeep.stop()
+
+
+def shapes(run):
+    """Keys of 16 to 1,000 bytes and values of 0 bytes to 1 MiB: none may behave badly."""
+    for key_size, value_size, count in (
+        ("16", "0", 500_000), ("16", "10", 500_000), ("16", "100", 500_000), ("16", "1KB", 200_000),
+        ("16", "10KB", 20_000), ("16", "100KB", 2_000), ("16", "1MiB", 300), ("100", "100", 500_000), ("1000", "100", 200_000),
+        ("16..1000", "log:1..1MiB", 2_000),
+    ):
+        ringkeep = Ringkeep()
+        common = ["--key-size", key_size, "--value-size", value_size, "--key-count", count]
+        loads.bench(ringkeep, "fill-unique", *common)
+        for _ in range(run.repeat):
+            for workload in ("overwrite", "read"):
+                figures = loads.bench(ringkeep, workload, "--filled", *common, "--duration", f"{run.seconds}s")
+                run.add(f"{workload}/{key_size}/{value_size}", without_series(figures))
+                ringkeep.settle()
+        ringkeep.stop()
+
+
+PEERS = {"gets": ("wrk", "nginx", "redis-server"), "sets": ("wrk", "redis-server"), "rocksdb_sync": ("wrk", "db_bench"),
+         "cold_reads": ("fio",), "fill": ("db_bench",), "connections": ("wrk",)}
+QUESTIONS = {question.__name__: question for question in (
+    gets, sets, rocksdb_sync, lone_set, connections, latencies, mixes, sizes, shapes, shards, cold_reads, fill, steady)}
+
+
+def machine():
+    cpu = pathlib.Path("/proc/cpuinfo").read_text()
+    number = os.stat(host.WORK).st_dev
+    queue = pathlib.Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/queue")
+    mounts = subprocess.run(["df", "--output=fstype,source", host.WORK], capture_output=True, text=True).stdout
+    return {
+        "kernel": platform.release(),
+        "cpu": next((line.split(": ")[1] for line in cpu.splitlines() if line.startswith("model name")), None),
+        "processors": os.cpu_count(),
+        "server_on": SERVER, "load_on": LOAD,
+        "file_system": mounts.splitlines()[1].split()[0],
+        "write_cache": (queue / "write_cache").read_text().strip() if queue.exists() else None,
+        "fua": (queue / "fua").read_text().strip() if queue.exists() else None,
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true", help="a short run, to try the scripts")
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("questions", nargs="*", metavar="QUESTION", help=", ".join(QUESTIONS))
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.questions if name not in QUESTIONS]
+    if unknown:
+        parser.error(f"no such question: {', '.join(unknown)}")
+    host.WORK.mkdir(parents=True, exist_ok=True)
+    commit = subprocess.run(["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=host.ROOT, capture_output=True, text=True)
+    for name in arguments.questions or QUESTIONS:
+        absent = missing(*PEERS.get(name, ()))
+        if absent:
+            print(f"== {name}: skipped, {absent} is not installed")
+            continue
+        print(f"== {name}: {QUESTIONS[name].__doc__.splitlines()[0]} ({datetime.datetime.now():%H:%M:%S})", flush=True)
+        run = Run(arguments.quick, arguments.repeat)
+        QUESTIONS[name](run)
+        report = {"question": name, "about": QUESTIONS[name].__doc__.splitlines()[0], "date": f"{datetime.date.today()}",
+                  "commit": commit.stdout.strip(), "quick": arguments.quick, "machine": machine(), "lines": run.lines}
+        (RAW / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

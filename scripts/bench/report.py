@@ -1,0 +1,338 @@
+#!/usr/bin/env python3
+"""Turns the raw answers under target/bench into the tables and plots of BENCHMARKS.md.
+
+    report.py           rewrites the parts of BENCHMARKS.md between their marks, and benches/plots/*.svg
+    report.py --print   medians and spread of every line, on standard output
+
+Plots need matplotlib; it is installed into target/venv if it is not there.
+"""
+
+import json
+import os
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RAW = ROOT / "target" / "bench"
+PLOTS = ROOT / "benches" / "plots"
+
+
+def load():
+    found = {}
+    for path in sorted(RAW.glob("*.json")):
+        report = json.loads(path.read_text())
+        if "question" in report:
+            found[report["question"]] = report
+    return found
+
+
+class Lines:
+    """The lines of one question."""
+
+    def __init__(self, report):
+        self.report = report
+        self.lines = report["lines"]
+
+    def samples(self, name):
+        return self.lines[name]["samples"]
+
+    def median(self, name):
+        return statistics.median(self.samples(name))
+
+    def details(self, name, key):
+        return [detail.get(key) for detail in self.lines[name]["details"]]
+
+    def ratios(self, name, peer, less_is_better=False):
+        """One ratio for each pair of neighbours."""
+        pairs = zip(self.samples(name), self.samples(peer))
+        return [b / a if less_is_better else a / b for a, b in pairs]
+
+    def has(self, *names):
+        return all(name in self.lines for name in names)
+
+
+def number(value):
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def spread(samples):
+    return f"{number(statistics.median(samples))} ({number(min(samples))} to {number(max(samples))})"
+
+
+def table(head, rows):
+    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def origin(report):
+    quick = " **A quick run: not for comparison.**" if report["quick"] else ""
+    return f"Commit `{report['commit']}`, {report['date']}: `scripts/bench.sh {report['question']}`.{quick}"
+
+
+def commands(lines, names):
+    shown = []
+    for name in names:
+        command = lines.lines[name]["command"] if name in lines.lines else None
+        if command:
+            shown.append(f"{name}: {command}")
+    return "<details><summary>commands</summary>\n\n```\n" + "\n".join(shown) + "\n```\n</details>"
+
+
+def compared(lines, groups, peers, unit):
+    """A table of ringkeep and its peers, with the ratio of neighbours."""
+    rows, names = [], []
+    for group, label in groups:
+        own = f"{group}/ringkeep"
+        if not lines.has(own):
+            continue
+        rows.append([label, "ringkeep", spread(lines.samples(own)), ""])
+        names.append(own)
+        for peer in peers:
+            name = f"{group}/{peer}"
+            if lines.has(name):
+                rows.append(["", peer, spread(lines.samples(name)), spread(lines.ratios(own, name)) + " ×"])
+                names.append(name)
+    head = ["work", "server", f"{unit}, median (least to most)", "ringkeep is"]
+    return table(head, rows) + "\n\n" + commands(lines, names)
+
+
+def gets(lines):
+    groups = (("64", "GET, 64 connections"), ("64x16", "GET, 64 connections, 16 requests pipelined"))
+    return compared(lines, groups, ("nginx", "redis", "webdis"), "requests a second")
+
+
+def sets(lines):
+    groups = (("64", "SET, 64 connections"), ("256", "SET, 256 connections"), ("64x16", "SET, 64 connections, 16 requests pipelined"))
+    text = compared(lines, groups, ("redis", "webdis"), "writes a second")
+    if lines.has("get_256/ringkeep"):
+        ratio = lines.ratios("256/ringkeep", "get_256/ringkeep")
+        text += f"\n\nSET against GET of ringkeep itself, 256 connections: {spread(ratio)} ×."
+    return text
+
+
+def rocksdb_sync(lines):
+    rows = [[name, spread(lines.samples(name))] for name in ("ringkeep", "rocksdb")]
+    text = table(["64 clients", "writes a second"], rows)
+    return text + f"\n\nringkeep is {spread(lines.ratios('ringkeep', 'rocksdb'))} ×.\n\n" + commands(lines, ("ringkeep", "rocksdb"))
+
+
+def lone_set(lines):
+    rows = [["the device: write 4 KiB in place, fdatasync", spread(lines.samples("device"))],
+            ["SET, 1 connection", spread(lines.samples("ringkeep"))]]
+    text = table(["one after the other", "p50 in µs"], rows)
+    return text + f"\n\nA set takes {spread(lines.ratios('device', 'ringkeep', True))} × what the device takes.\n\n" + commands(lines, ("ringkeep",))
+
+
+def connections(lines):
+    counts = sorted({int(name.split("/")[1]) for name in lines.lines})
+    def group_size(count):
+        found = [size for size in lines.details(f"set/{count}", "writes_per_flush") if size]
+        return number(statistics.median(found)) if found else ""
+    rows = [[str(count), spread(lines.samples(f"get/{count}")), spread(lines.samples(f"set/{count}")), group_size(count)]
+            for count in counts]
+    return (table(["connections", "GET a second", "SET a second", "writes in a device flush"], rows)
+            + "\n\n![throughput against connections](benches/plots/connections.svg)\n![writes in a group](benches/plots/groups.svg)\n\n"
+            + commands(lines, ("get/64", "set/64")))
+
+
+def latencies(lines):
+    rows = []
+    for name in lines.lines:
+        cells = [number(statistics.median(lines.details(name, key))) for key in ("p50", "p99", "p99.9", "p99.99", "max")]
+        rate = lines.details(name, "rate")[0]
+        workload, share = name.split("/")
+        rows.append([f"{'GET' if workload == 'read' else 'SET'} at {share} % of the top rate", number(rate), *cells])
+    return (table(["open loop, 64 connections", "a second", "p50 µs", "p99", "p99.9", "p99.99", "max"], rows)
+            + "\n\n![latency against percentile](benches/plots/latency.svg)\n\n" + commands(lines, list(lines.lines)[:1]))
+
+
+def mixes(lines):
+    rows = []
+    for name in lines.lines:
+        p99 = [latency["p99"] for latency in lines.details(name, "latency_us")]
+        rows.append([name, spread(lines.samples(name)), number(statistics.median(p99))])
+    return table(["mix", "operations a second", "p99 µs"], rows) + "\n\n" + commands(lines, ("ycsb-a",))
+
+
+def sizes(lines):
+    keys = sorted({int(name.split("/")[1]) for name in lines.lines})
+    rows = [[number(count), spread(lines.samples(f"read/{count}")), spread(lines.samples(f"overwrite/{count}"))] for count in keys]
+    return (table(["keys", "GET a second", "SET a second (`--sync 100ms`)"], rows)
+            + "\n\n![throughput against data](benches/plots/sizes.svg)\n\n" + commands(lines, list(lines.lines)[:2]))
+
+
+def shapes(lines):
+    rows = []
+    for name in lines.lines:
+        workload, key, value = name.split("/")
+        if workload != "overwrite":
+            continue
+        def cells(workload):
+            line = f"{workload}/{key}/{value}"
+            p99 = statistics.median(latency["p99"] for latency in lines.details(line, "latency_us"))
+            return [spread(lines.samples(line)), number(p99)]
+        rows.append([key, value, *cells("overwrite"), *cells("read")])
+    return table(["key bytes", "value bytes", "SET a second", "p99 µs", "GET a second", "p99 µs"], rows) + "\n\n" + commands(lines, list(lines.lines)[:2])
+
+
+def shards(lines):
+    rows = [[verb.upper(), spread(lines.samples(f"{verb}/own")), spread(lines.samples(f"{verb}/any")),
+             spread(lines.ratios(f"{verb}/any", f"{verb}/own"))] for verb in ("get", "set")]
+    head = ["2 shards on 2 threads, 32 connections", "own keys: requests a second of processor time", "any keys", "any is"]
+    return table(head, rows) + "\n\n" + commands(lines, ("get/own",))
+
+
+def cold_reads(lines):
+    rows = [["fio, random 4 KiB, O_DIRECT, depth 64", spread(lines.samples("fio"))],
+            ["GET, 64 connections, data 8 × the cache", spread(lines.samples("ringkeep"))]]
+    text = table(["reads", "a second"], rows)
+    return text + f"\n\nringkeep is {spread(lines.ratios('ringkeep', 'fio'))} ×.\n\n" + commands(lines, ("fio", "ringkeep"))
+
+
+def fill(lines):
+    rows = []
+    for name, label in (("fill/ringkeep", "ringkeep, `--sync 100ms`, over HTTP"), ("fill/rocksdb", "RocksDB db_bench, never synced, in process")):
+        if not lines.has(name):
+            continue
+        middle = lambda key: (lambda found: number(statistics.median(found)) if found else "")([v for v in lines.details(name, key) if v is not None])
+        rows.append([label, spread(lines.samples(name)), middle("fill_seconds"), middle("write_amplification"), middle("space_amplification")])
+    text = table(["20 million random keys", "keys a second, until compaction is quiet", "s to the last answer", "write amplification", "space amplification"], rows)
+    if lines.has("fill/ringkeep", "fill/rocksdb"):
+        text += f"\n\nringkeep is {spread(lines.ratios('fill/ringkeep', 'fill/rocksdb'))} ×."
+    gap = lines.details("fill/ringkeep", "longest_gap_ms")
+    memory = [bytes_ / 2**20 for bytes_ in lines.details("fill/ringkeep", "resident_bytes")]
+    text += f"\n\nLongest time without an answer: {spread(gap)} ms. Resident memory afterwards: {spread(memory)} MiB."
+    text += "\n\n![throughput over time](benches/plots/fill.svg)\n\n"
+    rows = [[label, spread(lines.samples(name))] for name, label in (("start/clean", "after a clean stop"), ("start/replay", "after `kill -9`, with 300,000 sets to replay"))
+            if lines.has(name)]
+    return text + table(["start with that data", "seconds until it listens"], rows) + "\n\n" + commands(lines, ("fill/ringkeep", "fill/rocksdb"))
+
+
+def steady(lines):
+    gap, rate = lines.details("open_loop", "longest_gap_ms"), lines.details("open_loop", "rate")[0]
+    return (f"{number(rate)} sets a second, half of the top rate: p99.9 {spread([us / 1000 for us in lines.samples('open_loop')])} ms, "
+            f"longest time without an answer {spread(gap)} ms.\n\n" + commands(lines, ("open_loop",)))
+
+
+def machine(reports):
+    kinds = {json.dumps(report["machine"], sort_keys=True) for report in reports.values()}
+    rows = []
+    for kind in sorted(kinds):
+        rows.extend([key.replace("_", " "), str(value)] for key, value in json.loads(kind).items())
+    return table(["machine", ""], rows)
+
+
+BLOCKS = {function.__name__: function for function in (
+    gets, sets, rocksdb_sync, lone_set, connections, latencies, mixes, sizes, shapes, shards, cold_reads, fill, steady)}
+
+
+def pyplot():
+    """matplotlib, from target/venv if the system has none."""
+    try:
+        import matplotlib
+    except ImportError:
+        venv = ROOT / "target" / "venv"
+        if not (venv / "bin" / "python").exists():
+            subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+            subprocess.run([venv / "bin" / "pip", "install", "--quiet", "matplotlib"], check=True)
+        if pathlib.Path(sys.prefix) != venv:
+            os.execv(venv / "bin" / "python", [str(venv / "bin" / "python"), "-B", *sys.argv])
+        raise
+    matplotlib.use("svg")
+    # The same data give the same file.
+    matplotlib.rcParams.update({"svg.hashsalt": "ringkeep", "svg.fonttype": "none", "axes.grid": True, "grid.alpha": 0.3,
+                                "axes.spines.top": False, "axes.spines.right": False, "figure.figsize": (7, 4), "font.size": 10})
+    import matplotlib.pyplot as plt
+    return plt
+
+
+def plots(reports):
+    plt = pyplot()
+    PLOTS.mkdir(parents=True, exist_ok=True)
+
+    def save(name, figure, axes):
+        axes.legend(frameon=False)
+        figure.savefig(PLOTS / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight", transparent=False)
+        plt.close(figure)
+
+    def with_spread(axes, lines, workload, places, label):
+        samples = [lines.samples(f"{workload}/{place}") for place in places]
+        middle = [statistics.median(each) for each in samples]
+        axes.plot(places, middle, marker="o", markersize=4, label=label)
+        axes.fill_between(places, [min(each) for each in samples], [max(each) for each in samples], alpha=0.15)
+
+    if "connections" in reports:
+        lines = Lines(reports["connections"])
+        counts = sorted({int(name.split("/")[1]) for name in lines.lines})
+        figure, axes = plt.subplots()
+        with_spread(axes, lines, "get", counts, "GET, cached")
+        with_spread(axes, lines, "set", counts, "SET, on disk")
+        axes.set(xscale="log", xlabel="connections", ylabel="requests a second", ylim=(0, None))
+        axes.set_xticks(counts, [str(count) for count in counts])
+        save("connections", figure, axes)
+        sized = {count: [size for size in lines.details(f"set/{count}", "writes_per_flush") if size] for count in counts}
+        sized = {count: statistics.median(found) for count, found in sized.items() if found}
+        figure, axes = plt.subplots()
+        axes.plot(list(sized), list(sized.values()), marker="o", markersize=4, label="writes in a device flush")
+        axes.set(xscale="log", yscale="log", xlabel="connections", ylabel="writes")
+        axes.set_xticks(list(sized), [str(count) for count in sized])
+        save("groups", figure, axes)
+    if "latencies" in reports:
+        lines = Lines(reports["latencies"])
+        percentiles = ("p50", "p90", "p99", "p99.9", "p99.99")
+        figure, axes = plt.subplots()
+        for name in lines.lines:
+            workload, share = name.split("/")
+            middle = [statistics.median(lines.details(name, each)) for each in percentiles]
+            axes.plot(percentiles, middle, marker="o", markersize=4, linestyle="-" if workload == "read" else "--",
+                      label=f"{'GET' if workload == 'read' else 'SET'}, {share} % of the top rate")
+        axes.set(yscale="log", xlabel="percentile", ylabel="latency in µs")
+        save("latency", figure, axes)
+    if "sizes" in reports:
+        lines = Lines(reports["sizes"])
+        keys = sorted({int(name.split("/")[1]) for name in lines.lines})
+        figure, axes = plt.subplots()
+        with_spread(axes, lines, "read", keys, "GET")
+        with_spread(axes, lines, "overwrite", keys, "SET")
+        axes.set(xscale="log", xlabel="keys of 16 bytes with values of 100", ylabel="requests a second", ylim=(0, None))
+        save("sizes", figure, axes)
+    if "fill" in reports:
+        lines = Lines(reports["fill"])
+        series = lines.details("fill/ringkeep", "series")[-1]
+        each = 1000 // series["interval_ms"]
+        answered = series["answered"]
+        seconds = [sum(answered[at:at + each]) for at in range(0, len(answered) - each + 1, each)]
+        figure, axes = plt.subplots()
+        axes.plot(range(len(seconds)), seconds, linewidth=1, label="keys a second")
+        axes.set(xlabel="seconds", ylabel="keys a second", ylim=(0, None))
+        save("fill", figure, axes)
+
+
+def main():
+    reports = load()
+    if "--print" in sys.argv:
+        for report in reports.values():
+            print(f"\n{report['question']}: {report['about']} ({report['commit']}{', quick' if report['quick'] else ''})")
+            for name, line in report["lines"].items():
+                print(f"  {name:<28}{spread(line['samples'])}, {len(line['samples'])} times")
+        return
+    plots(reports)
+    path = ROOT / "BENCHMARKS.md"
+    text = path.read_text()
+    blocks = {name: BLOCKS[name](Lines(report)) + "\n\n" + origin(report) for name, report in reports.items() if name in BLOCKS}
+    blocks["machine"] = machine(reports)
+    for name, block in blocks.items():
+        pattern = re.compile(rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)", re.DOTALL)
+        text, count = pattern.subn(lambda found: f"{found[1]}{block}\n{found[2]}", text)
+        if count != 1:
+            raise SystemExit(f"BENCHMARKS.md has no place for {name}")
+    path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

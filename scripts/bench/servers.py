@@ -1,0 +1,89 @@
+"""The servers that are compared, each with the same durability where it writes."""
+
+import json
+import re
+import signal
+import socket
+import time
+import urllib.request
+
+from host import RINGKEEP, SERVER, Process, fresh
+
+VALUE = "v" * 100
+
+
+def wait_for_port(port):
+    for _ in range(200):
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.05)
+    raise RuntimeError(f"nothing listens on port {port}")
+
+
+class Ringkeep(Process):
+    def __init__(self, *flags, folder=None, cpus=SERVER, threads=1):
+        self.folder = folder or fresh("ringkeep")
+        self.flags = flags
+        command = [RINGKEEP, "serve", "--listen", "127.0.0.1:0", "--data-dir", self.folder, "--threads", threads, *flags]
+        super().__init__(cpus, command, self.folder.parent / "ringkeep.log")
+        line = self.child.stdout.readline()
+        found = re.search(r"http://(\S+):(\d+)", line)
+        if not found:
+            raise RuntimeError(f"ringkeep did not start: {line!r}; see {self.log}")
+        self.address, self.port = f"{found[1]}:{found[2]}", int(found[2])
+        self.url = f"http://{self.address}"
+
+    def stop(self, how=signal.SIGTERM):
+        status = super().stop(how)
+        if how == signal.SIGTERM and status != 0:
+            raise RuntimeError(f"ringkeep ended with {status}; see {self.log}")
+        return status
+
+
+class Redis(Process):
+    """`appendfsync always`, no snapshots: what is acknowledged is on disk, as with ringkeep's default."""
+
+    def __init__(self, port=16379):
+        self.port = port
+        folder = fresh("redis")
+        settings = {"port": port, "bind": "127.0.0.1", "dir": folder, "save": "", "daemonize": "no",
+                    "appendonly": "yes", "appendfsync": "always", "auto-aof-rewrite-percentage": 0}
+        flags = [word for name, value in settings.items() for word in (f"--{name}", value)]
+        super().__init__(SERVER, ["redis-server", *flags], folder.parent / "redis.log")
+        wait_for_port(port)
+
+
+class Webdis(Process):
+    """HTTP in front of a Redis, on the same processor."""
+
+    def __init__(self, redis, port=17379):
+        folder = fresh("webdis")
+        settings = {"redis_host": "127.0.0.1", "redis_port": redis.port, "http_host": "127.0.0.1", "http_port": port,
+                    "threads": 1, "daemonize": False, "database": 0, "verbosity": 0,
+                    "logfile": str(folder / "log"), "pool_size": 20}
+        (folder / "webdis.json").write_text(json.dumps(settings))
+        super().__init__(SERVER, ["webdis", folder / "webdis.json"], folder.parent / "webdis.log")
+        wait_for_port(port)
+        self.url = f"http://127.0.0.1:{port}"
+
+
+class Nginx(Process):
+    """The reply of a get without a store behind it: what HTTP costs."""
+
+    def __init__(self, port=18081):
+        folder = fresh("nginx")
+        (folder / "nginx.conf").write_text(f"""
+            daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log;
+            events {{ worker_connections 4096; }}
+            http {{
+                access_log off; keepalive_requests 1000000000; client_body_temp_path {folder}; proxy_temp_path {folder};
+                fastcgi_temp_path {folder}; uwsgi_temp_path {folder}; scgi_temp_path {folder};
+                server {{ listen 127.0.0.1:{port}; location / {{ return 200 "{VALUE}"; }} }}
+            }}""")
+        super().__init__(SERVER, ["nginx", "-c", folder / "nginx.conf"], folder.parent / "nginx.log")
+        wait_for_port(port)
+        self.url = f"http://127.0.0.1:{port}"
+        reply = urllib.request.urlopen(self.url, timeout=5).read().decode()
+        assert reply == VALUE, "nginx replies with a value of 100 bytes"

@@ -1,0 +1,29 @@
+-- Writes of keys that `ringkeep bench` fills, 100 bytes each, half of which compress. DEPTH requests in one write.
+local count, depth = tonumber(os.getenv("KEYS") or 1000000), tonumber(os.getenv("DEPTH") or 1)
+local method, path = os.getenv("METHOD") or "POST", os.getenv("SET") or "/set?key=%s"
+local requests, next_request = {}, 0
+
+local function value()
+  local letters = {}
+  for i = 1, 50 do
+    letters[i] = string.char(math.random(97, 122))
+  end
+  return table.concat(letters) .. string.rep("v", 50)
+end
+
+function init()
+  math.randomseed(tonumber(os.getenv("SEED") or 1))
+  for i = 1, 20000 do
+    local part = {}
+    for j = 1, depth do
+      local key = string.format("%016d", 2 * math.random(0, count - 1))
+      part[j] = wrk.format(method, string.format(path, key), nil, value())
+    end
+    requests[i] = table.concat(part)
+  end
+end
+
+function request()
+  next_request = next_request % #requests + 1
+  return requests[next_request]
+end
