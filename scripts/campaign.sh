@@ -46,11 +46,12 @@ soak &
 soak_id=$!
 set +m
 trap 'kill -- -"$soak_id" 2>/dev/null || true' EXIT
+# What has found most comes first.
+RINGKEEP_STATES=$(pick 10000000 50000) run crash cargo test --locked --profile campaign --test crash -- --nocapture --test-threads 1
+RINGKEEP_FLIPS=$(pick 0 20000) run damage cargo test --locked --profile campaign --test damage -- --nocapture --test-threads 1
+RINGKEEP_CUTS=$(pick 500 5) RINGKEEP_FULL_DISKS=$(pick 20 1) run power scripts/power.sh
 RINGKEEP_KILLS=$(pick 1000 5) run kill cargo test --locked --profile campaign --test kill p1_ -- --nocapture
 RINGKEEP_HISTORIES=$(pick 200 2) run history cargo test --locked --profile campaign --test history p3_ -- --nocapture
-RINGKEEP_CUTS=$(pick 500 5) RINGKEEP_FULL_DISKS=$(pick 20 1) run power scripts/power.sh
-RINGKEEP_FLIPS=$(pick 0 20000) run damage cargo test --locked --profile campaign --test damage -- --nocapture --test-threads 1
-RINGKEEP_STATES=$(pick 10000000 50000) run crash cargo test --locked --profile campaign --test crash -- --nocapture --test-threads 1
 run fuzz scripts/fuzz.sh "$(pick 60 1)"
 wait "$soak_id"
 

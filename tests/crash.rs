@@ -21,11 +21,13 @@ use ringkeep::config::DbConfig;
 use ringkeep::db::Db;
 use ringkeep::error::{ErrorKind, Result};
 use ringkeep::file_name::FileName;
-use ringkeep::key::ShardId;
+use ringkeep::key::{FileNumber, ShardId};
 use ringkeep::manifest::load;
 use ringkeep::random::Random;
 use ringkeep::record::Owner;
+use ringkeep::record::file::FIRST_RECORD;
 use ringkeep::storage::sim::{Failure, Fate, Fault, SimStorage};
+use ringkeep::storage::{Access, AlignedBuf, BLOCK_BYTES, File, Storage};
 
 const OWNER: Owner = Owner { store_id: 9, shard: ShardId(0) };
 const CONFIG: DbConfig = DbConfig {
@@ -468,5 +470,48 @@ fn w1_a_wal_whose_edit_is_lost_is_missed_not_removed() {
         let error = Db::open(storage.clone(), OWNER, CONFIG).await.err().expect("the start is refused");
         assert_eq!(error.kind(), ErrorKind::Corruption);
         assert!(error.to_string().contains("holds write 2"), "{error}");
+    });
+}
+
+#[test]
+fn p4_a_write_that_lands_late_in_a_released_wal_does_not_stop_a_start() {
+    block_on(async {
+        let storage = SimStorage::new(1);
+        let db = Db::create(storage.clone(), OWNER, CONFIG).await.unwrap();
+        let set = async |key: &[u8]| {
+            let ticket = db.set(key, b"1").unwrap();
+            db.commit_next().await.unwrap();
+            ticket.await.unwrap();
+        };
+        set(b"a").await;
+        db.request_flush();
+        db.prepare_spare().await.unwrap();
+        db.flush_next().await.unwrap();
+        // The process is killed with its next write, the first of a WAL, on the way; the kernel finishes it later.
+        let next_life = storage.crash(Fate::Kept);
+        let name = FileName::Wal(db.durable().map_or(FileNumber(0), |(number, _)| number));
+        set(b"b").await;
+        let written = FileName::Wal(db.durable().expect("a group was committed").0);
+        assert_ne!(name, written, "it is the first write of its WAL");
+        let file = storage.open(written, Access::Read).await.unwrap();
+        let (result, late) = file.read_at(AlignedBuf::zeroed(BLOCK_BYTES), FIRST_RECORD).await;
+        result.unwrap();
+
+        // The next life found the WAL empty, and gives it up. The write lands at each of its operations.
+        let (db, _) = Db::open(next_life.clone(), OWNER, CONFIG).await.unwrap();
+        next_life.record();
+        db.flush_next().await.unwrap();
+        let mut released = 0;
+        for snapshot in next_life.take_snapshots() {
+            let left = snapshot.crash(Fate::Kept);
+            let Ok(file) = left.open(written, Access::Write).await else { continue };
+            file.write_at(AlignedBuf::from(&late[..]), FIRST_RECORD).await.0.unwrap();
+            let loaded = load(&left, OWNER).await.unwrap().expect("the shard is there");
+            released += u32::from(!loaded.state.names(written));
+            let (db, _) = Db::open(left, OWNER, CONFIG).await.unwrap();
+            assert_eq!(db.get(b"a").await.unwrap().unwrap(), "1");
+            assert_eq!(db.get(b"b").await.unwrap(), None, "nobody was told that it was written");
+        }
+        assert!(0 < released, "the write has landed in the released WAL");
     });
 }

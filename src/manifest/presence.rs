@@ -55,6 +55,10 @@ pub fn missing<S: Storage>(storage: &S, state: &State, files: &Files) -> Vec<Err
 /// An error for every WAL that the manifest does not name and that holds writes which are nowhere else: the edit
 /// that named it was lost.
 ///
+/// WALs are named in the order of their numbers, and the newest is not released before a newer one is named. So one
+/// below the newest was named, and released: what it holds was flushed, or written so late by a killed process that
+/// recovery had fixed the end before it.
+///
 /// # Errors
 /// `Io`.
 pub async fn unnamed<S: Storage>(
@@ -64,9 +68,10 @@ pub async fn unnamed<S: Storage>(
     files: &Files,
 ) -> Result<Vec<Error>> {
     let mut errors = Vec::new();
+    let newest = state.wals.last_key_value().map(|(&number, _)| number);
     for (&name, &bytes) in files {
         if let FileName::Wal(number) = name
-            && !state.wals.contains_key(&number)
+            && newest < Some(number)
             && let Some(first) = first_write(storage, owner, number, bytes).await?
             && state.flushed < first
         {
