@@ -90,7 +90,7 @@ pub struct Config {
     pub sync: SyncMode,
     /// Bytes of a memtable, per shard.
     pub memtable_bytes: usize,
-    /// Bytes of all block caches together.
+    /// Bytes of all caches together: half for blocks, half for values.
     pub cache_bytes: usize,
     /// A memtable is flushed at least this often.
     pub flush_interval: Duration,
@@ -111,7 +111,7 @@ pub struct DbConfig {
     pub sync_every_group: bool,
     /// Bytes of a memtable.
     pub memtable_bytes: usize,
-    /// Bytes of the block cache of this shard.
+    /// Bytes of the caches of this shard: half for blocks, half for values.
     pub cache_bytes: usize,
     /// Longest value.
     pub value_bytes_max: usize,

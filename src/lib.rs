@@ -24,9 +24,9 @@
 //!
 //! # The life of a get
 //!
-//! Active memtable, frozen memtables, L0 from the newest, then one file per level: [`db::read`] says why the first
-//! entry found is the right one. In a file: top index → filter → index → data block, each from the cache or by one
-//! O_DIRECT read. What is cached is answered without a task.
+//! Active memtable, frozen memtables, values read lately, L0 from the newest, then one file per level: [`db::read`]
+//! says why the first entry found is the right one. In a file: top index → filter → index → data block, each from
+//! the cache or by one O_DIRECT read. What is cached is answered without a task.
 //!
 //! # Invariants
 //!

@@ -2,11 +2,14 @@
 //! against a sorted map. proptest prints the seed and the shortest failing list of operations.
 
 use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::pin;
+use std::task::{Context, Waker};
 
 use futures_executor::block_on;
 use proptest::prelude::*;
 use ringkeep::config::DbConfig;
-use ringkeep::db::{Db, Ticket};
+use ringkeep::db::{Db, Progress, Ticket};
 use ringkeep::error::ErrorKind;
 use ringkeep::key::ShardId;
 use ringkeep::record::Owner;
@@ -232,4 +235,60 @@ proptest! {
             world.check_all().await;
         });
     }
+}
+
+const CONFIG: DbConfig = DbConfig {
+    sync_every_group: true,
+    memtable_bytes: 1 << 20,
+    cache_bytes: 1 << 20,
+    value_bytes_max: 1000,
+    open_files_max: 16,
+    wal_bytes: DbConfig::wal_bytes_for(1 << 20, 1000),
+    manifest_bytes: 1 << 16,
+};
+
+#[test]
+fn k1_a_search_that_a_flush_overtakes_leaves_no_old_value_behind() {
+    let set = async |db: &Db<SimStorage>, value: &[u8]| {
+        let ticket = db.set(b"key", value).unwrap();
+        db.commit_next().await.unwrap();
+        ticket.await.unwrap();
+    };
+    let flushed = block_on(async {
+        let storage = SimStorage::new(1);
+        let db = Db::create(storage.clone(), OWNER, CONFIG).await.unwrap();
+        set(&db, b"old").await;
+        db.close(|_| {}).await.unwrap();
+        storage
+    });
+    // The search needs the disk, and ends after each number of steps of the flush that overtakes it.
+    let mut steps = 0;
+    loop {
+        let storage = flushed.crash(Fate::Kept);
+        let db = block_on(Db::open(storage, OWNER, CONFIG)).unwrap().0;
+        let mut search = db.lookup(b"key").unwrap();
+        assert!(matches!(search.poll_cached(&db, b"key").unwrap(), Progress::NeedsDisk));
+        block_on(async {
+            set(&db, b"new").await;
+            db.request_flush();
+            db.prepare_spare().await.unwrap();
+        });
+        let mut flush = pin!(db.flush_next());
+        let mut done = false;
+        for _ in 0..steps {
+            done = done || flush.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
+        }
+        assert_eq!(block_on(search.finish(&db, b"key")).unwrap().unwrap(), "old");
+        if !done {
+            block_on(flush).unwrap();
+        }
+        for _ in 0..2 {
+            assert_eq!(block_on(db.get(b"key")).unwrap().unwrap(), "new", "after {steps} steps");
+        }
+        if done {
+            break;
+        }
+        steps += 1;
+    }
+    assert!(5 < steps, "a flush has more steps than {steps}");
 }

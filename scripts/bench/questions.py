@@ -77,6 +77,9 @@ def gets(run):
 def sets(run):
     """SET, every one on disk before its answer."""
     ringkeep, redis = Ringkeep(), Redis()
+    loads.bench(ringkeep, "fill-unique", "--key-count", loads.KEYS, "--pipeline", 16)
+    ringkeep.settle()
+    loads.redis_benchmark(redis.port, "set", 64, run.scaled(3 * loads.KEYS), 16)
     webdis = Webdis(redis) if not missing("webdis") else None
     for turn in range(run.repeat):
         for connections, depth in ((64, 1), (256, 1), (64, 16)):

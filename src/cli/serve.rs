@@ -33,7 +33,7 @@ pub(super) struct Serve {
     /// Bytes of new writes that a shard keeps in memory before it flushes them
     #[arg(long, value_name = "SIZE", default_value_t = ByteSize(MEMTABLE_BYTES_DEFAULT as u64))]
     memtable_size: ByteSize,
-    /// Bytes of blocks kept in memory, all shards together [default: a quarter of the memory]
+    /// Bytes of values and blocks kept in memory, all shards together [default: a quarter of the memory]
     #[arg(long, value_name = "SIZE")]
     cache_size: Option<ByteSize>,
     /// New writes are flushed at least this often

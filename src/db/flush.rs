@@ -6,7 +6,7 @@ use super::{Db, LoggedMemtable, Work};
 use crate::compaction::executor::ENTRY_COST_BYTES;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
-use crate::key::SeqNo;
+use crate::key::{SeqNo, filter_hash};
 use crate::manifest::{VersionEdit, WalMeta};
 use crate::memtable::InOrder;
 use crate::record::Kind;
@@ -140,6 +140,7 @@ impl<S: Storage> Db<S> {
                 };
                 self.slice(Work::Flush, ENTRY_COST_BYTES).await;
                 let Some((key, seqno, kind, value)) = newest else { continue };
+                inner.values.remove(filter_hash(&key), &key); // K1
                 let entry = crate::key::Entry { key: &key, seqno, kind, value: &value };
                 builder.add(&entry).await?;
                 last_key = key;

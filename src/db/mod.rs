@@ -32,6 +32,7 @@ mod flush;
 pub mod read;
 mod recovery;
 pub mod stall;
+mod values;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -50,6 +51,7 @@ use self::read::Wants;
 pub use self::read::{Lookup, Progress};
 pub use self::recovery::Recovered;
 use self::stall::{Backlog, FROZEN_MAX, Pressure};
+use self::values::ValueCache;
 use crate::compaction::{Limits, debt_bytes};
 use crate::config::{DbConfig, KEY_BYTES_MAX, WRITE_OVERHEAD_BYTES_MAX};
 use crate::error::{Error, ErrorKind, Result};
@@ -117,6 +119,7 @@ struct Inner<S: Storage> {
     manifest: Mutex<Manifest<S>>,
     next_file: Cell<u64>,
     cache: BlockCache,
+    values: ValueCache,
     /// SSTs that are open, or being opened: many lookups that need a file open it once.
     open_files: RefCell<Cache<FileNumber, Rc<OpenFile<S>>>>,
     /// SSTs that no version in force names, but a reader may still look at.

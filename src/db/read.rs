@@ -4,8 +4,8 @@
 //! what to read next and never reads; [`Lookup::poll_cached`] walks as far as cached blocks go, without an
 //! await, and [`Lookup::finish`] reads the rest.
 //!
-//! Why the first entry found is the newest visible one: memtables hold newer writes than any SST (D3), and
-//! among SSTs N3 holds. Everything in an SST was committed (D3), so it is visible to every reader, and no SST
+//! Why the first entry found is the newest visible one: memtables hold newer writes than any SST (D3), a cached value
+//! is what the SSTs say (K1), and among SSTs N3 holds. Everything in an SST was committed (D3), so it is visible to every reader, and no SST
 //! entry needs to be compared with the snapshot. The memtables and the version are looked at in one
 //! synchronous step, so no flush can move an entry between them unseen.
 
@@ -80,13 +80,15 @@ impl<S: Storage> Lookup<S> {
                 ValueKind::Tombstone => None,
             })
         };
+        let hash = filter_hash(key);
         let known = in_memtable(&inner.active.borrow().logged)
-            .or_else(|| inner.frozen.borrow().iter().rev().find_map(|frozen| in_memtable(frozen)));
+            .or_else(|| inner.frozen.borrow().iter().rev().find_map(|frozen| in_memtable(frozen)))
+            .or_else(|| inner.values.get(hash, key).map(|value| Some(Ok(value))));
         Self(match known {
             Some(answer) => State::Known(answer),
             None => State::Searching {
                 version: inner.version.borrow().clone(),
-                hash: filter_hash(key),
+                hash,
                 wants,
                 place: Place { level: 0, index: 0 },
                 current: None,
@@ -149,7 +151,7 @@ impl<S: Storage> Lookup<S> {
         key: &[u8],
         mut supplied: Option<Rc<Block>>,
     ) -> Result<std::result::Result<Option<Bytes>, Need<S>>> {
-        let State::Searching { version, hash, place, current, .. } = &mut self.0 else {
+        let State::Searching { version, hash, place, current, wants } = &mut self.0 else {
             let State::Known(answer) = &self.0 else { unreachable!("the other state was matched above") };
             return answer.clone().transpose().map(Ok);
         };
@@ -165,7 +167,12 @@ impl<S: Storage> Lookup<S> {
                         *current = None;
                     }
                     Step::Found { kind: ValueKind::Tombstone, .. } => return Ok(Ok(None)),
-                    Step::Found { kind: ValueKind::Value, value, .. } => return Ok(Ok(Some(value))),
+                    Step::Found { kind: ValueKind::Value, value, .. } => {
+                        if *wants == Wants::Value && db.is_current(version, key) {
+                            db.0.values.insert(*hash, key, &value);
+                        }
+                        return Ok(Ok(Some(value)));
+                    }
                 }
             }
             let Some(meta) = place.next_file(version, key) else { return Ok(Ok(None)) };
@@ -173,6 +180,18 @@ impl<S: Storage> Lookup<S> {
             let lookup = PointLookup::new(&sst, *hash);
             *current = Some((sst, lookup));
         }
+    }
+}
+
+impl<S: Storage> Db<S> {
+    /// Whether what a search of `version` has found for `key` is still what files say, and no memtable hides it (K1).
+    fn is_current(&self, version: &Rc<Version>, key: &[u8]) -> bool {
+        let inner = &*self.0;
+        let hides =
+            |logged: &super::LoggedMemtable| logged.memtable.borrow().get(key, SeqNo(u64::MAX)).is_some();
+        Rc::ptr_eq(version, &inner.version.borrow())
+            && !hides(&inner.active.borrow().logged)
+            && !inner.frozen.borrow().iter().any(|frozen| hides(frozen))
     }
 }
 

@@ -29,6 +29,7 @@ use quick_cache::unsync::Cache;
 use tokio::sync::{Mutex, Semaphore};
 
 use super::commit::CommitQueue;
+use super::values::ValueCache;
 use super::{Active, Db, Events, Inner, LoggedMemtable};
 use crate::compaction::{Limits, debt_bytes};
 use crate::config::DbConfig;
@@ -152,7 +153,8 @@ impl<S: Storage> Db<S> {
             version: RefCell::new(state.version.clone()),
             manifest: Mutex::new(manifest),
             next_file: Cell::new(state.next_file.0),
-            cache: BlockCache::new(config.cache_bytes),
+            cache: BlockCache::new(config.cache_bytes - config.cache_bytes / 2),
+            values: ValueCache::new(config.cache_bytes / 2),
             open_files: RefCell::new(Cache::new(config.open_files_max)),
             obsolete: RefCell::new(Vec::new()),
             slice_left: Default::default(),
