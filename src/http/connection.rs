@@ -34,6 +34,8 @@ const IDLE_BUFFER_BYTES: usize = 4 << 10;
 const COPY_BYTES_MAX: usize = 32 << 10;
 /// Replies are written when this much of them is ready, even if more follow.
 const OUTPUT_BYTES: usize = 64 << 10;
+/// Output buffers that are kept for the next connection that needs one: 4 MiB at most.
+const SPARE_OUTPUTS: usize = 64;
 /// Replies that wait for their turn hold so much, and one value more (H5).
 const HELD_BYTES_MAX: usize = 1 << 20;
 /// How long a value on its way is taken to be at first; then as the ones before it were, but not less than the least.
@@ -68,6 +70,8 @@ pub struct Peers {
     /// Bytes that large request buffers may still take, all connections together (P8).
     budget: Cell<usize>,
     value_bytes_max: usize,
+    /// Output buffers that no connection uses at the moment: idle ones hold none.
+    spare_outputs: RefCell<Vec<Vec<u8>>>,
     /// Connections that watch the stop.
     watchers: Cell<usize>,
     watcher_came: Notify,
@@ -108,8 +112,22 @@ impl Peers {
             aborting: Cell::new(false),
             budget: Cell::new(request_bytes_max),
             value_bytes_max,
+            spare_outputs: RefCell::new(Vec::new()),
             watchers: Cell::new(0),
             watcher_came: Notify::new(),
+        }
+    }
+
+    /// An empty buffer for replies.
+    fn take_output(&self) -> Vec<u8> {
+        self.spare_outputs.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Takes an empty buffer back, for the next connection that has something to say.
+    fn give_output(&self, output: Vec<u8>) {
+        let mut spare = self.spare_outputs.borrow_mut();
+        if spare.len() < SPARE_OUTPUTS && (1..=OUTPUT_BYTES).contains(&output.capacity()) {
+            spare.push(output);
         }
     }
 
@@ -484,6 +502,9 @@ impl<H: Handler> Connection<'_, H> {
 
     /// Puts a reply behind those that wait to be written.
     async fn put(&mut self, response: Response, wire: RequestWire) -> Result<(), Gone> {
+        if self.output.capacity() == 0 {
+            self.output = self.peers.take_output();
+        }
         let keep_alive = wire.keep_alive && !matches!(response.body, Body::Lines(_));
         let date = self.peers.date.borrow().clone();
         let RequestWire { old, head_only, .. } = wire;
@@ -559,9 +580,7 @@ impl<H: Handler> Connection<'_, H> {
             if IDLE_BUFFER_BYTES < self.input.capacity() {
                 self.input.shrink_to(IDLE_BUFFER_BYTES);
             }
-            if OUTPUT_BYTES / 16 < self.output.capacity() {
-                self.output = Vec::new();
-            }
+            self.peers.give_output(std::mem::take(&mut self.output));
         }
         if self.input.capacity() - self.input.len() < IDLE_BUFFER_BYTES / 4 {
             // Doubled: memory follows the bytes that arrived (H2).
