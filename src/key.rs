@@ -95,7 +95,9 @@ pub fn filter_hash(key: &[u8]) -> u64 {
 
 /// Length of the longest common prefix.
 pub fn common_prefix(a: &[u8], b: &[u8]) -> usize {
-    a.iter().zip(b).take_while(|(x, y)| x == y).count()
+    let ((a_words, _), (b_words, _)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    let equal = a_words.iter().zip(b_words).take_while(|(x, y)| x == y).count() * 8;
+    equal + a[equal..].iter().zip(&b[equal..]).take_while(|(x, y)| x == y).count()
 }
 
 #[cfg(test)]
@@ -107,6 +109,20 @@ mod tests {
         assert_eq!(compare((b"a", SeqNo(2)), (b"a", SeqNo(1))), Ordering::Less);
         assert_eq!(compare((b"a", SeqNo(1)), (b"b", SeqNo(2))), Ordering::Less);
         assert_eq!(compare((b"a", SeqNo(1)), (b"a\0", SeqNo(9))), Ordering::Less);
+    }
+
+    #[test]
+    fn a_common_prefix_ends_at_the_first_difference_or_the_shorter_end() {
+        for length in 0..40 {
+            let a: Vec<u8> = (0..length).collect();
+            for at in 0..a.len() {
+                let mut b = a.clone();
+                b[at] ^= 1;
+                assert_eq!(common_prefix(&a, &b), at);
+                assert_eq!((common_prefix(&a, &a[..at]), common_prefix(&a[..at], &a)), (at, at));
+            }
+            assert_eq!(common_prefix(&a, &a), a.len());
+        }
     }
 
     #[test]

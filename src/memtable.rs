@@ -58,6 +58,8 @@ pub struct Memtable {
     pages_bytes: usize,
     /// The newest node of each key, by the low bits of its hash.
     index: Vec<HashTable<u32>>,
+    /// Entries that the tables of the index have room for, all together.
+    index_capacity: usize,
     entries: u32,
     last: SeqNo,
     /// Bytes that all keys have in common with the first one.
@@ -78,6 +80,7 @@ impl Memtable {
             pages: Vec::new(),
             pages_bytes: 0,
             index: (0..TABLES).map(|_| HashTable::new()).collect(),
+            index_capacity: 0,
             entries: 0,
             last: SeqNo(0),
             common: usize::MAX,
@@ -87,8 +90,7 @@ impl Memtable {
     /// Bytes of memory held (M2).
     pub fn bytes(&self) -> usize {
         // A table holds its slots, a control byte for each, and is at most seven eighths full.
-        let slots: usize = self.index.iter().map(HashTable::capacity).sum();
-        self.nodes.len() * PAGE_NODES * size_of::<Node>() + self.pages_bytes + slots * 6
+        self.nodes.len() * PAGE_NODES * size_of::<Node>() + self.pages_bytes + self.index_capacity * 6
     }
 
     /// Entries, all versions counted.
@@ -115,17 +117,20 @@ impl Memtable {
         let hash = filter_hash(key);
         let new = self.entries;
         let Self { nodes, pages, index, .. } = self;
+        let table = &mut index[table_of(hash)];
+        let capacity = table.capacity();
         let same = |&node: &u32| {
             let node = node_in(nodes, node);
             node.hash == hash && key_in(pages, node) == key
         };
-        let older = match index[table_of(hash)].entry(hash, same, |&node| node_in(nodes, node).hash) {
+        let older = match table.entry(hash, same, |&node| node_in(nodes, node).hash) {
             Slot::Occupied(mut newest) => std::mem::replace(newest.get_mut(), new),
             Slot::Vacant(slot) => {
                 slot.insert(new);
                 NONE
             }
         };
+        self.index_capacity += table.capacity() - capacity;
         if (new as usize).is_multiple_of(PAGE_NODES) {
             nodes.push(Vec::with_capacity(PAGE_NODES));
         }
@@ -369,6 +374,8 @@ mod tests {
                 memtable.insert(key, seqno, kind, &value);
                 model.insert((key.clone(), std::cmp::Reverse(seqno)), (kind, value));
             }
+            let capacity: usize = memtable.index.iter().map(HashTable::capacity).sum();
+            prop_assert_eq!(memtable.index_capacity, capacity); // M2
             let walked: Vec<_> = walk(&memtable)
                 .iter()
                 .map(|e| ((e.key.to_vec(), std::cmp::Reverse(e.seqno)), (e.kind, e.value.to_vec())))
