@@ -3,6 +3,7 @@
 //! `httparse` reads the fields. What it lets pass and RFC 9112 does not (bare line feeds) is refused here, and so
 //! is everything that makes the length of the body a matter of opinion: the root of request smuggling.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::{HEADERS_BYTES_MAX, HEADERS_MAX, Refusal, Status, TARGET_BYTES_MAX};
@@ -120,9 +121,10 @@ const HEADERS_TOO_LONG: Refusal =
 /// # Errors
 /// The status and sentence of the refusal.
 pub fn parse(bytes: &[u8]) -> Result<Head, Refusal> {
-    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
-    let mut request = httparse::Request::new(&mut headers);
-    match request.parse(bytes) {
+    // Most requests have a few fields; the places of the others are never looked at, so nothing is put there.
+    let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+    let mut request = httparse::Request::new(&mut []);
+    match request.parse_with_uninit_headers(bytes, &mut headers) {
         Ok(httparse::Status::Complete(length)) if length == bytes.len() => {}
         Ok(_) => return Err(Refusal::bad("the request head is malformed")),
         Err(httparse::Error::TooManyHeaders) => return Err(HEADERS_TOO_LONG),
