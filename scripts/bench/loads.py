@@ -17,9 +17,15 @@ def shown(command, env=None):
     return " ".join(words + [shlex.quote(str(word)) for word in command]).replace(root, "")
 
 
-def wrk(url, script, connections, seconds, depth=1, seed=1, **env):
-    env = {"DEPTH": str(depth), "SEED": str(seed), "KEYS": str(KEYS), **env}
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", HERE / script, url]
+GET = {"METHOD": "GET", "TARGET": "/get?key=%s"}
+SET = {"METHOD": "POST", "TARGET": "/set?key=%s"}
+WEBDIS_GET = {"METHOD": "GET", "TARGET": "/GET/%s"}
+WEBDIS_SET = {"METHOD": "PUT", "TARGET": "/SET/%s"}
+
+
+def wrk(url, requests, connections, seconds, depth=1, seed=1):
+    env = {**requests, "DEPTH": str(depth), "SEED": str(seed), "KEYS": str(KEYS)}
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", HERE / "requests.lua", url]
     output = run(LOAD, command, env)
     if "Non-2xx" in output or "Socket errors" in output:
         raise RuntimeError(f"wrk had errors:\n{output}")

@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import signal
 import subprocess
 import time
@@ -64,11 +65,11 @@ def gets(run):
     for turn in range(run.repeat):
         for depth, name in ((1, "64"), (16, "64x16")):
             reads = run.seconds * (60_000 if depth == 1 else 600_000)
-            run.add(f"{name}/ringkeep", loads.wrk(ringkeep.url, "get.lua", 64, run.seconds, depth, turn))
-            run.add(f"{name}/nginx", loads.wrk(nginx.url, "get.lua", 64, run.seconds, depth, turn))
+            run.add(f"{name}/ringkeep", loads.wrk(ringkeep.url, loads.GET, 64, run.seconds, depth, turn))
+            run.add(f"{name}/nginx", loads.wrk(nginx.url, loads.GET, 64, run.seconds, depth, turn))
             run.add(f"{name}/redis", loads.redis_benchmark(redis.port, "get", 64, reads, depth))
             if webdis and depth == 1:
-                run.add(f"{name}/webdis", loads.wrk(webdis.url, "get.lua", 64, run.seconds, 1, turn, GET="/GET/%s"))
+                run.add(f"{name}/webdis", loads.wrk(webdis.url, loads.WEBDIS_GET, 64, run.seconds, 1, turn))
     for server in (webdis, redis, nginx, ringkeep):
         if server:
             server.stop()
@@ -85,13 +86,13 @@ def sets(run):
         for connections, depth in ((64, 1), (256, 1), (64, 16)):
             name = f"{connections}x{depth}" if depth > 1 else f"{connections}"
             writes = run.seconds * (40_000 if depth == 1 else 250_000)
-            run.add(f"{name}/ringkeep", loads.wrk(ringkeep.url, "set.lua", connections, run.seconds, depth, turn))
+            run.add(f"{name}/ringkeep", loads.wrk(ringkeep.url, loads.SET, connections, run.seconds, depth, turn))
             ringkeep.settle()
             run.add(f"{name}/redis", loads.redis_benchmark(redis.port, "set", connections, writes, depth))
         if webdis:
-            figures = loads.wrk(webdis.url, "set.lua", 64, run.seconds, 1, turn, METHOD="PUT", SET="/SET/%s")
+            figures = loads.wrk(webdis.url, loads.WEBDIS_SET, 64, run.seconds, 1, turn)
             run.add("64/webdis", figures)
-        run.add("get_256/ringkeep", loads.wrk(ringkeep.url, "get.lua", 256, run.seconds, 1, turn))
+        run.add("get_256/ringkeep", loads.wrk(ringkeep.url, loads.GET, 256, run.seconds, 1, turn))
     for server in (webdis, redis, ringkeep):
         if server:
             server.stop()
@@ -101,7 +102,7 @@ def rocksdb_sync(run):
     """SET, 64 connections, against 64 threads of db_bench that sync each write."""
     ringkeep = Ringkeep()
     for turn in range(run.repeat):
-        run.add("ringkeep", loads.wrk(ringkeep.url, "set.lua", 64, run.seconds, 1, turn))
+        run.add("ringkeep", loads.wrk(ringkeep.url, loads.SET, 64, run.seconds, 1, turn))
         ringkeep.settle()
         writes = run.seconds * 500
         figures = loads.db_bench("fillrandom", "--sync=1", "--threads=64", f"--num={writes}")
@@ -127,9 +128,9 @@ def connections(run):
     for turn in range(run.repeat):
         for count in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024):
             seconds = max(run.seconds // 2, 1)
-            run.add(f"get/{count}", loads.wrk(ringkeep.url, "get.lua", count, seconds, 1, turn))
+            run.add(f"get/{count}", loads.wrk(ringkeep.url, loads.GET, count, seconds, 1, turn))
             before, cpu = host.device_flushes(ringkeep.folder), ringkeep.cpu_seconds()
-            figures = loads.wrk(ringkeep.url, "set.lua", count, seconds, 1, turn)
+            figures = loads.wrk(ringkeep.url, loads.SET, count, seconds, 1, turn)
             after = host.device_flushes(ringkeep.folder)
             if before is not None and before < after:
                 figures["writes_per_flush"] = figures["per_second"] * seconds / (after - before)
@@ -239,7 +240,6 @@ def fill(run):
 
 def rocksdb_written_bytes(output):
     """WAL and SST bytes of the last report."""
-    import re
     wal = re.findall(r"Cumulative WAL: .*written: ([\d.]+) GB", output)
     compaction = re.findall(r"Cumulative compaction: ([\d.]+) GB write", output)
     return (float(wal[-1]) + float(compaction[-1])) * 2**30 if wal and compaction else None

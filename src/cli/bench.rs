@@ -9,10 +9,11 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use clap::builder::TypedValueParser;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
 use super::serve::address;
+use super::styled;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host;
 use crate::load::choose::Access;
@@ -283,16 +284,11 @@ fn say(output: &mut impl Write, line: &str) {
     let _ = writeln!(output, "{line}").and_then(|()| output.flush());
 }
 
-/// Drawn on standard error, and only if that is a terminal.
 fn progress_bar(name: &'static str, limit: u64) -> ProgressBar {
-    let (bar, style) = if limit == u64::MAX {
+    let (bar, template) = if limit == u64::MAX {
         (ProgressBar::new_spinner(), "{msg} {spinner} {human_pos} ({per_sec})")
     } else {
         (ProgressBar::new(limit), "{msg} {bar:40} {human_pos} of {human_len} ({per_sec}, {eta} left)")
     };
-    let bar = bar.with_message(name);
-    match ProgressStyle::with_template(style) {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar, // the plain one shows the same numbers
-    }
+    styled(bar.with_message(name), template)
 }

@@ -4,8 +4,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
+use super::styled;
 use crate::check::{Report, bytes_to_read, check_shard};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::{FileName, shard_directory};
@@ -93,7 +94,8 @@ async fn check(data_dir: &Path) -> Result<Report> {
         .collect();
     let total =
         shards.iter().filter_map(|(_, storage)| list(storage).ok()).map(|files| bytes_to_read(&files)).sum();
-    let bar = progress_bar(total);
+    let template = "{bar:40} {bytes} of {total_bytes} ({bytes_per_sec}, {eta} left)";
+    let bar = styled(ProgressBar::new(total), template);
     for (owner, storage) in &shards {
         if !store.ready {
             if data_dir.join(shard_directory(owner.shard)).exists()
@@ -108,14 +110,4 @@ async fn check(data_dir: &Path) -> Result<Report> {
     }
     bar.finish_and_clear();
     Ok(report)
-}
-
-/// Drawn on standard error, and only if that is a terminal.
-fn progress_bar(total: u64) -> ProgressBar {
-    let style = "{bar:40} {bytes} of {total_bytes} ({bytes_per_sec}, {eta} left)";
-    let bar = ProgressBar::new(total);
-    match ProgressStyle::with_template(style) {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar, // the plain one shows the same numbers
-    }
 }

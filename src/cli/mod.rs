@@ -5,6 +5,7 @@ mod check;
 mod serve;
 
 use clap::{Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::error::Result;
 
@@ -42,5 +43,13 @@ impl Cli {
             Some(Command::Check(check)) => check.run(),
             None => self.serve.run(),
         }
+    }
+}
+
+/// Drawn on standard error, and only if that is a terminal.
+fn styled(bar: ProgressBar, template: &str) -> ProgressBar {
+    match ProgressStyle::with_template(template) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar, // the plain one shows the same numbers
     }
 }

@@ -60,12 +60,7 @@ pub struct Device {
 impl Device {
     /// Looks at the file system and the device under `directory`. Writes and removes a small file there.
     pub fn probe(directory: &Path) -> io::Result<Self> {
-        let path = directory.join("PROBE.tmp");
-        let result = Self::probe_with(&path);
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => result,
-        }
+        with_probe_file(directory, Self::probe_with)
     }
 
     /// As [`Self::probe`], but writes nothing: whether `STORE` can be read with O_DIRECT.
@@ -102,6 +97,16 @@ impl Device {
     }
 }
 
+/// Lets `work` make a small file in `directory`, and removes it.
+fn with_probe_file<T>(directory: &Path, work: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
+    let path = directory.join("PROBE.tmp");
+    let result = work(&path);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => result.and(Err(error)),
+        _ => result,
+    }
+}
+
 fn open_blocking(path: &Path, flags: i32) -> io::Result<std::fs::File> {
     std::fs::OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)
 }
@@ -124,13 +129,12 @@ pub fn queue_settings(path: &Path) -> io::Result<Option<(String, String)>> {
 /// How long `device` takes to commit one block as the WAL does, in place, one after the other for `duration`. This is
 /// the least that a lone client's write can take. Writes and removes a small file.
 pub fn time_commits(directory: &Path, device: Device, duration: Duration) -> io::Result<Vec<Duration>> {
-    let path = directory.join("PROBE.tmp");
-    let attempt = || {
+    with_probe_file(directory, |path| {
         let block = AlignedBuf::zeroed(BLOCK_BYTES);
-        std::fs::write(&path, &block[..])?;
+        std::fs::write(path, &block[..])?;
         let dsync = device.sync_primitive == SyncPrimitive::Dsync;
         let direct = if device.direct { libc::O_DIRECT } else { 0 };
-        let file = open_blocking(&path, direct | if dsync { libc::O_DSYNC } else { 0 })?;
+        let file = open_blocking(path, direct | if dsync { libc::O_DSYNC } else { 0 })?;
         file.sync_all()?;
         let (begin, mut times) = (Instant::now(), Vec::new());
         while times.is_empty() || begin.elapsed() < duration {
@@ -142,12 +146,7 @@ pub fn time_commits(directory: &Path, device: Device, duration: Duration) -> io:
             times.push(start.elapsed());
         }
         Ok(times)
-    };
-    let times = attempt();
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => times.and(Err(error)),
-        _ => times,
-    }
+    })
 }
 
 /// Times both primitives in turn on one preallocated block, for about 50 ms each, and takes the faster.

@@ -1,6 +1,7 @@
--- Writes of keys that `ringkeep bench` fills, 100 bytes each, half of which compress. DEPTH requests in one write.
+-- Requests for keys that `ringkeep bench` fills: 16 digits, even numbers. DEPTH of them in one write. Those that are no
+-- GET carry 100 bytes, half of which compress.
 local count, depth = tonumber(os.getenv("KEYS") or 1000000), tonumber(os.getenv("DEPTH") or 1)
-local method, path = os.getenv("METHOD") or "POST", os.getenv("SET") or "/set?key=%s"
+local method, target = os.getenv("METHOD") or "GET", os.getenv("TARGET") or "/get?key=%s"
 local requests, next_request = {}, 0
 
 local function value()
@@ -17,7 +18,7 @@ function init()
     local part = {}
     for j = 1, depth do
       local key = string.format("%016d", 2 * math.random(0, count - 1))
-      part[j] = wrk.format(method, string.format(path, key), nil, value())
+      part[j] = wrk.format(method, string.format(target, key), nil, method ~= "GET" and value() or nil)
     end
     requests[i] = table.concat(part)
   end
