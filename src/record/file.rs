@@ -15,10 +15,13 @@
 //! - during an append: the record does not verify, nothing behind it does: a torn end, cut and reported;
 //! - without syncs (`--sync never`), records behind a lost one may verify; their `durable` is not beyond it: cut;
 //! - damage to a synced record that is not the last: a later record says `durable` beyond it: refused (R2);
-//! - damage to the very last synced record cannot be told from a torn end by this file alone. The owner adds
-//!   what it knows: numbers without gaps across WALs, files that the manifest must name, an [`Extent`].
+//! - damage to the last synced record, or to the one before it if that was still being synced when the last was
+//!   appended, cannot be told from a torn end by this file alone. The owner adds what it knows: numbers without
+//!   gaps across WALs, files that the manifest must name, an [`Extent`].
 
 use std::cell::{Cell, RefCell};
+
+use tokio::sync::Mutex;
 
 use super::{Flaw, Identity, RecordBuilder, decode};
 use crate::codec::{Reader, align_up, to_usize};
@@ -55,6 +58,8 @@ pub struct RecordFile<F: File> {
     chain: Cell<u32>,
     /// The bytes of the last, partly filled block.
     front: RefCell<Vec<u8>>,
+    /// How the last sync ended; locked while one is on its way.
+    synced: Mutex<Result<()>>,
 }
 
 impl<F: File> RecordFile<F> {
@@ -141,6 +146,7 @@ impl<F: File> RecordFile<F> {
             durable: Cell::new(FIRST_RECORD),
             chain: Cell::new(0),
             front: RefCell::new(Vec::new()),
+            synced: Mutex::new(Ok(())),
         }
     }
 
@@ -189,17 +195,20 @@ impl<F: File> RecordFile<F> {
         Ok(buffer)
     }
 
-    /// Makes every record durable whose append has returned. An append may run meanwhile.
+    /// Makes every record durable whose append has returned. An append may run meanwhile; a second sync waits for
+    /// the first, since the kernel tells only one of them what failed.
     ///
-    /// After an error nothing may be appended, and no other sync may be believed (S4).
+    /// After an error nothing may be appended, and every later sync fails, too (S4).
     pub async fn sync(&self) -> Result<()> {
+        let mut synced = self.synced.lock().await;
+        synced.clone()?;
         let end = self.end.get();
         if self.durable.get() < end {
-            self.file
-                .sync()
-                .await
-                .map_err(|error| Error::io(format!("sync {} up to offset {end}", self.label), error))?;
-            self.durable.set(self.durable.get().max(end));
+            let result = self.file.sync().await;
+            *synced =
+                result.map_err(|error| Error::io(format!("sync {} up to offset {end}", self.label), error));
+            synced.clone()?;
+            self.durable.set(end);
         }
         Ok(())
     }
@@ -402,7 +411,7 @@ mod tests {
     use super::*;
     use crate::key::FileNumber;
     use crate::record::tests::IDENTITY;
-    use crate::storage::sim::{Fate, SimFile, SimStorage};
+    use crate::storage::sim::{Failure, Fate, Fault, SimFile, SimStorage};
 
     const NAME: FileName = FileName::Wal(FileNumber(7));
     const CAPACITY: u64 = 1 << 16;
@@ -475,6 +484,26 @@ mod tests {
 
             storage.corrupt(NAME, 100, 1);
             assert!(read(&storage).await.is_err(), "the head was synced before the first use");
+        });
+    }
+
+    #[test]
+    fn s4_a_failed_sync_fails_all_who_sync_meanwhile_or_later() {
+        block_on(async {
+            for seed in 0..20 {
+                let storage = SimStorage::new(seed);
+                let file = RecordFile::create(&storage, NAME, IDENTITY, LENGTHS).await.unwrap();
+                append(&file, b"one").await;
+                let fault = Fault {
+                    operation: storage.operations() + 1,
+                    failure: Failure::Errno(5),
+                    for_ever: false,
+                };
+                storage.set_fault(Some(fault));
+                let (one, two) = tokio::join!(file.sync(), file.sync());
+                assert!(one.is_err() && two.is_err() && file.sync().await.is_err(), "seed {seed}");
+                assert_eq!(file.durable(), FIRST_RECORD);
+            }
         });
     }
 
