@@ -13,131 +13,123 @@
 
 #![allow(missing_docs, reason = "criterion's macros write undocumented functions")]
 
+mod common;
+
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::hint::black_box;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::ops::Bound;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use common::{MEMTABLE_ENTRIES, VALUE_BYTES, key, value};
+use criterion::measurement::WallTime;
+use criterion::{BatchSize, BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use crossbeam_skiplist::SkipMap;
 use ringkeep::key::{Entry, FileNumber, SeqNo, ShardId, ValueKind, filter_hash};
 use ringkeep::memtable::{InOrder, Memtable};
-use ringkeep::random::{Random, hash};
+use ringkeep::random::hash;
 use ringkeep::record::{Identity, Kind};
 use ringkeep::sst::block::{BlockBuilder, BlockKind, open_frame, put_frame, seek};
 use ringkeep::sst::filter;
 use ringkeep::storage::{AlignedBuf, BLOCK_BYTES};
 use xorf::{BinaryFuse8, BinaryFuse16, Filter};
 
-const KEY_BYTES: usize = 16;
-const VALUE_BYTES: usize = 100;
+/// A memtable, or what might be one.
+trait Ordered: Default {
+    fn insert(&mut self, key: &[u8], seqno: u64, value: &[u8]);
+    fn contains(&self, key: &[u8]) -> bool;
+    /// The bytes of all values, added up in the order of their keys.
+    fn walk(&self) -> usize;
+}
 
-fn key(number: u64) -> Vec<u8> {
-    format!("{number:0KEY_BYTES$}").into_bytes()
+impl Ordered for Memtable {
+    fn insert(&mut self, key: &[u8], seqno: u64, value: &[u8]) {
+        self.insert(key, SeqNo(seqno), ValueKind::Value, value);
+    }
+
+    fn contains(&self, key: &[u8]) -> bool {
+        self.get(key, SeqNo(u64::MAX)).is_some()
+    }
+
+    fn walk(&self) -> usize {
+        let mut order = InOrder::new();
+        while order.sort_some(self) {}
+        std::iter::from_fn(|| order.next(self).map(|entry| entry.value.len())).sum()
+    }
 }
 
 /// A key and its SeqNo, the newest first.
 type VersionedKey = (Box<[u8]>, Reverse<u64>);
 
+fn newest(key: &[u8]) -> VersionedKey {
+    (key.into(), Reverse(u64::MAX))
+}
+
+impl Ordered for BTreeMap<VersionedKey, Box<[u8]>> {
+    fn insert(&mut self, key: &[u8], seqno: u64, value: &[u8]) {
+        self.insert((key.into(), Reverse(seqno)), value.into());
+    }
+
+    fn contains(&self, key: &[u8]) -> bool {
+        self.range(newest(key)..).next().is_some_and(|((found, _), _)| **found == *key)
+    }
+
+    fn walk(&self) -> usize {
+        self.values().map(|value| value.len()).sum()
+    }
+}
+
+impl Ordered for SkipMap<VersionedKey, Box<[u8]>> {
+    fn insert(&mut self, key: &[u8], seqno: u64, value: &[u8]) {
+        SkipMap::insert(self, (key.into(), Reverse(seqno)), value.into());
+    }
+
+    fn contains(&self, key: &[u8]) -> bool {
+        self.lower_bound(Bound::Included(&newest(key))).is_some_and(|found| *found.key().0 == *key)
+    }
+
+    fn walk(&self) -> usize {
+        self.iter().map(|entry| entry.value().len()).sum()
+    }
+}
+
 /// Inserts, lookups and the walk in order of a memtable of 64 MiB, filled in random order.
 fn memtables(criterion: &mut Criterion) {
-    const COUNT: u64 = 380_000;
-    let keys: Vec<Vec<u8>> = (0..COUNT).map(|number| key(hash(1, number))).collect();
-    let value = vec![b'v'; VALUE_BYTES];
+    let keys: Vec<Vec<u8>> = (0..MEMTABLE_ENTRIES).map(|number| key(hash(1, number))).collect();
     let mut group = criterion.benchmark_group("memtables");
-    group.sample_size(10).throughput(Throughput::Elements(COUNT));
+    group.sample_size(10).throughput(Throughput::Elements(MEMTABLE_ENTRIES));
+    memtable::<Memtable>(&mut group, "hash_index", &keys);
+    memtable::<BTreeMap<_, _>>(&mut group, "btree", &keys);
+    memtable::<SkipMap<_, _>>(&mut group, "skip_list", &keys);
+}
 
-    let ours = || {
-        let mut memtable = Memtable::new();
-        for (number, key) in keys.iter().enumerate() {
-            memtable.insert(key, SeqNo(number as u64 + 1), ValueKind::Value, &value);
-        }
-        memtable
-    };
-    group.bench_function("insert/hash_index", |bencher| {
-        bencher.iter_with_large_drop(|| {
-            let memtable = ours();
-            assert_eq!(memtable.entries(), COUNT);
-            memtable
-        });
-    });
-    let ordered = || -> BTreeMap<VersionedKey, Box<[u8]>> {
-        let entries = keys.iter().enumerate();
-        let mut map = BTreeMap::new();
-        for (number, key) in entries {
-            map.insert((key[..].into(), Reverse(number as u64)), value[..].into());
+fn memtable<T: Ordered>(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, keys: &[Vec<u8>]) {
+    let value = value(1);
+    let fill = || {
+        let mut map = T::default();
+        for (key, seqno) in keys.iter().zip(1..) {
+            map.insert(key, seqno, &value);
         }
         map
     };
-    group.bench_function("insert/btree", |bencher| {
+    group.bench_function(format!("insert/{name}"), |bencher| {
         bencher.iter_with_large_drop(|| {
-            let map = ordered();
-            assert_eq!(map.len() as u64, COUNT);
+            let map = fill();
+            assert!(map.contains(&keys[0]));
             map
         });
     });
-    let skipping = || -> SkipMap<VersionedKey, Box<[u8]>> {
-        let map = SkipMap::new();
-        for (number, key) in keys.iter().enumerate() {
-            map.insert((key[..].into(), Reverse(number as u64)), value[..].into());
-        }
-        map
-    };
-    group.bench_function("insert/skip_list", |bencher| {
-        bencher.iter_with_large_drop(|| {
-            let map = skipping();
-            assert_eq!(map.len() as u64, COUNT);
-            map
-        });
+    let map = fill();
+    group.bench_function(format!("get/{name}"), |bencher| {
+        bencher.iter(|| assert!(keys.iter().all(|key| map.contains(key))));
     });
-
-    let (ours, ordered, skipping) = (ours(), ordered(), skipping());
-    let newest = |key: &[u8]| -> VersionedKey { (key.into(), Reverse(u64::MAX)) };
-    group.bench_function("get/hash_index", |bencher| {
-        bencher.iter(|| assert!(keys.iter().all(|key| ours.get(key, SeqNo(u64::MAX)).is_some())));
-    });
-    group.bench_function("get/btree", |bencher| {
-        let found =
-            |key: &Vec<u8>| ordered.range(newest(key)..).next().is_some_and(|(found, _)| *found.0 == **key);
-        bencher.iter(|| assert!(keys.iter().all(found)));
-    });
-    group.bench_function("get/skip_list", |bencher| {
-        let found = |key: &Vec<u8>| {
-            skipping
-                .lower_bound(std::ops::Bound::Included(&newest(key)))
-                .is_some_and(|found| *found.key().0 == **key)
-        };
-        bencher.iter(|| assert!(keys.iter().all(found)));
-    });
-    group.bench_function("walk/hash_index", |bencher| {
-        bencher.iter(|| {
-            let mut order = InOrder::new();
-            while order.sort_some(&ours) {}
-            let mut bytes = 0;
-            while let Some(entry) = order.next(&ours) {
-                bytes += entry.value.len();
-            }
-            assert_eq!(bytes, COUNT as usize * VALUE_BYTES);
-        });
-    });
-    group.bench_function("walk/btree", |bencher| {
-        bencher.iter(|| {
-            assert_eq!(
-                ordered.values().map(|value| value.len()).sum::<usize>(),
-                COUNT as usize * VALUE_BYTES
-            );
-        });
-    });
-    group.bench_function("walk/skip_list", |bencher| {
-        bencher.iter(|| {
-            let bytes: usize = skipping.iter().map(|entry| entry.value().len()).sum();
-            assert_eq!(bytes, COUNT as usize * VALUE_BYTES);
-        });
+    group.bench_function(format!("walk/{name}"), |bencher| {
+        bencher.iter(|| assert_eq!(map.walk(), keys.len() * VALUE_BYTES));
     });
 }
 
@@ -202,15 +194,11 @@ fn block_sizes(criterion: &mut Criterion) {
         Identity { store_id: 7, shard: ShardId(0), kind: Kind::Sst, file: FileNumber(3) };
     let mut group = criterion.benchmark_group("block_sizes");
     for pages in [1, 2, 4, 8] {
-        // Values of which half compresses.
         let mut builder = BlockBuilder::default();
         let mut keys = Vec::new();
-        let mut random = Random::new(1);
         while builder.bytes() < pages * BLOCK_BYTES * 3 / 2 {
             let key = key(keys.len() as u64 * 7);
-            let mut value: Vec<u8> = (0..VALUE_BYTES / 2).map(|_| random.next_u64() as u8).collect();
-            value.resize(VALUE_BYTES, b'v');
-            let seqno = SeqNo(keys.len() as u64 + 1);
+            let (value, seqno) = (value(keys.len() as u64), SeqNo(keys.len() as u64 + 1));
             builder.add(&Entry { key: &key, seqno, kind: ValueKind::Value, value: &value });
             keys.push(key);
         }

@@ -5,6 +5,8 @@
 
 #![allow(missing_docs, reason = "criterion's macros write undocumented functions")]
 
+mod common;
+
 use std::cell::Cell;
 use std::future::Future;
 use std::hint::black_box;
@@ -12,6 +14,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use common::{KEY_BYTES, MEMTABLE_ENTRIES, VALUE_BYTES, key, value};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use ringkeep::http::head::{HeadEnd, parse};
 use ringkeep::http::response::{Response, Wire, put_head};
@@ -19,7 +22,7 @@ use ringkeep::http::route::{Command, Route};
 use ringkeep::key::{Entry, FileNumber, SeqNo, ShardId, ValueKind, filter_hash};
 use ringkeep::memtable::{InOrder, Memtable};
 use ringkeep::merge::{Merge, Source};
-use ringkeep::random::{Random, hash};
+use ringkeep::random::hash;
 use ringkeep::record::{Identity, Kind, decode, record_bytes, seal};
 use ringkeep::shard::mailbox::{Answer, Mailbox, Operation, connect};
 use ringkeep::shard::router::ThreadId;
@@ -27,26 +30,7 @@ use ringkeep::sst::block::{BlockBuilder, BlockKind, open_frame, put_frame, seek}
 use ringkeep::sst::filter;
 use ringkeep::storage::AlignedBuf;
 
-/// The sizes of BENCHMARKS.md.
-const KEY_BYTES: usize = 16;
-const VALUE_BYTES: usize = 100;
-
 const IDENTITY: Identity = Identity { store_id: 7, shard: ShardId(0), kind: Kind::Wal, file: FileNumber(3) };
-
-fn key(number: u64) -> Vec<u8> {
-    format!("{number:0KEY_BYTES$}").into_bytes()
-}
-
-/// A value of which half compresses.
-fn value(number: u64) -> Vec<u8> {
-    let mut value = Vec::new();
-    let mut random = Random::new(number);
-    while value.len() < VALUE_BYTES / 2 {
-        value.extend_from_slice(&random.next_u64().to_le_bytes());
-    }
-    value.resize(VALUE_BYTES, b'v');
-    value
-}
 
 fn entry<'a>(key: &'a [u8], value: &'a [u8], seqno: u64) -> Entry<'a> {
     Entry { key, seqno: SeqNo(seqno), kind: ValueKind::Value, value }
@@ -72,9 +56,6 @@ fn record(criterion: &mut Criterion) {
         });
     }
 }
-
-/// As many entries as a memtable of 64 MiB holds.
-const MEMTABLE_ENTRIES: u64 = 380_000;
 
 fn memtable(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("memtable");

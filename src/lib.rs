@@ -44,7 +44,7 @@
 //! - **P9** No request waits for background work without limit ([`db::stall`]).
 //!
 //! What is deliberately absent: `db` spawns nothing, reads no clock and knows no runtime; `http` knows no engine;
-//! pure modules (`record`, `memtable`, `merge`, `sst::block`, `sst::filter`, `manifest::version`,
+//! pure modules (`record`, `hash_index`, `memtable`, `merge`, `sst::block`, `sst::filter`, `manifest::version`,
 //! `compaction::picker`, `db::stall`, `http` but for `connection`) do no I/O. So a seeded test drives production
 //! code on a simulated disk ([`storage::sim`]).
 //!
@@ -59,6 +59,7 @@ pub mod codec;
 pub mod key;
 pub mod config;
 pub mod file_name;
+pub mod hash_index;
 pub mod host;
 // L1: files.
 pub mod storage;

@@ -9,8 +9,8 @@
 //! processor time of a set and 44 % of that of a get, nearly all of it cache misses.
 //!
 //! ```text
-//!   hash index ──► node: SeqNo, kind, older version ──► node …
-//!                    └──► bytes page: key, value
+//!   hash index ──► record ──older──► record …
+//!   page: u64 SeqNo  u32 older  u32 value bytes  u16 key bytes  u8 kind  key  value  up to 8 │ next record …
 //! ```
 //!
 //! M1  Entries are only added. A lookup at SeqNo n gives the same answer for ever, once all up to n are in.
@@ -20,50 +20,40 @@
 
 use std::cmp::Ordering;
 
-use hashbrown::HashTable;
-use hashbrown::hash_table::Entry as Slot;
-
+use crate::hash_index::HashIndex;
 use crate::key::{Entry, SeqNo, ValueKind, common_prefix, compare, filter_hash};
 
-/// Nodes in a page.
-const PAGE_NODES: usize = 1 << 12;
-/// Bytes of a page of keys and values; larger entries get a page of their own.
+/// Bytes of a page of records; a larger record gets a page of its own.
 const PAGE_BYTES: usize = 1 << 18;
-/// Tables of the hash index: each grows on its own, moving 1/64 of the entries (M3).
+/// Records start at multiples of this. Their places are counted in it.
+const UNIT_BYTES: usize = 8;
+const UNITS_IN_PAGE: usize = PAGE_BYTES / UNIT_BYTES;
+const HEADER_BYTES: usize = 19;
+/// Tables of the index: each growth moves 1/64 of the entries (M3).
 const TABLES: usize = 64;
 /// Entries sorted in one step. Half a thousand take about 50 µs.
 const RUN_ENTRIES: usize = 512;
-/// No older version.
+/// No record.
 const NONE: u32 = u32::MAX;
-
-#[derive(Clone, Copy)]
-struct Node {
-    hash: u64,
-    seqno: SeqNo,
-    page: u32,
-    offset: u32,
-    value_bytes: u32,
-    /// The version of the key before this one.
-    older: u32,
-    key_bytes: u16,
-    kind: ValueKind,
-}
 
 /// A multi-version map from keys to values.
 pub struct Memtable {
-    /// Pages of nodes; they never move.
-    nodes: Vec<Vec<Node>>,
-    /// Pages of keys and values; they never move.
+    /// They never move.
     pages: Vec<Vec<u8>>,
     pages_bytes: usize,
-    /// The newest node of each key, by the low bits of its hash.
-    index: Vec<HashTable<u32>>,
-    /// Entries that the tables of the index have room for, all together.
-    index_capacity: usize,
-    entries: u32,
+    /// The newest record of each key.
+    index: HashIndex,
+    entries: u64,
     last: SeqNo,
     /// Bytes that all keys have in common with the first one.
     common: usize,
+}
+
+/// A record in a page.
+struct Record<'a> {
+    entry: Entry<'a>,
+    /// The version of the key before this one.
+    older: u32,
 }
 
 impl Default for Memtable {
@@ -73,14 +63,12 @@ impl Default for Memtable {
 }
 
 impl Memtable {
-    /// An empty memtable. Its first pages are allocated with the first entry.
+    /// An empty memtable. Its first page is allocated with the first entry.
     pub fn new() -> Self {
         Self {
-            nodes: Vec::new(),
             pages: Vec::new(),
             pages_bytes: 0,
-            index: (0..TABLES).map(|_| HashTable::new()).collect(),
-            index_capacity: 0,
+            index: HashIndex::new(TABLES),
             entries: 0,
             last: SeqNo(0),
             common: usize::MAX,
@@ -89,13 +77,12 @@ impl Memtable {
 
     /// Bytes of memory held (M2).
     pub fn bytes(&self) -> usize {
-        // A table holds its slots, a control byte for each, and is at most seven eighths full.
-        self.nodes.len() * PAGE_NODES * size_of::<Node>() + self.pages_bytes + self.index_capacity * 6
+        self.pages_bytes + self.index.bytes()
     }
 
     /// Entries, all versions counted.
     pub fn entries(&self) -> u64 {
-        u64::from(self.entries)
+        self.entries
     }
 
     /// SeqNo of the last entry; 0 if there is none.
@@ -111,184 +98,184 @@ impl Memtable {
         assert!(self.last < seqno, "SeqNos only grow"); // M1
         self.common = match self.entries {
             0 => key.len(),
-            _ => self.common.min(common_prefix(self.key(self.node(0)), key)),
+            _ => self.common.min(common_prefix(record(&self.pages, 0).entry.key, key)),
         };
-        let (page, offset) = self.store(key, value);
-        let hash = filter_hash(key);
-        let new = self.entries;
-        let Self { nodes, pages, index, .. } = self;
-        let table = &mut index[table_of(hash)];
-        let capacity = table.capacity();
-        let same = |&node: &u32| {
-            let node = node_in(nodes, node);
-            node.hash == hash && key_in(pages, node) == key
-        };
-        let older = match table.entry(hash, same, |&node| node_in(nodes, node).hash) {
-            Slot::Occupied(mut newest) => std::mem::replace(newest.get_mut(), new),
-            Slot::Vacant(slot) => {
-                slot.insert(new);
-                NONE
-            }
-        };
-        self.index_capacity += table.capacity() - capacity;
-        if (new as usize).is_multiple_of(PAGE_NODES) {
-            nodes.push(Vec::with_capacity(PAGE_NODES));
-        }
-        let last_page = nodes.len() - 1;
-        nodes[last_page].push(Node {
-            hash,
-            seqno,
-            page,
-            offset,
-            value_bytes: u32::try_from(value.len()).expect("values are under 4 GiB"),
-            older,
-            key_bytes: u16::try_from(key.len()).expect("keys are under 64 KiB"),
-            kind,
-        });
-        self.entries = new.checked_add(1).filter(|count| *count != NONE).expect("frozen long before that");
+        let place = self.make_room(HEADER_BYTES + key.len() + value.len());
+        let Self { pages, index, .. } = self;
+        let same = |other| record(pages, other).entry.key == key;
+        let older = index.insert(filter_hash(key), place, same).unwrap_or(NONE);
+        let page = &mut self.pages[place as usize / UNITS_IN_PAGE];
+        page.extend_from_slice(&seqno.0.to_le_bytes());
+        page.extend_from_slice(&older.to_le_bytes());
+        page.extend_from_slice(&u32::try_from(value.len()).expect("values are under 4 GiB").to_le_bytes());
+        page.extend_from_slice(&u16::try_from(key.len()).expect("keys are under 64 KiB").to_le_bytes());
+        page.push(kind as u8);
+        page.extend_from_slice(key);
+        page.extend_from_slice(value);
+        page.resize(page.len().next_multiple_of(UNIT_BYTES), 0);
+        self.entries += 1;
         self.last = seqno;
     }
 
     /// The newest entry of `key` at or below `snapshot`.
     pub fn get(&self, key: &[u8], snapshot: SeqNo) -> Option<Entry<'_>> {
-        let hash = filter_hash(key);
-        let same = |&node: &u32| {
-            let node = self.node(node);
-            node.hash == hash && self.key(node) == key
-        };
-        let mut at = *self.index[table_of(hash)].find(hash, same)?;
+        let mut place = self.index.get(filter_hash(key), |place| self.record(place).entry.key == key)?;
         // Versions above the snapshot are in flight: few, and on their way to be seen.
-        while at != NONE {
-            let node = self.node(at);
-            if node.seqno <= snapshot {
-                return Some(self.entry(node));
+        while place != NONE {
+            let Record { entry, older } = self.record(place);
+            if entry.seqno <= snapshot {
+                return Some(entry);
             }
-            at = node.older;
+            place = older;
         }
         None
     }
 
-    fn node(&self, index: u32) -> &Node {
-        node_in(&self.nodes, index)
+    fn record(&self, place: u32) -> Record<'_> {
+        record(&self.pages, place)
     }
 
-    fn key(&self, node: &Node) -> &[u8] {
-        key_in(&self.pages, node)
-    }
-
-    fn entry(&self, node: &Node) -> Entry<'_> {
-        let from = node.offset as usize + usize::from(node.key_bytes);
-        let value = &self.pages[node.page as usize][from..from + node.value_bytes as usize];
-        Entry { key: self.key(node), seqno: node.seqno, kind: node.kind, value }
-    }
-
-    /// Copies key and value, one behind the other, into a page.
-    fn store(&mut self, key: &[u8], value: &[u8]) -> (u32, u32) {
-        let bytes = key.len() + value.len();
-        let fits = self.pages.last().is_some_and(|page| page.len() + bytes <= page.capacity());
-        if !fits {
+    /// The place of the next record, of `bytes`, in a page that has room for it.
+    fn make_room(&mut self, bytes: usize) -> u32 {
+        let bytes = bytes.next_multiple_of(UNIT_BYTES);
+        if self.pages.last().is_none_or(|page| PAGE_BYTES < page.len() + bytes) {
             let capacity = bytes.max(PAGE_BYTES);
             self.pages.push(Vec::with_capacity(capacity));
             self.pages_bytes += capacity;
         }
-        let index = self.pages.len() - 1;
-        let page = &mut self.pages[index];
-        let offset = page.len();
-        page.extend_from_slice(key);
-        page.extend_from_slice(value);
-        let narrow = |number: usize| u32::try_from(number).expect("pages are few and small");
-        (narrow(index), narrow(offset))
+        let page = self.pages.len() - 1;
+        let place = u32::try_from(page * UNITS_IN_PAGE + self.pages[page].len() / UNIT_BYTES);
+        place.ok().filter(|place| *place != NONE).expect("it is frozen long before 32 GiB")
     }
 }
 
-fn node_in(nodes: &[Vec<Node>], index: u32) -> &Node {
-    &nodes[index as usize / PAGE_NODES][index as usize % PAGE_NODES]
-}
-
-fn key_in<'a>(pages: &'a [Vec<u8>], node: &Node) -> &'a [u8] {
-    let from = node.offset as usize;
-    &pages[node.page as usize][from..from + usize::from(node.key_bytes)]
-}
-
-/// The table of a hash. hashbrown looks at the lowest and the highest bits, so this takes some between.
-fn table_of(hash: u64) -> usize {
-    (hash >> 40) as usize % TABLES
+fn record(pages: &[Vec<u8>], place: u32) -> Record<'_> {
+    let page = &pages[place as usize / UNITS_IN_PAGE];
+    let (header, rest) = page[place as usize % UNITS_IN_PAGE * UNIT_BYTES..].split_at(HEADER_BYTES);
+    let number = |from: usize| {
+        u32::from_le_bytes([header[from], header[from + 1], header[from + 2], header[from + 3]])
+    };
+    let seqno = SeqNo(u64::from(number(4)) << 32 | u64::from(number(0)));
+    let kind = ValueKind::decode(header[18]).expect("an insert put a kind there");
+    let (key, rest) = rest.split_at(usize::from(u16::from_le_bytes([header[16], header[17]])));
+    Record { entry: Entry { key, seqno, kind, value: &rest[..number(12) as usize] }, older: number(8) }
 }
 
 /// The entries of a memtable that takes no more of them, in order: sorted in runs, then merged as they are asked
 /// for. Everything takes the memtable as an argument, so that nothing is borrowed between two steps.
 ///
-/// Comparisons look at eight bytes behind what all keys have in common, side by side in the runs, and at the
-/// keys themselves only where those are equal.
+/// Comparisons look at eight bytes behind what all keys have in common, side by side, and at the keys themselves only
+/// where those are equal. The runs are merged by a tournament (Knuth, TAOCP volume 3, 5.4.1, tree of losers): when
+/// the winner moves on, it plays against those that lost on its way, one for each level.
 pub struct InOrder {
-    /// Those eight bytes, and the node.
-    runs: Vec<Vec<(u64, u32)>>,
-    /// How many entries are in runs.
-    taken: u32,
-    /// Run and place of the next entry of each run, as a heap: the smallest first.
-    heap: Vec<(u32, u32)>,
+    /// Where the entries begin that are in no run yet.
+    page: usize,
+    offset: usize,
+    runs: Vec<std::vec::IntoIter<Head>>,
+    /// The next entry of each run.
+    heads: Vec<Head>,
+    /// The run that won the tournament, then the loser of each match: of `n`, against the winner of `2n` or `2n + 1`;
+    /// run r enters it at `runs + r`.
+    matches: Vec<u32>,
+}
+
+/// An entry in a run.
+#[derive(Clone, Copy)]
+struct Head {
+    /// The eight bytes.
+    prefix: u64,
+    /// `NONE` behind the last.
+    place: u32,
+}
+
+impl Head {
+    const END: Self = Self { prefix: u64::MAX, place: NONE };
+
+    fn order(self, other: Self, memtable: &Memtable) -> Ordering {
+        self.prefix.cmp(&other.prefix).then_with(|| match (self.place, other.place) {
+            (NONE, _) | (_, NONE) => self.place.cmp(&other.place),
+            _ => {
+                let of = |head: Self| {
+                    let entry = memtable.record(head.place).entry;
+                    (entry.key, entry.seqno)
+                };
+                compare(of(self), of(other))
+            }
+        })
+    }
 }
 
 impl InOrder {
     /// Nothing is sorted yet.
     pub fn new() -> Self {
-        Self { runs: Vec::new(), taken: 0, heap: Vec::new() }
+        Self { page: 0, offset: 0, runs: Vec::new(), heads: Vec::new(), matches: Vec::new() }
     }
 
     /// Sorts a run; `false` once all are.
     pub fn sort_some(&mut self, memtable: &Memtable) -> bool {
-        let end = memtable.entries.min(self.taken.saturating_add(RUN_ENTRIES as u32));
-        if self.taken < end {
-            let mut run: Vec<(u64, u32)> = (self.taken..end)
-                .map(|index| (prefix(&memtable.key(memtable.node(index))[memtable.common..]), index))
-                .collect();
-            run.sort_unstable_by(|a, b| order(memtable, *a, *b));
-            self.runs.push(run);
-            self.taken = end;
-            return true;
-        }
-        if self.heap.is_empty() {
-            self.heap = (0..self.runs.len()).map(|run| (run as u32, 0)).collect();
-            for at in (0..self.heap.len() / 2).rev() {
-                self.sink(memtable, at);
+        let mut run = Vec::with_capacity(RUN_ENTRIES);
+        while let Some(page) = memtable.pages.get(self.page)
+            && run.len() < RUN_ENTRIES
+        {
+            if page.len() <= self.offset {
+                (self.page, self.offset) = (self.page + 1, 0);
+                continue;
             }
+            let place = (self.page * UNITS_IN_PAGE + self.offset / UNIT_BYTES) as u32;
+            let entry = memtable.record(place).entry;
+            run.push(Head { prefix: prefix(&entry.key[memtable.common..]), place });
+            let bytes = HEADER_BYTES + entry.key.len() + entry.value.len();
+            self.offset += bytes.next_multiple_of(UNIT_BYTES);
         }
-        false
+        if run.is_empty() {
+            if self.matches.is_empty() {
+                self.begin(memtable);
+            }
+            return false;
+        }
+        run.sort_unstable_by(|a, b| a.order(*b, memtable));
+        self.runs.push(run.into_iter());
+        true
+    }
+
+    /// Plays all matches for the first time.
+    fn begin(&mut self, memtable: &Memtable) {
+        self.heads = self.runs.iter_mut().map(|run| run.next().unwrap_or(Head::END)).collect();
+        let runs = self.runs.len();
+        let mut winners: Vec<u32> = (0..2 * runs).map(|at| at.saturating_sub(runs) as u32).collect();
+        self.matches = vec![0; runs];
+        for at in (1..runs).rev() {
+            let (a, b) = (winners[2 * at], winners[2 * at + 1]);
+            let a_wins = self.head(a).order(self.head(b), memtable).is_lt();
+            (winners[at], self.matches[at]) = if a_wins { (a, b) } else { (b, a) };
+        }
+        if let Some(winner) = self.matches.first_mut() {
+            *winner = winners[1];
+        }
+    }
+
+    fn head(&self, run: u32) -> Head {
+        self.heads[run as usize]
     }
 
     /// The next entry; all runs are sorted.
     pub fn next<'a>(&mut self, memtable: &'a Memtable) -> Option<Entry<'a>> {
-        assert_eq!(self.taken, memtable.entries, "the memtable is frozen, and its runs are sorted");
-        let &(run, place) = self.heap.first()?;
-        let (_, node) = self.runs[run as usize][place as usize];
-        if place as usize + 1 < self.runs[run as usize].len() {
-            self.heap[0].1 += 1;
-        } else {
-            self.heap.swap_remove(0);
+        let mut winner = *self.matches.first()?;
+        let found = self.head(winner).place;
+        if found == NONE {
+            return None;
         }
-        self.sink(memtable, 0);
-        Some(memtable.entry(memtable.node(node)))
-    }
-
-    /// Moves the head at `at` down to its place in the heap.
-    fn sink(&mut self, memtable: &Memtable, mut at: usize) {
-        let head = |this: &Self, at: usize| {
-            let (run, place) = this.heap[at];
-            this.runs[run as usize][place as usize]
-        };
-        loop {
-            let left = 2 * at + 1;
-            let Some(smallest) = (left..self.heap.len().min(left + 2))
-                .min_by(|a, b| order(memtable, head(self, *a), head(self, *b)))
-            else {
-                return;
-            };
-            if order(memtable, head(self, at), head(self, smallest)).is_lt() {
-                return;
+        let run = winner as usize;
+        self.heads[run] = self.runs[run].next().unwrap_or(Head::END);
+        let mut at = (self.runs.len() + run) / 2;
+        while 0 < at {
+            if self.head(self.matches[at]).order(self.head(winner), memtable).is_lt() {
+                std::mem::swap(&mut self.matches[at], &mut winner);
             }
-            self.heap.swap(at, smallest);
-            at = smallest;
+            at /= 2;
         }
+        self.matches[0] = winner;
+        Some(memtable.record(found).entry)
     }
 }
 
@@ -296,16 +283,6 @@ impl Default for InOrder {
     fn default() -> Self {
         Self::new()
     }
-}
-
-fn order(memtable: &Memtable, a: (u64, u32), b: (u64, u32)) -> Ordering {
-    a.0.cmp(&b.0).then_with(|| {
-        let of = |index| {
-            let node = memtable.node(index);
-            (memtable.key(node), node.seqno)
-        };
-        compare(of(a.1), of(b.1))
-    })
 }
 
 /// The first eight bytes as a number of the same order; fewer are padded with zeros.
@@ -374,8 +351,6 @@ mod tests {
                 memtable.insert(key, seqno, kind, &value);
                 model.insert((key.clone(), std::cmp::Reverse(seqno)), (kind, value));
             }
-            let capacity: usize = memtable.index.iter().map(HashTable::capacity).sum();
-            prop_assert_eq!(memtable.index_capacity, capacity); // M2
             let walked: Vec<_> = walk(&memtable)
                 .iter()
                 .map(|e| ((e.key.to_vec(), std::cmp::Reverse(e.seqno)), (e.kind, e.value.to_vec())))

@@ -118,6 +118,14 @@ fn tolerate<T>(result: Result<T>) -> Result<()> {
 /// Sends some batches of writes, and waits for the answers of each.
 async fn write(db: &Db<SimStorage>, journal: &RefCell<Journal>, mut random: Random) -> Result<()> {
     for _ in 0..=random.below(4) {
+        // Others are ahead or behind, so that a group forms while the one before is synced.
+        for _ in 0..random.below(4) {
+            db.pause().await;
+        }
+        // So the next group may begin a WAL while the one before is on its way to another.
+        if random.below(6) == 0 {
+            db.request_flush();
+        }
         let mut tickets = Vec::new();
         for _ in 0..=random.below(3) {
             let index = random.below(KEYS as u64) as usize;

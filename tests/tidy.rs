@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules by layer; one may use those of lower layers, and its own folder.
 const LAYERS: &[&[&str]] = &[
-    &["error", "random", "codec", "key", "config", "file_name", "host"],
+    &["error", "random", "codec", "key", "config", "file_name", "hash_index", "host"],
     &["storage"],
     &["memtable", "merge", "record"],
     &["sst", "wal"],

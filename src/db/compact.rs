@@ -139,8 +139,8 @@ impl<S: Storage> Environment for Db<S> {
         if self.0.closing.get() {
             return Err(Error::new(ErrorKind::ShuttingDown, "the compaction ends: the server is stopping"));
         }
-        if let Some(error) = &*self.0.poison.borrow() {
-            return Err(error.clone());
+        if let Some(error) = self.0.queue.failure() {
+            return Err(error);
         }
         Ok(())
     }

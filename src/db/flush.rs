@@ -2,13 +2,13 @@
 
 use std::rc::Rc;
 
-use super::{Db, LoggedMemtable, Work};
+use super::{Active, Db, Frozen, Work};
 use crate::compaction::executor::ENTRY_COST_BYTES;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
 use crate::key::{SeqNo, filter_hash};
 use crate::manifest::{VersionEdit, WalMeta};
-use crate::memtable::InOrder;
+use crate::memtable::{InOrder, Memtable};
 use crate::record::Kind;
 use crate::record::file::Extent;
 use crate::sst::SstMeta;
@@ -29,7 +29,7 @@ impl<S: Storage> Db<S> {
     /// Asks for a flush of what is in memory, however little. Done in the background.
     pub fn request_flush(&self) {
         let inner = &*self.0;
-        if inner.active.borrow().logged.memtable.borrow().entries() == 0 {
+        if inner.active.borrow().memtable.entries() == 0 {
             return;
         }
         inner.freeze_due.set(true);
@@ -66,14 +66,14 @@ impl<S: Storage> Db<S> {
     }
 
     /// Writes the memtable, puts the SST in force, and releases the WAL. Steps in the order of P7.
-    async fn flush(&self, logged: &Rc<LoggedMemtable>) -> Result<Option<SstMeta>> {
+    async fn flush(&self, frozen: &Rc<Frozen>) -> Result<Option<SstMeta>> {
         let inner = &*self.0;
-        let last = logged.memtable.borrow().last();
+        let last = frozen.memtable.last();
         self.committed_up_to(last).await?; // D3
-        let meta = if last == SeqNo(0) { None } else { Some(self.write_sst(logged).await?) };
+        let meta = if last == SeqNo(0) { None } else { Some(self.write_sst(&frozen.memtable).await?) };
         let edit = VersionEdit {
             flushed: meta.as_ref().map(|meta| meta.last),
-            remove_wals: vec![logged.wal],
+            remove_wals: vec![frozen.wal],
             add_ssts: meta.iter().map(|meta| (0, Rc::new(meta.clone()))).collect(),
             ..VersionEdit::default()
         };
@@ -86,15 +86,14 @@ impl<S: Storage> Db<S> {
             }
             return Err(error);
         }
-        {
-            let mut frozen = inner.frozen.borrow_mut();
-            if frozen.front().is_some_and(|front| Rc::ptr_eq(front, logged)) {
-                frozen.pop_front();
-            }
-        }
+        let first = inner.frozen.borrow_mut().pop_front();
+        assert!(
+            first.is_some_and(|first| Rc::ptr_eq(&first, frozen)),
+            "one flush at a time, the oldest first"
+        ); // D3
         self.freeze_if_due();
         inner.events.room.notify_waiters();
-        if let Err(error) = self.release_wal(logged).await {
+        if let Err(error) = self.release_wal(frozen).await {
             if error.kind() == ErrorKind::Poisoned {
                 return Err(error);
             }
@@ -108,47 +107,41 @@ impl<S: Storage> Db<S> {
         loop {
             // Registered before the look, so that no commit in between is missed.
             let committed = inner.events.committed.notified();
-            if let Some(error) = &*inner.poison.borrow() {
-                return Err(error.clone());
+            if let Some(error) = inner.queue.failure() {
+                return Err(error);
             }
-            if last <= inner.visible.get() {
+            if last <= inner.queue.visible() {
                 return Ok(());
             }
             committed.await;
         }
     }
 
-    async fn write_sst(&self, logged: &LoggedMemtable) -> Result<SstMeta> {
+    async fn write_sst(&self, memtable: &Memtable) -> Result<SstMeta> {
         let inner = &*self.0;
         let number = self.new_file();
         let result = async {
             let identity = inner.owner.identity(Kind::Sst, number);
             let mut builder = SstBuilder::create(&inner.storage, identity).await?;
             let mut in_order = InOrder::new();
-            while in_order.sort_some(&logged.memtable.borrow()) {
+            while in_order.sort_some(memtable) {
                 inner.storage.pause().await;
             }
-            let mut last_key = Vec::new();
-            loop {
-                // Copied out: the memtable is not borrowed across an await.
-                let newest = {
-                    let memtable = logged.memtable.borrow();
-                    let Some(entry) = in_order.next(&memtable) else { break };
-                    // An older version of the key before is left out.
-                    (*last_key != *entry.key)
-                        .then(|| (entry.key.to_vec(), entry.seqno, entry.kind, entry.value.to_vec()))
-                };
+            let mut last_key: &[u8] = b"";
+            while let Some(entry) = in_order.next(memtable) {
                 self.slice(Work::Flush, ENTRY_COST_BYTES).await;
-                let Some((key, seqno, kind, value)) = newest else { continue };
-                inner.values.remove(filter_hash(&key), &key); // K1
-                let entry = crate::key::Entry { key: &key, seqno, kind, value: &value };
+                // An older version of the key before is left out.
+                if entry.key == last_key {
+                    continue;
+                }
+                last_key = entry.key;
+                inner.values.remove(filter_hash(entry.key), entry.key); // K1
                 builder.add(&entry).await?;
-                last_key = key;
-                self.slice(Work::Flush, last_key.len() + value.len()).await;
+                self.slice(Work::Flush, entry.key.len() + entry.value.len()).await;
             }
             let meta = builder.finish().await?;
             // The last write of a memtable is the newest of its key, so it was not left out.
-            assert_eq!(meta.last, logged.memtable.borrow().last());
+            assert_eq!(meta.last, memtable.last());
             sync_names(&inner.storage).await?;
             Ok(meta)
         }
@@ -161,7 +154,7 @@ impl<S: Storage> Db<S> {
     }
 
     /// A WAL that the manifest no longer names becomes the spare, or goes.
-    async fn release_wal(&self, logged: &LoggedMemtable) -> Result<()> {
+    async fn release_wal(&self, frozen: &Frozen) -> Result<()> {
         let inner = &*self.0;
         let remove = async |number| {
             let name = FileName::Wal(number);
@@ -169,14 +162,14 @@ impl<S: Storage> Db<S> {
             inner.storage.remove(name).await.map_err(|error| Error::io(attempt(), error))
         };
         let wanted = inner.spare.borrow().is_none() && !inner.spare_coming.get();
-        if !wanted || !logged.recyclable {
-            return remove(logged.wal).await;
+        if !wanted || !frozen.recyclable {
+            return remove(frozen.wal).await;
         }
         let number = self.new_file();
         inner.spare_coming.set(true);
         let result = async {
             let lengths = Self::wal_lengths(&inner.config);
-            let wal = Wal::recycle(&inner.storage, inner.owner, logged.wal, number, lengths).await?;
+            let wal = Wal::recycle(&inner.storage, inner.owner, frozen.wal, number, lengths).await?;
             self.adopt_spare(wal).await
         }
         .await;
@@ -186,7 +179,7 @@ impl<S: Storage> Db<S> {
         {
             // It has one name or the other, and no manifest names either; its space may be what is lacking.
             let _ = remove(number).await;
-            let _ = remove(logged.wal).await;
+            let _ = remove(frozen.wal).await;
         }
         result
     }
@@ -263,25 +256,26 @@ impl<S: Storage> Db<S> {
             self.commit_next().await?;
         }
         self.sync().await?;
+        let used = 0 < inner.active.borrow().memtable.entries();
+        if used {
+            // No write comes any more: the new memtable needs no WAL of its own (D2).
+            let wal = inner.active.borrow().wal.clone();
+            let full = inner.active.replace(Active::new(wal));
+            inner.frozen.borrow_mut().push_back(full.freeze());
+        }
         let mut last = None;
         loop {
             let oldest = inner.frozen.borrow().front().cloned();
             let Some(oldest) = oldest else { break };
             last = self.flush(&oldest).await?.or(last);
         }
-        let active = inner.active.borrow().logged.clone();
-        if active.memtable.borrow().entries() == 0 {
-            watch(CloseStep::Flushed(last));
-        } else {
-            let meta = self.flush(&active).await?;
-            watch(CloseStep::Flushed(meta));
-        }
+        watch(CloseStep::Flushed(last));
         self.remove_obsolete().await?;
         // The active WAL, if it took no write, else the one that was recycled or prepared.
-        let empty = if active.memtable.borrow().entries() == 0 {
-            Some(active.wal)
-        } else {
+        let empty = if used {
             inner.spare.borrow().as_ref().map(|spare| spare.number())
+        } else {
+            Some(inner.active.borrow().wal.number())
         };
         self.edit(VersionEdit { clean_wal: empty, ..VersionEdit::default() }).await?;
         watch(CloseStep::WalCleaned);

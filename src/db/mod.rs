@@ -77,19 +77,29 @@ impl<S: Storage> Clone for Db<S> {
     }
 }
 
-/// A memtable and the number of the WAL that holds the same writes (D2).
-struct LoggedMemtable {
-    memtable: RefCell<Memtable>,
+/// Where new writes go: a memtable, and the WAL that holds the same writes (D2).
+struct Active<S: Storage> {
+    memtable: Memtable,
+    wal: Rc<Wal<S::File>>,
+}
+
+/// A memtable that takes no more writes, and the number of its WAL.
+struct Frozen {
+    memtable: Memtable,
     wal: FileNumber,
     /// Whether the WAL can be used again. One that was replayed cannot: the kernel may still finish a write of
     /// the killed process there.
     recyclable: bool,
 }
 
-/// Where new writes go.
-struct Active<S: Storage> {
-    logged: Rc<LoggedMemtable>,
-    wal: Rc<Wal<S::File>>,
+impl<S: Storage> Active<S> {
+    fn new(wal: Rc<Wal<S::File>>) -> Self {
+        Self { memtable: Memtable::new(), wal }
+    }
+
+    fn freeze(self) -> Rc<Frozen> {
+        Rc::new(Frozen { memtable: self.memtable, wal: self.wal.number(), recyclable: true })
+    }
 }
 
 type OpenFile<S> = OnceCell<Rc<Sst<<S as Storage>::File>>>;
@@ -101,12 +111,11 @@ struct Inner<S: Storage> {
     limits: Limits,
     /// The SeqNo of the next write.
     next: Cell<SeqNo>,
-    /// The last SeqNo that readers see (D1).
-    visible: Cell<SeqNo>,
+    /// Its `visible` is the last SeqNo that readers see (D1), its `failure` why writes have failed for good (D4).
     queue: CommitQueue<S::File>,
     active: RefCell<Active<S>>,
     /// The oldest first.
-    frozen: RefCell<VecDeque<Rc<LoggedMemtable>>>,
+    frozen: RefCell<VecDeque<Rc<Frozen>>>,
     /// The WAL that the next freeze will need.
     spare: RefCell<Option<Rc<Wal<S::File>>>>,
     /// Somebody is making the spare WAL.
@@ -126,8 +135,6 @@ struct Inner<S: Storage> {
     obsolete: RefCell<Vec<SharedMeta>>,
     /// Bytes of background work until the next pause, by [`Work`].
     slice_left: [Cell<usize>; 3],
-    /// Why writes have failed for good, if they have (D4).
-    poison: RefCell<Option<Error>>,
     /// Why background work fails at the moment, if it does, by [`Work`].
     trouble: RefCell<[Option<Error>; 3]>,
     closing: Cell<bool>,
@@ -152,7 +159,7 @@ enum Work {
 /// What the background futures wait for.
 #[derive(Default)]
 struct Events {
-    /// A group was committed or synced, or the shard was poisoned.
+    /// A group was committed or synced, or the queue has failed.
     committed: Notify,
     /// A memtable was frozen.
     frozen: Notify,
@@ -194,7 +201,7 @@ impl<S: Storage> Db<S> {
     /// `InvalidRequest` or `TooLarge`.
     pub fn lookup(&self, key: &[u8]) -> Result<Lookup<S>> {
         self.check_key(key)?;
-        Ok(Lookup::new(self, key, self.0.visible.get(), Wants::Value))
+        Ok(Lookup::new(self, key, self.0.queue.visible(), Wants::Value))
     }
 
     /// The durable value of a key.
@@ -223,8 +230,8 @@ impl<S: Storage> Db<S> {
             let message = format!("the value is longer than {} bytes", inner.config.value_bytes_max);
             return Err(Error::new(ErrorKind::TooLarge, message));
         }
-        if let Some(error) = &*inner.poison.borrow() {
-            return Err(error.clone());
+        if let Some(error) = inner.queue.failure() {
+            return Err(error);
         }
         if inner.closing.get() {
             return Err(Error::new(ErrorKind::ShuttingDown, "the server is stopping"));
@@ -239,14 +246,13 @@ impl<S: Storage> Db<S> {
         if !self.active_has_room(bytes) {
             self.freeze()?;
         }
-        let active = inner.active.borrow();
+        let active = &mut *inner.active.borrow_mut();
         let seqno = inner.next.get();
         inner.next.set(seqno.next());
         let ticket = inner.queue.push(&active.wal, seqno, key, kind, value);
-        let mut memtable = active.logged.memtable.borrow_mut();
-        memtable.insert(key, seqno, kind, value); // D1, D2
+        active.memtable.insert(key, seqno, kind, value); // D1, D2
         // Half way there is still time to prepare the next WAL before a write has to wait for it.
-        let half = inner.config.memtable_bytes / 2 <= memtable.bytes()
+        let half = inner.config.memtable_bytes / 2 <= active.memtable.bytes()
             || active.wal.capacity() / 2 <= active.wal.reserved();
         if half && inner.spare.borrow().is_none() {
             inner.events.spare_wanted.notify_one();
@@ -256,9 +262,8 @@ impl<S: Storage> Db<S> {
 
     fn active_has_room(&self, bytes: usize) -> bool {
         let active = self.0.active.borrow();
-        let memtable = active.logged.memtable.borrow();
-        memtable.entries() == 0
-            || (memtable.bytes() < self.0.config.memtable_bytes && active.wal.has_room(bytes))
+        active.memtable.entries() == 0
+            || (active.memtable.bytes() < self.0.config.memtable_bytes && active.wal.has_room(bytes))
     }
 
     /// Freezes the active memtable, and gives the next writes a new one and the spare WAL.
@@ -272,9 +277,8 @@ impl<S: Storage> Db<S> {
             return Err(self.no_room(Work::Spare, "the next WAL is not ready"));
         };
         inner.freeze_due.set(false);
-        let active = Active { logged: Rc::new(LoggedMemtable::new(&wal)), wal };
-        let full = inner.active.replace(active);
-        inner.frozen.borrow_mut().push_back(full.logged);
+        let full = inner.active.replace(Active::new(wal));
+        inner.frozen.borrow_mut().push_back(full.freeze());
         inner.events.frozen.notify_one();
         Ok(())
     }
@@ -317,8 +321,7 @@ impl<S: Storage> Db<S> {
     fn backlog(&self) -> Backlog {
         let inner = &*self.0;
         let version = inner.version.borrow();
-        let active = inner.active.borrow();
-        let bytes = active.logged.memtable.borrow().bytes();
+        let bytes = inner.active.borrow().memtable.bytes();
         Backlog {
             frozen: inner.frozen.borrow().len(),
             active_percent: bytes.saturating_mul(100) / inner.config.memtable_bytes,
@@ -330,7 +333,7 @@ impl<S: Storage> Db<S> {
 
     /// Waits until there is a group to commit. Cancel safety: safe.
     pub async fn commit_due(&self) {
-        self.0.queue.wait().await;
+        self.0.queue.commit_due().await;
     }
 
     /// Lets every other ready task, and the kernel, go first.
@@ -343,32 +346,31 @@ impl<S: Storage> Db<S> {
         !self.0.queue.is_empty()
     }
 
-    /// Writes and syncs the oldest group, if there is one. The caller may wait before, to slow writers down.
+    /// Appends the oldest group to its WAL, if there is one, syncs it if that is the mode, and answers its writers. The
+    /// caller may wait before, to slow writers down. One call at a time.
     ///
     /// # Errors
     /// `Poisoned`: every waiter has been told, and the process has to end (P6).
     ///
     /// Cancel safety: not safe.
     pub async fn commit_next(&self) -> Result<()> {
-        let inner = &*self.0;
-        match inner.queue.commit(inner.config.sync_every_group).await {
-            Ok(None) => Ok(()),
-            Ok(Some((last, answer))) => {
-                assert!(inner.visible.get() < last, "groups complete in order"); // C1
-                let poison = inner.poison.borrow().clone();
-                if let Some(error) = poison {
-                    // A sync failed while this group was written: whether it will last is not known (D4).
-                    answer.give(Err(error.clone()));
-                    return Err(error);
-                }
-                inner.visible.set(last); // D1
-                answer.give(Ok(()));
-                inner.events.committed.notify_waiters();
-                inner.events.room.notify_waiters();
-                Ok(())
-            }
-            Err(error) => Err(self.poison(&error)),
-        }
+        let result = self.0.queue.commit().await;
+        self.tell_waiters();
+        result
+    }
+
+    /// Groups are committed, or never will be.
+    fn tell_waiters(&self) {
+        self.0.events.committed.notify_waiters();
+        self.0.events.room.notify_waiters();
+    }
+
+    /// Syncs groups that were committed without a sync (`--sync DURATION`). Errors and cancel safety as
+    /// [`Self::commit_next`].
+    pub async fn sync(&self) -> Result<()> {
+        let result = self.0.queue.sync().await;
+        self.tell_waiters();
+        result
     }
 
     /// The WAL of the last group, and how far it is durable; `None` before the first.
@@ -401,21 +403,10 @@ impl<S: Storage> Db<S> {
         .await
     }
 
-    /// Syncs groups that were committed without a sync (`--sync DURATION`). Errors as [`Self::commit_next`].
-    pub async fn sync(&self) -> Result<()> {
-        self.0.queue.sync().await.map_err(|error| self.poison(&error))?;
-        self.0.events.committed.notify_waiters();
-        Ok(())
-    }
-
     /// Refuses every write from now on, and tells everyone who waits (D4).
     fn poison(&self, error: &Error) -> Error {
-        let inner = &*self.0;
-        let first =
-            inner.poison.borrow_mut().get_or_insert_with(|| error.with_kind(ErrorKind::Poisoned)).clone();
-        inner.queue.fail(&first);
-        inner.events.committed.notify_waiters();
-        inner.events.room.notify_waiters();
+        let first = self.0.queue.fail(error);
+        self.tell_waiters();
         first
     }
 
@@ -432,8 +423,8 @@ impl<S: Storage> Db<S> {
         if !agrees(manifest.state()) {
             return Ok(());
         }
-        if let Some(error) = &*inner.poison.borrow() {
-            return Err(error.clone());
+        if let Some(error) = inner.queue.failure() {
+            return Err(error);
         }
         edit.next_file = Some(self.new_file()); // which a fresh manifest takes, if this one is full
         let before = inner.version.borrow().clone();
@@ -580,11 +571,5 @@ struct Held(Vec<u8>, #[allow(dead_code, reason = "it is there to be dropped")] O
 impl AsRef<[u8]> for Held {
     fn as_ref(&self) -> &[u8] {
         &self.0
-    }
-}
-
-impl LoggedMemtable {
-    fn new<F: crate::storage::File>(wal: &Wal<F>) -> Self {
-        Self { memtable: RefCell::new(Memtable::new()), wal: wal.number(), recyclable: true }
     }
 }

@@ -5,9 +5,9 @@
 //! await, and [`Lookup::finish`] reads the rest.
 //!
 //! Why the first entry found is the newest visible one: memtables hold newer writes than any SST (D3), a cached value
-//! is what the SSTs say (K1), and among SSTs N3 holds. Everything in an SST was committed (D3), so it is visible to every reader, and no SST
-//! entry needs to be compared with the snapshot. The memtables and the version are looked at in one
-//! synchronous step, so no flush can move an entry between them unseen.
+//! is what the SSTs say (K1), and among SSTs N3 holds. Everything in an SST was committed (D3), so it is visible to
+//! every reader, and no SST entry needs to be compared with the snapshot. The memtables and the version are looked at
+//! in one synchronous step, so no flush can move an entry between them unseen.
 
 use std::rc::Rc;
 
@@ -17,6 +17,7 @@ use super::Db;
 use crate::error::Result;
 use crate::key::{SeqNo, ValueKind, filter_hash};
 use crate::manifest::{LEVELS, SharedMeta, Version};
+use crate::memtable::Memtable;
 use crate::sst::BlockHandle;
 use crate::sst::block::Block;
 use crate::sst::reader::{PointLookup, Sst, Step};
@@ -72,8 +73,7 @@ enum Need<S: Storage> {
 impl<S: Storage> Lookup<S> {
     pub(super) fn new(db: &Db<S>, key: &[u8], snapshot: SeqNo, wants: Wants) -> Self {
         let inner = &*db.0;
-        let in_memtable = |logged: &super::LoggedMemtable| {
-            let memtable = logged.memtable.borrow();
+        let in_memtable = |memtable: &Memtable| {
             memtable.get(key, snapshot).map(|entry| match entry.kind {
                 ValueKind::Value if wants == Wants::Existence => Some(Ok(Bytes::new())),
                 ValueKind::Value => Some(db.copy_for_reader(entry.value)),
@@ -81,8 +81,8 @@ impl<S: Storage> Lookup<S> {
             })
         };
         let hash = filter_hash(key);
-        let known = in_memtable(&inner.active.borrow().logged)
-            .or_else(|| inner.frozen.borrow().iter().rev().find_map(|frozen| in_memtable(frozen)))
+        let known = in_memtable(&inner.active.borrow().memtable)
+            .or_else(|| inner.frozen.borrow().iter().rev().find_map(|frozen| in_memtable(&frozen.memtable)))
             .or_else(|| inner.values.get(hash, key).map(|value| Some(Ok(value))));
         Self(match known {
             Some(answer) => State::Known(answer),
@@ -187,11 +187,10 @@ impl<S: Storage> Db<S> {
     /// Whether what a search of `version` has found for `key` is still what files say, and no memtable hides it (K1).
     fn is_current(&self, version: &Rc<Version>, key: &[u8]) -> bool {
         let inner = &*self.0;
-        let hides =
-            |logged: &super::LoggedMemtable| logged.memtable.borrow().get(key, SeqNo(u64::MAX)).is_some();
+        let hides = |memtable: &Memtable| memtable.get(key, SeqNo(u64::MAX)).is_some();
         Rc::ptr_eq(version, &inner.version.borrow())
-            && !hides(&inner.active.borrow().logged)
-            && !inner.frozen.borrow().iter().any(|frozen| hides(frozen))
+            && !hides(&inner.active.borrow().memtable)
+            && !inner.frozen.borrow().iter().any(|frozen| hides(&frozen.memtable))
     }
 }
 

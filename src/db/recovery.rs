@@ -30,7 +30,7 @@ use tokio::sync::{Mutex, Semaphore};
 
 use super::commit::CommitQueue;
 use super::values::ValueCache;
-use super::{Active, Db, Events, Inner, LoggedMemtable};
+use super::{Active, Db, Events, Frozen, Inner};
 use crate::compaction::{Limits, debt_bytes};
 use crate::config::DbConfig;
 use crate::error::{Error, ErrorKind, Result};
@@ -142,9 +142,8 @@ impl<S: Storage> Db<S> {
             owner,
             limits,
             next: Cell::new(next),
-            visible: Cell::new(SeqNo(next.0 - 1)),
-            queue: CommitQueue::new(),
-            active: RefCell::new(Active { logged: Rc::new(LoggedMemtable::new(&wal)), wal: Rc::new(wal) }),
+            queue: CommitQueue::new(SeqNo(next.0 - 1), config.sync_every_group),
+            active: RefCell::new(Active::new(Rc::new(wal))),
             frozen: RefCell::new(frozen),
             spare: RefCell::new(None),
             spare_coming: Cell::new(false),
@@ -158,7 +157,6 @@ impl<S: Storage> Db<S> {
             open_files: RefCell::new(Cache::new(config.open_files_max)),
             obsolete: RefCell::new(Vec::new()),
             slice_left: Default::default(),
-            poison: RefCell::new(None),
             trouble: RefCell::default(),
             closing: Cell::new(false),
             waiting: Cell::new(0),
@@ -178,10 +176,9 @@ impl<S: Storage> Db<S> {
         let clean = state.clean_wal.filter(|number| state.wals.get(number) == Some(&unused));
         let number = clean.unwrap_or(state.next_file);
         let begin = async {
-            let lengths = Self::wal_lengths(config);
             match clean {
-                Some(number) => Wal::open_empty(storage, owner, number, lengths).await,
-                None => Wal::create(storage, owner, number, lengths).await,
+                Some(number) => Wal::open_empty(storage, owner, number, Self::wal_lengths(config)).await,
+                None => Wal::create(storage, owner, number, Self::wal_lengths(config)).await,
             }
         };
         // Replay waits for reads and for the processor, a new WAL for writes: together they take as long as one.
@@ -224,7 +221,7 @@ struct Replayed {
     /// The SeqNo of the next write.
     next: SeqNo,
     /// A memtable for each, the oldest first.
-    frozen: VecDeque<Rc<LoggedMemtable>>,
+    frozen: VecDeque<Rc<Frozen>>,
     /// Where each ends.
     ends: Vec<(FileNumber, WalMeta)>,
     recovered: Recovered,
@@ -259,8 +256,7 @@ async fn replay_all<S: Storage>(
         recovered.writes += memtable.entries();
         recovered.wal_bytes += end.offset - FIRST_RECORD;
         ends.push((number, WalMeta { bytes, end: Extent::Exactly(end.offset) }));
-        let memtable = RefCell::new(memtable);
-        frozen.push_back(Rc::new(LoggedMemtable { memtable, wal: number, recyclable: false }));
+        frozen.push_back(Rc::new(Frozen { memtable, wal: number, recyclable: false }));
     }
     Ok(Replayed { next, frozen, ends, recovered })
 }

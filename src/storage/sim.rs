@@ -21,9 +21,9 @@
 //! "Survive": everything acknowledged is there, and no wrong byte. "Refuse": an error with file and offset; a right
 //! answer is fine, too, where the damage hit bytes that hold nothing.
 //!
-//! 1. Damage to the last group, or an older copy of the last WAL, is noticed once the manifest says how far the WAL
-//!    was durable (W4), which takes 100 ms without a write. Before, it looks like the torn end of a crash: it is cut
-//!    and reported.
+//! 1. Damage to the last group that was synced, or an older copy of the last WAL, is noticed once the manifest says how
+//!    far the WAL was durable (W4), which takes 100 ms without a write. Before, it looks like the torn end of a crash:
+//!    it is cut and reported.
 //! 2. Damage to the last edit looks like a torn end. What it named or released is then looked for: either the state
 //!    before it gives the same answers, or a file is missing or too many, and the start is refused.
 //!
@@ -455,6 +455,14 @@ impl SimStorage {
         hit.then_some(fault.failure)
     }
 
+    /// Lets some others go first: a sync takes longer than a write, and covers what was written before it began.
+    async fn dawdle(&self) {
+        let turns = Random::new(self.0.borrow_mut().random.next_u64()).below(8);
+        for _ in 0..turns {
+            self.pause().await;
+        }
+    }
+
     /// An operation that happens or does not.
     async fn operation(&self) -> io::Result<()> {
         match self.count().await {
@@ -537,6 +545,7 @@ impl Storage for SimStorage {
             let disk = self.0.borrow();
             disk.names_taken + disk.unsynced_names.len()
         };
+        self.dawdle().await;
         let failure = self.count().await;
         let mut disk = self.0.borrow_mut();
         if disk.names_lost {
@@ -644,6 +653,7 @@ impl File for SimFile {
             let inode = self.inode();
             inode.taken + inode.unsynced.len()
         };
+        self.storage.dawdle().await;
         let failure = self.storage.count().await;
         if let Some(failure) = failure {
             // What a failed sync leaves in the page cache is marked clean: no later sync writes it (Rebello et al.,

@@ -1,0 +1,23 @@
+//! What the benches measure with: keys, values and amounts of BENCHMARKS.md.
+
+use ringkeep::random::Random;
+
+pub(crate) const KEY_BYTES: usize = 16;
+pub(crate) const VALUE_BYTES: usize = 100;
+/// As many entries as a memtable of 64 MiB holds.
+pub(crate) const MEMTABLE_ENTRIES: u64 = 380_000;
+
+pub(crate) fn key(number: u64) -> Vec<u8> {
+    format!("{number:0KEY_BYTES$}").into_bytes()
+}
+
+/// A value of which half compresses.
+pub(crate) fn value(number: u64) -> Vec<u8> {
+    let mut value = Vec::new();
+    let mut random = Random::new(number);
+    while value.len() < VALUE_BYTES / 2 {
+        value.extend_from_slice(&random.next_u64().to_le_bytes());
+    }
+    value.resize(VALUE_BYTES, b'v');
+    value
+}

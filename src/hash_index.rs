@@ -1,0 +1,125 @@
+//! From the hash of a key to the place of its record. Pure; knows nothing of keys or records: the caller compares.
+//!
+//! Owns: growth without a long pause. A hash table that doubles moves all of its entries at once; this one is many
+//! small tables that grow on their own, each moving its share.
+//!
+//! A slot keeps half of the hash beside the place. So a probe touches the record of another key once in four billion
+//! times, and growing touches no record at all: with the place alone it was a cache miss for each.
+
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
+
+/// The index of many records.
+pub struct HashIndex {
+    /// By some bits of the hash.
+    tables: Box<[HashTable<Slot>]>,
+    /// Bytes that the tables have allocated, all together.
+    allocated: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Slot {
+    hash: u32,
+    place: u32,
+}
+
+impl Slot {
+    /// hashbrown looks at the lowest and the highest bits.
+    fn spread(hash: u32) -> u64 {
+        u64::from(hash) << 32 | u64::from(hash)
+    }
+}
+
+impl HashIndex {
+    /// An empty index of `tables` tables, a power of two.
+    pub fn new(tables: usize) -> Self {
+        assert!(tables.is_power_of_two());
+        Self { tables: (0..tables).map(|_| HashTable::new()).collect(), allocated: 0 }
+    }
+
+    /// Bytes of memory held.
+    pub fn bytes(&self) -> usize {
+        self.tables.len() * size_of::<HashTable<Slot>>() + self.allocated
+    }
+
+    /// The place of the record with this hash that is the `same`.
+    pub fn get(&self, hash: u64, same: impl Fn(u32) -> bool) -> Option<u32> {
+        let (table, half) = self.split(hash);
+        let slot = self.tables[table].find(Slot::spread(half), |slot| slot.hash == half && same(slot.place));
+        slot.map(|slot| slot.place)
+    }
+
+    /// Puts a record in, in the place of the `same`, whose place is returned.
+    pub fn insert(&mut self, hash: u64, place: u32, same: impl Fn(u32) -> bool) -> Option<u32> {
+        let (table, half) = self.split(hash);
+        let table = &mut self.tables[table];
+        let before = table.allocation_size();
+        let entry = table.entry(
+            Slot::spread(half),
+            |slot| slot.hash == half && same(slot.place),
+            |slot| Slot::spread(slot.hash),
+        );
+        let replaced = match entry {
+            Entry::Occupied(mut slot) => Some(std::mem::replace(&mut slot.get_mut().place, place)),
+            Entry::Vacant(slot) => {
+                slot.insert(Slot { hash: half, place });
+                None
+            }
+        };
+        self.allocated = self.allocated + table.allocation_size() - before;
+        replaced
+    }
+
+    /// Takes a record out; `false` if it is not there.
+    pub fn remove(&mut self, hash: u64, same: impl Fn(u32) -> bool) -> bool {
+        let (table, half) = self.split(hash);
+        let table = &mut self.tables[table];
+        let found = table.find_entry(Slot::spread(half), |slot| slot.hash == half && same(slot.place));
+        found.map(|slot| slot.remove()).is_ok()
+    }
+
+    /// The table of a hash, and the half of it that a slot keeps: of different bits.
+    fn split(&self, hash: u64) -> (usize, u32) {
+        ((hash >> 32) as usize & (self.tables.len() - 1), hash as u32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::random::Random;
+
+    #[test]
+    fn agrees_with_a_map_where_hashes_collide() {
+        let seed = 3;
+        let mut random = Random::new(seed);
+        let mut index = HashIndex::new(4);
+        // The place of a record says its key; two keys share a hash.
+        let hash = |key: u32| u64::from(key / 2).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let key_of = |place: u32| place % 3000;
+        let mut model = HashMap::new();
+        for step in 0..100_000 {
+            let key = random.below(3000) as u32;
+            match random.below(3) {
+                0 => {
+                    assert_eq!(
+                        index.remove(hash(key), |place| key_of(place) == key),
+                        model.remove(&key).is_some()
+                    );
+                }
+                1 => {
+                    let place = step * 3000 + key;
+                    let replaced = index.insert(hash(key), place, |place| key_of(place) == key);
+                    assert_eq!(replaced, model.insert(key, place), "seed {seed}");
+                }
+                _ => {
+                    assert_eq!(index.get(hash(key), |place| key_of(place) == key), model.get(&key).copied());
+                }
+            }
+            let allocated: usize = index.tables.iter().map(HashTable::allocation_size).sum();
+            assert_eq!(index.allocated, allocated, "seed {seed}");
+        }
+    }
+}
