@@ -22,7 +22,7 @@ pub const VALUE_BYTES_LIMIT: usize = 256 << 20;
 pub const VALUE_BYTES_DEFAULT: usize = 16 << 20;
 /// Default of `--memtable-size`.
 pub const MEMTABLE_BYTES_DEFAULT: usize = 64 << 20;
-/// Smallest `--memtable-size`: a page of each kind, so that one entry does not fill it.
+/// Smallest `--memtable-size`: a few pages, so that one entry does not fill it.
 pub const MEMTABLE_BYTES_MIN: usize = 1 << 20;
 /// Smallest `--cache-size` for one shard: the blocks that one lookup walks through.
 pub const CACHE_BYTES_MIN: usize = 256 << 10;
@@ -124,11 +124,6 @@ pub struct DbConfig {
 }
 
 impl DbConfig {
-    /// Longest commit group: one that was just short of its limit, and the greatest write.
-    pub fn group_bytes_max(&self) -> u64 {
-        (GROUP_BYTES_MAX + self.value_bytes_max + WRITE_OVERHEAD_BYTES_MAX + BLOCK_BYTES) as u64
-    }
-
     /// Length of a WAL that holds `bytes` of writes and one more of the greatest size: any write fits an empty WAL.
     pub const fn wal_bytes_for(bytes: usize, value_bytes_max: usize) -> u64 {
         let bytes = bytes + value_bytes_max + WRITE_OVERHEAD_BYTES_MAX + 2 * BLOCK_BYTES;

@@ -168,8 +168,8 @@ impl<S: Storage> Db<S> {
         let number = self.new_file();
         inner.spare_coming.set(true);
         let result = async {
-            let lengths = Self::wal_lengths(&inner.config);
-            let wal = Wal::recycle(&inner.storage, inner.owner, frozen.wal, number, lengths).await?;
+            let bytes = inner.config.wal_bytes;
+            let wal = Wal::recycle(&inner.storage, inner.owner, frozen.wal, number, bytes).await?;
             self.adopt_spare(wal).await
         }
         .await;
@@ -225,8 +225,7 @@ impl<S: Storage> Db<S> {
         inner.spare_coming.set(true);
         let number = self.new_file();
         let result = async {
-            let wal =
-                Wal::create(&inner.storage, inner.owner, number, Self::wal_lengths(&inner.config)).await?;
+            let wal = Wal::create(&inner.storage, inner.owner, number, inner.config.wal_bytes).await?;
             self.adopt_spare(wal).await
         }
         .await;

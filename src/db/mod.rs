@@ -58,7 +58,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::{FileNumber, SeqNo, ValueKind};
 use crate::manifest::{Manifest, SharedMeta, State, Version, VersionEdit};
 use crate::memtable::Memtable;
-use crate::record::file::{Extent, Lengths};
+use crate::record::file::Extent;
 use crate::record::{Kind, Owner};
 use crate::sst::cache::BlockCache;
 use crate::sst::reader::Sst;
@@ -523,11 +523,6 @@ impl<S: Storage> Db<S> {
     /// The SST, if it is open.
     fn opened_sst(&self, number: FileNumber) -> Option<Rc<Sst<S::File>>> {
         self.0.open_files.borrow().get(&number)?.get().cloned()
-    }
-
-    /// How long a WAL and its groups are.
-    fn wal_lengths(config: &DbConfig) -> Lengths {
-        Lengths { capacity: config.wal_bytes, record_bytes_max: config.group_bytes_max() }
     }
 
     /// The SSTs in force.

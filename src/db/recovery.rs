@@ -177,8 +177,8 @@ impl<S: Storage> Db<S> {
         let number = clean.unwrap_or(state.next_file);
         let begin = async {
             match clean {
-                Some(number) => Wal::open_empty(storage, owner, number, Self::wal_lengths(config)).await,
-                None => Wal::create(storage, owner, number, Self::wal_lengths(config)).await,
+                Some(number) => Wal::open_empty(storage, owner, number, config.wal_bytes).await,
+                None => Wal::create(storage, owner, number, config.wal_bytes).await,
             }
         };
         // Replay waits for reads and for the processor, a new WAL for writes: together they take as long as one.

@@ -39,7 +39,7 @@ use crate::codec::{Reader, align_up};
 use crate::error::{CorruptionReason, Error, ErrorKind, Result};
 use crate::file_name::FileName;
 use crate::key::{FileNumber, SeqNo};
-use crate::record::file::{End, Extent, FIRST_RECORD, Lengths, RecordFile, replay};
+use crate::record::file::{End, Extent, FIRST_RECORD, RecordFile, replay};
 use crate::record::{Kind, Owner, RecordBuilder, decode_single, encode_single, record_bytes};
 use crate::storage::{
     Access, AlignedBuf, BLOCK_BYTES, File, Storage, open_file, read_file, sync_names, write_file_atomically,
@@ -219,11 +219,10 @@ impl<S: Storage> Manifest<S> {
         state.snapshot().encode(&mut payload);
         let wanted = FIRST_RECORD + record_bytes(payload.len()) as u64 * SNAPSHOT_RATIO;
         let capacity = align_up(wanted.max(bytes_min), BLOCK_BYTES as u64);
-        let lengths = Lengths { capacity, record_bytes_max: capacity };
         let name = FileName::Manifest(number);
         let result = async {
             let identity = owner.identity(Kind::Manifest, number);
-            let log = RecordFile::create(&storage, name, identity, lengths).await?;
+            let log = RecordFile::create(&storage, name, identity, capacity).await?;
             append(&log, &payload).await?;
             let identity = owner.identity(Kind::Current, FileNumber(0));
             let current = encode_single(&number.0.to_le_bytes(), identity, 0);

@@ -5,8 +5,8 @@
 //!
 //! The file has its full length from the start and every byte was written once, so an append changes no
 //! metadata: a sync is one flush of the device, not a journal commit (measured: 34 µs instead of 220 µs).
-//! Block 0 holds the head record: a u64, the longest record, and a u8, whether bytes of an earlier use may be left
-//! behind the records. Appends start at block 1. An append rewrites the 4 KiB block that the last
+//! Block 0 holds the head record: a u8, whether bytes of an earlier use may be left behind the records. Appends start
+//! at block 1. An append rewrites the 4 KiB block that the last
 //! record ended in, with the same bytes in front: by R1 and S3 they cannot change, whatever the crash tears.
 //!
 //! What a crash may leave, and why it is survived:
@@ -14,10 +14,10 @@
 //!   it is removed at the next open;
 //! - during an append: the record does not verify, nothing behind it does: a torn end, cut and reported;
 //! - without syncs (`--sync never`), records behind a lost one may verify; their `durable` is not beyond it: cut;
-//! - damage to a synced record that is not the last: a later record says `durable` beyond it: refused (R2);
-//! - damage to the last synced record, or to the one before it if that was still being synced when the last was
-//!   appended, cannot be told from a torn end by this file alone. The owner adds what it knows: numbers without
-//!   gaps across WALs, files that the manifest must name, an [`Extent`].
+//! - damage to a synced record, where a record appended after that sync follows: it says `durable` beyond it: refused
+//!   (R2);
+//! - damage behind that, to the last synced record as a rule, cannot be told from a torn end by this file alone. The
+//!   owner adds what it knows: numbers without gaps across WALs, files that the manifest must name, an [`Extent`].
 
 use std::cell::{Cell, RefCell};
 
@@ -35,21 +35,13 @@ pub const FIRST_RECORD: u64 = BLOCK_BYTES as u64;
 /// bandwidth, small enough not to hold up the ring.
 const STEP_BYTES: usize = 4 << 20;
 
-/// How long a file and its records are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Lengths {
-    /// Length of the file, a multiple of the block size.
-    pub capacity: u64,
-    /// No record of it is longer. The head says so, since another configuration may read the file.
-    pub record_bytes_max: u64,
-}
-
 /// An open file of records, at its end.
 pub struct RecordFile<F: File> {
     file: F,
     label: String,
     identity: Identity,
-    lengths: Lengths,
+    /// Length of the file, a multiple of the block size.
+    capacity: u64,
     /// End of the last record.
     end: Cell<u64>,
     /// Bytes that a sync has covered. `durable <= end <= capacity`, and none of them ever shrinks.
@@ -69,9 +61,8 @@ impl<F: File> RecordFile<F> {
         storage: &S,
         name: FileName,
         identity: Identity,
-        lengths: Lengths,
+        capacity: u64,
     ) -> Result<Self> {
-        let capacity = lengths.capacity;
         assert!(capacity.is_multiple_of(BLOCK_BYTES as u64) && FIRST_RECORD < capacity);
         let label = storage.label(name);
         let attempt = |what: &str| format!("{what} {label}");
@@ -87,7 +78,7 @@ impl<F: File> RecordFile<F> {
             at += zeros.len() as u64;
         }
         file.sync().await.map_err(|error| Error::io(attempt("sync"), error))?;
-        Self::write_head(storage, name, file, identity, lengths, false).await
+        Self::write_head(storage, name, file, identity, capacity, false).await
     }
 
     /// Gives a file that nothing needs any more a new name and identity, and syncs both. Its bytes are left:
@@ -97,11 +88,11 @@ impl<F: File> RecordFile<F> {
         from: FileName,
         to: FileName,
         identity: Identity,
-        lengths: Lengths,
+        capacity: u64,
     ) -> Result<Self> {
         let attempt = |what: &str| format!("{what} {} as {}", storage.label(from), storage.label(to));
         storage.rename(from, to).await.map_err(|error| Error::io(attempt("recycle"), error))?;
-        Self::begin_again(storage, to, identity, lengths).await
+        Self::begin_again(storage, to, identity, capacity).await
     }
 
     /// Writes a new head to a file that holds no record that is needed.
@@ -109,10 +100,10 @@ impl<F: File> RecordFile<F> {
         storage: &S,
         name: FileName,
         identity: Identity,
-        lengths: Lengths,
+        capacity: u64,
     ) -> Result<Self> {
         let file = open_file(storage, name, Access::Write).await?;
-        Self::write_head(storage, name, file, identity, lengths, true).await
+        Self::write_head(storage, name, file, identity, capacity, true).await
     }
 
     async fn write_head<S: Storage<File = F>>(
@@ -120,28 +111,26 @@ impl<F: File> RecordFile<F> {
         name: FileName,
         file: F,
         identity: Identity,
-        lengths: Lengths,
+        capacity: u64,
         used_before: bool,
     ) -> Result<Self> {
         let label = storage.label(name);
         let attempt = |what: &str| format!("{what} {label}");
-        let mut head = lengths.record_bytes_max.to_le_bytes().to_vec();
-        head.push(u8::from(used_before));
-        let head = super::encode_single(&head, identity, 0);
+        let head = super::encode_single(&[u8::from(used_before)], identity, 0);
         file.write_at(head, 0).await.0.map_err(|error| Error::io(attempt("write the head of"), error))?;
         file.sync().await.map_err(|error| Error::io(attempt("sync the head of"), error))?;
         sync_names(storage).await?;
         let file = open_file(storage, name, Access::Overwrite).await?;
-        Ok(Self::at_start(file, label, identity, lengths))
+        Ok(Self::at_start(file, label, identity, capacity))
     }
 
     /// An open file that holds its head and nothing else.
-    fn at_start(file: F, label: String, identity: Identity, lengths: Lengths) -> Self {
+    fn at_start(file: F, label: String, identity: Identity, capacity: u64) -> Self {
         Self {
             file,
             label,
             identity,
-            lengths,
+            capacity,
             end: Cell::new(FIRST_RECORD),
             durable: Cell::new(FIRST_RECORD),
             chain: Cell::new(0),
@@ -152,7 +141,7 @@ impl<F: File> RecordFile<F> {
 
     /// Length of the file.
     pub fn capacity(&self) -> u64 {
-        self.lengths.capacity
+        self.capacity
     }
 
     /// End of the last record that was appended.
@@ -177,8 +166,7 @@ impl<F: File> RecordFile<F> {
     pub async fn append(&self, record: RecordBuilder) -> Result<AlignedBuf> {
         assert_eq!(record.offset(), self.end.get(), "records are appended in order");
         let end = record.end();
-        assert!(end <= self.lengths.capacity, "the owner reserved the space");
-        assert!(end - record.offset() <= self.lengths.record_bytes_max, "R2 looks no further");
+        assert!(end <= self.capacity, "the owner reserved the space");
         let (buffer, at, crc) =
             record.finish(&self.front.borrow(), self.identity, self.chain.get(), self.durable.get());
         let length = buffer.len();
@@ -258,11 +246,8 @@ pub async fn replay<F: File>(
 ) -> Result<End> {
     let mut window = Window::new(file, label, file_bytes);
     let head = window.bytes(0, BLOCK_BYTES).await?;
-    let (record_bytes_max, used_before) = super::decode_single(head, identity, 0)
-        .and_then(|payload| {
-            let mut reader = Reader::new(payload);
-            Ok((reader.u64()?, reader.u8()? != 0))
-        })
+    let used_before = super::decode_single(head, identity, 0)
+        .and_then(|payload| Ok(Reader::new(payload).u8()? != 0))
         .map_err(|reason| Error::corruption(label, 0, format_args!("{reason} (the head of the file)")))?;
     let mut offset = FIRST_RECORD;
     let mut chain = 0;
@@ -296,7 +281,7 @@ pub async fn replay<F: File>(
             let message = format_args!("{reason}, and the file was durable up to offset {durable}");
             return Err(Error::corruption(label, offset, message));
         }
-        let witness = window.last_durable_witness(identity, offset, record_bytes_max).await?;
+        let witness = window.last_durable_witness(identity, offset).await?;
         if offset < witness {
             let message = format_args!("{reason}, and a later record says that {witness} bytes were durable");
             return Err(Error::corruption(label, offset, message));
@@ -383,18 +368,12 @@ impl<'a, F: File> Window<'a, F> {
         Ok(decode(self.bytes(offset, needed).await?, identity, offset))
     }
 
-    /// The furthest offset that a record behind `from` says was durable; 0 if there is no such record. If there is
-    /// one, there is one that begins where the record at `from` ends, so it is not looked for further away.
-    async fn last_durable_witness(
-        &mut self,
-        identity: Identity,
-        from: u64,
-        record_bytes_max: u64,
-    ) -> Result<u64> {
+    /// The furthest offset that a record behind `from` says was durable; 0 if there is no such record. The nearest
+    /// records may have been written before a sync covered the one at `from`, so it is looked for up to the end.
+    async fn last_durable_witness(&mut self, identity: Identity, from: u64) -> Result<u64> {
         let mut witness = 0;
         let mut offset = from + SECTOR_BYTES as u64;
-        let end = from.saturating_add(record_bytes_max).min(self.file_bytes.saturating_sub(1));
-        while offset <= end {
+        while offset < self.file_bytes {
             if let Ok(record) = self.record(identity, offset).await? {
                 witness = witness.max(record.durable);
             }
@@ -415,7 +394,6 @@ mod tests {
 
     const NAME: FileName = FileName::Wal(FileNumber(7));
     const CAPACITY: u64 = 1 << 16;
-    const LENGTHS: Lengths = Lengths { capacity: CAPACITY, record_bytes_max: 1 << 14 };
 
     async fn append(file: &RecordFile<SimFile>, payload: &[u8]) {
         let mut record = RecordBuilder::new(AlignedBuf::with_capacity(0), file.end());
@@ -447,7 +425,7 @@ mod tests {
         block_on(async {
             for seed in 0..50 {
                 let storage = SimStorage::new(seed);
-                let file = RecordFile::create(&storage, NAME, IDENTITY, LENGTHS).await.unwrap();
+                let file = RecordFile::create(&storage, NAME, IDENTITY, CAPACITY).await.unwrap();
                 for (index, payload) in payloads().iter().enumerate() {
                     append(&file, payload).await;
                     for fate in [Fate::Lost, Fate::Random, Fate::Kept] {
@@ -467,7 +445,7 @@ mod tests {
     fn r2_damage_before_a_durable_record_is_refused_and_a_torn_end_is_cut() {
         block_on(async {
             let storage = SimStorage::new(1);
-            let file = RecordFile::create(&storage, NAME, IDENTITY, LENGTHS).await.unwrap();
+            let file = RecordFile::create(&storage, NAME, IDENTITY, CAPACITY).await.unwrap();
             for payload in [b"one", b"two"] {
                 append(&file, payload).await;
                 file.sync().await.unwrap();
@@ -492,7 +470,7 @@ mod tests {
         block_on(async {
             for seed in 0..20 {
                 let storage = SimStorage::new(seed);
-                let file = RecordFile::create(&storage, NAME, IDENTITY, LENGTHS).await.unwrap();
+                let file = RecordFile::create(&storage, NAME, IDENTITY, CAPACITY).await.unwrap();
                 append(&file, b"one").await;
                 let fault = Fault {
                     operation: storage.operations() + 1,
@@ -508,16 +486,39 @@ mod tests {
     }
 
     #[test]
+    fn r2_damage_is_refused_if_only_the_last_record_was_appended_after_the_sync() {
+        block_on(async {
+            let storage = SimStorage::new(1);
+            let file = RecordFile::create(&storage, NAME, IDENTITY, CAPACITY).await.unwrap();
+            append(&file, b"synced").await;
+            let meanwhile = async {
+                for _ in 0..3 {
+                    append(&file, &[1; 12_000]).await;
+                }
+            };
+            let (synced, ()) = tokio::join!(file.sync(), meanwhile);
+            synced.unwrap();
+            append(&file, b"last").await;
+            storage.corrupt(NAME, FIRST_RECORD + 60, 1);
+            let error = read(&storage).await.unwrap_err();
+            assert!(
+                error.to_string().contains("a later record says that 4608 bytes were durable"),
+                "{error}"
+            );
+        });
+    }
+
+    #[test]
     fn a_recycled_file_shows_nothing_of_its_past() {
         block_on(async {
             let storage = SimStorage::new(1);
             let old = FileName::Wal(FileNumber(1));
             let identity = Identity { file: FileNumber(1), ..IDENTITY };
-            let file = RecordFile::create(&storage, old, identity, LENGTHS).await.unwrap();
+            let file = RecordFile::create(&storage, old, identity, CAPACITY).await.unwrap();
             for payload in payloads() {
                 append(&file, &payload).await;
             }
-            let file = RecordFile::recycle(&storage, old, NAME, IDENTITY, LENGTHS).await.unwrap();
+            let file = RecordFile::recycle(&storage, old, NAME, IDENTITY, CAPACITY).await.unwrap();
             assert_eq!(read(&storage).await.unwrap().0.len(), 0);
             append(&file, b"new").await;
             let (found, end) = read(&storage).await.unwrap();

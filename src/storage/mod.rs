@@ -39,8 +39,8 @@ pub enum Access {
     Read,
     /// Reads, and writes made durable by [`File::sync`].
     Write,
-    /// Overwrites of bytes that are allocated and synced, each followed by a [`File::sync`] with nothing in
-    /// between: the commit path. The implementation may make the write itself durable and the sync free.
+    /// Overwrites of bytes that are allocated and synced, most of them followed by a [`File::sync`]: the commit path.
+    /// The implementation may make the write itself durable and the sync free.
     Overwrite,
 }
 

@@ -25,8 +25,8 @@
 //! W3  A new WAL takes its first group only after the one before it was synced whole, so what a crash leaves is
 //!     a prefix of the writes, in every sync mode (P4).
 //! W4  Once nothing was written for a moment, the manifest says how far the last WAL is durable: from then on its
-//!     end cannot be damaged or lost unnoticed. Before, damage to the last group looks like a torn end: it is cut,
-//!     and reported.
+//!     end cannot be damaged or lost unnoticed. Before, damage to the last group (without a sync of every group: to
+//!     those since the last sync) looks like a torn end: it is cut, and reported.
 
 pub mod reader;
 pub mod writer;

@@ -1,4 +1,4 @@
-//! A WAL that takes groups: space is spoken for when a write arrives, and filled when its group is committed.
+//! A WAL that takes groups: space is spoken for when a write arrives, and filled when its group is appended.
 
 use std::cell::Cell;
 
@@ -6,7 +6,7 @@ use super::GroupBuilder;
 use crate::error::Result;
 use crate::file_name::FileName;
 use crate::key::{FileNumber, SeqNo};
-use crate::record::file::{Lengths, RecordFile};
+use crate::record::file::RecordFile;
 use crate::record::{Kind, Owner, record_bytes};
 use crate::storage::{AlignedBuf, File, Storage};
 
@@ -29,10 +29,10 @@ impl<F: File> Wal<F> {
         storage: &S,
         owner: Owner,
         number: FileNumber,
-        lengths: Lengths,
+        capacity: u64,
     ) -> Result<Self> {
         let identity = owner.identity(Kind::Wal, number);
-        let file = RecordFile::create(storage, FileName::Wal(number), identity, lengths).await?;
+        let file = RecordFile::create(storage, FileName::Wal(number), identity, capacity).await?;
         Ok(Self::new(number, file))
     }
 
@@ -42,11 +42,11 @@ impl<F: File> Wal<F> {
         owner: Owner,
         from: FileNumber,
         number: FileNumber,
-        lengths: Lengths,
+        capacity: u64,
     ) -> Result<Self> {
         let identity = owner.identity(Kind::Wal, number);
         let (from, to) = (FileName::Wal(from), FileName::Wal(number));
-        Ok(Self::new(number, RecordFile::recycle(storage, from, to, identity, lengths).await?))
+        Ok(Self::new(number, RecordFile::recycle(storage, from, to, identity, capacity).await?))
     }
 
     /// Goes on with a WAL that a clean stop has left empty. Its head is written anew: groups may be longer now.
@@ -54,12 +54,12 @@ impl<F: File> Wal<F> {
         storage: &S,
         owner: Owner,
         number: FileNumber,
-        lengths: Lengths,
+        capacity: u64,
     ) -> Result<Self> {
         let identity = owner.identity(Kind::Wal, number);
         Ok(Self::new(
             number,
-            RecordFile::begin_again(storage, FileName::Wal(number), identity, lengths).await?,
+            RecordFile::begin_again(storage, FileName::Wal(number), identity, capacity).await?,
         ))
     }
 
