@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import subprocess
@@ -34,6 +35,12 @@ def run(cpus, command, env=None, timeout=3600, check=True):
     if check and done.returncode != 0:
         raise RuntimeError(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout}")
     return done.stdout
+
+
+def load_cpu_seconds():
+    """Of the loads that have ended; servers count when they are stopped."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 class Process:

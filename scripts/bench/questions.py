@@ -42,6 +42,15 @@ class Run:
         line.setdefault("details", []).append(rest)
         print(f"  {name}: {figures[figure]:,.1f}", flush=True)
 
+    def watch(self, name, server, load, *flags):
+        """A sample of a line, and how busy the server and its load were: shares of a processor."""
+        begin, server_before, load_before = time.monotonic(), server.cpu_seconds(), host.load_cpu_seconds()
+        figures = load(*flags)
+        seconds = time.monotonic() - begin
+        figures["server_busy"] = (server.cpu_seconds() - server_before) / seconds
+        figures["load_busy"] = (host.load_cpu_seconds() - load_before) / seconds
+        self.add(name, figures)
+
     def scaled(self, number):
         return number // 20 if self.quick else number
 
@@ -65,11 +74,11 @@ def gets(run):
     for turn in range(run.repeat):
         for depth, name in ((1, "64"), (16, "64x16")):
             reads = run.seconds * (60_000 if depth == 1 else 600_000)
-            run.add(f"{name}/ringkeep", loads.wrk(ringkeep.url, loads.GET, 64, run.seconds, depth, turn))
-            run.add(f"{name}/nginx", loads.wrk(nginx.url, loads.GET, 64, run.seconds, depth, turn))
-            run.add(f"{name}/redis", loads.redis_benchmark(redis.port, "get", 64, reads, depth))
+            run.watch(f"{name}/ringkeep", ringkeep, loads.wrk, ringkeep.url, loads.GET, 64, run.seconds, depth, turn)
+            run.watch(f"{name}/nginx", nginx, loads.wrk, nginx.url, loads.GET, 64, run.seconds, depth, turn)
+            run.watch(f"{name}/redis", redis, loads.redis_benchmark, redis.port, "get", 64, reads, depth)
             if webdis and depth == 1:
-                run.add(f"{name}/webdis", loads.wrk(webdis.url, loads.WEBDIS_GET, 64, run.seconds, 1, turn))
+                run.watch(f"{name}/webdis", webdis, loads.wrk, webdis.url, loads.WEBDIS_GET, 64, run.seconds, 1, turn)
     for server in (webdis, redis, nginx, ringkeep):
         if server:
             server.stop()
@@ -86,13 +95,12 @@ def sets(run):
         for connections, depth in ((64, 1), (256, 1), (64, 16)):
             name = f"{connections}x{depth}" if depth > 1 else f"{connections}"
             writes = run.seconds * (40_000 if depth == 1 else 250_000)
-            run.add(f"{name}/ringkeep", loads.wrk(ringkeep.url, loads.SET, connections, run.seconds, depth, turn))
+            run.watch(f"{name}/ringkeep", ringkeep, loads.wrk, ringkeep.url, loads.SET, connections, run.seconds, depth, turn)
             ringkeep.settle()
-            run.add(f"{name}/redis", loads.redis_benchmark(redis.port, "set", connections, writes, depth))
+            run.watch(f"{name}/redis", redis, loads.redis_benchmark, redis.port, "set", connections, writes, depth)
         if webdis:
-            figures = loads.wrk(webdis.url, loads.WEBDIS_SET, 64, run.seconds, 1, turn)
-            run.add("64/webdis", figures)
-        run.add("get_256/ringkeep", loads.wrk(ringkeep.url, loads.GET, 256, run.seconds, 1, turn))
+            run.watch("64/webdis", webdis, loads.wrk, webdis.url, loads.WEBDIS_SET, 64, run.seconds, 1, turn)
+        run.watch("get_256/ringkeep", ringkeep, loads.wrk, ringkeep.url, loads.GET, 256, run.seconds, 1, turn)
     for server in (webdis, redis, ringkeep):
         if server:
             server.stop()

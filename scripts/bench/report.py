@@ -83,6 +83,12 @@ def commands(lines, names):
     return "<details><summary>commands</summary>\n\n```\n" + "\n".join(shown) + "\n```\n</details>"
 
 
+def busy(lines, name):
+    """Shares of their processors that the server and its load used."""
+    shares = (statistics.median(lines.details(name, key)) for key in ("server_busy", "load_busy"))
+    return ", ".join(f"{share:.0%}" for share in shares)
+
+
 def compared(lines, groups, peers, unit):
     """A table of ringkeep and its peers, with the ratio of neighbours."""
     rows, names = [], []
@@ -90,14 +96,14 @@ def compared(lines, groups, peers, unit):
         own = f"{group}/ringkeep"
         if not lines.has(own):
             continue
-        rows.append([label, "ringkeep", spread(lines.samples(own)), ""])
+        rows.append([label, "ringkeep", spread(lines.samples(own)), busy(lines, own), ""])
         names.append(own)
         for peer in peers:
             name = f"{group}/{peer}"
             if lines.has(name):
-                rows.append(["", peer, spread(lines.samples(name)), spread(lines.ratios(own, name)) + " ×"])
+                rows.append(["", peer, spread(lines.samples(name)), busy(lines, name), spread(lines.ratios(own, name)) + " ×"])
                 names.append(name)
-    head = ["work", "server", f"{unit}, median (least to most)", "ringkeep is"]
+    head = ["work", "server", f"{unit}, median (least to most)", "server, load busy", "ringkeep is"]
     return table(head, rows) + "\n\n" + commands(lines, names)
 
 
