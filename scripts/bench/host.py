@@ -53,12 +53,12 @@ class Process:
         )
         self.pid = self.child.pid
 
-    def stat(self):
-        return pathlib.Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
-
     def cpu_seconds(self):
-        fields = self.stat()
-        return (int(fields[11]) + int(fields[12])) / TICKS
+        """Its own, and its children's that still run: nginx has a worker."""
+        children = pathlib.Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        stats = (pathlib.Path(f"/proc/{pid}/stat").read_text() for pid in (self.pid, *children))
+        fields = (stat.rsplit(")", 1)[1].split() for stat in stats)
+        return sum(int(each[11]) + int(each[12]) for each in fields) / TICKS
 
     def resident_bytes(self):
         status = pathlib.Path(f"/proc/{self.pid}/status").read_text()

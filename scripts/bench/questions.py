@@ -335,6 +335,7 @@ def machine():
         "server_on": SERVER, "load_on": LOAD,
         "file_system": mounts.splitlines()[1].split()[0],
         "write_cache": (queue / "write_cache").read_text().strip() if queue.exists() else None,
+        "congestion_control": pathlib.Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip(),
         "fua": (queue / "fua").read_text().strip() if queue.exists() else None,
     }
 
