@@ -55,12 +55,13 @@ class Lines:
 
 
 def number(value):
-    if value >= 100:
+    if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def spread(samples):
+    """The median, the least and the most."""
     return f"{number(statistics.median(samples))} ({number(min(samples))} to {number(max(samples))})"
 
 
@@ -225,12 +226,55 @@ def steady(lines):
             f"longest time without an answer {spread(gap)} ms.\n\n" + commands(lines, ("open_loop",)))
 
 
-def machine(reports):
-    kinds = {json.dumps(report["machine"], sort_keys=True) for report in reports.values()}
+def replay_speeds(lines):
+    """Megabytes of WAL a second, from what the starts logged."""
+    found = (re.search(r"wal_bytes=(\d+) .*milliseconds=(\d+)", log) for log in lines.details("start/replay", "log"))
+    return [int(each[1]) / 1000 / int(each[2]) for each in found]
+
+
+# What was asked of ringkeep: work, question, at least or at most, samples, unit.
+TARGETS = (
+    ("GET in cache, 64 connections, against nginx `return 200`", "gets", ">=", 1.0, lambda l: l.ratios("64/ringkeep", "64/nginx"), "×"),
+    ("the same against Redis", "gets", ">=", 1.5, lambda l: l.ratios("64/ringkeep", "64/redis"), "×"),
+    ("the same against Webdis", "gets", ">=", 3.3, lambda l: l.ratios("64/ringkeep", "64/webdis"), "×"),
+    ("GET, 64 × 16 pipelined, against Redis", "gets", ">=", 1.2, lambda l: l.ratios("64x16/ringkeep", "64x16/redis"), "×"),
+    ("the same against nginx", "gets", ">=", 8, lambda l: l.ratios("64x16/ringkeep", "64x16/nginx"), "×"),
+    ("SET, 64 connections, against Redis", "sets", ">=", 1.6, lambda l: l.ratios("64/ringkeep", "64/redis"), "×"),
+    ("SET, 256 connections, against Redis", "sets", ">=", 1.4, lambda l: l.ratios("256/ringkeep", "256/redis"), "×"),
+    ("SET, 64 × 16 pipelined, against Redis", "sets", ">=", 2.0, lambda l: l.ratios("64x16/ringkeep", "64x16/redis"), "×"),
+    ("SET, 64 connections, against Webdis", "sets", ">=", 3.8, lambda l: l.ratios("64/ringkeep", "64/webdis"), "×"),
+    ("SET against GET of ringkeep, 256 connections", "sets", ">=", 0.8, lambda l: l.ratios("256/ringkeep", "get_256/ringkeep"), "×"),
+    ("SET, 1 connection: p50, against the device's", "lone_set", "<=", 1.6, lambda l: l.ratios("device", "ringkeep", True), "×"),
+    ("SET, 64 connections, against db_bench that syncs", "rocksdb_sync", ">=", 2.2, lambda l: l.ratios("ringkeep", "rocksdb"), "×"),
+    ("GET, any key against own keys, for each second of processor time", "shards", ">=", 0.8, lambda l: l.ratios("get/any", "get/own"), "×"),
+    ("SET, the same", "shards", ">=", 0.8, lambda l: l.ratios("set/any", "set/own"), "×"),
+    ("GET, data 8 × the cache, against fio", "cold_reads", ">=", 0.6, lambda l: l.ratios("ringkeep", "fio"), "×"),
+    ("fill of 20 million random keys, against db_bench", "fill", ">=", 1.0, lambda l: l.ratios("fill/ringkeep", "fill/rocksdb"), "×"),
+    ("the same: longest time without an answer", "fill", "<=", 200, lambda l: l.details("fill/ringkeep", "longest_gap_ms"), "ms"),
+    ("open loop at half the top rate of a fill: p99.9", "steady", "<=", 20, lambda l: [us / 1000 for us in l.samples("open_loop")], "ms"),
+    ("resident with that data, above the cache of 256 MiB and a memtable of 64 MiB", "fill", "<=", 64,
+     lambda l: [bytes_ / 2**20 - 320 for bytes_ in l.details("fill/ringkeep", "resident_bytes")], "MiB"),
+    ("start after a clean stop with that data", "fill", "<=", 1, lambda l: l.samples("start/clean"), "s"),
+    ("replay of a WAL", "fill", ">=", 400, replay_speeds, "MB/s"),
+)
+
+
+def targets(reports):
     rows = []
-    for kind in sorted(kinds):
-        rows.extend([key.replace("_", " "), str(value)] for key, value in json.loads(kind).items())
-    return table(["machine", ""], rows)
+    for work, question, direction, asked, samples, unit in TARGETS:
+        if question not in reports:
+            continue
+        found = samples(Lines(reports[question]))
+        middle = statistics.median(found)
+        met = middle >= asked if direction == ">=" else middle <= asked
+        bound = "at least" if direction == ">=" else "at most"
+        rows.append([work, f"{bound} {asked:g} {unit}", f"{spread(found)} {unit}", "yes" if met else "**no**"])
+    return table(["work", "asked", "median (least to most)", "reached"], rows)
+
+
+def machine(reports):
+    facts = {fact for report in reports.values() for fact in report["machine"].items()}
+    return table(["machine", ""], [[key.replace("_", " "), str(value)] for key, value in sorted(facts, key=str)])
 
 
 BLOCKS = {function.__name__: function for function in (
@@ -332,6 +376,7 @@ def main():
     text = path.read_text()
     blocks = {name: BLOCKS[name](Lines(report)) + "\n\n" + origin(report) for name, report in reports.items() if name in BLOCKS}
     blocks["machine"] = machine(reports)
+    blocks["targets"] = targets(reports)
     for name, block in blocks.items():
         pattern = re.compile(rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)", re.DOTALL)
         text, count = pattern.subn(lambda found: f"{found[1]}{block}\n{found[2]}", text)
