@@ -15,7 +15,8 @@
 //! K1  A value that is here is what the sorted files in force say of its key. Only a flush changes that: it removes
 //!     every key of its memtable, which hides them, before they are in force in a file.
 //! K2  Memory stays within the budget: the pages, and beside them an index of some 10 to 20 bytes a record.
-//! K3  An insert empties one page at most, at most some thousand records; a few only while the index outgrows its share.
+//! K3  An insert empties one page at most, of no more than some thousand records; a few only while the index outgrows
+//!     its share.
 
 use std::cell::RefCell;
 
