@@ -53,7 +53,7 @@ impl Ordered for Memtable {
     }
 
     fn contains(&self, key: &[u8]) -> bool {
-        self.get(key, SeqNo(u64::MAX)).is_some()
+        self.get(filter_hash(key), key, SeqNo(u64::MAX)).is_some()
     }
 
     fn walk(&self) -> usize {

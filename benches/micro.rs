@@ -80,14 +80,17 @@ fn memtable(criterion: &mut Criterion) {
     group.bench_function("get", |bencher| {
         bencher.iter(|| {
             for key in &keys {
-                assert_eq!(full.get(key, SeqNo(u64::MAX)).map(|entry| entry.value.len()), Some(VALUE_BYTES));
+                assert_eq!(
+                    full.get(filter_hash(key), key, SeqNo(u64::MAX)).map(|entry| entry.value.len()),
+                    Some(VALUE_BYTES)
+                );
             }
         });
     });
     group.bench_function("get_missing", |bencher| {
         bencher.iter(|| {
             for key in &keys {
-                assert!(full.get(&key[1..], SeqNo(u64::MAX)).is_none());
+                assert!(full.get(filter_hash(&key[1..]), &key[1..], SeqNo(u64::MAX)).is_none());
             }
         });
     });

@@ -145,7 +145,7 @@ impl<S: Storage> Check<'_, S> {
                 end.torn_bytes, end.offset
             ));
         } else if !end.used_before
-            && let Some(at) = first_nonzero(file, &label, bytes, end.offset).await?
+            && let Some(at) = first_nonzero(self.storage, file, &label, bytes, end.offset).await?
         {
             report.notes.push(format!(
                 "{label}: offset {at}, behind the last record at {}, should be zero: the torn end of a crash, or \

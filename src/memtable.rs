@@ -117,9 +117,9 @@ impl Memtable {
         self.last = seqno;
     }
 
-    /// The newest entry of `key` at or below `snapshot`.
-    pub fn get(&self, key: &[u8], snapshot: SeqNo) -> Option<Entry<'_>> {
-        let mut place = self.index.get(filter_hash(key), |place| self.record(place).entry.key == key)?;
+    /// The newest entry of `key`, whose [`filter_hash`] is `hash`, at or below `snapshot`.
+    pub fn get(&self, hash: u64, key: &[u8], snapshot: SeqNo) -> Option<Entry<'_>> {
+        let mut place = self.index.get(hash, |place| self.record(place).entry.key == key)?;
         // Versions above the snapshot are in flight: few, and on their way to be seen.
         while place != NONE {
             let Record { entry, older } = self.record(place);
@@ -305,6 +305,10 @@ mod tests {
 
     use super::*;
 
+    fn get<'a>(memtable: &'a Memtable, key: &[u8], seqno: u64) -> Option<Entry<'a>> {
+        memtable.get(filter_hash(key), key, SeqNo(seqno))
+    }
+
     fn walk(memtable: &Memtable) -> Vec<Entry<'_>> {
         let mut in_order = InOrder::new();
         while in_order.sort_some(memtable) {}
@@ -314,16 +318,16 @@ mod tests {
     #[test]
     fn m1_a_lookup_sees_the_newest_version_at_or_below_its_snapshot() {
         let mut memtable = Memtable::new();
-        assert_eq!(memtable.get(b"k", SeqNo(9)), None);
+        assert_eq!(get(&memtable, b"k", 9), None);
         memtable.insert(b"k", SeqNo(1), ValueKind::Value, b"one");
         memtable.insert(b"k\0", SeqNo(2), ValueKind::Value, b"other");
         memtable.insert(b"k", SeqNo(3), ValueKind::Tombstone, b"");
-        let at = |seqno| memtable.get(b"k", SeqNo(seqno)).map(|entry| (entry.seqno.0, entry.kind));
+        let at = |seqno| get(&memtable, b"k", seqno).map(|entry| (entry.seqno.0, entry.kind));
         assert_eq!(at(0), None);
         assert_eq!(at(1), Some((1, ValueKind::Value)));
         assert_eq!(at(2), Some((1, ValueKind::Value)));
         assert_eq!(at(3), Some((3, ValueKind::Tombstone)));
-        assert_eq!(memtable.get(b"", SeqNo(9)), None);
+        assert_eq!(get(&memtable, b"", 9), None);
         assert_eq!(walk(&memtable).len(), 3);
     }
 
@@ -333,7 +337,7 @@ mod tests {
         memtable.insert(b"a", SeqNo(1), ValueKind::Value, &vec![7; 3 * PAGE_BYTES]);
         memtable.insert(b"b", SeqNo(2), ValueKind::Value, b"small");
         assert!(4 * PAGE_BYTES < memtable.bytes() && memtable.bytes() < 6 * PAGE_BYTES);
-        assert_eq!(memtable.get(b"a", SeqNo(2)).unwrap().value.len(), 3 * PAGE_BYTES);
+        assert_eq!(get(&memtable, b"a", 2).unwrap().value.len(), 3 * PAGE_BYTES);
     }
 
     proptest! {
@@ -360,7 +364,7 @@ mod tests {
                 for snapshot in [0, 1, writes.len() as u64 / 2, writes.len() as u64] {
                     let from = (key.clone(), std::cmp::Reverse(SeqNo(snapshot)));
                     let expected = model.range(from..).next().filter(|((k, _), _)| k == key);
-                    let found = memtable.get(key, SeqNo(snapshot));
+                    let found = get(&memtable, key, snapshot);
                     prop_assert_eq!(found.map(|e| e.seqno), expected.map(|((_, s), _)| s.0));
                 }
             }

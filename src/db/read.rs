@@ -73,14 +73,14 @@ enum Need<S: Storage> {
 impl<S: Storage> Lookup<S> {
     pub(super) fn new(db: &Db<S>, key: &[u8], snapshot: SeqNo, wants: Wants) -> Self {
         let inner = &*db.0;
+        let hash = filter_hash(key);
         let in_memtable = |memtable: &Memtable| {
-            memtable.get(key, snapshot).map(|entry| match entry.kind {
+            memtable.get(hash, key, snapshot).map(|entry| match entry.kind {
                 ValueKind::Value if wants == Wants::Existence => Some(Ok(Bytes::new())),
                 ValueKind::Value => Some(db.copy_for_reader(entry.value)),
                 ValueKind::Tombstone => None,
             })
         };
-        let hash = filter_hash(key);
         let known = in_memtable(&inner.active.borrow().memtable)
             .or_else(|| inner.frozen.borrow().iter().rev().find_map(|frozen| in_memtable(&frozen.memtable)))
             .or_else(|| inner.values.get(hash, key).map(|value| Some(Ok(value))));
@@ -168,7 +168,7 @@ impl<S: Storage> Lookup<S> {
                     }
                     Step::Found { kind: ValueKind::Tombstone, .. } => return Ok(Ok(None)),
                     Step::Found { kind: ValueKind::Value, value, .. } => {
-                        if *wants == Wants::Value && db.is_current(version, key) {
+                        if *wants == Wants::Value && db.is_current(version, *hash, key) {
                             db.0.values.insert(*hash, key, &value);
                         }
                         return Ok(Ok(Some(value)));
@@ -185,9 +185,9 @@ impl<S: Storage> Lookup<S> {
 
 impl<S: Storage> Db<S> {
     /// Whether what a search of `version` has found for `key` is still what files say, and no memtable hides it (K1).
-    fn is_current(&self, version: &Rc<Version>, key: &[u8]) -> bool {
+    fn is_current(&self, version: &Rc<Version>, hash: u64, key: &[u8]) -> bool {
         let inner = &*self.0;
-        let hides = |memtable: &Memtable| memtable.get(key, SeqNo(u64::MAX)).is_some();
+        let hides = |memtable: &Memtable| memtable.get(hash, key, SeqNo(u64::MAX)).is_some();
         Rc::ptr_eq(version, &inner.version.borrow())
             && !hides(&inner.active.borrow().memtable)
             && !inner.frozen.borrow().iter().any(|frozen| hides(&frozen.memtable))

@@ -159,6 +159,7 @@ pub async fn load<S: Storage>(storage: &S, owner: Owner) -> Result<Option<Loaded
     let file = open_file(storage, name, Access::Read).await?;
     let mut state: Option<State> = None;
     let end = replay(
+        storage,
         &file,
         &label,
         owner.identity(Kind::Manifest, number),

@@ -20,6 +20,8 @@
 //!   owner adds what it knows: numbers without gaps across WALs, files that the manifest must name, an [`Extent`].
 
 use std::cell::{Cell, RefCell};
+use std::io;
+use std::pin::Pin;
 
 use tokio::sync::Mutex;
 
@@ -31,9 +33,11 @@ use crate::storage::{Access, AlignedBuf, BLOCK_BYTES, File, SECTOR_BYTES, Storag
 
 /// Where appends start: behind the block of the head record.
 pub const FIRST_RECORD: u64 = BLOCK_BYTES as u64;
-/// Zeros are written, and records read, in steps of this many bytes: large enough for the device's full
-/// bandwidth, small enough not to hold up the ring.
-const STEP_BYTES: usize = 4 << 20;
+/// Zeros are written in steps of this many bytes: large enough for the device's full bandwidth, small enough not to hold
+/// up the ring.
+const ZEROS_BYTES: usize = 4 << 20;
+/// Records are read in steps of this many bytes, one ahead.
+const READ_BYTES: usize = 1 << 20;
 
 /// An open file of records, at its end.
 pub struct RecordFile<F: File> {
@@ -68,7 +72,7 @@ impl<F: File> RecordFile<F> {
         let attempt = |what: &str| format!("{what} {label}");
         let file = storage.create(name).await.map_err(|error| Error::io(attempt("create"), error))?;
         file.allocate(capacity).await.map_err(|error| Error::io(attempt("allocate space for"), error))?;
-        let mut zeros = AlignedBuf::zeroed(STEP_BYTES.min(to_usize(capacity)));
+        let mut zeros = AlignedBuf::zeroed(ZEROS_BYTES.min(to_usize(capacity)));
         let mut at = 0;
         while at < capacity {
             zeros.truncate(to_usize(capacity - at));
@@ -236,15 +240,16 @@ pub struct End {
 /// # Errors
 /// `Corruption` if the head is missing, if `visit` refuses a payload, or if a record that was durable does not
 /// verify, by R2 or by `extent`; `Io` if the file cannot be read.
-pub async fn replay<F: File>(
-    file: &F,
+pub async fn replay<S: Storage>(
+    storage: &S,
+    file: &S::File,
     label: &str,
     identity: Identity,
     file_bytes: u64,
     extent: Extent,
     mut visit: impl FnMut(u64, &[u8]) -> Result<()>,
 ) -> Result<End> {
-    let mut window = Window::new(file, label, file_bytes);
+    let mut window = Window::new(storage, file, label, file_bytes);
     let head = window.bytes(0, BLOCK_BYTES).await?;
     let used_before = super::decode_single(head, identity, 0)
         .and_then(|payload| Ok(Reader::new(payload).u8()? != 0))
@@ -296,13 +301,14 @@ pub async fn replay<F: File>(
 ///
 /// # Errors
 /// `Io`.
-pub async fn first_nonzero<F: File>(
-    file: &F,
+pub async fn first_nonzero<S: Storage>(
+    storage: &S,
+    file: &S::File,
     label: &str,
     file_bytes: u64,
     mut offset: u64,
 ) -> Result<Option<u64>> {
-    let mut window = Window::new(file, label, file_bytes);
+    let mut window = Window::new(storage, file, label, file_bytes);
     while offset < file_bytes {
         let bytes = window.bytes(offset, BLOCK_BYTES).await?;
         if let Some(at) = bytes.iter().position(|byte| *byte != 0) {
@@ -316,40 +322,98 @@ pub async fn first_nonzero<F: File>(
     Ok(None)
 }
 
-/// A part of a file in memory, moved forward in large steps.
-struct Window<'a, F: File> {
-    file: &'a F,
+/// A part of a file in memory, moved forward in steps. While one is looked at, the next is being read.
+struct Window<'a, S: Storage> {
+    storage: &'a S,
+    file: &'a S::File,
     label: &'a str,
     file_bytes: u64,
     buffer: AlignedBuf,
     start: u64,
+    ahead: Option<Ahead>,
 }
 
-impl<'a, F: File> Window<'a, F> {
-    fn new(file: &'a F, label: &'a str, file_bytes: u64) -> Self {
-        Self { file, label, file_bytes, buffer: AlignedBuf::with_capacity(0), start: 0 }
+/// The step behind a window.
+struct Ahead {
+    start: u64,
+    read: MaybeRead,
+}
+
+enum MaybeRead {
+    Running(Pin<Box<dyn Future<Output = ReadDone>>>),
+    Done(ReadDone),
+}
+
+type ReadDone = (io::Result<usize>, AlignedBuf);
+
+impl<'a, S: Storage> Window<'a, S> {
+    fn new(storage: &'a S, file: &'a S::File, label: &'a str, file_bytes: u64) -> Self {
+        let buffer = AlignedBuf::with_capacity(0);
+        Self { storage, file, label, file_bytes, buffer, start: 0, ahead: None }
     }
 
     /// `count` bytes at `offset`, fewer only where the file ends.
     async fn bytes(&mut self, offset: u64, count: usize) -> Result<&[u8]> {
         let wanted_end = (offset + count as u64).min(self.file_bytes);
-        if offset < self.start || self.start + (self.buffer.len() as u64) < wanted_end {
-            let block = BLOCK_BYTES as u64;
-            let start = offset / block * block;
-            let step = wanted_end.max(self.file_bytes.min(start + STEP_BYTES as u64));
-            let length = to_usize(align_up(step - start, block));
-            // Used again: fresh memory for each step would cost as much as the read.
-            let mut buffer = std::mem::replace(&mut self.buffer, AlignedBuf::with_capacity(0));
-            buffer.resize(length);
-            let (result, mut buffer) = self.file.read_at(buffer, start).await;
-            let read = result.map_err(|error| {
-                Error::io(format!("read {length} bytes at offset {start} of {}", self.label), error)
-            })?;
-            buffer.truncate(read);
-            (self.buffer, self.start) = (buffer, start);
+        if offset < self.start || self.end() < wanted_end {
+            let start = offset / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
+            let kept = if self.start <= start { to_usize(self.end().saturating_sub(start)) } else { 0 };
+            let from = self.buffer.len() - kept;
+            self.buffer.copy_within(from.., 0);
+            self.buffer.truncate(kept);
+            self.start = start;
+            while self.end() < wanted_end.min(self.file_bytes) {
+                self.step().await?;
+            }
         }
         let rest = self.buffer.get(to_usize(offset - self.start)..).unwrap_or_default();
         Ok(&rest[..count.min(rest.len())])
+    }
+
+    fn end(&self) -> u64 {
+        self.start + self.buffer.len() as u64
+    }
+
+    /// Makes the window longer, or finds that the file ends here.
+    async fn step(&mut self) -> Result<()> {
+        let start = self.end();
+        let done = match self.ahead.take() {
+            Some(Ahead { start: ahead, read }) if ahead == start => match read {
+                MaybeRead::Running(read) => read.await,
+                MaybeRead::Done(done) => done,
+            },
+            _ => self.file.read_at(AlignedBuf::zeroed(self.step_bytes(start)), start).await,
+        };
+        let (result, mut read) = done;
+        let length = read.len();
+        let count = result.map_err(|error| {
+            Error::io(format!("read {length} bytes at offset {start} of {}", self.label), error)
+        })?;
+        self.buffer.extend_from_slice(&read[..count]);
+        let next = self.end();
+        if count < length {
+            self.file_bytes = next;
+        } else if next < self.file_bytes {
+            // Used again: fresh memory for each step would cost as much as the read.
+            read.resize(self.step_bytes(next));
+            let file = self.file.clone();
+            let mut running: Pin<Box<dyn Future<Output = ReadDone>>> =
+                Box::pin(async move { file.read_at(read, next).await });
+            let read = tokio::select! {
+                biased;
+                done = &mut running => MaybeRead::Done(done),
+                // Only now the kernel gets it.
+                () = self.storage.pause() => MaybeRead::Running(running),
+            };
+            self.ahead = Some(Ahead { start: next, read });
+        }
+        Ok(())
+    }
+
+    /// Bytes of the step at `start`.
+    fn step_bytes(&self, start: u64) -> usize {
+        let rest = align_up(self.file_bytes.saturating_sub(start), BLOCK_BYTES as u64);
+        READ_BYTES.min(to_usize(rest))
     }
 
     /// The record at `offset`.
@@ -402,9 +466,13 @@ mod tests {
     }
 
     async fn read(storage: &SimStorage) -> Result<(Vec<Vec<u8>>, End)> {
+        read_bytes(storage, CAPACITY).await
+    }
+
+    async fn read_bytes(storage: &SimStorage, file_bytes: u64) -> Result<(Vec<Vec<u8>>, End)> {
         let file = storage.open(NAME, Access::Read).await.unwrap();
         let mut payloads = Vec::new();
-        let end = replay(&file, "w", IDENTITY, CAPACITY, Extent::default(), |_, payload| {
+        let end = replay(storage, &file, "w", IDENTITY, file_bytes, Extent::default(), |_, payload| {
             payloads.push(payload.to_vec());
             Ok(())
         })
@@ -462,6 +530,48 @@ mod tests {
 
             storage.corrupt(NAME, 100, 1);
             assert!(read(&storage).await.is_err(), "the head was synced before the first use");
+        });
+    }
+
+    #[test]
+    fn records_are_read_across_steps_and_damage_is_found_steps_behind() {
+        block_on(async {
+            let storage = SimStorage::new(1);
+            let capacity = 12 * READ_BYTES as u64;
+            let file = RecordFile::create(&storage, NAME, IDENTITY, capacity).await.unwrap();
+            let payloads: Vec<_> =
+                [10, READ_BYTES - 4_000, 2_000, 2 * READ_BYTES + 5, READ_BYTES, 700, 3 * READ_BYTES]
+                    .iter()
+                    .map(|&n| (0..n).map(|at| (at % 251) as u8).collect::<Vec<u8>>())
+                    .collect();
+            let mut offsets = Vec::new();
+            for payload in &payloads {
+                offsets.push(file.end());
+                append(&file, payload).await;
+            }
+            let (found, end) = read_bytes(&storage, capacity).await.unwrap();
+            assert!(found == payloads && end.offset == file.end() && end.torn_bytes == 0);
+
+            file.sync().await.unwrap();
+            append(&file, b"witness").await;
+            let witness = format!("a later record says that {} bytes were durable", file.durable());
+            for offset in offsets {
+                // In the payload, then in the length, which says nearly 4 GiB then.
+                for at in [offset + 60, offset + 11] {
+                    storage.corrupt(NAME, at, 0x80);
+                    let error = read_bytes(&storage, capacity).await.unwrap_err().to_string();
+                    assert!(error.starts_with(&format!("w is damaged at offset {offset}:")), "{error}");
+                    assert!(error.contains(&witness), "{error}");
+                    storage.corrupt(NAME, at, 0x80);
+                }
+            }
+            let error =
+                read_bytes(&storage, capacity + 5 * READ_BYTES as u64).await.map(|(found, _)| found.len());
+            assert_eq!(
+                error.unwrap(),
+                payloads.len() + 1,
+                "a file that is shorter than it should be is read to its end"
+            );
         });
     }
 

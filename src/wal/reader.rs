@@ -54,32 +54,33 @@ pub async fn read<S: Storage>(
     let label = storage.label(name);
     let file = open_file(storage, name, Access::Read).await?;
     let identity = owner.identity(Kind::Wal, source.number);
-    let end = replay_records(&file, &label, identity, source.file_bytes, source.end, |offset, payload| {
-        let corruption = |reason: CorruptionReason| Error::corruption(&label, offset, reason);
-        // Looked at before any write is visited: a group is in whole or not at all.
-        let expected = *next;
-        let mut in_order = true;
-        let (first, count) = decode_group(payload, |entry| {
-            in_order = in_order && expected <= entry.seqno;
-            if in_order {
-                visit(entry);
+    let end =
+        replay_records(storage, &file, &label, identity, source.file_bytes, source.end, |offset, payload| {
+            let corruption = |reason: CorruptionReason| Error::corruption(&label, offset, reason);
+            // Looked at before any write is visited: a group is in whole or not at all.
+            let expected = *next;
+            let mut in_order = true;
+            let (first, count) = decode_group(payload, |entry| {
+                in_order = in_order && expected <= entry.seqno;
+                if in_order {
+                    visit(entry);
+                }
+            })
+            .map_err(corruption)?;
+            if first != expected {
+                return Err(Error::corruption(
+                    &label,
+                    offset,
+                    format_args!(
+                        "the group starts with write {}, and write {} must come next: writes are missing",
+                        first.0, expected.0
+                    ),
+                ));
             }
+            *next = SeqNo(first.0 + u64::from(count));
+            Ok(())
         })
-        .map_err(corruption)?;
-        if first != expected {
-            return Err(Error::corruption(
-                &label,
-                offset,
-                format_args!(
-                    "the group starts with write {}, and write {} must come next: writes are missing",
-                    first.0, expected.0
-                ),
-            ));
-        }
-        *next = SeqNo(first.0 + u64::from(count));
-        Ok(())
-    })
-    .await?;
+        .await?;
     Ok((file, end))
 }
 
@@ -98,13 +99,14 @@ pub async fn first_write<S: Storage>(
     let file = open_file(storage, name, Access::Read).await?;
     let identity = owner.identity(Kind::Wal, number);
     let mut found = None;
-    let result = replay_records(&file, &label, identity, file_bytes, Extent::default(), |offset, payload| {
-        let (first, _) =
-            decode_group(payload, |_| {}).map_err(|reason| Error::corruption(&label, offset, reason))?;
-        found.get_or_insert(first);
-        Ok(())
-    })
-    .await;
+    let result =
+        replay_records(storage, &file, &label, identity, file_bytes, Extent::default(), |offset, payload| {
+            let (first, _) =
+                decode_group(payload, |_| {}).map_err(|reason| Error::corruption(&label, offset, reason))?;
+            found.get_or_insert(first);
+            Ok(())
+        })
+        .await;
     match result {
         Err(error) if error.kind() != ErrorKind::Corruption => Err(error),
         // A file that was never finished has no head. Damage further on leaves the first group what it is.
