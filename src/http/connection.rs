@@ -10,6 +10,10 @@
 //! one commit group. Reads are never dropped in flight (the ring would still fill their buffer): whoever wants a
 //! connection to end calls `shutdown(2)` on its socket ([`Peers`] does, for time-outs and for a stop), and the
 //! read or write returns.
+//!
+//! Sockets go through the ring as files do: with 64 connections `tokio_uring::net` and `tokio::net` answer as fast, one
+//! request in 8.6 µs (7.6 to 10.1) and in 8.2 µs (7.6 to 8.5), nearly all of it the kernel's TCP
+//! (`cargo bench --bench designs -- sockets`, on the machine of BENCHMARKS.md); and one loop drives both.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
