@@ -5,7 +5,7 @@
 #   usage: scripts/bench.sh [--quick] [--repeat N] [QUESTION...]      all of BENCHMARKS.md, hours, without a name
 #
 # What a line needs and is not installed skips it, with a word; scripts/compare.sh installs the peers first.
-# SERVER_CPUS and LOAD_CPUS choose the processors (0 and 1), RINGKEEP_BENCH_DIR the device (target/bench/work).
+# SERVER_CPUS and LOAD_CPUS choose the processors (0 and 1), RINGKEEP_BENCH_DIR the device (target/bench/data).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

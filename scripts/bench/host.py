@@ -10,7 +10,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RAW = ROOT / "target" / "bench"
-WORK = pathlib.Path(os.environ.get("RINGKEEP_BENCH_DIR", RAW / "work"))
+WORK = pathlib.Path(os.environ.get("RINGKEEP_BENCH_DIR", RAW / "data"))
 RINGKEEP = ROOT / "target" / "release" / "ringkeep"
 # One processor for the server, another for the load.
 SERVER, LOAD = os.environ.get("SERVER_CPUS", "0"), os.environ.get("LOAD_CPUS", "1")

@@ -51,6 +51,12 @@ class Run:
         figures["load_busy"] = (host.load_cpu_seconds() - load_before) / seconds
         self.add(name, figures)
 
+    def in_turn(self, *samples):
+        """Takes each sample as often as asked, every other time in the opposite order."""
+        for turn in range(self.repeat):
+            for sample in samples if turn % 2 == 0 else samples[::-1]:
+                sample(turn)
+
     def scaled(self, number):
         return number // 20 if self.quick else number
 
@@ -71,14 +77,15 @@ def gets(run):
     redis = Redis()
     loads.redis_benchmark(redis.port, "set", 64, run.scaled(3 * loads.KEYS), 16)
     webdis = Webdis(redis) if not missing("webdis") else None
-    for turn in range(run.repeat):
-        for depth, name in ((1, "64"), (16, "64x16")):
-            reads = run.seconds * (60_000 if depth == 1 else 600_000)
-            run.watch(f"{name}/ringkeep", ringkeep, loads.wrk, ringkeep.url, loads.GET, 64, run.seconds, depth, turn)
-            run.watch(f"{name}/nginx", nginx, loads.wrk, nginx.url, loads.GET, 64, run.seconds, depth, turn)
-            run.watch(f"{name}/redis", redis, loads.redis_benchmark, redis.port, "get", 64, reads, depth)
-            if webdis and depth == 1:
-                run.watch(f"{name}/webdis", webdis, loads.wrk, webdis.url, loads.WEBDIS_GET, 64, run.seconds, 1, turn)
+    def at_depth(depth, name):
+        reads = run.seconds * (60_000 if depth == 1 else 600_000)
+        yield lambda turn: run.watch(f"{name}/ringkeep", ringkeep, loads.wrk, ringkeep.url, loads.GET, 64, run.seconds, depth, turn)
+        yield lambda turn: run.watch(f"{name}/nginx", nginx, loads.wrk, nginx.url, loads.GET, 64, run.seconds, depth, turn)
+        yield lambda turn: run.watch(f"{name}/redis", redis, loads.redis_benchmark, redis.port, "get", 64, reads, depth)
+        if webdis and depth == 1:
+            yield lambda turn: run.watch(f"{name}/webdis", webdis, loads.wrk, webdis.url, loads.WEBDIS_GET, 64, run.seconds, 1, turn)
+
+    run.in_turn(*at_depth(1, "64"), *at_depth(16, "64x16"))
     for server in (webdis, redis, nginx, ringkeep):
         if server:
             server.stop()
@@ -91,16 +98,21 @@ def sets(run):
     ringkeep.settle()
     loads.redis_benchmark(redis.port, "set", 64, run.scaled(3 * loads.KEYS), 16)
     webdis = Webdis(redis) if not missing("webdis") else None
-    for turn in range(run.repeat):
-        for connections, depth in ((64, 1), (256, 1), (64, 16)):
-            name = f"{connections}x{depth}" if depth > 1 else f"{connections}"
-            writes = run.seconds * (40_000 if depth == 1 else 250_000)
-            run.watch(f"{name}/ringkeep", ringkeep, loads.wrk, ringkeep.url, loads.SET, connections, run.seconds, depth, turn)
+    def own(verb, name, connections, depth=1):
+        def sample(turn):
+            run.watch(f"{name}/ringkeep", ringkeep, loads.wrk, ringkeep.url, verb, connections, run.seconds, depth, turn)
             ringkeep.settle()
-            run.watch(f"{name}/redis", redis, loads.redis_benchmark, redis.port, "set", connections, writes, depth)
-        if webdis:
-            run.watch("64/webdis", webdis, loads.wrk, webdis.url, loads.WEBDIS_SET, 64, run.seconds, 1, turn)
-        run.watch("get_256/ringkeep", ringkeep, loads.wrk, ringkeep.url, loads.GET, 256, run.seconds, 1, turn)
+        return sample
+
+    def peer(name, connections, depth=1):
+        writes = run.seconds * (40_000 if depth == 1 else 250_000)
+        return lambda turn: run.watch(f"{name}/redis", redis, loads.redis_benchmark, redis.port, "set", connections, writes, depth)
+
+    samples = [own(loads.SET, "64", 64), peer("64", 64), own(loads.SET, "256", 256), peer("256", 256),
+               own(loads.GET, "get_256", 256), own(loads.SET, "64x16", 64, 16), peer("64x16", 64, 16)]
+    if webdis:
+        samples.insert(0, lambda turn: run.watch("64/webdis", webdis, loads.wrk, webdis.url, loads.WEBDIS_SET, 64, run.seconds, 1, turn))
+    run.in_turn(*samples)
     for server in (webdis, redis, ringkeep):
         if server:
             server.stop()
@@ -109,12 +121,16 @@ def sets(run):
 def rocksdb_sync(run):
     """SET, 64 connections, against 64 threads of db_bench that sync each write."""
     ringkeep = Ringkeep()
-    for turn in range(run.repeat):
+
+    def own(turn):
         run.add("ringkeep", loads.wrk(ringkeep.url, loads.SET, 64, run.seconds, 1, turn))
         ringkeep.settle()
+
+    def rocksdb(_):
         writes = run.seconds * 500
-        figures = loads.db_bench("fillrandom", "--sync=1", "--threads=64", f"--num={writes}")
-        run.add("rocksdb", figures)
+        run.add("rocksdb", loads.db_bench("fillrandom", "--sync=1", "--threads=64", f"--num={writes}"))
+
+    run.in_turn(own, rocksdb)
     ringkeep.stop()
 
 
@@ -162,6 +178,8 @@ def latencies(run):
                 latency.pop("histogram")
                 run.add(f"{workload}/{share}", {**latency, "rate": int(top * share / 100), "command": figures["command"]}, "p99.9")
                 ringkeep.settle()
+                if workload == "overwrite":
+                    run.add("device", loads.fio_sync(host.fresh("device") / "file", 2 * run.seconds), "p99.9")
     ringkeep.stop()
 
 
@@ -207,9 +225,9 @@ def cold_reads(run):
     ringkeep.settle()
     largest = max(pathlib.Path(ringkeep.folder).rglob("*.sst"), key=lambda path: path.stat().st_size)
     flags = ["read", "--filled", "--key-count", keys, "--warm-up", f"{run.seconds}s", "--duration", f"{run.seconds}s"]
-    for turn in range(run.repeat):
-        run.add("fio", loads.fio(largest, run.seconds))
-        run.add("ringkeep", without_series(loads.bench(ringkeep, *flags, "--seed", turn)))
+    run.in_turn(
+        lambda _: run.add("fio", loads.fio(largest, run.seconds)),
+        lambda turn: run.add("ringkeep", without_series(loads.bench(ringkeep, *flags, "--seed", turn))))
     ringkeep.stop()
 
 
@@ -261,14 +279,16 @@ def restart(run, ringkeep, flags):
         ringkeep = Ringkeep(*flags, folder=ringkeep.folder)
         run.add("start/clean", {"seconds": time.monotonic() - begin}, "seconds")
         ringkeep.stop()
-    for _ in range(run.repeat):
-        ringkeep = Ringkeep(*flags, folder=ringkeep.folder)
-        loads.bench(ringkeep, "fill-seq", "--key-count", run.scaled(300_000), "--pipeline", 16)
-        ringkeep.stop(signal.SIGKILL)
-        begin = time.monotonic()
-        ringkeep = Ringkeep(*flags, folder=ringkeep.folder)
-        run.add("start/replay", {"seconds": time.monotonic() - begin, "log": pathlib.Path(ringkeep.log).read_text()}, "seconds")
-        ringkeep.stop()
+    for value_bytes, keys in ((100, 300_000), (1000, 50_000)):
+        for _ in range(run.repeat):
+            ringkeep = Ringkeep(*flags, folder=ringkeep.folder)
+            loads.bench(ringkeep, "fill-seq", "--key-count", run.scaled(keys), "--value-size", value_bytes, "--pipeline", 16)
+            ringkeep.stop(signal.SIGKILL)
+            begin = time.monotonic()
+            ringkeep = Ringkeep(*flags, folder=ringkeep.folder)
+            seconds, log = time.monotonic() - begin, pathlib.Path(ringkeep.log).read_text()
+            run.add(f"start/replay_{value_bytes}", {"seconds": seconds, "log": log}, "seconds")
+            ringkeep.stop()
 
 
 def steady(run):

@@ -147,15 +147,20 @@ def connections(lines):
             + commands(lines, ("get/64", "set/64")))
 
 
+def latency_label(name):
+    if name == "device":
+        return "the device alone: fdatasync after 4 KiB"
+    workload, share = name.split("/")
+    return f"{'GET' if workload == 'read' else 'SET'} at {share} % of the top rate"
+
+
 def latencies(lines):
     rows = []
     for name in lines.lines:
         cells = [number(statistics.median(lines.details(name, key))) for key in ("p50", "p99", "p99.9", "p99.99", "max")]
-        rate = lines.details(name, "rate")[0]
-        workload, share = name.split("/")
-        rows.append([f"{'GET' if workload == 'read' else 'SET'} at {share} % of the top rate", number(rate), *cells])
+        rows.append([latency_label(name), number(lines.details(name, "rate")[0]), *cells])
     return (table(["open loop, 64 connections", "a second", "p50 µs", "p99", "p99.9", "p99.99", "max"], rows)
-            + "\n\n![latency against percentile](benches/plots/latency.svg)\n\n" + commands(lines, list(lines.lines)[:1]))
+            + "\n\n![latency against percentile](benches/plots/latency.svg)\n\n" + commands(lines, ("read/25", "overwrite/25", "device")))
 
 
 def mixes(lines):
@@ -215,9 +220,12 @@ def fill(lines):
     memory = [bytes_ / 2**20 for bytes_ in lines.details("fill/ringkeep", "resident_bytes")]
     text += f"\n\nLongest time without an answer: {spread(gap)} ms. Resident memory afterwards: {spread(memory)} MiB."
     text += "\n\n![throughput over time](benches/plots/fill.svg)\n\n"
-    rows = [[label, spread(lines.samples(name))] for name, label in (("start/clean", "after a clean stop"), ("start/replay", "after `kill -9`, with 300,000 sets to replay"))
+    rows = [[label, spread(lines.samples(name))] for name, label in (("start/clean", "after a clean stop"), ("start/replay_100", "after `kill -9`, with 300,000 sets of 100 bytes to replay"),
+             ("start/replay_1000", "after `kill -9`, with 50,000 sets of 1,000 bytes to replay"))
             if lines.has(name)]
-    return text + table(["start with that data", "seconds until it listens"], rows) + "\n\n" + commands(lines, ("fill/ringkeep", "fill/rocksdb"))
+    text += table(["start with that data", "seconds until it listens"], rows)
+    speeds = " and ".join(spread(replay_speeds(lines, size)) for size in (100, 1000) if lines.has(f"start/replay_{size}"))
+    return text + f"\n\nThe WAL was replayed at {speeds} MB/s." + "\n\n" + "\n\n" + commands(lines, ("fill/ringkeep", "fill/rocksdb"))
 
 
 def steady(lines):
@@ -226,9 +234,9 @@ def steady(lines):
             f"longest time without an answer {spread(gap)} ms.\n\n" + commands(lines, ("open_loop",)))
 
 
-def replay_speeds(lines):
+def replay_speeds(lines, value_bytes=100):
     """Megabytes of WAL a second, from what the starts logged."""
-    found = (re.search(r"wal_bytes=(\d+) .*milliseconds=(\d+)", log) for log in lines.details("start/replay", "log"))
+    found = (re.search(r"wal_bytes=(\d+) .*milliseconds=(\d+)", log) for log in lines.details(f"start/replay_{value_bytes}", "log"))
     return [int(each[1]) / 1000 / int(each[2]) for each in found]
 
 
@@ -337,13 +345,12 @@ def plots(reports):
         save("groups", figure, axes)
     if "latencies" in reports:
         lines = Lines(reports["latencies"])
-        percentiles = ("p50", "p90", "p99", "p99.9", "p99.99")
+        percentiles = ("p50", "p99", "p99.9", "p99.99")
         figure, axes = plt.subplots()
         for name in lines.lines:
-            workload, share = name.split("/")
             middle = [statistics.median(lines.details(name, each)) for each in percentiles]
-            axes.plot(percentiles, middle, marker="o", markersize=4, linestyle="-" if workload == "read" else "--",
-                      label=f"{'GET' if workload == 'read' else 'SET'}, {share} % of the top rate")
+            style = {"read": "-", "overwrite": "--", "device": ":"}[name.split("/")[0]]
+            axes.plot(percentiles, middle, marker="o", markersize=4, linestyle=style, label=latency_label(name))
         axes.set(yscale="log", xlabel="percentile", ylabel="latency in µs")
         save("latency", figure, axes)
     if "sizes" in reports:
