@@ -11,7 +11,8 @@
 //! K4  Of two entries of a key the newer one is in the higher level (N3), and every key belongs to its shard.
 //!
 //! A note is something that a crash may leave and the next start puts in order: the torn end of a WAL, a file that
-//! nothing names. Damage is everything else.
+//! nothing names. What the system does not let us read is neither: it says nothing of the bytes. Damage is everything
+//! else.
 
 use std::rc::Rc;
 
@@ -35,6 +36,8 @@ use crate::wal::reader::{Source, read};
 pub struct Report {
     /// What is not as it was written, in the order in which it was found.
     pub damage: Vec<Error>,
+    /// What could not be read, and so was not looked at.
+    pub unread: Vec<Error>,
     /// What a crash may leave.
     pub notes: Vec<String>,
     /// Files looked at.
@@ -44,9 +47,18 @@ pub struct Report {
 }
 
 impl Report {
+    /// Adds an error where it belongs.
+    pub fn add_error(&mut self, error: Error) {
+        match error.kind() {
+            ErrorKind::Corruption => self.damage.push(error),
+            _ => self.unread.push(error),
+        }
+    }
+
     /// Adds what was found in another shard.
     pub fn add(&mut self, other: Self) {
         self.damage.extend(other.damage);
+        self.unread.extend(other.unread);
         self.notes.extend(other.notes);
         self.files += other.files;
         self.entries += other.entries;
@@ -76,7 +88,7 @@ pub async fn check_shard<S: Storage>(
         check.order(&mut report, &mut progress).await
     };
     if let Err(error) = outcome.await {
-        report.damage.push(error);
+        report.add_error(error);
     }
     report
 }
@@ -210,7 +222,7 @@ impl<S: Storage> Check<'_, S> {
             report.entries += writes;
             progress(bytes);
             if let Err(error) = outcome {
-                report.damage.push(error);
+                report.add_error(error);
                 return; // what must come next is not known any more
             }
         }
@@ -227,10 +239,12 @@ impl<S: Storage> Check<'_, S> {
             match self.open(meta).await {
                 Ok(sst) => {
                     let visit = |entry: &crate::key::Entry<'_>| self.key_belongs(entry.key);
-                    report.damage.extend(verify(sst, meta, visit, &mut *progress).await);
+                    for error in verify(sst, meta, visit, &mut *progress).await {
+                        report.add_error(error);
+                    }
                     report.entries += meta.entries;
                 }
-                Err(error) => report.damage.push(error),
+                Err(error) => report.add_error(error),
             }
             if self.state().flushed < meta.last {
                 let label = self.storage.label(name);
@@ -239,9 +253,9 @@ impl<S: Storage> Check<'_, S> {
         }
     }
 
-    /// K4: walks all levels side by side. Only where every file is sound; else it would end at the damage.
+    /// K4: walks all levels side by side. Only where every file is sound; else it would end at the first that is not.
     async fn order(&self, report: &mut Report, progress: &mut impl FnMut(u64)) -> Result<()> {
-        if !report.damage.is_empty() {
+        if !(report.damage.is_empty() && report.unread.is_empty()) {
             return Ok(());
         }
         let mut runs = runs(self, &self.state().version);

@@ -19,7 +19,7 @@ use ringkeep::file_name::FileName;
 use ringkeep::key::{SLOT_COUNT, ShardId};
 use ringkeep::random::Random;
 use ringkeep::record::Owner;
-use ringkeep::storage::sim::{Fate, SimStorage};
+use ringkeep::storage::sim::{Failure, Fate, Fault, SimStorage};
 
 const CONFIG: DbConfig = DbConfig {
     sync_every_group: true,
@@ -94,7 +94,10 @@ impl Fixture {
         });
         assert_eq!(fixture.look(&fixture.storage), Outcome::Right);
         let report = fixture.check(&fixture.storage);
-        assert!(report.damage.is_empty() && report.notes.is_empty(), "{report:?}");
+        assert!(
+            report.damage.is_empty() && report.unread.is_empty() && report.notes.is_empty(),
+            "{report:?}"
+        );
         fixture
     }
 
@@ -186,6 +189,31 @@ fn report(name: &'static str, counts: &Counts, begin: Instant) {
     );
     let runs = counts.detected + counts.harmless;
     Row { name, runs, detected: counts.detected, seconds: begin.elapsed(), ..Row::default() }.report();
+}
+
+#[test]
+fn a_check_that_cannot_read_says_so_and_calls_nothing_damaged() {
+    const EIO: i32 = 5;
+    let fixture = Fixture::new(0, false);
+    let (first, last) = {
+        let storage = fixture.copy();
+        let first = storage.operations();
+        fixture.check(&storage);
+        (first, storage.operations())
+    };
+    assert!(20 < last - first);
+    for operation in first + 1..=last {
+        for for_ever in [false, true] {
+            let storage = fixture.copy();
+            storage.set_fault(Some(Fault { operation, failure: Failure::Errno(EIO), for_ever }));
+            let report = fixture.check(&storage);
+            let what = format!("operation {operation} of {first} to {last}: {report:?}");
+            assert!(report.damage.is_empty(), "{what}");
+            // A long read that fails is tried again as a short one, which may succeed.
+            assert!(!for_ever || !report.unread.is_empty(), "{what}");
+            assert!(report.unread.iter().all(|error| error.kind() == ErrorKind::Io), "{what}");
+        }
+    }
 }
 
 #[test]

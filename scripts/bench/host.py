@@ -1,5 +1,6 @@
 """Processes on chosen processors, and what the kernel knows of them."""
 
+import atexit
 import os
 import pathlib
 import resource
@@ -43,6 +44,12 @@ def load_cpu_seconds():
     return used.ru_utime + used.ru_stime
 
 
+def stolen():
+    """Seconds that the hypervisor took from the processors while they had work, and all their seconds, since the boot."""
+    fields = [int(field) / TICKS for field in pathlib.Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    return fields[7], sum(fields)
+
+
 class Process:
     """A server that was started here, and is ended by its id."""
 
@@ -52,6 +59,8 @@ class Process:
             pinned(cpus, command), stdout=subprocess.PIPE, stderr=open(log, "w"), text=True, start_new_session=True
         )
         self.pid = self.child.pid
+        # Not left behind, whatever ends the measurement.
+        atexit.register(self.stop)
 
     def cpu_seconds(self):
         """Its own, and its children's that still run: nginx has a worker."""

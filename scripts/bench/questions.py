@@ -17,6 +17,7 @@ import platform
 import re
 import signal
 import subprocess
+import sys
 import time
 
 import host
@@ -33,14 +34,17 @@ class Run:
         self.repeat = 1 if quick else repeat
         self.seconds = 2 if quick else 8
         self.lines = collections.OrderedDict()
+        self.stolen = host.stolen()
 
     def add(self, name, figures, figure="per_second"):
         """One sample of a line; what else was measured is kept beside it."""
         line = self.lines.setdefault(name, {"command": figures.get("command"), "samples": []})
         line["samples"].append(figures[figure])
         rest = {key: value for key, value in figures.items() if key not in ("command", "output", "folder")}
+        before, self.stolen = self.stolen, host.stolen()
+        rest["stolen"] = (self.stolen[0] - before[0]) / max(self.stolen[1] - before[1], 0.01)
         line.setdefault("details", []).append(rest)
-        print(f"  {name}: {figures[figure]:,.1f}", flush=True)
+        print(f"  {name}: {figures[figure]:,.1f}, stolen {rest['stolen']:.0%}", flush=True)
 
     def watch(self, name, server, load, *flags):
         """A sample of a line, and how busy the server and its load were: shares of a processor."""
@@ -366,6 +370,7 @@ def main():
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help=", ".join(QUESTIONS))
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through atexit: the servers end, too
     unknown = [name for name in arguments.questions if name not in QUESTIONS]
     if unknown:
         parser.error(f"no such question: {', '.join(unknown)}")

@@ -72,7 +72,9 @@ def table(head, rows):
 
 def origin(report):
     quick = " **A quick run: not for comparison.**" if report["quick"] else ""
-    return f"Commit `{report['commit']}`, {report['date']}: `scripts/bench.sh {report['question']}`.{quick}"
+    stolen = [detail["stolen"] for line in report["lines"].values() for detail in line["details"] if "stolen" in detail]
+    taken = f" The host gave {statistics.median(stolen):.0%} ({max(stolen):.0%} at most) of the processors to others." if stolen else ""
+    return f"Commit `{report['commit']}`, {report['date']}: `scripts/bench.sh {report['question']}`.{taken}{quick}"
 
 
 def commands(lines, names):

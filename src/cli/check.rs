@@ -18,7 +18,8 @@ use crate::storage::uring::{Device, UringStorage};
 use crate::store::Store;
 use crate::{host, server};
 
-/// Exit status 0 if everything is as it was written, 65 if not; each damage is a line on standard output.
+/// Exit status 0 if everything is as it was written, 65 if not, 1 if all that could be read is; each damage, and each
+/// file that could not be read, is a line on standard output.
 #[derive(Debug, Args)]
 pub(super) struct Check {
     /// The data directory
@@ -36,11 +37,15 @@ impl Check {
         let mut output = std::io::stdout().lock();
         // A closed standard output does not change the exit status.
         let _ = print(&mut output, &self.data_dir, &report);
-        match report.damage.len() {
-            0 => Ok(()),
-            count => {
-                let message = format!("{} is damaged in {count} places", self.data_dir.display());
-                Err(Error::new(ErrorKind::Corruption, message))
+        let data_dir = self.data_dir.display();
+        match (report.damage.len(), report.unread.len()) {
+            (0, 0) => Ok(()),
+            (0, count) => {
+                let message = format!("{count} parts of {data_dir} could not be read; what could is sound");
+                Err(Error::new(ErrorKind::Io, message))
+            }
+            (count, _) => {
+                Err(Error::new(ErrorKind::Corruption, format!("{data_dir} is damaged in {count} places")))
             }
         }
     }
@@ -53,15 +58,23 @@ fn print(output: &mut impl Write, data_dir: &Path, report: &Report) -> std::io::
     for damage in &report.damage {
         writeln!(output, "damage: {damage}")?;
     }
-    let verdict = if report.damage.is_empty() { "sound" } else { "damaged" };
+    for error in &report.unread {
+        writeln!(output, "unread: {error}")?;
+    }
+    let verdict = match (report.damage.is_empty(), report.unread.is_empty()) {
+        (false, _) => "damaged",
+        (true, false) => "not all read",
+        (true, true) => "sound",
+    };
     writeln!(
         output,
-        "{}: {verdict}; {} files, {} entries, {} notes, {} damages",
+        "{}: {verdict}; {} files, {} entries, {} notes, {} damages, {} unread",
         data_dir.display(),
         report.files,
         report.entries,
         report.notes.len(),
-        report.damage.len()
+        report.damage.len(),
+        report.unread.len()
     )?;
     output.flush()
 }
@@ -101,7 +114,7 @@ async fn check(data_dir: &Path) -> Result<Report> {
             if data_dir.join(shard_directory(owner.shard)).exists()
                 && let Some(error) = unexpected_data(storage, *owner).await?
             {
-                report.damage.push(error);
+                report.add_error(error);
             }
             report.notes.push(format!("{}: its creation did not finish", shard_directory(owner.shard)));
             continue;
