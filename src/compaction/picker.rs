@@ -11,7 +11,7 @@
 use crate::manifest::{LEVELS, SharedMeta, Version};
 
 /// Files in L0 that make a compaction due.
-const L0_FILES: usize = 4;
+pub const L0_FILES: usize = 4;
 /// Files of L0 that one compaction takes at most.
 const L0_INPUTS_MAX: usize = 12;
 /// How much larger each level is than the one above.

@@ -7,6 +7,8 @@
 
 use std::time::Duration;
 
+use crate::compaction::L0_FILES;
+
 /// Memtables that may wait for their flush. With the active one they bound the memory of unflushed writes.
 pub const FROZEN_MAX: usize = 2;
 /// Files in L0: a read looks at each, so twice what one compaction takes is far too many.
@@ -83,7 +85,7 @@ impl Backlog {
 
     /// Bytes of merging between two pauses: more as L0 fills and as debt grows, up to where writes slow down.
     pub fn compaction_slice_bytes(&self) -> usize {
-        let l0 = slice_bytes(self.l0_files.min(L0_FILES_SLOW), L0_FILES_SLOW);
+        let l0 = slice_bytes(self.l0_files.saturating_sub(L0_FILES), L0_FILES_SLOW - L0_FILES);
         let slow = usize::try_from(self.base_bytes.saturating_mul(DEBT_SLOW)).unwrap_or(usize::MAX).max(1);
         let debt = usize::try_from(self.debt_bytes).unwrap_or(usize::MAX);
         let bytes = l0.max(slice_bytes(debt.min(slow), slow));
@@ -92,10 +94,16 @@ impl Backlog {
     }
 }
 
+/// Grows with the square, too: a commit group passes the loop four times, and each time a slice goes first.
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a length between the two bounds, to a digit or two"
+)]
 fn slice_bytes(part: usize, whole: usize) -> usize {
-    // In 128 bits, so that the product does not overflow.
-    let more = (SLICE_BYTES_MAX - SLICE_BYTES_MIN) as u128 * part.min(whole) as u128 / whole.max(1) as u128;
-    SLICE_BYTES_MIN + usize::try_from(more).unwrap_or(0)
+    let share = (part as f64 / whole.max(1) as f64).min(1.0);
+    SLICE_BYTES_MIN + ((SLICE_BYTES_MAX - SLICE_BYTES_MIN) as f64 * share.powi(2)) as usize
 }
 
 #[cfg(test)]
@@ -142,8 +150,10 @@ mod tests {
         assert!(far.compaction_slice_bytes() <= SLICE_BYTES_MAX);
         let many = Backlog { l0_files: L0_FILES_SLOW, ..backlog };
         assert_eq!(many.compaction_slice_bytes(), SLICE_BYTES_MAX);
-        let some = Backlog { l0_files: L0_FILES_SLOW / 2, ..backlog }.compaction_slice_bytes();
-        assert!(SLICE_BYTES_MAX / 3 < some && some < SLICE_BYTES_MAX);
+        let at = |l0_files| Backlog { l0_files, ..backlog }.compaction_slice_bytes();
+        assert_eq!(at(L0_FILES), SLICE_BYTES_MIN, "a compaction that is due is no backlog yet");
+        let half = at(L0_FILES.midpoint(L0_FILES_SLOW));
+        assert!(2 * SLICE_BYTES_MIN < half && half < SLICE_BYTES_MAX / 3, "{half}");
         assert_eq!(Backlog { frozen: 1, ..many }.compaction_slice_bytes(), BESIDE_FLUSH_BYTES_MAX);
     }
 }
