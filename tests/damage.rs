@@ -112,10 +112,13 @@ impl Fixture {
     /// Opens the store and reads all of it.
     fn look(&self, storage: &SimStorage) -> Outcome {
         block_on(async {
-            let db = match Db::open(storage.crash(Fate::Kept), self.owner, CONFIG).await {
+            let storage = storage.crash(Fate::Kept);
+            let before = storage.files();
+            let db = match Db::open(storage.clone(), self.owner, CONFIG).await {
                 Ok((db, _)) => db,
                 Err(error) => {
                     assert_eq!(error.kind(), ErrorKind::Corruption, "{error}");
+                    assert_eq!(storage.files(), before, "a refused start leaves nothing behind: {error}");
                     return Outcome::Refused(error.to_string());
                 }
             };

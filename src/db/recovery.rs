@@ -183,6 +183,10 @@ impl<S: Storage> Db<S> {
         };
         // Replay waits for reads and for the processor, a new WAL for writes: together they take as long as one.
         let (replayed, wal) = tokio::join!(replay_all(storage, owner, &state, clean), begin);
+        if clean.is_none() && (replayed.is_err() || wal.is_err()) {
+            // Nothing names it, and the next start makes another: one that is tried again and again fills the disk.
+            let _ = storage.remove(FileName::Wal(number)).await;
+        }
         let (mut replayed, wal) = (replayed?, wal?);
         state.next_file = state.next_file.max(number.next());
         state.wals.extend(replayed.ends.drain(..));

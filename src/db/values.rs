@@ -43,6 +43,8 @@ struct Pages {
     bytes_max: usize,
     /// A ring of pages; all before the first lap has ended may be empty.
     pages: Vec<Vec<u8>>,
+    /// Bytes that the pages have allocated, all together.
+    allocated: usize,
     /// The page that is being filled.
     current: usize,
     /// Where the record of a key is, in units from the first page on.
@@ -58,6 +60,7 @@ impl ValueCache {
         Self(RefCell::new(Pages {
             bytes_max,
             pages: (0..count).map(|_| Vec::new()).collect(),
+            allocated: 0,
             current: 0,
             index: HashIndex::new(TABLES),
         }))
@@ -100,7 +103,7 @@ impl ValueCache {
 impl Pages {
     /// Bytes of memory held (K2).
     fn bytes(&self) -> usize {
-        self.pages.iter().map(Vec::capacity).sum::<usize>() + self.index.bytes()
+        self.allocated + self.index.bytes()
     }
 
     /// Makes the next page the current one, and gives up others as long as small records need much of an index.
@@ -121,6 +124,7 @@ impl Pages {
     /// Empties a page. What was read since it came is put into the current one, as long as that is not half full.
     fn empty(&mut self, page: usize) {
         let old = std::mem::take(&mut self.pages[page]);
+        self.allocated -= old.capacity();
         let begin = self.pages[self.current].len();
         let mut offset = 0;
         while offset < old.len() {
@@ -155,6 +159,7 @@ impl Pages {
         let page = &mut self.pages[self.current];
         if page.capacity() == 0 {
             page.reserve_exact(PAGE_BYTES);
+            self.allocated += page.capacity();
         }
         let offset = page.len();
         let narrow = |bytes: usize| u16::try_from(bytes).expect("records are under 4 KiB").to_le_bytes();
@@ -252,6 +257,9 @@ mod tests {
                 most = most.max(if number % 1000 == 0 { cache.0.borrow().bytes() } else { 0 });
             }
             assert!(most <= budget, "{value_bytes}: {most} of {budget}");
+            let pages = cache.0.borrow();
+            assert_eq!(pages.allocated, pages.pages.iter().map(Vec::capacity).sum::<usize>());
+            drop(pages);
             let kept = (0..400_000_u32).filter(|number| get(&cache, &number.to_be_bytes()).is_some()).count();
             assert!(budget / 3 < kept * record_bytes(4, value_bytes), "{value_bytes}: {kept}");
         }

@@ -250,6 +250,19 @@ pub async fn replay<S: Storage>(
     mut visit: impl FnMut(u64, &[u8]) -> Result<()>,
 ) -> Result<End> {
     let mut window = Window::new(storage, file, label, file_bytes);
+    let end = walk(&mut window, identity, extent, &mut visit).await;
+    window.close().await;
+    end
+}
+
+/// The way of [`replay`] through a window.
+async fn walk<S: Storage>(
+    window: &mut Window<'_, S>,
+    identity: Identity,
+    extent: Extent,
+    visit: &mut impl FnMut(u64, &[u8]) -> Result<()>,
+) -> Result<End> {
+    let (label, file_bytes) = (window.label, window.file_bytes);
     let head = window.bytes(0, BLOCK_BYTES).await?;
     let used_before = super::decode_single(head, identity, 0)
         .and_then(|payload| Ok(Reader::new(payload).u8()? != 0))
@@ -306,23 +319,16 @@ pub async fn first_nonzero<S: Storage>(
     file: &S::File,
     label: &str,
     file_bytes: u64,
-    mut offset: u64,
+    offset: u64,
 ) -> Result<Option<u64>> {
     let mut window = Window::new(storage, file, label, file_bytes);
-    while offset < file_bytes {
-        let bytes = window.bytes(offset, BLOCK_BYTES).await?;
-        if let Some(at) = bytes.iter().position(|byte| *byte != 0) {
-            return Ok(Some(offset + at as u64));
-        }
-        if bytes.is_empty() {
-            break;
-        }
-        offset += bytes.len() as u64;
-    }
-    Ok(None)
+    let found = window.first_nonzero(offset).await;
+    window.close().await;
+    found
 }
 
-/// A part of a file in memory, moved forward in steps. While one is looked at, the next is being read.
+/// A part of a file in memory, moved forward in steps. While one is looked at, the next is being read: a window is
+/// closed, not dropped, since the buffer of a read belongs to the kernel until it ends.
 struct Window<'a, S: Storage> {
     storage: &'a S,
     file: &'a S::File,
@@ -374,15 +380,36 @@ impl<'a, S: Storage> Window<'a, S> {
         self.start + self.buffer.len() as u64
     }
 
+    async fn first_nonzero(&mut self, mut offset: u64) -> Result<Option<u64>> {
+        loop {
+            let bytes = self.bytes(offset, BLOCK_BYTES).await?;
+            if let Some(at) = bytes.iter().position(|byte| *byte != 0) {
+                return Ok(Some(offset + at as u64));
+            }
+            if bytes.is_empty() {
+                return Ok(None);
+            }
+            offset += bytes.len() as u64;
+        }
+    }
+
+    /// Waits for the read on its way, if there is one.
+    async fn close(&mut self) {
+        if let Some(Ahead { read: MaybeRead::Running(read), .. }) = self.ahead.take() {
+            let _ = read.await; // nobody needs its bytes
+        }
+    }
+
     /// Makes the window longer, or finds that the file ends here.
     async fn step(&mut self) -> Result<()> {
         let start = self.end();
+        if self.ahead.as_ref().is_some_and(|ahead| ahead.start != start) {
+            self.close().await;
+        }
         let done = match self.ahead.take() {
-            Some(Ahead { start: ahead, read }) if ahead == start => match read {
-                MaybeRead::Running(read) => read.await,
-                MaybeRead::Done(done) => done,
-            },
-            _ => self.file.read_at(AlignedBuf::zeroed(self.step_bytes(start)), start).await,
+            Some(Ahead { read: MaybeRead::Running(read), .. }) => read.await,
+            Some(Ahead { read: MaybeRead::Done(done), .. }) => done,
+            None => self.file.read_at(AlignedBuf::zeroed(self.step_bytes(start)), start).await,
         };
         let (result, mut read) = done;
         let length = read.len();
