@@ -195,8 +195,8 @@ fn an_honest_server_has_no_faults_and_every_operation_is_counted() {
 #[test]
 fn every_lie_is_noticed_and_called_by_its_name() {
     for (lie, workloads, lost, wrong) in [
-        (Lie::ForgetSet(40), "fill-seq,ycsb-a", true, false),
-        (Lie::ForgetSet(40), "fill-seq,overwrite,read", true, false),
+        (Lie::ForgetSet(5), "fill-seq,ycsb-a", true, false),
+        (Lie::ForgetSet(5), "fill-seq,overwrite,read", true, false),
         // The next delete finds what was said to be gone.
         (Lie::ForgetDelete(2), "fill-seq,delete", false, true),
         (Lie::FlipBit(1000), "fill-seq,read", false, true),
@@ -269,6 +269,14 @@ fn an_answer_that_is_none_ends_the_run() {
         assert!(output.status.code() == Some(1) && error.contains(words), "{lie:?}: {error}");
         assert_eq!(report["workloads"].as_array().unwrap().len(), 1, "the first one did not end");
     }
+}
+
+#[test]
+fn an_answer_that_is_none_ends_the_run_even_if_it_is_the_last() {
+    let flags = ["--connections", "1", "--key-count", "20", "fill-seq"];
+    let (output, _) = bench(Liar::start(Lie::Fail(20)), &flags);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && error.contains("500: corruption: x"), "{error}");
 }
 
 #[test]

@@ -15,7 +15,7 @@
 //! while it stalls, and its percentiles look fine (coordinated omission; Tene, "How NOT to measure latency", 2013;
 //! wrk2 counts the same way).
 //!
-//! - **B1** A value follows from seed, key number and version ([`data`]); every byte of every value is compared.
+//! - **B1** A value follows from key number and version ([`data`]); every byte of every value is compared.
 //! - **B2** A read that begins after a write was acknowledged sees that write or a later one ([`ledger`]).
 //! - **B3** A request is counted once: answered, refused, or (open loop) due and never sent.
 //! - **B4** Answers are counted from the end of the warm-up on, latencies of requests that began, or were due, then.
