@@ -9,6 +9,8 @@ from host import BOTH, LOAD, RINGKEEP, WORK, fresh, run
 
 HERE = pathlib.Path(__file__).resolve().parent
 KEYS = 1_000_000
+# Requests that wrk prepares and sends in turn; redis-benchmark draws from as many keys.
+PREPARED = 200_000
 
 
 def shown(command, env=None):
@@ -19,12 +21,13 @@ def shown(command, env=None):
 
 GET = {"METHOD": "GET", "TARGET": "/get?key=%s"}
 SET = {"METHOD": "POST", "TARGET": "/set?key=%s"}
-WEBDIS_GET = {"METHOD": "GET", "TARGET": "/GET/%s"}
-WEBDIS_SET = {"METHOD": "PUT", "TARGET": "/SET/%s"}
+# The keys of redis-benchmark, so that Webdis finds what it has filled.
+WEBDIS_GET = {"METHOD": "GET", "TARGET": "/GET/key:%s", "DIGITS": "12", "KEYS": str(PREPARED)}
+WEBDIS_SET = {"METHOD": "PUT", "TARGET": "/SET/key:%s", "DIGITS": "12", "KEYS": str(PREPARED)}
 
 
 def wrk(url, requests, connections, seconds, depth=1, seed=1):
-    env = {**requests, "DEPTH": str(depth), "SEED": str(seed), "KEYS": str(KEYS)}
+    env = {"KEYS": str(KEYS), **requests, "DEPTH": str(depth), "SEED": str(seed)}
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", HERE / "requests.lua", url]
     output = run(LOAD, command, env)
     if "Non-2xx" in output or "Socket errors" in output:
@@ -34,14 +37,14 @@ def wrk(url, requests, connections, seconds, depth=1, seed=1):
 
 def redis_benchmark(port, verb, connections, requests, depth=1):
     command = ["redis-benchmark", "-p", port, "-t", verb, "-c", connections, "-n", requests, "-P", depth,
-               "-d", 100, "-r", KEYS, "--csv"]
+               "-d", 100, "-r", PREPARED, "--csv"]
     output = run(LOAD, command)
     line = next(line for line in output.splitlines() if line.lower().startswith(f'"{verb}"'))
     return {"per_second": float(line.split(",")[1].strip('"')), "command": shown(command)}
 
 
 def bench(server, *flags, cpus=LOAD):
-    """`ringkeep bench`: the first workload's figures, and those of all under "workloads"."""
+    """`ringkeep bench`: the last workload's figures, and those of all under "workloads"."""
     WORK.mkdir(parents=True, exist_ok=True)
     report = WORK / "bench.json"
     command = [RINGKEEP, "bench", "--server", server.address, "--json", report, *flags]
@@ -76,9 +79,9 @@ def fio(path, seconds):
 
 
 def fio_sync(path, seconds):
-    """What a sync costs on the device alone: fdatasync after each 4 KiB, a thousand times a second."""
+    """What a sync costs on the device alone: fdatasync after each 4 KiB in place, a thousand times a second."""
     percentiles = {"p50": 50, "p99": 99, "p99.9": 99.9, "p99.99": 99.99}
-    command = ["fio", "--name=sync", f"--filename={path}", "--size=16m", "--direct=1", "--rw=write", "--bs=4k", "--ioengine=psync",
+    command = ["fio", "--name=sync", f"--filename={path}", "--size=16m", "--direct=1", "--rw=write", "--overwrite=1", "--bs=4k", "--ioengine=psync",
                "--fdatasync=1", "--rate_iops=1000", "--time_based", f"--runtime={seconds}", "--output-format=json",
                "--percentile_list=" + ":".join(str(each) for each in percentiles.values())]
     latency = json.loads(run(LOAD, command))["jobs"][0]["sync"]["lat_ns"]

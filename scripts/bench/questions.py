@@ -3,7 +3,7 @@
 
     questions.py [--quick] [--repeat N] [QUESTION...]        all questions without a name
 
-Where there is a peer, it and ringkeep take turns (A B A B) in one run: these machines are noisy, and a ratio of
+Where there is a peer, it and ringkeep take turns (A B B A) in one run: these machines are noisy, and a ratio of
 neighbours says more than two figures of different hours.
 """
 
@@ -55,9 +55,9 @@ class Run:
         figures["load_busy"] = (host.load_cpu_seconds() - load_before) / seconds
         self.add(name, figures)
 
-    def in_turn(self, *samples):
+    def in_turn(self, *samples, most=None):
         """Takes each sample as often as asked, every other time in the opposite order."""
-        for turn in range(self.repeat):
+        for turn in range(min(self.repeat, most or self.repeat)):
             for sample in samples if turn % 2 == 0 else samples[::-1]:
                 sample(turn)
 
@@ -79,7 +79,7 @@ def gets(run):
     """GET of cached keys, 64 connections, alone and 16 at a time."""
     ringkeep, nginx = filled(run, Ringkeep("--cache-size", "1GiB")), Nginx()
     redis = Redis()
-    loads.redis_benchmark(redis.port, "set", 64, run.scaled(3 * loads.KEYS), 16)
+    loads.redis_benchmark(redis.port, "set", 64, 10 * loads.PREPARED, 16)
     webdis = Webdis(redis) if not missing("webdis") else None
     def at_depth(depth, name):
         reads = run.seconds * (60_000 if depth == 1 else 600_000)
@@ -100,7 +100,7 @@ def sets(run):
     ringkeep, redis = Ringkeep(), Redis()
     loads.bench(ringkeep, "fill-unique", "--key-count", loads.KEYS, "--pipeline", 16)
     ringkeep.settle()
-    loads.redis_benchmark(redis.port, "set", 64, run.scaled(3 * loads.KEYS), 16)
+    loads.redis_benchmark(redis.port, "set", 64, 10 * loads.PREPARED, 16)
     webdis = Webdis(redis) if not missing("webdis") else None
     def own(verb, name, connections, depth=1):
         def sample(turn):
@@ -240,7 +240,9 @@ def fill(run):
     keys = run.scaled(20_000_000)
     user_bytes = keys * 116
     flags = ["--sync", "100ms", "--cache-size", "256MiB"]
-    for _ in range(1 if run.quick else 2):
+    distinct = user_bytes * (1 - 1 / 2.718281828)  # of so many random keys, each drawn from as many
+
+    def own(_):
         ringkeep = Ringkeep(*flags)
         begin = time.monotonic()
         figures = loads.bench(ringkeep, "fill-random", "--key-count", keys, "--pipeline", 16)
@@ -250,22 +252,29 @@ def fill(run):
         report = {
             "per_second": keys / seconds, "fill_seconds": filled_in, "seconds": seconds,
             "write_amplification": ringkeep.written_bytes() / user_bytes,
-            "space_amplification": host.disk_bytes(ringkeep.folder) / (user_bytes * (1 - 1 / 2.718281828)),
-            "resident_bytes": ringkeep.resident_bytes(), "longest_gap_ms": figures["longest_gap_ms"],
-            "series": figures["series"], "command": figures["command"],
+            "space_amplification": host.disk_bytes(ringkeep.folder) / distinct,
+            "longest_gap_ms": figures["longest_gap_ms"], "series": figures["series"], "command": figures["command"],
         }
+        # Until the cache is full.
+        loads.bench(ringkeep, "read", "--filled", "--key-count", keys, "--duration", f"{4 * run.seconds}s")
+        report["resident_bytes"] = ringkeep.resident_bytes()
         run.add("fill/ringkeep", report)
         restart(run, ringkeep, flags)
+
+    def rocksdb(_):
         begin = time.monotonic()
-        figures = loads.db_bench("fillrandom,waitforcompaction,stats", f"--num={keys}", "--threads=1")
-        seconds = time.monotonic() - begin
+        writers = 2  # the fastest on two processors; with 1 and 4 a fill takes a fifth and half longer
+        figures = loads.db_bench("fillrandom,waitforcompaction,stats", f"--num={keys // writers}", f"--threads={writers}")
+        seconds = time.monotonic() - begin - 5  # waitforcompaction begins with a sleep
         written = rocksdb_written_bytes(figures["output"])
         run.add("fill/rocksdb", {
             "per_second": keys / seconds, "fill_seconds": figures["seconds"], "seconds": seconds,
             "write_amplification": written / user_bytes if written else None,
-            "space_amplification": host.disk_bytes(figures["folder"]) / (user_bytes * (1 - 1 / 2.718281828)),
+            "space_amplification": host.disk_bytes(figures["folder"]) / distinct,
             "command": figures["command"],
         })
+
+    run.in_turn(own, rocksdb, most=2)
 
 
 def rocksdb_written_bytes(output):

@@ -1,6 +1,9 @@
--- Requests for keys that `ringkeep bench` fills: 16 digits, even numbers. DEPTH of them in one write. Those that are no
--- GET carry 100 bytes, half of which compress.
+-- 200,000 requests, prepared, for keys that `ringkeep bench` fills: 16 digits, even numbers; or, with DIGITS=12, for those
+-- of redis-benchmark: 12 digits, all numbers. DEPTH of them go in one write. Those that are no GET carry 100 bytes, half
+-- of which compress.
 local count, depth = tonumber(os.getenv("KEYS") or 1000000), tonumber(os.getenv("DEPTH") or 1)
+local digits = tonumber(os.getenv("DIGITS") or 16)
+local step = digits == 16 and 2 or 1
 local method, target = os.getenv("METHOD") or "GET", os.getenv("TARGET") or "/get?key=%s"
 local requests, next_request = {}, 0
 
@@ -14,10 +17,10 @@ end
 
 function init()
   math.randomseed(tonumber(os.getenv("SEED") or 1))
-  for i = 1, 20000 do
+  for i = 1, 200000 / depth do
     local part = {}
     for j = 1, depth do
-      local key = string.format("%016d", 2 * math.random(0, count - 1))
+      local key = string.format("%0" .. digits .. "d", step * math.random(0, count - 1))
       part[j] = wrk.format(method, string.format(target, key), nil, method ~= "GET" and value() or nil)
     end
     requests[i] = table.concat(part)

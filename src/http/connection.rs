@@ -11,9 +11,9 @@
 //! connection to end calls `shutdown(2)` on its socket ([`Peers`] does, for time-outs and for a stop), and the
 //! read or write returns.
 //!
-//! Sockets go through the ring as files do: with 64 connections `tokio_uring::net` and `tokio::net` answer as fast, one
-//! request in 8.6 µs (7.6 to 10.1) and in 8.2 µs (7.6 to 8.5), nearly all of it the kernel's TCP
-//! (`cargo bench --bench designs -- sockets`, on the machine of BENCHMARKS.md); and one loop drives both.
+//! Sockets go through the ring as files do, so one loop drives both. Through `tokio_uring::net` a request and its reply
+//! took 8.6 µs (7.6 to 10.1), through `tokio::net` 8.2 µs (7.6 to 8.5), the client's part of it included
+//! (`cargo bench --bench designs -- sockets`, on the machine of BENCHMARKS.md): no reason for a second loop.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
