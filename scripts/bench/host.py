@@ -60,7 +60,7 @@ class Process:
         )
         self.pid = self.child.pid
         # Not left behind, whatever ends the measurement.
-        atexit.register(self.end)
+        atexit.register(Process.stop, self)
 
     def cpu_seconds(self):
         """Its own, and its children's that still run: nginx has a worker."""
@@ -89,14 +89,11 @@ class Process:
             time.sleep(0.5)
             quiet = quiet + 1 if self.cpu_seconds() - before < 0.03 else 0
 
-    def end(self, how=signal.SIGTERM):
+    def stop(self, how=signal.SIGTERM):
         if self.child.poll() is None:
             os.kill(self.pid, how)
         self.child.wait(timeout=300)
         return self.child.returncode
-
-    def stop(self, how=signal.SIGTERM):
-        return self.end(how)
 
 
 def fresh(name):

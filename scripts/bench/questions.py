@@ -11,6 +11,7 @@ import argparse
 import collections
 import datetime
 import json
+import math
 import os
 import pathlib
 import platform
@@ -81,6 +82,7 @@ def gets(run):
     redis = Redis()
     loads.redis_benchmark(redis.port, "set", 64, 10 * loads.PREPARED, 16)
     webdis = Webdis(redis) if not missing("webdis") else None
+
     def at_depth(depth, name):
         reads = run.seconds * (60_000 if depth == 1 else 600_000)
         yield lambda turn: run.watch(f"{name}/ringkeep", ringkeep, loads.wrk, ringkeep.url, loads.GET, 64, run.seconds, depth, turn)
@@ -102,6 +104,7 @@ def sets(run):
     ringkeep.settle()
     loads.redis_benchmark(redis.port, "set", 64, 10 * loads.PREPARED, 16)
     webdis = Webdis(redis) if not missing("webdis") else None
+
     def own(verb, name, connections, depth=1):
         def sample(turn):
             run.watch(f"{name}/ringkeep", ringkeep, loads.wrk, ringkeep.url, verb, connections, run.seconds, depth, turn)
@@ -240,7 +243,7 @@ def fill(run):
     keys = run.scaled(20_000_000)
     user_bytes = keys * 116
     flags = ["--sync", "100ms", "--cache-size", "256MiB"]
-    distinct = user_bytes * (1 - 1 / 2.718281828)  # of so many random keys, each drawn from as many
+    distinct = user_bytes * (1 - 1 / math.e)  # of so many random keys, each drawn from as many
 
     def own(_):
         ringkeep = Ringkeep(*flags)

@@ -227,7 +227,7 @@ def fill(lines):
             if lines.has(name)]
     text += table(["start with that data", "seconds until it listens"], rows)
     speeds = " and ".join(spread(replay_speeds(lines, size)) for size in (100, 1000) if lines.has(f"start/replay_{size}"))
-    return text + f"\n\nThe WAL was replayed at {speeds} MB/s." + "\n\n" + "\n\n" + commands(lines, ("fill/ringkeep", "fill/rocksdb"))
+    return text + f"\n\nThe WAL was replayed at {speeds} MB/s.\n\n" + commands(lines, ("fill/ringkeep", "fill/rocksdb"))
 
 
 def steady(lines):
