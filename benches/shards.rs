@@ -166,7 +166,8 @@ fn main() {
     for turn in 0..turns {
         for verb in [Verb::Get, Verb::Set] {
             // Every other turn in the opposite order.
-            let mut rates = [(turn % 2 == 0), (turn % 2 != 0)].map(|own| {
+            let mut rates = [0.0; 2];
+            for own in [turn % 2 == 0, turn % 2 != 0] {
                 for ((_, keys), shard) in streams.iter_mut().zip(&shards) {
                     let pick = |_| {
                         let shard = if own { usize::from(shard.0) } else { random.below(2) as usize };
@@ -177,10 +178,9 @@ fn main() {
                 let count: usize = streams.iter().map(|(_, keys)| keys.len()).sum();
                 let busy = server.busiest(|| drive(&mut streams, verb));
                 let nanoseconds: u64 = busy.iter().map(|(_, time)| time).sum();
-                (own, count as f64 * 1e9 / nanoseconds as f64)
-            });
-            rates.sort_unstable_by_key(|(own, _)| !own);
-            let [(_, own), (_, any)] = rates;
+                rates[usize::from(own)] = count as f64 * 1e9 / nanoseconds as f64;
+            }
+            let [any, own] = rates;
             let verb = if verb == Verb::Get { "get" } else { "set" };
             println!(r#"{{"turn":{turn},"verb":"{verb}","own":{own:.0},"any":{any:.0}}}"#);
         }

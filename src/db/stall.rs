@@ -80,15 +80,14 @@ impl Backlog {
     /// wait; so its slices grow as they fill, long before there is pressure.
     pub fn flush_slice_bytes(&self) -> usize {
         let filled = self.frozen.saturating_sub(1) * 100 + self.active_percent;
-        slice_bytes(filled.min(100 * FROZEN_MAX), 100 * FROZEN_MAX)
+        slice_bytes(filled as u64, 100 * FROZEN_MAX as u64)
     }
 
     /// Bytes of merging between two pauses: more as L0 fills and as debt grows, up to where writes slow down.
     pub fn compaction_slice_bytes(&self) -> usize {
-        let l0 = slice_bytes(self.l0_files.saturating_sub(L0_FILES), L0_FILES_SLOW - L0_FILES);
-        let slow = usize::try_from(self.base_bytes.saturating_mul(DEBT_SLOW)).unwrap_or(usize::MAX).max(1);
-        let debt = usize::try_from(self.debt_bytes).unwrap_or(usize::MAX);
-        let bytes = l0.max(slice_bytes(debt.min(slow), slow));
+        let above = self.l0_files.saturating_sub(L0_FILES);
+        let l0 = slice_bytes(above as u64, (L0_FILES_SLOW - L0_FILES) as u64);
+        let bytes = l0.max(slice_bytes(self.debt_bytes, self.base_bytes.saturating_mul(DEBT_SLOW)));
         // A flush goes first: writes wait for it at once, for a merge only when L0 is full.
         if 0 < self.frozen { bytes.min(BESIDE_FLUSH_BYTES_MAX) } else { bytes }
     }
@@ -101,7 +100,7 @@ impl Backlog {
     clippy::cast_sign_loss,
     reason = "a length between the two bounds, to a digit or two"
 )]
-fn slice_bytes(part: usize, whole: usize) -> usize {
+fn slice_bytes(part: u64, whole: u64) -> usize {
     let share = (part as f64 / whole.max(1) as f64).min(1.0);
     SLICE_BYTES_MIN + ((SLICE_BYTES_MAX - SLICE_BYTES_MIN) as f64 * share.powi(2)) as usize
 }

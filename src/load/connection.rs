@@ -307,14 +307,12 @@ impl Connection {
             let message = format!("the server answered {}: {}", head.status, sentence.trim_end());
             Error::new(ErrorKind::Io, message)
         };
-        let verb = state.under_way.front().ok_or_else(unexpected)?.operation.verb;
         let refused = matches!(head.status, 503 | 507);
-        let accepted = head.status == 200 || (head.status == 404 && verb != Verb::Set);
-        if !accepted && !refused {
-            // It stays under way: unanswered.
-            return Err(unexpected());
-        }
-        let Some(request) = state.under_way.pop_front() else { unreachable!("it was looked at above") };
+        // A request with any other answer stays under way: unanswered.
+        let expected = |request: &mut Request| {
+            refused || head.status == 200 || (head.status == 404 && request.operation.verb != Verb::Set)
+        };
+        let request = state.under_way.pop_front_if(expected).ok_or_else(unexpected)?;
         state.idle_since = now;
         let Request { operation: Operation { verb, key }, from, known, value_bytes } = request;
         let missing = head.status == 404;

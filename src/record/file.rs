@@ -20,6 +20,7 @@
 //!   owner adds what it knows: numbers without gaps across WALs, files that the manifest must name, an [`Extent`].
 
 use std::cell::{Cell, RefCell};
+use std::future::ready;
 use std::io;
 use std::pin::Pin;
 
@@ -342,15 +343,8 @@ struct Window<'a, S: Storage> {
 /// The step behind a window.
 struct Ahead {
     start: u64,
-    read: MaybeRead,
+    read: Pin<Box<dyn Future<Output = (io::Result<usize>, AlignedBuf)>>>,
 }
-
-enum MaybeRead {
-    Running(Pin<Box<dyn Future<Output = ReadDone>>>),
-    Done(ReadDone),
-}
-
-type ReadDone = (io::Result<usize>, AlignedBuf);
 
 impl<'a, S: Storage> Window<'a, S> {
     fn new(storage: &'a S, file: &'a S::File, label: &'a str, file_bytes: u64) -> Self {
@@ -395,8 +389,8 @@ impl<'a, S: Storage> Window<'a, S> {
 
     /// Waits for the read on its way, if there is one.
     async fn close(&mut self) {
-        if let Some(Ahead { read: MaybeRead::Running(read), .. }) = self.ahead.take() {
-            let _ = read.await; // nobody needs its bytes
+        if let Some(ahead) = self.ahead.take() {
+            let _ = ahead.read.await; // nobody needs its bytes
         }
     }
 
@@ -406,12 +400,10 @@ impl<'a, S: Storage> Window<'a, S> {
         if self.ahead.as_ref().is_some_and(|ahead| ahead.start != start) {
             self.close().await;
         }
-        let done = match self.ahead.take() {
-            Some(Ahead { read: MaybeRead::Running(read), .. }) => read.await,
-            Some(Ahead { read: MaybeRead::Done(done), .. }) => done,
+        let (result, mut read) = match self.ahead.take() {
+            Some(ahead) => ahead.read.await,
             None => self.file.read_at(AlignedBuf::zeroed(self.step_bytes(start)), start).await,
         };
-        let (result, mut read) = done;
         let length = read.len();
         let count = result.map_err(|error| {
             Error::io(format!("read {length} bytes at offset {start} of {}", self.label), error)
@@ -424,13 +416,12 @@ impl<'a, S: Storage> Window<'a, S> {
             // Used again: fresh memory for each step would cost as much as the read.
             read.resize(self.step_bytes(next));
             let file = self.file.clone();
-            let mut running: Pin<Box<dyn Future<Output = ReadDone>>> =
-                Box::pin(async move { file.read_at(read, next).await });
-            let read = tokio::select! {
+            let mut read = Box::pin(async move { file.read_at(read, next).await });
+            let read: Pin<Box<dyn Future<Output = _>>> = tokio::select! {
                 biased;
-                done = &mut running => MaybeRead::Done(done),
+                done = &mut read => Box::pin(ready(done)),
                 // Only now the kernel gets it.
-                () = self.storage.pause() => MaybeRead::Running(running),
+                () = self.storage.pause() => read,
             };
             self.ahead = Some(Ahead { start: next, read });
         }
