@@ -1,5 +1,6 @@
 """The loads: each returns its figures, with the command that gave them."""
 
+import csv
 import json
 import pathlib
 import re
@@ -39,8 +40,8 @@ def redis_benchmark(port, verb, connections, requests, depth=1):
     command = ["redis-benchmark", "-p", port, "-t", verb, "-c", connections, "-n", requests, "-P", depth,
                "-d", 100, "-r", PREPARED, "--csv"]
     output = run(LOAD, command)
-    line = next(line for line in output.splitlines() if line.lower().startswith(f'"{verb}"'))
-    return {"per_second": float(line.split(",")[1].strip('"')), "command": shown(command)}
+    row = next(row for row in csv.DictReader(output.splitlines()) if row["test"].lower() == verb)
+    return {"per_second": float(row["rps"]), "p50": 1000 * float(row["p50_latency_ms"]), "command": shown(command)}
 
 
 def bench(server, *flags, cpus=LOAD):

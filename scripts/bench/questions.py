@@ -142,15 +142,26 @@ def rocksdb_sync(run):
 
 
 def lone_set(run):
-    """SET of one connection: p50, against the device's own write and fdatasync."""
-    ringkeep = Ringkeep()
-    for turn in range(run.repeat):
-        flags = ["overwrite", "--filled", "--connections", 1, "--duration", f"{run.seconds}s", "--seed", turn]
-        figures = loads.bench(ringkeep, *flags, "--data-dir", ringkeep.folder)
-        device = figures["storage"]["commit_4k_us"]
-        run.add("device", {"p50": device["p50"], "p99": device["p99"], "command": figures["command"]}, "p50")
-        run.add("ringkeep", {**figures["latency_us"], "command": figures["command"]}, "p50")
-    ringkeep.stop()
+    """One client that waits for each answer: SET against the device's own write and fdatasync, p50."""
+    ringkeep, redis = filled(run, Ringkeep()), None if missing("redis-server") else Redis()
+    common = ["--filled", "--key-count", loads.KEYS, "--connections", 1, "--duration", f"{run.seconds}s"]
+
+    def own_set(turn):
+        figures = loads.bench(ringkeep, "overwrite", *common, "--seed", turn, "--data-dir", ringkeep.folder)
+        run.add("device", {"p50": figures["storage"]["commit_4k_us"]["p50"], "command": figures["command"]}, "p50")
+        run.add("ringkeep", {"p50": figures["latency_us"]["p50"], "command": figures["command"]}, "p50")
+
+    def own_get(turn):
+        figures = loads.bench(ringkeep, "read", *common, "--seed", turn)
+        run.add("get", {"p50": figures["latency_us"]["p50"], "command": figures["command"]}, "p50")
+
+    def redis_set(_):
+        run.add("redis", loads.redis_benchmark(redis.port, "set", 1, run.seconds * 3000), "p50")
+
+    run.in_turn(own_set, own_get, *([redis_set] if redis else []))
+    for server in (redis, ringkeep):
+        if server:
+            server.stop()
 
 
 def connections(run):

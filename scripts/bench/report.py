@@ -131,10 +131,12 @@ def rocksdb_sync(lines):
 
 
 def lone_set(lines):
-    rows = [["the device: write 4 KiB in place, fdatasync", spread(lines.samples("device"))],
-            ["SET, 1 connection", spread(lines.samples("ringkeep"))]]
-    text = table(["one after the other", "p50 in µs"], rows)
-    return text + f"\n\nA set takes {spread(lines.ratios('device', 'ringkeep', True))} × what the device takes.\n\n" + commands(lines, ("ringkeep",))
+    names = {"device": "the device: write 4 KiB in place, fdatasync", "ringkeep": "ringkeep, SET",
+             "get": "ringkeep, GET from memory: an answer without the device", "redis": "Redis, SET"}
+    rows = [[label, spread(lines.samples(name))] for name, label in names.items() if name in lines.lines]
+    text = table(["one request after the other", "p50 in µs"], rows)
+    return (text + f"\n\nA set takes {spread(lines.ratios('device', 'ringkeep', True))} × what the device takes.\n\n"
+            + commands(lines, ("ringkeep", "get", "redis")))
 
 
 def connections(lines):
