@@ -1,7 +1,9 @@
 //! Every decoder of bytes from disk and wire, each as a function over any bytes: it must not panic, must not loop, and
 //! what it accepts must be consistent. `tests/decoders.rs` runs them over the corpus, cargo-fuzz over everything else.
 
+use futures_executor::block_on;
 use ringkeep::codec::Reader;
+use ringkeep::error::ErrorKind;
 use ringkeep::file_name::FileName;
 use ringkeep::http::body::Chunked;
 use ringkeep::http::head::{Framing, HeadEnd, parse};
@@ -9,10 +11,14 @@ use ringkeep::http::query;
 use ringkeep::http::route::Route;
 use ringkeep::key::{FileNumber, ShardId};
 use ringkeep::manifest::{State, VersionEdit};
-use ringkeep::record::{Identity, Kind, decode, decode_single};
+use ringkeep::record::file::{Extent, replay};
+use ringkeep::record::{
+    HEADER_BYTES, Identity, Kind, decode, decode_single, encode_single, record_bytes, seal,
+};
 use ringkeep::sst::block::{Cursor, FRAME_BYTES, frame_crc, open_frame, seek};
 use ringkeep::sst::{BlockHandle, SstMeta, filter};
-use ringkeep::storage::{AlignedBuf, BLOCK_BYTES};
+use ringkeep::storage::sim::SimStorage;
+use ringkeep::storage::{Access, AlignedBuf, BLOCK_BYTES, SECTOR_BYTES, Storage};
 use ringkeep::store::Store;
 use ringkeep::wal::decode_group;
 
@@ -22,8 +28,9 @@ const IDENTITY: Identity = Identity { store_id: 1, shard: ShardId(2), kind: Kind
 pub type Decoder = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const DECODERS: [Decoder; 10] = [
+pub const DECODERS: [Decoder; 11] = [
     ("record", record),
+    ("record_file", record_file),
     ("wal_group", wal_group),
     ("version_edit", version_edit),
     ("store", store),
@@ -48,6 +55,80 @@ pub fn record(data: &[u8]) {
     if let Ok(record) = decode(&fitting, IDENTITY, 0) {
         assert!(record.bytes <= data.len() && record.payload.len() < record.bytes);
         assert_eq!(record.durable, 0, "nothing is durable before the first byte");
+    }
+}
+
+/// A file of records, replayed. The input is its plan: records that follow each other, or do not, what they say was
+/// durable, what lies between them, and what is known of the end. The plan tells how the replay must end.
+pub fn record_file(data: &[u8]) {
+    const NAME: FileName = FileName::Wal(FileNumber(3));
+    let mut plan = Reader::new(data);
+    let extent = plan.u16().unwrap_or(0);
+    let mut file = encode_single(&[1], IDENTITY, 0).to_vec();
+    let mut chain = 0;
+    // Where the records that follow each other end, and the most that one behind them says was durable.
+    let (mut ends, mut unbroken, mut witness) = (vec![file.len() as u64], true, 0);
+    while file.len() < 64 << 10
+        && let (Ok(what), Ok(length), Ok(durable)) = (plan.u8(), plan.u16(), plan.u16())
+    {
+        let (at, offset) = (file.len(), file.len() as u64);
+        if what >= 0xf0 {
+            let bytes = plan.bytes(usize::from(length) % 600).unwrap_or_default();
+            file.extend_from_slice(bytes);
+            file.resize((at + bytes.len().max(1)).next_multiple_of(SECTOR_BYTES), 0);
+            unbroken = false;
+            continue;
+        }
+        unbroken &= what < 0xe0;
+        let payload_bytes = usize::from(length) % 9_000;
+        file.resize(at + record_bytes(payload_bytes), 0);
+        file[at + HEADER_BYTES..][..payload_bytes].fill(what);
+        let durable = (u64::from(durable) * SECTOR_BYTES as u64).min(offset);
+        let follows = if unbroken { chain } else { !chain };
+        chain = seal(&mut file[at..], payload_bytes, IDENTITY, offset, follows, durable);
+        if unbroken {
+            ends.push(file.len() as u64);
+        } else if offset > *ends.last().expect("the head ends") {
+            witness = witness.max(durable);
+        }
+    }
+    file.resize(file.len().next_multiple_of(BLOCK_BYTES), 0);
+
+    let last = *ends.last().expect("the head ends");
+    let (extent, wanted) = match extent {
+        0..0x4000 => (Extent::default(), last),
+        0x4000..0x8000 => {
+            let known = u64::from(extent - 0x4000) * SECTOR_BYTES as u64;
+            witness = witness.max(known);
+            (Extent::AtLeast(known), last)
+        }
+        _ => {
+            let end = ends[usize::from(extent) % ends.len()];
+            witness = 0; // nothing behind the end counts
+            (Extent::Exactly(end), end)
+        }
+    };
+    let found = block_on(async {
+        let storage = SimStorage::new(0);
+        storage.create(NAME).await?;
+        storage.overwrite(NAME, &file);
+        let opened = storage.open(NAME, Access::Read).await?;
+        let mut visited = 0;
+        let visit = |offset, _: &[u8]| {
+            assert_eq!(offset, ends[visited], "records are visited in order");
+            visited += 1;
+            Ok(())
+        };
+        let end = replay(&storage, &opened, "a file", IDENTITY, file.len() as u64, extent, visit).await;
+        Ok::<_, std::io::Error>((end, visited))
+    });
+    let (end, visited) = found.expect("the storage does not fail");
+    assert_eq!(visited, ends.iter().filter(|end| **end < wanted).count());
+    match end {
+        Ok(end) => assert!(
+            end.offset == wanted && witness <= wanted && end.offset + end.torn_bytes <= file.len() as u64
+        ),
+        Err(error) => assert!(error.kind() == ErrorKind::Corruption && wanted < witness, "{error}"),
     }
 }
 

@@ -23,5 +23,7 @@ pub fn run(decoder: fn(&[u8]), fixed: usize, data: &[u8]) {
 pub const SMALL: usize = 2 << 10;
 /// A frame is at least a page, and unpacks to 16 at most.
 pub const FRAME: usize = 80 << 10;
+/// A file of 64 KiB and a record, as the plan, on the simulated disk and in the window of its replay.
+pub const FILE: usize = 1 << 20;
 /// The map of all slots, as it grows.
 pub const SLOTS: usize = 128 << 10;
