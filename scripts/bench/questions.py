@@ -398,7 +398,8 @@ def main():
     if unknown:
         parser.error(f"no such question: {', '.join(unknown)}")
     host.WORK.mkdir(parents=True, exist_ok=True)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=host.ROOT, capture_output=True, text=True)
+    version = subprocess.run([host.RINGKEEP, "--version"], capture_output=True, text=True, check=True).stdout
+    commit = re.search(r"\((.+)\)", version)[1]  # of what runs, whatever the checkout has become
     for name in arguments.questions or QUESTIONS:
         absent = missing(*PEERS.get(name, ()))
         if absent:
@@ -408,7 +409,7 @@ def main():
         run = Run(arguments.quick, arguments.repeat)
         QUESTIONS[name](run)
         report = {"question": name, "about": QUESTIONS[name].__doc__.splitlines()[0], "date": f"{datetime.date.today()}",
-                  "commit": commit.stdout.strip(), "quick": arguments.quick, "machine": machine(), "lines": run.lines}
+                  "commit": commit, "quick": arguments.quick, "machine": machine(), "lines": run.lines}
         (RAW / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
