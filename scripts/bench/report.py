@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Turns the raw answers under target/bench into the tables and plots of BENCHMARKS.md.
+"""Turns the raw answers under target/bench into the tables and plots of BENCHMARKS.md, and the figures of the README.
 
-    report.py           rewrites the parts of BENCHMARKS.md between their marks, and benches/plots/*.svg
+    report.py           rewrites the parts of both between their marks, and benches/plots/*.svg
     report.py --print   medians and spread of every line, on standard output
 
 Plots need matplotlib; it is installed into target/venv if it is not there.
@@ -287,6 +287,26 @@ def targets(reports):
     return table(["work", "asked", "median (least to most)", "reached"], rows)
 
 
+# What the README shows: work, question, line, its peer, what the peer is.
+HEADLINES = (
+    ("SET, its 200 on disk", "sets", "64/ringkeep", "64/redis", "Redis, `appendfsync always`"),
+    ("the same, 16 requests pipelined", "sets", "64x16/ringkeep", "64x16/redis", "Redis, `appendfsync always`"),
+    ("SET, beside a library without a network", "rocksdb_sync", "ringkeep", "rocksdb", "RocksDB, a sync for each group"),
+    ("GET from memory", "gets", "64/ringkeep", "64/redis", "Redis"),
+    ("GET, beside what HTTP costs", "gets", "64/ringkeep", "64/nginx", "nginx, `return 200`"),
+    ("20 million random keys, until compaction is quiet", "fill", "fill/ringkeep", "fill/rocksdb", "RocksDB, never synced"),
+)
+
+
+def headlines(reports):
+    rows = []
+    for work, question, own, peer, what in HEADLINES:
+        lines = Lines(reports[question]) if question in reports else None
+        if lines and lines.has(own, peer) and not reports[question]["quick"]:
+            rows.append([work, number(lines.median(own)), f"{spread(lines.ratios(own, peer))} × {what}"])
+    return table(["64 connections, server and load a core each", "a second", "in the same run"], rows)
+
+
 def machine(reports):
     facts = {fact for report in reports.values() for fact in report["machine"].items()}
     return table(["machine", ""], [[key.replace("_", " "), str(value)] for key, value in sorted(facts, key=str)])
@@ -386,17 +406,23 @@ def main():
                 print(f"  {name:<28}{spread(line['samples'])}, {len(line['samples'])} times")
         return
     plots(reports)
-    path = ROOT / "BENCHMARKS.md"
-    text = path.read_text()
     blocks = {name: BLOCKS[name](Lines(report)) + "\n\n" + origin(report) for name, report in reports.items() if name in BLOCKS}
     blocks["machine"] = machine(reports)
     blocks["targets"] = targets(reports)
+    fill_in(ROOT / "BENCHMARKS.md", blocks)
+    fill_in(ROOT / "README.md", {"figures": headlines(reports)})
+
+
+def fill_in(path, blocks):
+    """Replaces what stands between the marks of each block."""
+    text = path.read_text()
     for name, block in blocks.items():
         pattern = re.compile(rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)", re.DOTALL)
         text, count = pattern.subn(lambda found: f"{found[1]}{block}\n{found[2]}", text)
         if count != 1:
-            raise SystemExit(f"BENCHMARKS.md has no place for {name}")
+            raise SystemExit(f"{path.name} has no place for {name}")
     path.write_text(text)
+
 
 
 if __name__ == "__main__":
