@@ -28,7 +28,7 @@ WEBDIS_SET = {"METHOD": "PUT", "TARGET": "/SET/key:%s", "DIGITS": "12", "KEYS": 
 
 
 def wrk(url, requests, connections, seconds, depth=1, seed=1):
-    env = {"KEYS": str(KEYS), **requests, "DEPTH": str(depth), "SEED": str(seed)}
+    env = {"KEYS": str(KEYS), "PREPARED": str(PREPARED), **requests, "DEPTH": str(depth), "SEED": str(seed)}
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", HERE / "requests.lua", url]
     output = run(LOAD, command, env)
     if "Non-2xx" in output or "Socket errors" in output:

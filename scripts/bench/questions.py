@@ -66,7 +66,14 @@ class Run:
         return number // 20 if self.quick else number
 
 
-def filled(run, server, keys=loads.KEYS):
+def stop(*servers):
+    """Stops them in this order; a peer that is not installed is None."""
+    for server in servers:
+        if server:
+            server.stop()
+
+
+def filled(server, keys=loads.KEYS):
     """All keys in sorted files, compaction quiet, blocks in the cache as far as they fit."""
     loads.bench(server, "fill-unique", "--key-count", keys, "--pipeline", 16)
     server.stop()
@@ -78,7 +85,7 @@ def filled(run, server, keys=loads.KEYS):
 
 def gets(run):
     """GET of cached keys, 64 connections, alone and 16 at a time."""
-    ringkeep, nginx = filled(run, Ringkeep("--cache-size", "1GiB")), Nginx()
+    ringkeep, nginx = filled(Ringkeep("--cache-size", "1GiB")), Nginx()
     redis = Redis()
     loads.redis_benchmark(redis.port, "set", 64, 10 * loads.PREPARED, 16)
     webdis = Webdis(redis) if not missing("webdis") else None
@@ -92,9 +99,7 @@ def gets(run):
             yield lambda turn: run.watch(f"{name}/webdis", webdis, loads.wrk, webdis.url, loads.WEBDIS_GET, 64, run.seconds, 1, turn)
 
     run.in_turn(*at_depth(1, "64"), *at_depth(16, "64x16"))
-    for server in (webdis, redis, nginx, ringkeep):
-        if server:
-            server.stop()
+    stop(webdis, redis, nginx, ringkeep)
 
 
 def sets(run):
@@ -120,9 +125,7 @@ def sets(run):
     if webdis:
         samples.insert(0, lambda turn: run.watch("64/webdis", webdis, loads.wrk, webdis.url, loads.WEBDIS_SET, 64, run.seconds, 1, turn))
     run.in_turn(*samples)
-    for server in (webdis, redis, ringkeep):
-        if server:
-            server.stop()
+    stop(webdis, redis, ringkeep)
 
 
 def rocksdb_sync(run):
@@ -143,30 +146,28 @@ def rocksdb_sync(run):
 
 def lone_set(run):
     """One client that waits for each answer: SET against the device's own write and fdatasync, p50."""
-    ringkeep, redis = filled(run, Ringkeep()), None if missing("redis-server") else Redis()
+    ringkeep, redis = filled(Ringkeep()), None if missing("redis-server") else Redis()
     common = ["--filled", "--key-count", loads.KEYS, "--connections", 1, "--duration", f"{run.seconds}s"]
 
-    def own_set(turn):
-        figures = loads.bench(ringkeep, "overwrite", *common, "--seed", turn, "--data-dir", ringkeep.folder)
-        run.add("device", {"p50": figures["storage"]["commit_4k_us"]["p50"], "command": figures["command"]}, "p50")
-        run.add("ringkeep", {"p50": figures["latency_us"]["p50"], "command": figures["command"]}, "p50")
+    def own(name, workload, turn, *flags):
+        figures = loads.bench(ringkeep, workload, *common, "--seed", turn, *flags)
+        run.add(name, {"p50": figures["latency_us"]["p50"], "command": figures["command"]}, "p50")
+        return figures
 
-    def own_get(turn):
-        figures = loads.bench(ringkeep, "read", *common, "--seed", turn)
-        run.add("get", {"p50": figures["latency_us"]["p50"], "command": figures["command"]}, "p50")
+    def own_set(turn):
+        figures = own("ringkeep", "overwrite", turn, "--data-dir", ringkeep.folder)
+        run.add("device", {"p50": figures["storage"]["commit_4k_us"]["p50"], "command": figures["command"]}, "p50")
 
     def redis_set(_):
         run.add("redis", loads.redis_benchmark(redis.port, "set", 1, run.seconds * 3000), "p50")
 
-    run.in_turn(own_set, own_get, *([redis_set] if redis else []))
-    for server in (redis, ringkeep):
-        if server:
-            server.stop()
+    run.in_turn(own_set, lambda turn: own("get", "read", turn), *([redis_set] if redis else []))
+    stop(redis, ringkeep)
 
 
 def connections(run):
     """Throughput and writes in a group against the number of connections."""
-    ringkeep = filled(run, Ringkeep("--cache-size", "1GiB"))
+    ringkeep = filled(Ringkeep("--cache-size", "1GiB"))
     for turn in range(run.repeat):
         for count in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024):
             seconds = max(run.seconds // 2, 1)
@@ -184,7 +185,7 @@ def connections(run):
 
 def latencies(run):
     """Latency in an open loop: GET and SET, at shares of the greatest rate."""
-    ringkeep = filled(run, Ringkeep("--cache-size", "1GiB"))
+    ringkeep = filled(Ringkeep("--cache-size", "1GiB"))
     common = ["--filled", "--key-count", loads.KEYS, "--connections", 64]
     for workload in ("read", "overwrite"):
         top = loads.bench(ringkeep, workload, *common, "--duration", f"{run.seconds}s")["per_second"]
@@ -203,7 +204,7 @@ def latencies(run):
 
 def mixes(run):
     """The YCSB mixes, 64 connections, every answer checked."""
-    ringkeep = filled(run, Ringkeep("--cache-size", "1GiB"))
+    ringkeep = filled(Ringkeep("--cache-size", "1GiB"))
     for turn in range(run.repeat):
         for mix in "abcfd":
             if mix == "d" and 0 < turn:

@@ -1,7 +1,8 @@
--- 200,000 requests, prepared, for keys that `ringkeep bench` fills: 16 digits, even numbers; or, with DIGITS=12, for those
+-- PREPARED requests for keys that `ringkeep bench` fills: 16 digits, even numbers; or, with DIGITS=12, for those
 -- of redis-benchmark: 12 digits, all numbers. DEPTH of them go in one write. Those that are no GET carry 100 bytes, half
 -- of which compress.
 local count, depth = tonumber(os.getenv("KEYS") or 1000000), tonumber(os.getenv("DEPTH") or 1)
+local prepared = tonumber(os.getenv("PREPARED") or 200000)
 local digits = tonumber(os.getenv("DIGITS") or 16)
 local step = digits == 16 and 2 or 1
 local method, target = os.getenv("METHOD") or "GET", os.getenv("TARGET") or "/get?key=%s"
@@ -17,7 +18,7 @@ end
 
 function init()
   math.randomseed(tonumber(os.getenv("SEED") or 1))
-  for i = 1, 200000 / depth do
+  for i = 1, prepared / depth do
     local part = {}
     for j = 1, depth do
       local key = string.format("%0" .. digits .. "d", step * math.random(0, count - 1))
