@@ -35,7 +35,7 @@ const OUTPUT_BYTES: usize = 256 << 10;
 const INPUT_BYTES: usize = 64 << 10;
 /// A request sent so long after it was due, by a connection without others, was held up by the load itself.
 const LATE: Duration = Duration::from_millis(1);
-/// Versions that a value too short to say its own is compared with.
+/// Versions that a value too short to say its own is compared with; if more are possible, it is believed.
 const SHORT_VERSIONS_MAX: usize = 1000;
 /// A refusal is a short sentence; no body may be longer, unless a value may.
 const BODY_BYTES_MIN: usize = 64 << 10;
@@ -374,13 +374,15 @@ impl Connection {
                 false => None,
             };
         }
-        // Too short to say its version: it has to be one of the last or, unseen, of an earlier run.
-        let found = (1..=ledger.sent(key.number))
+        // Too short to say its version: the latest that it can be or, unseen, one of an earlier run.
+        let sent = ledger.sent(key.number);
+        let found = (1..=sent)
             .rev()
             .take(SHORT_VERSIONS_MAX)
             .find(|&version| plan.values.matches(body, key.number, plan.version(version), scratch));
         match found {
-            Some(version) => Some(Seen::Version(version)),
+            Some(version) => Some(Seen::AtMost(version)),
+            None if SHORT_VERSIONS_MAX <= (sent - before.floor()) as usize => Some(Seen::AtMost(sent)),
             None => (before.floor() == 0 && plan.values.size().min() <= body.len()).then_some(Seen::Earlier),
         }
     }

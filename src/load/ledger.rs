@@ -15,7 +15,8 @@
 //!   floor when it began to the last one sent when it ended, and nothing else; "not found" only if one of those is a
 //!   delete, or nothing is known to be there.
 //! - **L3** A write that was refused or never answered leaves the floor; whether it took effect is not known.
-//! - **L4** A version that was read has taken effect, acknowledged or not: it raises the floor as if it were.
+//! - **L4** A version that was read has taken effect, acknowledged or not: it raises the floor as if it were. A value
+//!   that does not say its version raises nothing: it may be an older one with the same bytes, read before others.
 //!
 //! A connection that waits for each answer, or keys that are rarely written twice at a time, make this exact: then
 //! the floor is the last version. For a key that is never quiet, as the hottest of a zipfian overwrite, it is weaker.
@@ -90,6 +91,8 @@ pub enum Seen {
     Missing,
     /// It holds a version of this run.
     Version(u32),
+    /// It holds a value that may be of several versions; none later than this one of this run.
+    AtMost(u32),
     /// It holds what an earlier run has written.
     Earlier,
 }
@@ -155,8 +158,8 @@ impl Ledger {
         match seen {
             // A delete that came meanwhile explains it.
             Seen::Missing => fault(!before.may_be_missing && entry.deleted <= before.sent, Fault::Lost),
-            Seen::Version(version) if entry.sent < version => Some(Fault::Wrong),
-            Seen::Version(version) => fault(version < before.floor, Fault::Lost),
+            Seen::Version(version) | Seen::AtMost(version) if entry.sent < version => Some(Fault::Wrong),
+            Seen::Version(version) | Seen::AtMost(version) => fault(version < before.floor, Fault::Lost),
             Seen::Earlier => fault(0 < before.floor, Fault::Lost),
         }
     }
@@ -290,6 +293,22 @@ mod tests {
         assert_eq!(read(&ledger, Seen::Version(1)), None);
         assert_eq!(read(&ledger, Seen::Version(under_way.version)), None);
         assert_eq!(read(&ledger, Seen::Version(1)), Some(Fault::Lost));
+    }
+
+    #[test]
+    fn l4_a_value_that_does_not_say_its_version_proves_none() {
+        let ledger = Ledger::new(301, 0);
+        let first = ledger.begin_write(KEY, false);
+        ledger.end_write(KEY, first, true);
+        let before = ledger.begin_read(KEY);
+        let second = ledger.begin_write(KEY, false);
+        ledger.end_write(KEY, second, true);
+        let third = ledger.begin_write(KEY, false);
+        // The answer is the first version, which has the bytes of the third, and took its time.
+        assert_eq!(ledger.end_read(KEY, before, Seen::AtMost(third.version)), None);
+        assert_eq!(read(&ledger, Seen::Version(second.version)), None, "the third has not taken effect");
+        assert_eq!(read(&ledger, Seen::AtMost(first.version)), Some(Fault::Lost));
+        assert_eq!(read(&ledger, Seen::AtMost(4)), Some(Fault::Wrong));
     }
 
     #[test]
