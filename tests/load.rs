@@ -33,8 +33,8 @@ enum Lie {
     Invent(u64),
     /// Every so many requests are refused, and not done.
     Refuse(u64),
-    /// One request fails.
-    Fail(u64),
+    /// One request fails, with that status.
+    Fail(u64, u16),
     /// One request has no answer: the connection is closed.
     Close(u64),
     /// One request waits, and all behind it.
@@ -105,7 +105,7 @@ impl Liar {
         let key = head.split("key=").nth(1).unwrap().split(' ').next().unwrap().to_owned();
         match self.lie {
             Lie::Refuse(every) if self.now(every, false) => return Some((503, b"later\n".to_vec())),
-            Lie::Fail(at) if self.now(at, true) => return Some((500, b"corruption: x\n".to_vec())),
+            Lie::Fail(at, status) if self.now(at, true) => return Some((status, b"words\n".to_vec())),
             Lie::Close(at) if self.now(at, true) => return None,
             _ => {}
         }
@@ -203,7 +203,7 @@ fn every_lie_is_noticed_and_called_by_its_name() {
         (Lie::Shorten(1000, 1), "fill-seq,read", false, true),
         (Lie::Shorten(1000, 100), "fill-seq,read", false, true),
         (Lie::OtherKey(1000), "fill-seq,read", false, true),
-        (Lie::Older(1000), "fill-seq,overwrite,read", true, false),
+        (Lie::Older(100), "fill-seq,overwrite,read", true, false),
         (Lie::Invent(1000), "fill-seq,read-missing", false, true),
     ] {
         let (output, report) = lied_to(lie, workloads);
@@ -249,21 +249,33 @@ fn short_values_are_compared_with_what_they_may_be() {
 }
 
 #[test]
-fn refusals_are_counted_apart_and_are_a_fault_of_a_fill_only() {
+fn refusals_are_counted_apart_and_a_fill_repeats_what_was_refused() {
     let server = Liar::start(Lie::Refuse(10));
     let flags = ["--connections", "4", "--key-count", "50", "--operations", "2000"];
     let (output, report) = bench(server, &[&flags[..], &["--filled", "overwrite"]].concat());
     assert!(output.status.success(), "{output:?}");
     assert_eq!((sum(&report, "operations"), sum(&report, "refused")), (1800, 200));
-    // A fill that is not complete is one: what comes after it relies on it.
-    let (output, _) = bench(server, &[&flags[..], &["fill-seq"]].concat());
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.code() == Some(1) && error.contains("200 writes were refused"), "{error}");
+    // What comes after a fill relies on every key.
+    for pipeline in ["1", "16"] {
+        let flags = ["--connections", "4", "--pipeline", pipeline, "--key-count", "1800", "fill-unique,read"];
+        let (output, report) =
+            bench(Liar::start(Lie::Refuse(10)), &[&flags[..], &["--operations", "1800"]].concat());
+        assert!(output.status.success(), "{output:?}");
+        let fill = &report["workloads"][0];
+        let refused = fill["refused"].as_u64().unwrap();
+        assert_eq!((fill["operations"].as_u64(), refused), (Some(1800), 199));
+        assert_eq!((sum(&report, "missing"), sum(&report, "lost")), (0, 0));
+    }
 }
 
 #[test]
 fn an_answer_that_is_none_ends_the_run() {
-    for (lie, words) in [(Lie::Fail(500), "500: corruption: x"), (Lie::Close(500), "closed a connection")] {
+    // A disk that is full does not get emptier by a fill that goes on.
+    for (lie, words) in [
+        (Lie::Fail(500, 500), "500: words"),
+        (Lie::Fail(500, 507), "507: words"),
+        (Lie::Close(500), "closed a connection"),
+    ] {
         let (output, report) = lied_to(lie, "fill-seq,read,overwrite");
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code() == Some(1) && error.contains(words), "{lie:?}: {error}");
@@ -274,9 +286,9 @@ fn an_answer_that_is_none_ends_the_run() {
 #[test]
 fn an_answer_that_is_none_ends_the_run_even_if_it_is_the_last() {
     let flags = ["--connections", "1", "--key-count", "20", "fill-seq"];
-    let (output, _) = bench(Liar::start(Lie::Fail(20)), &flags);
+    let (output, _) = bench(Liar::start(Lie::Fail(20, 500)), &flags);
     let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.code() == Some(1) && error.contains("500: corruption: x"), "{error}");
+    assert!(output.status.code() == Some(1) && error.contains("500: words"), "{error}");
 }
 
 #[test]
@@ -304,7 +316,8 @@ fn an_open_loop_counts_from_when_requests_were_due() {
 fn an_open_loop_sends_all_that_was_due_before_its_end_and_counts_what_it_could_not() {
     // Nothing is held up: every request that is due in half a second is sent.
     let flags = ["--connections", "3", "--key-count", "50", "--rate", "200", "--duration", "500ms"];
-    let (output, report) = bench(Liar::start(Lie::None), &[&flags[..], &["--filled", "overwrite"]].concat());
+    let room = ["--pipeline", "16", "--filled", "overwrite"]; // an answer that is late holds no request up
+    let (output, report) = bench(Liar::start(Lie::None), &[&flags[..], &room].concat());
     assert!(output.status.success(), "{output:?}");
     assert_eq!((sum(&report, "operations"), sum(&report, "unsent")), (100, 0));
     // All is held up for longer than the run: what was due and is not under way counts as late.

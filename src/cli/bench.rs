@@ -268,9 +268,6 @@ fn fault(workload: &Workload, outcome: &Outcome) -> Option<String> {
     if 0 < tally.lost + tally.wrong {
         found.push(format!("{} acknowledged writes lost, {} answers wrong", tally.lost, tally.wrong));
     }
-    if workload.fills() && 0 < tally.refused {
-        found.push(format!("{} writes were refused, so not every key is there", tally.refused));
-    }
     found.extend(outcome.failure.as_ref().map(ToString::to_string));
     (!found.is_empty()).then(|| format!("{}: {}", workload.name, found.join(", ")))
 }

@@ -37,6 +37,8 @@ const INPUT_BYTES: usize = 64 << 10;
 const LATE: Duration = Duration::from_millis(1);
 /// Versions that a value too short to say its own is compared with; if more are possible, it is believed.
 const SHORT_VERSIONS_MAX: usize = 1000;
+/// A fill repeats what was refused, unless nothing else was answered for so long.
+const REFUSED: Duration = Duration::from_secs(60);
 /// A refusal is a short sentence; no body may be longer, unless a value may.
 const BODY_BYTES_MIN: usize = 64 << 10;
 
@@ -63,6 +65,8 @@ struct State {
     sent: u64,
     /// When the last request under way was answered.
     idle_since: Instant,
+    /// Since when every answer was a refusal.
+    refused_since: Option<Instant>,
     value: Vec<u8>,
 }
 
@@ -103,6 +107,7 @@ impl Connection {
                 under_way,
                 sent: 0,
                 idle_since: run.start(),
+                refused_since: None,
                 value: Vec::new(),
             }),
             room: Notify::new(),
@@ -172,8 +177,12 @@ impl Connection {
         let pace = self.run.pace();
         let over = self.run.is_over(now);
         if state.operations.is_over() {
-            // A read under way may be followed by an update.
-            let more = state.under_way.iter().any(|request| request.operation.verb == Verb::GetThenSet);
+            // A read under way may be followed by an update, and a write of a fill by itself.
+            let again = |request: &Request| request.operation.verb == Verb::GetThenSet;
+            let more = match self.run.workload.fills() {
+                true => !state.under_way.is_empty(),
+                false => state.under_way.iter().any(again),
+            };
             return if more && !over { Next::Wait } else { Next::End };
         }
         let idle = state.under_way.is_empty();
@@ -197,7 +206,11 @@ impl Connection {
                 self.tally.borrow_mut().sent_late += 1;
             }
             state.value.clear();
-            let known = self.put(output, operation, &mut state.value);
+            let Some(known) = self.put(output, operation, &mut state.value) else {
+                let message = "a key was written 4,294,967,295 times; what it holds is no longer known";
+                self.run.fail(Error::new(ErrorKind::Configuration, message));
+                break;
+            };
             state.under_way.push_back(Request { operation, from, known, value_bytes: state.value.len() });
             state.sent += 1;
             room -= 1;
@@ -212,32 +225,35 @@ impl Connection {
         }
     }
 
-    fn put(&self, output: &mut Vec<u8>, operation: Operation, value: &mut Vec<u8>) -> Known {
+    /// Appends a request to `output`; `None`, and nothing, if its key has no version left.
+    fn put(&self, output: &mut Vec<u8>, operation: Operation, value: &mut Vec<u8>) -> Option<Known> {
         let Run { plan, ledger, .. } = &*self.run;
         let Operation { verb, key } = operation;
-        match verb {
+        Some(match verb {
             Verb::Get | Verb::GetThenSet => {
                 wire::put_get(output, &plan.keys, key);
                 if key.missing { Known::Nothing } else { Known::Read(ledger.begin_read(key.number)) }
             }
             Verb::Set => {
-                let write = ledger.begin_write(key.number, false);
+                let write = ledger.begin_write(key.number, false)?;
                 plan.values.put(value, key.number, plan.version(write.version));
                 wire::put_set(output, &plan.keys, key, value);
                 Known::Write(write)
             }
             Verb::Delete => {
+                let write = ledger.begin_write(key.number, true)?;
                 wire::put_delete(output, &plan.keys, key);
-                Known::Write(ledger.begin_write(key.number, true))
+                Known::Write(write)
             }
-        }
+        })
     }
 
     /// Counts what was due and is not sent (B3).
     fn give_up(&self, state: &State, now: Instant) {
         let Some(pace) = self.run.pace() else { return };
         let end = self.run.end(now);
-        for index in state.sent..pace.due(self.index, end) {
+        let last = state.sent.saturating_add(state.operations.left());
+        for index in state.sent..pace.due(self.index, end).min(last) {
             self.tally.borrow_mut().given_up(pace.time(self.index, index), end);
         }
     }
@@ -307,7 +323,9 @@ impl Connection {
             let message = format!("the server answered {}: {}", head.status, sentence.trim_end());
             Error::new(ErrorKind::Io, message)
         };
-        let refused = matches!(head.status, 503 | 507);
+        let fills = self.run.workload.fills();
+        // A full disk does not end by asking again: with it, a fill ends.
+        let refused = head.status == 503 || (head.status == 507 && !fills);
         // A request with any other answer stays under way: unanswered.
         let expected = |request: &mut Request| {
             refused || head.status == 200 || (head.status == 404 && request.operation.verb != Verb::Set)
@@ -341,8 +359,16 @@ impl Connection {
         }
         if refused {
             tally.refused(now);
+            let since = *state.refused_since.get_or_insert(now);
+            if fills && REFUSED < now.saturating_duration_since(since) {
+                return Err(unexpected());
+            }
+            if fills {
+                state.operations.set_later(key.number); // what comes after a fill relies on every key
+            }
             return Ok(());
         }
+        state.refused_since = None;
         let (place, value_bytes) = match verb {
             Verb::Get | Verb::GetThenSet => (0, if missing { 0 } else { body.len() }),
             Verb::Set => (1, value_bytes),
@@ -350,7 +376,7 @@ impl Connection {
         };
         tally.answered(Answer { verb: place, from, now, missing, value_bytes });
         if verb == Verb::GetThenSet {
-            state.operations.update_later(key.number);
+            state.operations.set_later(key.number);
         }
         Ok(())
     }
@@ -382,8 +408,9 @@ impl Connection {
             .find(|&version| plan.values.matches(body, key.number, plan.version(version), scratch));
         match found {
             Some(version) => Some(Seen::AtMost(version)),
+            None if body.len() < plan.values.size().min() => None,
             None if SHORT_VERSIONS_MAX <= (sent - before.floor()) as usize => Some(Seen::AtMost(sent)),
-            None => (before.floor() == 0 && plan.values.size().min() <= body.len()).then_some(Seen::Earlier),
+            None => (before.floor() == 0).then_some(Seen::Earlier),
         }
     }
 }

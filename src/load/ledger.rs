@@ -15,8 +15,8 @@
 //!   floor when it began to the last one sent when it ended, and nothing else; "not found" only if one of those is a
 //!   delete, or nothing is known to be there.
 //! - **L3** A write that was refused or never answered leaves the floor; whether it took effect is not known.
-//! - **L4** A version that was read has taken effect, acknowledged or not: it raises the floor as if it were. A value
-//!   that does not say its version raises nothing: it may be an older one with the same bytes, read before others.
+//! - **L4** A version that was read has taken effect: while its key is not quiet, it raises the floor as if it were
+//!   acknowledged. A value that does not say its version raises nothing: it may be an older one with the same bytes.
 //!
 //! A connection that waits for each answer, or keys that are rarely written twice at a time, make this exact: then
 //! the floor is the last version. For a key that is never quiet, as the hottest of a zipfian overwrite, it is weaker.
@@ -164,19 +164,20 @@ impl Ledger {
         }
     }
 
-    /// A write begins.
-    pub fn begin_write(&self, number: u64, delete: bool) -> Write {
+    /// A write begins; `None`, and it must not, if its key has no version left.
+    pub fn begin_write(&self, number: u64, delete: bool) -> Option<Write> {
         let mut stripe = self.stripe(number);
         let Stripe { keys, busy } = &mut *stripe;
         let entry = &mut keys[(number / STRIPES) as usize];
+        let version = entry.sent.checked_add(1)?;
         let before = self.before(number, entry);
         let busy = busy.entry(number).or_insert(Busy { base: entry.sent, under_way: 0 });
         busy.under_way += 1;
-        entry.sent += 1;
+        entry.sent = version;
         if delete {
-            entry.deleted = entry.sent;
+            entry.deleted = version;
         }
-        Write { version: entry.sent, base: busy.base, before }
+        Some(Write { version, base: busy.base, before })
     }
 
     /// A write has ended, `acknowledged` or not (L1, L3).
@@ -219,12 +220,16 @@ mod tests {
         ledger.end_read(KEY, ledger.begin_read(KEY), seen)
     }
 
+    fn begin(ledger: &Ledger, delete: bool) -> Write {
+        ledger.begin_write(KEY, delete).unwrap()
+    }
+
     #[test]
     fn a_key_written_one_at_a_time_is_known_exactly() {
         let ledger = Ledger::new(301, 0);
         assert_eq!(read(&ledger, Seen::Missing), None);
         for version in 1..=3 {
-            let write = ledger.begin_write(KEY, false);
+            let write = begin(&ledger, false);
             assert_eq!(write.version, version);
             ledger.end_write(KEY, write, true);
             assert_eq!(read(&ledger, Seen::Version(version)), None);
@@ -233,13 +238,13 @@ mod tests {
             assert_eq!(read(&ledger, Seen::Missing), Some(Fault::Lost));
             assert_eq!(read(&ledger, Seen::Earlier), Some(Fault::Lost));
         }
-        let delete = ledger.begin_write(KEY, true);
+        let delete = begin(&ledger, true);
         assert_eq!(ledger.judge_delete(KEY, delete, true), None);
         assert_eq!(ledger.judge_delete(KEY, delete, false), Some(Fault::Lost));
         ledger.end_write(KEY, delete, true);
         assert_eq!(read(&ledger, Seen::Missing), None);
         assert_eq!(read(&ledger, Seen::Version(3)), Some(Fault::Lost));
-        let delete = ledger.begin_write(KEY, true);
+        let delete = begin(&ledger, true);
         assert_eq!(ledger.judge_delete(KEY, delete, false), None);
         assert_eq!(ledger.judge_delete(KEY, delete, true), Some(Fault::Wrong));
     }
@@ -247,10 +252,10 @@ mod tests {
     #[test]
     fn l1_writes_under_way_together_may_end_in_any_order() {
         let ledger = Ledger::new(301, 0);
-        let first = ledger.begin_write(KEY, false);
+        let first = begin(&ledger, false);
         ledger.end_write(KEY, first, true);
-        let second = ledger.begin_write(KEY, false);
-        let third = ledger.begin_write(KEY, false);
+        let second = begin(&ledger, false);
+        let third = begin(&ledger, false);
         let before = ledger.begin_read(KEY);
         ledger.end_write(KEY, third, true);
         for version in [2, 3] {
@@ -264,7 +269,7 @@ mod tests {
         );
         ledger.end_write(KEY, second, true);
         assert_eq!(read(&ledger, Seen::Version(2)), None, "2 may have come last");
-        let fourth = ledger.begin_write(KEY, false);
+        let fourth = begin(&ledger, false);
         ledger.end_write(KEY, fourth, true);
         assert_eq!(read(&ledger, Seen::Version(3)), Some(Fault::Lost), "the key was quiet before 4");
     }
@@ -272,13 +277,13 @@ mod tests {
     #[test]
     fn l2_a_delete_that_comes_and_goes_during_a_read_explains_a_missing_key() {
         let ledger = Ledger::new(301, 0);
-        let write = ledger.begin_write(KEY, false);
+        let write = begin(&ledger, false);
         ledger.end_write(KEY, write, true);
         let before = ledger.begin_read(KEY);
         assert_eq!(ledger.end_read(KEY, before, Seen::Missing), Some(Fault::Lost));
-        let delete = ledger.begin_write(KEY, true);
+        let delete = begin(&ledger, true);
         ledger.end_write(KEY, delete, true);
-        let write = ledger.begin_write(KEY, false);
+        let write = begin(&ledger, false);
         ledger.end_write(KEY, write, true);
         assert_eq!(ledger.end_read(KEY, before, Seen::Missing), None);
         assert_eq!(read(&ledger, Seen::Missing), Some(Fault::Lost));
@@ -287,9 +292,9 @@ mod tests {
     #[test]
     fn l4_what_was_read_does_not_go_away_again() {
         let ledger = Ledger::new(301, 0);
-        let write = ledger.begin_write(KEY, false);
+        let write = begin(&ledger, false);
         ledger.end_write(KEY, write, true);
-        let under_way = ledger.begin_write(KEY, false);
+        let under_way = begin(&ledger, false);
         assert_eq!(read(&ledger, Seen::Version(1)), None);
         assert_eq!(read(&ledger, Seen::Version(under_way.version)), None);
         assert_eq!(read(&ledger, Seen::Version(1)), Some(Fault::Lost));
@@ -298,12 +303,12 @@ mod tests {
     #[test]
     fn l4_a_value_that_does_not_say_its_version_proves_none() {
         let ledger = Ledger::new(301, 0);
-        let first = ledger.begin_write(KEY, false);
+        let first = begin(&ledger, false);
         ledger.end_write(KEY, first, true);
         let before = ledger.begin_read(KEY);
-        let second = ledger.begin_write(KEY, false);
+        let second = begin(&ledger, false);
         ledger.end_write(KEY, second, true);
-        let third = ledger.begin_write(KEY, false);
+        let third = begin(&ledger, false);
         // The answer is the first version, which has the bytes of the third, and took its time.
         assert_eq!(ledger.end_read(KEY, before, Seen::AtMost(third.version)), None);
         assert_eq!(read(&ledger, Seen::Version(second.version)), None, "the third has not taken effect");
@@ -315,12 +320,20 @@ mod tests {
     fn l3_a_refused_write_may_be_there_or_not() {
         let ledger = Ledger::new(301, 0);
         for acknowledged in [true, false] {
-            let write = ledger.begin_write(KEY, false);
+            let write = begin(&ledger, false);
             ledger.end_write(KEY, write, acknowledged);
         }
         assert_eq!(read(&ledger, Seen::Version(1)), None);
         assert_eq!(read(&ledger, Seen::Version(2)), None);
         assert_eq!(read(&ledger, Seen::Missing), Some(Fault::Lost));
+    }
+
+    #[test]
+    fn a_key_has_so_many_versions_and_no_more() {
+        let ledger = Ledger::new(301, 0);
+        ledger.stripe(KEY).keys[(KEY / STRIPES) as usize].sent = u32::MAX - 1;
+        assert_eq!(begin(&ledger, false).version, u32::MAX);
+        assert!(ledger.begin_write(KEY, false).is_none());
     }
 
     #[test]

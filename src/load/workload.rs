@@ -126,7 +126,7 @@ impl Workload {
 pub enum Verb {
     /// Read it.
     Get,
-    /// Read it, and ask for [`Stream::update_later`] when the answer has come.
+    /// Read it, and ask for [`Stream::set_later`] when the answer has come.
     GetThenSet,
     /// Write it.
     Set,
@@ -196,10 +196,10 @@ pub enum Quota {
 }
 
 impl Quota {
-    fn is_over(&self) -> bool {
+    fn left(&self) -> u64 {
         match self {
-            Self::Shared { begun, limit } => *limit <= begun.load(Ordering::Relaxed),
-            Self::InTurn { next, limit, .. } => limit <= next,
+            Self::Shared { begun, limit } => limit.saturating_sub(begun.load(Ordering::Relaxed)),
+            Self::InTurn { next, step, limit } => limit.saturating_sub(*next).div_ceil(*step),
         }
     }
 
@@ -227,8 +227,8 @@ pub struct Stream {
     keyspace: Arc<Keyspace>,
     quota: Quota,
     random: Random,
-    /// Keys whose update is due.
-    updates: Vec<u64>,
+    /// Keys whose write is due.
+    sets: Vec<u64>,
 }
 
 impl Stream {
@@ -241,17 +241,22 @@ impl Stream {
         random: Random,
     ) -> Self {
         let access = workload.access.unwrap_or(access);
-        Self { workload, access, keyspace, quota, random, updates: Vec::new() }
+        Self { workload, access, keyspace, quota, random, sets: Vec::new() }
     }
 
-    /// The key was read; its update comes next. It is not counted against the quota.
-    pub fn update_later(&mut self, number: u64) {
-        self.updates.push(number);
+    /// The key is to be written next: it was read, or its write was refused. That is not counted against the quota.
+    pub fn set_later(&mut self, number: u64) {
+        self.sets.push(number);
     }
 
-    /// Whether there are no more, unless a read that is under way brings an update.
+    /// How many there are, unless others take them.
+    pub fn left(&self) -> u64 {
+        (self.sets.len() as u64).saturating_add(self.quota.left())
+    }
+
+    /// Whether there are no more, unless one that is under way brings another.
     pub fn is_over(&self) -> bool {
-        self.updates.is_empty() && self.quota.is_over()
+        self.left() == 0
     }
 
     fn choose(&mut self) -> u64 {
@@ -264,7 +269,7 @@ impl Iterator for Stream {
 
     fn next(&mut self) -> Option<Operation> {
         let key = |number| Key { number, missing: false };
-        if let Some(number) = self.updates.pop() {
+        if let Some(number) = self.sets.pop() {
             return Some(Operation { verb: Verb::Set, key: key(number) });
         }
         let index = self.quota.take()?;
@@ -361,7 +366,7 @@ mod tests {
         let mut stream = Stream::new(workload, Access::Uniform, keyspace, quota, Random::new(3));
         let first = stream.next().unwrap();
         assert!(stream.is_over());
-        stream.update_later(first.key.number);
+        stream.set_later(first.key.number);
         assert!(!stream.is_over());
         assert_eq!(stream.next(), Some(Operation { verb: Verb::Set, key: first.key }));
         assert_eq!(stream.next(), None);
