@@ -64,10 +64,13 @@ pub fn record_file(data: &[u8]) {
     const NAME: FileName = FileName::Wal(FileNumber(3));
     let mut plan = Reader::new(data);
     let extent = plan.u16().unwrap_or(0);
-    let mut file = encode_single(&[1], IDENTITY, 0).to_vec();
+    let used_before = extent & 1 == 1;
+    let mut file = encode_single(&[u8::from(used_before)], IDENTITY, 0).to_vec();
     let mut chain = 0;
     // Where the records that follow each other end, and the most that one behind them says was durable.
     let (mut ends, mut unbroken, mut witness) = (vec![file.len() as u64], true, 0);
+    // What is torn off behind them: nothing, a whole record that does not follow, or bytes that may claim to be anything.
+    let mut torn = Some(0);
     while file.len() < 64 << 10
         && let (Ok(what), Ok(length), Ok(durable)) = (plan.u8(), plan.u16(), plan.u16())
     {
@@ -76,11 +79,15 @@ pub fn record_file(data: &[u8]) {
             let bytes = plan.bytes(usize::from(length) % 600).unwrap_or_default();
             file.extend_from_slice(bytes);
             file.resize((at + bytes.len().max(1)).next_multiple_of(SECTOR_BYTES), 0);
+            torn = if unbroken { None } else { torn };
             unbroken = false;
             continue;
         }
-        unbroken &= what < 0xe0;
         let payload_bytes = usize::from(length) % 9_000;
+        if unbroken && what >= 0xe0 {
+            unbroken = false;
+            torn = Some(record_bytes(payload_bytes) as u64);
+        }
         file.resize(at + record_bytes(payload_bytes), 0);
         file[at + HEADER_BYTES..][..payload_bytes].fill(what);
         let durable = (u64::from(durable) * SECTOR_BYTES as u64).min(offset);
@@ -95,19 +102,18 @@ pub fn record_file(data: &[u8]) {
     file.resize(file.len().next_multiple_of(BLOCK_BYTES), 0);
 
     let last = *ends.last().expect("the head ends");
-    let (extent, wanted) = match extent {
-        0..0x4000 => (Extent::default(), last),
-        0x4000..0x8000 => {
-            let known = u64::from(extent - 0x4000) * SECTOR_BYTES as u64;
-            witness = witness.max(known);
-            (Extent::AtLeast(known), last)
-        }
-        _ => {
-            let end = ends[usize::from(extent) % ends.len()];
-            witness = 0; // nothing behind the end counts
-            (Extent::Exactly(end), end)
-        }
+    let sectors = u64::from(extent % 0x4000) * SECTOR_BYTES as u64;
+    let extent = match extent {
+        0..0x4000 => Extent::default(),
+        0x4000..0x8000 => Extent::AtLeast(sectors),
+        0x8000..0xc000 => Extent::Exactly(ends[usize::from(extent) % ends.len()]),
+        _ => Extent::Exactly(sectors), // a record seldom ends there: then it is all that is known
     };
+    let mut wanted = last;
+    match extent {
+        Extent::Exactly(end) if ends.contains(&end) => (wanted, witness, torn) = (end, 0, Some(0)),
+        Extent::Exactly(known) | Extent::AtLeast(known) => witness = witness.max(known),
+    }
     let found = block_on(async {
         let storage = SimStorage::new(0);
         storage.create(NAME).await?;
@@ -125,9 +131,12 @@ pub fn record_file(data: &[u8]) {
     let (end, visited) = found.expect("the storage does not fail");
     assert_eq!(visited, ends.iter().filter(|end| **end < wanted).count());
     match end {
-        Ok(end) => assert!(
-            end.offset == wanted && witness <= wanted && end.offset + end.torn_bytes <= file.len() as u64
-        ),
+        Ok(end) => {
+            assert!(witness <= wanted);
+            assert_eq!((end.offset, end.used_before), (wanted, used_before));
+            assert!(end.torn_bytes == torn.unwrap_or(end.torn_bytes), "{end:?}, not {torn:?}");
+            assert_eq!(end.torn_reason.is_some(), 0 < end.torn_bytes);
+        }
         Err(error) => assert!(error.kind() == ErrorKind::Corruption && wanted < witness, "{error}"),
     }
 }
