@@ -340,7 +340,7 @@ fn many_large_values_at_once_are_answered_or_refused_never_mixed() {
     let mut client = server.client();
     let value = |n: usize| vec![n as u8; (1 << 20) - n];
     for n in 0..8 {
-        assert_eq!(client.post(&format!("/set?key=v{n}"), &value(n)).status, 200);
+        assert_eq!(client.post_patiently(&format!("/set?key=v{n}"), &value(n)).status, 200);
     }
     let requests: String =
         (0..200).map(|n| format!("GET /get?key=v{} HTTP/1.1\r\nHost: x\r\n\r\n", n % 8)).collect();
@@ -365,7 +365,8 @@ fn deletes_of_large_values_that_nobody_has_read_are_all_answered() {
     let (_folder, data) = common::folder();
     let server = Server::start(&data, SMALL);
     for number in 0..12 {
-        assert_eq!(server.client().post(&format!("/set?key=large-{number}"), &[7; 300_000]).status, 200);
+        let target = format!("/set?key=large-{number}");
+        assert_eq!(server.client().post_patiently(&target, &[7; 300_000]).status, 200);
     }
     server.signal("-TERM");
     assert_eq!(server.wait().code(), Some(0));

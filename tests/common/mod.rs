@@ -3,11 +3,11 @@
 
 pub mod journal;
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A number from the environment, for runs longer than those of `cargo test`.
 pub fn setting(name: &str, default: u64) -> u64 {
@@ -201,11 +201,17 @@ impl Client {
         self
     }
 
-    fn fill(&mut self) -> std::io::Result<usize> {
+    /// Reads what there is; whether the connection goes on. A server that says nothing is none that has ended it.
+    fn fill(&mut self) -> bool {
         let mut buffer = [0; 65_536];
-        let count = self.stream.read(&mut buffer)?;
+        let count = match self.stream.read(&mut buffer) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                panic!("nothing was said for {PATIENCE:?}")
+            }
+            result => result.unwrap_or(0),
+        };
         self.pending.extend_from_slice(&buffer[..count]);
-        Ok(count)
+        0 < count
     }
 
     /// Reads one reply; `None` if the connection ends before it is whole.
@@ -214,7 +220,7 @@ impl Client {
             if let Some(at) = self.pending.windows(4).position(|window| window == b"\r\n\r\n") {
                 break at + 4;
             }
-            if !matches!(self.fill(), Ok(1..)) {
+            if !self.fill() {
                 return None;
             }
         };
@@ -226,7 +232,7 @@ impl Client {
             .map_or(0, |length| length.parse().unwrap());
         let length = if head_only { 0 } else { length };
         while self.pending.len() < end + length {
-            if !matches!(self.fill(), Ok(1..)) {
+            if !self.fill() {
                 return None;
             }
         }
@@ -241,7 +247,7 @@ impl Client {
 
     /// Whether the server has closed the connection and sent nothing more.
     pub fn is_closed(&mut self) -> bool {
-        self.pending.is_empty() && !matches!(self.fill(), Ok(1..))
+        self.pending.is_empty() && !self.fill()
     }
 
     pub fn request(&mut self, method: &str, target: &str) -> Reply {
@@ -252,6 +258,17 @@ impl Client {
     pub fn post(&mut self, target: &str, body: &[u8]) -> Reply {
         self.send(format!("POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len()));
         self.send(body).reply()
+    }
+
+    /// Posts until there is room: a disk that stands still for long is answered with 503, which asks to come again.
+    pub fn post_patiently(&mut self, target: &str, body: &[u8]) -> Reply {
+        let begin = Instant::now();
+        loop {
+            let reply = self.post(target, body);
+            if reply.status != 503 || PATIENCE < begin.elapsed() {
+                return reply;
+            }
+        }
     }
 }
 
