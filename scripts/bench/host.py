@@ -25,17 +25,23 @@ def pinned(cpus, command):
 
 def run(cpus, command, env=None, timeout=3600, check=True):
     """Runs a command to its end; its standard output and error together."""
-    done = subprocess.run(
+    child = subprocess.Popen(
         pinned(cpus, command),
         env={**os.environ, **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=timeout,
+        start_new_session=True,
     )
-    if check and done.returncode != 0:
-        raise RuntimeError(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout}")
-    return done.stdout
+    try:
+        output, _ = child.communicate(timeout=timeout)
+    except BaseException:
+        os.killpg(child.pid, signal.SIGKILL)  # with what it has started: cargo starts a bench
+        child.wait()
+        raise
+    if check and child.returncode != 0:
+        raise RuntimeError(f"{' '.join(map(str, command))} ended with {child.returncode}:\n{output}")
+    return output
 
 
 def load_cpu_seconds():

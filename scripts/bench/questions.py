@@ -138,7 +138,7 @@ def rocksdb_sync(run):
 
     def rocksdb(_):
         writes = run.seconds * 500
-        run.add("rocksdb", loads.db_bench("fillrandom", "--sync=1", "--threads=64", f"--num={writes}"))
+        run.add("rocksdb", loads.db_bench("fillrandom", "--sync=1", "--threads=64", f"--num={loads.KEYS}", f"--writes={writes}"))
 
     run.in_turn(own, rocksdb)
     ringkeep.stop()
@@ -270,8 +270,9 @@ def fill(run):
             "space_amplification": host.disk_bytes(ringkeep.folder) / distinct,
             "longest_gap_ms": figures["longest_gap_ms"], "series": figures["series"], "command": figures["command"],
         }
-        # Until the cache is full.
-        loads.bench(ringkeep, "read", "--filled", "--key-count", keys, "--duration", f"{4 * run.seconds}s")
+        # Until the cache is full. Not every key is there, but those are that each connection has written itself, and with
+        # the same seed it reads them again.
+        loads.bench(ringkeep, "read", "--filled", "--key-count", keys, "--operations", keys // 10)
         report["resident_bytes"] = ringkeep.resident_bytes()
         run.add("fill/ringkeep", report)
         restart(run, ringkeep, flags)
@@ -279,7 +280,9 @@ def fill(run):
     def rocksdb(_):
         begin = time.monotonic()
         writers = 2  # the fastest on two processors; with 1 and 4 a fill takes a fifth and half longer
-        figures = loads.db_bench("fillrandom,waitforcompaction,stats", f"--num={keys // writers}", f"--threads={writers}")
+        # `num` is what keys are drawn from, `writes` what each thread writes.
+        flags = [f"--num={keys}", f"--writes={keys // writers}", f"--threads={writers}"]
+        figures = loads.db_bench("fillrandom,waitforcompaction,stats", *flags)
         seconds = time.monotonic() - begin - 5  # waitforcompaction begins with a sleep
         written = rocksdb_written_bytes(figures["output"])
         run.add("fill/rocksdb", {
@@ -357,9 +360,10 @@ def shapes(run):
         ringkeep = Ringkeep()
         common = ["--key-size", key_size, "--value-size", value_size, "--key-count", count]
         loads.bench(ringkeep, "fill-unique", *common)
-        for _ in range(run.repeat):
-            for workload in ("overwrite", "read"):
-                figures = loads.bench(ringkeep, workload, "--filled", *common, "--duration", f"{run.seconds}s")
+        for turn in range(run.repeat):
+            for order, workload in enumerate(("overwrite", "read")):  # not in the same order
+                flags = ["--filled", *common, "--duration", f"{run.seconds}s", "--seed", 2 * turn + order]
+                figures = loads.bench(ringkeep, workload, *flags)
                 run.add(f"{workload}/{key_size}/{value_size}", without_series(figures))
                 ringkeep.settle()
         ringkeep.stop()
@@ -394,7 +398,8 @@ def main():
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help=", ".join(QUESTIONS))
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through atexit: the servers end, too
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))  # through atexit: the servers end, too
     unknown = [name for name in arguments.questions if name not in QUESTIONS]
     if unknown:
         parser.error(f"no such question: {', '.join(unknown)}")

@@ -12,14 +12,28 @@ from host import RINGKEEP, SERVER, Process, fresh
 VALUE = "v" * 100
 
 
-def wait_for_port(port):
-    for _ in range(200):
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
+def listens(port):
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+class Peer(Process):
+    """A server on a port of its own; what listens there is this one."""
+
+    def __init__(self, port, command, log):
+        if listens(port):
+            raise RuntimeError(f"another process listens on port {port}, and would be measured instead: end it")
+        super().__init__(SERVER, command, log)
+        for _ in range(200):
+            if self.child.poll() is not None:
+                raise RuntimeError(f"{command[0]} ended with {self.child.returncode}; see {log}")
+            if listens(port):
+                return
             time.sleep(0.05)
-    raise RuntimeError(f"nothing listens on port {port}")
+        raise RuntimeError(f"{command[0]} does not listen on port {port}; see {log}")
 
 
 class Ringkeep(Process):
@@ -42,7 +56,7 @@ class Ringkeep(Process):
         return status
 
 
-class Redis(Process):
+class Redis(Peer):
     """`appendfsync always`, no snapshots: what is acknowledged is on disk, as with ringkeep's default."""
 
     def __init__(self, port=16379):
@@ -51,11 +65,10 @@ class Redis(Process):
         settings = {"port": port, "bind": "127.0.0.1", "dir": folder, "save": "", "daemonize": "no",
                     "appendonly": "yes", "appendfsync": "always", "auto-aof-rewrite-percentage": 0}
         flags = [word for name, value in settings.items() for word in (f"--{name}", value)]
-        super().__init__(SERVER, ["redis-server", *flags], folder.parent / "redis.log")
-        wait_for_port(port)
+        super().__init__(port, ["redis-server", *flags], folder.parent / "redis.log")
 
 
-class Webdis(Process):
+class Webdis(Peer):
     """HTTP in front of a Redis, on the same processor."""
 
     def __init__(self, redis, port=17379):
@@ -64,9 +77,8 @@ class Webdis(Process):
                     "threads": 1, "daemonize": False, "database": 0, "verbosity": 0,
                     "logfile": str(folder / "log"), "pool_size": 20}
         (folder / "webdis.json").write_text(json.dumps(settings))
-        super().__init__(SERVER, ["webdis", folder / "webdis.json"], folder.parent / "webdis.log")
+        super().__init__(port, ["webdis", folder / "webdis.json"], folder.parent / "webdis.log")
         self.redis = redis
-        wait_for_port(port)
         self.url = f"http://127.0.0.1:{port}"
         reply = json.loads(urllib.request.urlopen(f"{self.url}/GET/key:{0:012}", timeout=5).read())
         assert len(reply["GET"]) == 100, "Webdis replies with what redis-benchmark has filled"
@@ -76,7 +88,7 @@ class Webdis(Process):
         return super().cpu_seconds() + self.redis.cpu_seconds()
 
 
-class Nginx(Process):
+class Nginx(Peer):
     """The reply of a get without a store behind it: what HTTP costs."""
 
     def __init__(self, port=18081):
@@ -89,8 +101,7 @@ class Nginx(Process):
                 fastcgi_temp_path {folder}; uwsgi_temp_path {folder}; scgi_temp_path {folder};
                 server {{ listen 127.0.0.1:{port}; location / {{ return 200 "{VALUE}"; }} }}
             }}""")
-        super().__init__(SERVER, ["nginx", "-c", folder / "nginx.conf"], folder.parent / "nginx.log")
-        wait_for_port(port)
+        super().__init__(port, ["nginx", "-c", folder / "nginx.conf"], folder.parent / "nginx.log")
         self.url = f"http://127.0.0.1:{port}"
         reply = urllib.request.urlopen(self.url, timeout=5).read().decode()
         assert reply == VALUE, "nginx replies with a value of 100 bytes"
