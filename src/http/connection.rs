@@ -56,7 +56,8 @@ const IDLE_TIME: Duration = Duration::from_secs(75);
 const READING_TIME: Duration = Duration::from_secs(30);
 const WRITING_TIME: Duration = Duration::from_secs(60);
 const LINGER_TIME: Duration = Duration::from_secs(2);
-/// Each byte of a request or of a large reply buys its client this much more time: 64 KiB a second are asked for in the long run.
+/// Each byte of a request or of a large reply buys its client this much more time: 64 KiB a second are asked for in
+/// the long run.
 const TIME_PER_BYTE: Duration = Duration::from_nanos(15_259);
 /// Parts that a large value is written in; each one shows progress.
 const PART_BYTES: usize = 256 << 10;

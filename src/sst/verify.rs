@@ -39,7 +39,8 @@ struct Walk<V> {
 }
 
 /// Reads the whole file, which the manifest describes as `meta`. Every entry of an undamaged block goes to `visit`,
-/// which may object; `progress` hears how many bytes have been read. Returns what is damaged or cannot be read, in file order.
+/// which may object; `progress` hears how many bytes have been read. Returns what is damaged or cannot be read, in
+/// file order.
 pub async fn verify<F: File>(
     sst: Rc<Sst<F>>,
     meta: &SstMeta,
