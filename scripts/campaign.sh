@@ -20,40 +20,48 @@ mkdir -p "$out"
 # full size, short size
 pick() { if [ "$size" = full ]; then echo "$1"; else echo "$2"; fi; }
 
-# run NAME COMMAND...: one part; its lines of the table go to a file of its own, its output beside it.
-run() {
+# start NAME COMMAND...: one part; its lines of the table go to a file of its own, its output beside it. It has a process
+# group of its own, so that it ends with all that it has started, whatever ends this script.
+declare -A parts
+trap 'for part in "${parts[@]}"; do kill -- -"$part" 2>/dev/null || true; done' EXIT
+trap 'exit 143' TERM INT HUP
+start() {
     local name=$1
     shift
     echo "== $name: $* ($(date +%H:%M:%S))"
-    RINGKEEP_SEED=$seed RINGKEEP_REPORT=$PWD/$out/$name.tsv "$@" >"$out/$name.log" 2>&1 || {
-        tail -n 60 "$out/$name.log"
-        echo "FAILED: $name, seed $seed, commit $commit; all of it is in $out/$name.log"
+    set -m
+    RINGKEEP_SEED=$seed RINGKEEP_REPORT=$PWD/$out/$name.tsv "$@" >"$out/$name.log" 2>&1 &
+    parts[$name]=$!
+    set +m
+}
+finish() {
+    wait "${parts[$1]}" || {
+        tail -n 60 "$out/$1.log"
+        echo "FAILED: $1, seed $seed, commit $commit; all of it is in $out/$1.log"
         exit 1
     }
+    unset "parts[$1]"
 }
+run() { start "$@" && finish "$1"; }
 tests() { cargo test --locked --profile campaign "$@"; }
 
 tests --no-run
 # Alone: what looks at time, memory and processors.
 export RINGKEEP_PRESSURE_SECONDS=$(pick 600 6) RINGKEEP_CONFINED_SECONDS=$(pick 120 2) RINGKEEP_STARVED_SECONDS=$(pick 20 2)
 export RINGKEEP_IDLE=$(pick 10000 500) RINGKEEP_ABORTS=$(pick 100000 1000) RINGKEEP_STOPS=$(pick 50 2)
-run resources cargo test --locked --profile campaign --test resources -- --nocapture --test-threads 1 --skip r9_
+run resources tests --test resources -- --nocapture --test-threads 1 --skip r9_
 
 # The soak beside the rest.
-soak() { RINGKEEP_SOAK_SECONDS=$(pick 7200 10) run soak cargo test --locked --profile campaign --test resources r9_ -- --nocapture; }
-set -m # a process group of its own, so that it can be ended with all that it has started
-soak &
-soak_id=$!
-set +m
-trap 'kill -- -"$soak_id" 2>/dev/null || true' EXIT
+RINGKEEP_SOAK_SECONDS=$(pick 7200 10) start soak tests --test resources r9_ -- --nocapture
 # What has found most comes first.
-RINGKEEP_STATES=$(pick 10000000 50000) run crash cargo test --locked --profile campaign --test crash -- --nocapture --test-threads 1
-RINGKEEP_FLIPS=$(pick 0 20000) run damage cargo test --locked --profile campaign --test damage -- --nocapture --test-threads 1
+RINGKEEP_STATES=$(pick 10000000 50000) run crash tests --test crash -- --nocapture --test-threads 1
+RINGKEEP_FLIPS=$(pick 0 20000) run damage tests --test damage -- --nocapture --test-threads 1
 RINGKEEP_CUTS=$(pick 500 5) RINGKEEP_FULL_DISKS=$(pick 20 1) run power scripts/power.sh
-RINGKEEP_KILLS=$(pick 1000 5) run kill cargo test --locked --profile campaign --test kill p1_ -- --nocapture
-RINGKEEP_HISTORIES=$(pick 200 2) run history cargo test --locked --profile campaign --test history p3_ -- --nocapture
+RINGKEEP_KILLS=$(pick 1000 5) run kill tests --test kill p1_ -- --nocapture
+RINGKEEP_HISTORIES=$(pick 200 2) run history tests --test history p3_ -- --nocapture
 run fuzz scripts/fuzz.sh "$(pick 60 1)"
-wait "$soak_id"
+finish soak
+[ "$(git rev-parse --short HEAD)" = "$commit" ] || { echo "FAILED: the checkout is no longer $commit"; exit 1; }
 
 table() {
     echo "Seed $seed, commit $commit, $(date -u +%Y-%m-%d), Linux $(uname -r), $(nproc) cores: \`scripts/campaign.sh $seed\`."

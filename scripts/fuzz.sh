@@ -25,7 +25,7 @@ for target in "${targets[@]}"; do
     mkdir -p "$work/$target"
     # New inputs go to the first folder; the committed corpus is read.
     if ! cargo fuzz run --sanitizer none "$target" "$work/$target" "corpus/$target" -- \
-        -max_total_time="$seconds" -max_len=4096 -timeout=1 -seed="${RINGKEEP_SEED:-7}" -print_final_stats=1 \
+        -max_total_time="$seconds" -max_len=4096 -timeout=10 -seed="${RINGKEEP_SEED:-7}" -print_final_stats=1 \
         >"$work/log" 2>&1; then
         tail -n 40 "$work/log"
         exit 1

@@ -82,7 +82,8 @@ pub(super) struct Bench {
     /// Decides which keys are asked for, and in which order
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Every key is there: an earlier run has done fill-seq or fill-unique with the same keys and values
+    /// Every key is there: an earlier run has done fill-seq or fill-unique with the same keys and values, and the
+    /// clock was not set back since
     #[arg(long)]
     filled: bool,
     /// The server's data directory, if it is on this machine: its device is described in the report
