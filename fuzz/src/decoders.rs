@@ -79,14 +79,14 @@ pub fn record_file(data: &[u8]) {
             let bytes = plan.bytes(usize::from(length) % 600).unwrap_or_default();
             file.extend_from_slice(bytes);
             file.resize((at + bytes.len().max(1)).next_multiple_of(SECTOR_BYTES), 0);
-            torn = if unbroken { None } else { torn };
-            unbroken = false;
+            if unbroken {
+                (unbroken, torn) = (false, None);
+            }
             continue;
         }
         let payload_bytes = usize::from(length) % 9_000;
         if unbroken && what >= 0xe0 {
-            unbroken = false;
-            torn = Some(record_bytes(payload_bytes) as u64);
+            (unbroken, torn) = (false, Some(record_bytes(payload_bytes) as u64));
         }
         file.resize(at + record_bytes(payload_bytes), 0);
         file[at + HEADER_BYTES..][..payload_bytes].fill(what);

@@ -425,6 +425,5 @@ def fill_in(path, blocks):
     path.write_text(text)
 
 
-
 if __name__ == "__main__":
     main()

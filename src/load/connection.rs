@@ -23,7 +23,7 @@ use tokio_uring::net::TcpStream;
 
 use super::data::Key;
 use super::ledger::{Before, Fault, Seen, Write};
-use super::run::Run;
+use super::run::{PATIENCE, Run};
 use super::tally::{Answer, Tally};
 use super::wire::{self, Head};
 use super::workload::{Operation, Stream, Verb};
@@ -37,8 +37,6 @@ const INPUT_BYTES: usize = 64 << 10;
 const LATE: Duration = Duration::from_millis(1);
 /// Versions that a value too short to say its own is compared with; if more are possible, it is believed.
 const SHORT_VERSIONS_MAX: usize = 1000;
-/// A fill repeats what was refused, unless nothing else was answered for so long.
-const REFUSED: Duration = Duration::from_secs(60);
 /// A refusal is a short sentence; no body may be longer, unless a value may.
 const BODY_BYTES_MIN: usize = 64 << 10;
 
@@ -65,7 +63,7 @@ struct State {
     sent: u64,
     /// When the last request under way was answered.
     idle_since: Instant,
-    /// Since when every answer was a refusal.
+    /// Since when every answer to a fill was a refusal.
     refused_since: Option<Instant>,
     value: Vec<u8>,
 }
@@ -178,11 +176,9 @@ impl Connection {
         let over = self.run.is_over(now);
         if state.operations.is_over() {
             // A read under way may be followed by an update, and a write of a fill by itself.
-            let again = |request: &Request| request.operation.verb == Verb::GetThenSet;
-            let more = match self.run.workload.fills() {
-                true => !state.under_way.is_empty(),
-                false => state.under_way.iter().any(again),
-            };
+            let fills = self.run.workload.fills();
+            let again = |request: &Request| fills || request.operation.verb == Verb::GetThenSet;
+            let more = state.under_way.iter().any(again);
             return if more && !over { Next::Wait } else { Next::End };
         }
         let idle = state.under_way.is_empty();
@@ -359,11 +355,11 @@ impl Connection {
         }
         if refused {
             tally.refused(now);
-            let since = *state.refused_since.get_or_insert(now);
-            if fills && REFUSED < now.saturating_duration_since(since) {
-                return Err(unexpected());
-            }
             if fills {
+                let since = *state.refused_since.get_or_insert(now);
+                if PATIENCE < now.saturating_duration_since(since) {
+                    return Err(unexpected());
+                }
                 state.operations.set_later(key.number); // what comes after a fill relies on every key
             }
             return Ok(());

@@ -224,6 +224,13 @@ mod tests {
         ledger.begin_write(KEY, delete).unwrap()
     }
 
+    /// A write that is acknowledged before anything else begins.
+    fn write(ledger: &Ledger, delete: bool) -> u32 {
+        let write = begin(ledger, delete);
+        ledger.end_write(KEY, write, true);
+        write.version
+    }
+
     #[test]
     fn a_key_written_one_at_a_time_is_known_exactly() {
         let ledger = Ledger::new(301, 0);
@@ -252,8 +259,7 @@ mod tests {
     #[test]
     fn l1_writes_under_way_together_may_end_in_any_order() {
         let ledger = Ledger::new(301, 0);
-        let first = begin(&ledger, false);
-        ledger.end_write(KEY, first, true);
+        write(&ledger, false);
         let second = begin(&ledger, false);
         let third = begin(&ledger, false);
         let before = ledger.begin_read(KEY);
@@ -269,22 +275,18 @@ mod tests {
         );
         ledger.end_write(KEY, second, true);
         assert_eq!(read(&ledger, Seen::Version(2)), None, "2 may have come last");
-        let fourth = begin(&ledger, false);
-        ledger.end_write(KEY, fourth, true);
+        write(&ledger, false);
         assert_eq!(read(&ledger, Seen::Version(3)), Some(Fault::Lost), "the key was quiet before 4");
     }
 
     #[test]
     fn l2_a_delete_that_comes_and_goes_during_a_read_explains_a_missing_key() {
         let ledger = Ledger::new(301, 0);
-        let write = begin(&ledger, false);
-        ledger.end_write(KEY, write, true);
+        write(&ledger, false);
         let before = ledger.begin_read(KEY);
         assert_eq!(ledger.end_read(KEY, before, Seen::Missing), Some(Fault::Lost));
-        let delete = begin(&ledger, true);
-        ledger.end_write(KEY, delete, true);
-        let write = begin(&ledger, false);
-        ledger.end_write(KEY, write, true);
+        write(&ledger, true);
+        write(&ledger, false);
         assert_eq!(ledger.end_read(KEY, before, Seen::Missing), None);
         assert_eq!(read(&ledger, Seen::Missing), Some(Fault::Lost));
     }
@@ -292,8 +294,7 @@ mod tests {
     #[test]
     fn l4_what_was_read_does_not_go_away_again() {
         let ledger = Ledger::new(301, 0);
-        let write = begin(&ledger, false);
-        ledger.end_write(KEY, write, true);
+        write(&ledger, false);
         let under_way = begin(&ledger, false);
         assert_eq!(read(&ledger, Seen::Version(1)), None);
         assert_eq!(read(&ledger, Seen::Version(under_way.version)), None);
@@ -303,16 +304,14 @@ mod tests {
     #[test]
     fn l4_a_value_that_does_not_say_its_version_proves_none() {
         let ledger = Ledger::new(301, 0);
-        let first = begin(&ledger, false);
-        ledger.end_write(KEY, first, true);
+        let first = write(&ledger, false);
         let before = ledger.begin_read(KEY);
-        let second = begin(&ledger, false);
-        ledger.end_write(KEY, second, true);
+        let second = write(&ledger, false);
         let third = begin(&ledger, false);
         // The answer is the first version, which has the bytes of the third, and took its time.
         assert_eq!(ledger.end_read(KEY, before, Seen::AtMost(third.version)), None);
-        assert_eq!(read(&ledger, Seen::Version(second.version)), None, "the third has not taken effect");
-        assert_eq!(read(&ledger, Seen::AtMost(first.version)), Some(Fault::Lost));
+        assert_eq!(read(&ledger, Seen::Version(second)), None, "the third has not taken effect");
+        assert_eq!(read(&ledger, Seen::AtMost(first)), Some(Fault::Lost));
         assert_eq!(read(&ledger, Seen::AtMost(4)), Some(Fault::Wrong));
     }
 

@@ -21,8 +21,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::host;
 use crate::random::{Random, hash};
 
-/// No answer takes so long, unless the server hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// No answer takes so long, unless the server hangs; nor is a fill refused for so long, unless it always will be.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 /// How often that is looked at, and how often progress is told.
 const TICK: Duration = Duration::from_millis(100);
 /// Timers of the runtime are this coarse; what is due sooner is waited for by asking the clock.
