@@ -318,7 +318,9 @@ def restart(run, ringkeep, flags):
             begin = time.monotonic()
             ringkeep = Ringkeep(*flags, folder=ringkeep.folder)
             seconds, log = time.monotonic() - begin, pathlib.Path(ringkeep.log).read_text()
-            run.add(f"start/replay_{value_bytes}", {"seconds": seconds, "log": log}, "seconds")
+            replayed = re.search(r"wal_bytes=(\d+) .*milliseconds=(\d+)", log)
+            figures = {"seconds": seconds, "wal_bytes": int(replayed[1]), "milliseconds": int(replayed[2])}
+            run.add(f"start/replay_{value_bytes}", figures, "seconds")
             ringkeep.stop()
 
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Turns the raw answers under target/bench into the tables and plots of BENCHMARKS.md, and the figures of the README.
+"""Turns raw answers into the tables and plots of BENCHMARKS.md, and the figures of the README.
 
-    report.py           rewrites the parts of both between their marks, and benches/plots/*.svg
-    report.py --print   medians and spread of every line, on standard output
+    report.py           takes what is new under target/bench into benches/raw, and writes from there: the parts of both
+                        between their marks, and benches/plots/*.svg
+    report.py --print   medians and spread of every line under target/bench, on standard output
 
 Plots need matplotlib; it is installed into target/venv if it is not there.
 """
@@ -16,17 +17,26 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-RAW = ROOT / "target" / "bench"
+NEW = ROOT / "target" / "bench"
+RAW = ROOT / "benches" / "raw"
 PLOTS = ROOT / "benches" / "plots"
 
 
-def load():
+def load(folder):
     found = {}
-    for path in sorted(RAW.glob("*.json")):
+    for path in sorted(folder.glob("*.json")):
         report = json.loads(path.read_text())
         if "question" in report:
             found[report["question"]] = report
     return found
+
+
+def keep(reports):
+    """The newest answer to each question stays in the repository, but for quick runs: nobody compares those."""
+    RAW.mkdir(parents=True, exist_ok=True)
+    for question, report in reports.items():
+        if not report["quick"]:
+            (RAW / f"{question}.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 class Lines:
@@ -71,10 +81,9 @@ def table(head, rows):
 
 
 def origin(report):
-    quick = " **A quick run: not for comparison.**" if report["quick"] else ""
     stolen = [detail["stolen"] for line in report["lines"].values() for detail in line["details"] if "stolen" in detail]
     taken = f" The host gave {statistics.median(stolen):.0%} ({max(stolen):.0%} at most) of the processors to others." if stolen else ""
-    return f"Commit `{report['commit']}`, {report['date']}: `scripts/bench.sh {report['question']}`.{taken}{quick}"
+    return f"Commit `{report['commit']}`, {report['date']}: `scripts/bench.sh {report['question']}`.{taken}"
 
 
 def commands(lines, names):
@@ -240,8 +249,7 @@ def steady(lines):
 
 def replay_speeds(lines, value_bytes=100):
     """Megabytes of WAL a second, from what the starts logged."""
-    found = (re.search(r"wal_bytes=(\d+) .*milliseconds=(\d+)", log) for log in lines.details(f"start/replay_{value_bytes}", "log"))
-    return [int(each[1]) / 1000 / int(each[2]) for each in found]
+    return [each["wal_bytes"] / 1000 / each["milliseconds"] for each in lines.lines[f"start/replay_{value_bytes}"]["details"]]
 
 
 def ratio(name, peer, less_is_better=False):
@@ -398,20 +406,20 @@ def plots(reports):
 
 
 def main():
-    reports = load()
     if "--print" in sys.argv:
-        for report in reports.values():
+        for report in load(NEW).values():
             print(f"\n{report['question']}: {report['about']} ({report['commit']}{', quick' if report['quick'] else ''})")
             for name, line in report["lines"].items():
                 print(f"  {name:<28}{spread(line['samples'])}, {len(line['samples'])} times")
         return
+    keep(load(NEW))
+    reports = load(RAW)
     plots(reports)
     blocks = {name: BLOCKS[name](Lines(report)) + "\n\n" + origin(report) for name, report in reports.items() if name in BLOCKS}
     blocks["machine"] = machine(reports)
-    comparable = {name: report for name, report in reports.items() if not report["quick"]}
-    blocks["targets"] = targets(comparable)
+    blocks["targets"] = targets(reports)
     fill_in(ROOT / "BENCHMARKS.md", blocks)
-    fill_in(ROOT / "README.md", {"figures": headlines(comparable)})
+    fill_in(ROOT / "README.md", {"figures": headlines(reports)})
 
 
 def fill_in(path, blocks):
