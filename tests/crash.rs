@@ -224,7 +224,13 @@ async fn rounds(db: &Db<SimStorage>, journal: &RefCell<Journal>, mut random: Ran
             }
             Ok(())
         };
-        let compaction = async { if compact { tolerate(db.compact_next().await) } else { Ok(()) } };
+        let compaction = async {
+            if compact {
+                tolerate(db.compact_next().await)?;
+                while db.remove_next().await.is_some() {}
+            }
+            Ok(())
+        };
         let mut seed = || Random::new(random.next_u64());
         let (a, b, c, d, e) = tokio::join!(
             write(db, journal, seed()),

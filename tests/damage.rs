@@ -78,6 +78,7 @@ impl Fixture {
                 }
                 if round == 3 {
                     assert!(db.compact_next().await.unwrap());
+                    while db.remove_next().await.is_some() {}
                 }
                 past.push(storage.crash(Fate::Kept));
             }

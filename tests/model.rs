@@ -151,6 +151,7 @@ impl World {
                     self.db.prepare_spare().await.unwrap();
                     self.db.flush_next().await.unwrap();
                     self.db.compact_next().await.unwrap();
+                    self.db.remove_next().await;
                 }
                 Err(error) => panic!("{error}"),
             }
@@ -200,7 +201,10 @@ impl World {
                     self.db.flush_next().await.unwrap();
                 }
             }
-            Step::Compact => while self.db.compact_next().await.unwrap() {},
+            Step::Compact => {
+                while self.db.compact_next().await.unwrap() {}
+                while self.db.remove_next().await.is_some() {}
+            }
             Step::Stop => {
                 self.commit().await;
                 self.db.close(|_| {}).await.unwrap();

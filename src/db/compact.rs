@@ -1,4 +1,4 @@
-//! Runs compactions, in slices, and removes what they made obsolete.
+//! Runs compactions, in slices, and removes what they made obsolete, file by file.
 
 use std::rc::Rc;
 
@@ -42,10 +42,7 @@ impl<S: Storage> Db<S> {
     async fn compact(&self) -> Result<bool> {
         let inner = &*self.0;
         let version = self.version();
-        let Some(compaction) = pick(&version, &inner.limits) else {
-            self.remove_obsolete().await?;
-            return Ok(false);
-        };
+        let Some(compaction) = pick(&version, &inner.limits) else { return Ok(false) };
         let outputs = if compaction.is_move() {
             Vec::new()
         } else {
@@ -74,24 +71,30 @@ impl<S: Storage> Db<S> {
         log(&compaction, &outputs);
         // The last reader of this version may be this function.
         drop((version, compaction));
-        self.remove_obsolete().await?;
+        inner.events.obsolete.notify_one();
         Ok(true)
     }
 
-    /// Removes SSTs that no version and no reader needs.
-    pub(super) async fn remove_obsolete(&self) -> Result<()> {
+    /// Waits until there may be an SST to remove. Those that a slow reader held are not told of: look again at times.
+    ///
+    /// Cancel safety: safe.
+    pub async fn removal_due(&self) {
+        self.0.events.obsolete.notified().await;
+    }
+
+    /// Removes an SST that no version and no reader needs; returns its bytes, or `None` if there is none.
+    ///
+    /// Cancel safety: not safe.
+    pub async fn remove_next(&self) -> Option<u64> {
         let inner = &*self.0;
-        let (free, held): (Vec<_>, Vec<_>) =
-            inner.obsolete.take().into_iter().partition(|meta| Rc::strong_count(meta) == 1);
-        inner.obsolete.borrow_mut().extend(held);
-        for meta in free {
-            inner.open_files.borrow_mut().remove(&meta.number);
-            let name = FileName::Sst(meta.number);
-            if let Err(error) = inner.storage.remove(name).await {
-                tracing::warn!(file = inner.storage.label(name), %error, "cannot remove an SST; the next start will");
-            }
+        let free = inner.obsolete.borrow().iter().position(|meta| Rc::strong_count(meta) == 1)?;
+        let meta = inner.obsolete.borrow_mut().swap_remove(free);
+        inner.open_files.borrow_mut().remove(&meta.number);
+        let name = FileName::Sst(meta.number);
+        if let Err(error) = inner.storage.remove(name).await {
+            tracing::warn!(file = inner.storage.label(name), %error, "cannot remove an SST; the next start will");
         }
-        Ok(())
+        Some(meta.bytes)
     }
 }
 

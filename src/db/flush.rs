@@ -269,7 +269,7 @@ impl<S: Storage> Db<S> {
             last = self.flush(&oldest).await?.or(last);
         }
         watch(CloseStep::Flushed(last));
-        self.remove_obsolete().await?;
+        while self.remove_next().await.is_some() {}
         // The active WAL, if it took no write, else the one that was recycled or prepared.
         let empty = if used {
             inner.spare.borrow().as_ref().map(|spare| spare.number())

@@ -2,8 +2,8 @@
 //!
 //! Owns: the order of writes, what readers may see, and the life of memtables. Knows nothing of threads, HTTP
 //! or time: it spawns nothing and reads no clock. Background work is offered as futures (`commit_next`,
-//! `flush_next`, `prepare_spare`, `compact_next`) that the shard drives, so that a seeded test can drive them
-//! on simulated storage. All state is `Cell`s and `RefCell`s of one thread, never borrowed across an await.
+//! `flush_next`, `prepare_spare`, `compact_next`, `remove_next`) that the shard drives, so that a seeded test can
+//! drive them on simulated storage. All state is `Cell`s and `RefCell`s of one thread, never borrowed across an await.
 //!
 //! ```text
 //!   set ──► SeqNo, forming group, active memtable ──(commit)──► visible, ticket answered
@@ -167,6 +167,8 @@ struct Events {
     spare_wanted: Notify,
     /// The version changed, or somebody asked for a look at it.
     version: Notify,
+    /// A compaction has made SSTs obsolete.
+    obsolete: Notify,
     /// Writes that were refused may be tried again.
     room: Notify,
 }

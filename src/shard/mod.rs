@@ -5,7 +5,7 @@
 //! processes, files of the store, or signals: that is `server`.
 //!
 //! ```text
-//!   thread: accept ── connections ── mailbox ── tick         per shard: commit ── flush ── prepare ── compact
+//!   thread: accept ── connections ── mailbox ── tick     per shard: commit ── flush ── prepare ── compact ── remove
 //! ```
 //!
 //! Nothing here is shared between threads but letters, a phase to follow, and a few counters. A task that owns a
@@ -33,6 +33,11 @@ pub type Engine = Db<UringStorage>;
 const RETRY_TIME: Duration = Duration::from_secs(1);
 /// After this long without a write the end of the WAL is noted in the manifest.
 const IDLE_TIME: Duration = Duration::from_millis(100);
+/// Obsolete files are removed at this rate. A file system that is mounted with `discard` tells the device at once what
+/// is free, and some serve nobody meanwhile: 64 MiB took 11 to 14 ms on the machine of BENCHMARKS.md, and all files of a
+/// compaction together 90 ms. RocksDB bounds it for the same reason (`SstFileManager`, its delete scheduler). Far more
+/// than a compaction writes, so that nothing piles up.
+const REMOVED_BYTES_PER_SECOND: f64 = 512e6;
 
 /// The background work of one engine.
 pub struct Background {
@@ -51,6 +56,7 @@ impl Background {
             tokio_uring::spawn(worker.clone().flush()),
             tokio_uring::spawn(worker.clone().prepare()),
             tokio_uring::spawn(worker.clone().compact(config.compaction_interval)),
+            tokio_uring::spawn(worker.clone().remove(config.compaction_interval)),
             tokio_uring::spawn(worker.clone().request_flushes(config.flush_interval)),
             tokio_uring::spawn(worker.clone().witness()),
         ];
@@ -146,7 +152,6 @@ impl Worker {
         let db = self.db.clone();
         loop {
             let due = async {
-                // The interval is for what changes without an edit: files that a slow reader held.
                 let _ = tokio::time::timeout(interval, db.compaction_due()).await;
             };
             if !self.wait(due).await {
@@ -168,6 +173,26 @@ impl Worker {
                             return;
                         }
                     }
+                }
+            }
+        }
+    }
+
+    /// Removes obsolete files, one after the other.
+    async fn remove(mut self, interval: Duration) {
+        let db = self.db.clone();
+        loop {
+            let due = async {
+                // The interval is for what nobody tells of: files that a slow reader held.
+                let _ = tokio::time::timeout(interval, db.removal_due()).await;
+            };
+            if !self.wait(due).await {
+                return;
+            }
+            while let Some(bytes) = db.remove_next().await {
+                let pause = Duration::from_secs_f64(bytes as f64 / REMOVED_BYTES_PER_SECOND);
+                if !self.wait(tokio::time::sleep(pause)).await {
+                    return;
                 }
             }
         }
