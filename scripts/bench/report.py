@@ -17,8 +17,8 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-NEW = ROOT / "target" / "bench"
-RAW = ROOT / "benches" / "raw"
+RAW = ROOT / "target" / "bench"
+KEPT = ROOT / "benches" / "raw"
 PLOTS = ROOT / "benches" / "plots"
 
 
@@ -33,10 +33,10 @@ def load(folder):
 
 def keep(reports):
     """The newest answer to each question stays in the repository, but for quick runs: nobody compares those."""
-    RAW.mkdir(parents=True, exist_ok=True)
+    KEPT.mkdir(parents=True, exist_ok=True)
     for question, report in reports.items():
         if not report["quick"]:
-            (RAW / f"{question}.json").write_text(json.dumps(report, indent=1) + "\n")
+            (KEPT / f"{question}.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 class Lines:
@@ -407,13 +407,13 @@ def plots(reports):
 
 def main():
     if "--print" in sys.argv:
-        for report in load(NEW).values():
+        for report in load(RAW).values():
             print(f"\n{report['question']}: {report['about']} ({report['commit']}{', quick' if report['quick'] else ''})")
             for name, line in report["lines"].items():
                 print(f"  {name:<28}{spread(line['samples'])}, {len(line['samples'])} times")
         return
-    keep(load(NEW))
-    reports = load(RAW)
+    keep(load(RAW))
+    reports = load(KEPT)
     plots(reports)
     blocks = {name: BLOCKS[name](Lines(report)) + "\n\n" + origin(report) for name, report in reports.items() if name in BLOCKS}
     blocks["machine"] = machine(reports)

@@ -101,6 +101,14 @@ impl Worker {
         }
     }
 
+    /// As [`Self::wait`], for no longer than `time`: then it goes on as if the event had come.
+    async fn wait_up_to(&mut self, time: Duration, event: impl Future<Output = ()>) -> bool {
+        let due = async {
+            let _ = tokio::time::timeout(time, event).await;
+        };
+        self.wait(due).await
+    }
+
     /// Group commit: the next group is taken as soon as the one before is durable, or a little later when
     /// compaction is behind (P9).
     async fn commit(mut self) {
@@ -150,13 +158,7 @@ impl Worker {
 
     async fn compact(mut self, interval: Duration) {
         let db = self.db.clone();
-        loop {
-            let due = async {
-                let _ = tokio::time::timeout(interval, db.compaction_due()).await;
-            };
-            if !self.wait(due).await {
-                return;
-            }
+        while self.wait_up_to(interval, db.compaction_due()).await {
             loop {
                 match db.compact_next().await {
                     Ok(true) if !*self.stopped.borrow() => {}
@@ -181,14 +183,8 @@ impl Worker {
     /// Removes obsolete files, one after the other.
     async fn remove(mut self, interval: Duration) {
         let db = self.db.clone();
-        loop {
-            let due = async {
-                // The interval is for what nobody tells of: files that a slow reader held.
-                let _ = tokio::time::timeout(interval, db.removal_due()).await;
-            };
-            if !self.wait(due).await {
-                return;
-            }
+        // The interval is for what nobody tells of: files that a slow reader held.
+        while self.wait_up_to(interval, db.removal_due()).await {
             while let Some(bytes) = db.remove_next().await {
                 let pause = Duration::from_secs_f64(bytes as f64 / REMOVED_BYTES_PER_SECOND);
                 if !self.wait(tokio::time::sleep(pause)).await {
