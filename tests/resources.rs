@@ -314,6 +314,37 @@ fn abort(address: SocketAddr, number: u64) {
 }
 
 #[test]
+fn r6_files_that_compaction_made_obsolete_are_removed_while_it_runs() {
+    let begin = Instant::now();
+    let (_folder, data) = folder();
+    // Nothing but the end of a compaction tells that there is something to remove.
+    let often = ["--shards", "1", "--flush-interval", "10ms", "--compaction-interval", "1h"];
+    let server = Server::start(&data, &[SMALL, &often].concat());
+    let ssts =
+        || -> BTreeSet<String> { files(&data).into_iter().filter(|name| name.ends_with(".sst")).collect() };
+    let mut client = server.client();
+    let (mut seen, mut acknowledged) = (BTreeSet::new(), 0);
+    until("flushes make files", || {
+        assert_eq!(client.post_patiently("/set?key=k", b"x").status, 200);
+        acknowledged += 1;
+        seen.append(&mut ssts());
+        40 <= seen.len()
+    });
+    // What stays is less than a compaction takes, and what it wrote.
+    until("obsolete files go", || ssts().len() < 10);
+    server.signal("-TERM");
+    assert_eq!(server.wait().code(), Some(0));
+    Row {
+        name: "obsolete files",
+        runs: seen.len() as u64,
+        acknowledged,
+        seconds: begin.elapsed(),
+        ..Row::default()
+    }
+    .report();
+}
+
+#[test]
 fn r7_a_client_that_never_reads_is_not_read_from_either() {
     let begin = Instant::now();
     let (_folder, data) = folder();

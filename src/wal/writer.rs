@@ -49,7 +49,8 @@ impl<F: File> Wal<F> {
         Ok(Self::new(number, RecordFile::recycle(storage, from, to, identity, capacity).await?))
     }
 
-    /// Goes on with a WAL that a clean stop has left empty. Its head is written anew: groups may be longer now.
+    /// Goes on with a WAL that a clean stop has left empty. Its head is written anew, and says that bytes of an earlier
+    /// use may follow: it may have been recycled.
     pub async fn open_empty<S: Storage<File = F>>(
         storage: &S,
         owner: Owner,
