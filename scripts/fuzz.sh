@@ -27,6 +27,7 @@ for target in "${targets[@]}"; do
     if ! cargo fuzz run --sanitizer none "$target" "$work/$target" "corpus/$target" -- \
         -max_total_time="$seconds" -max_len=4096 -timeout=10 -seed="${RINGKEEP_SEED:-7}" -print_final_stats=1 \
         >"$work/log" 2>&1; then
+        grep -a -A 2 "panicked at" "$work/log" || true # far above the end, and not there after a time-out
         tail -n 40 "$work/log"
         exit 1
     fi

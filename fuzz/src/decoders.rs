@@ -177,18 +177,22 @@ pub fn store(data: &[u8]) {
 
 /// The payload of a data or index block, walked and searched for what was found, and for what was not.
 pub fn sst_block(data: &[u8]) {
-    let _ = seek(data, b"a key");
-    let mut cursor = Cursor::new(bytes::Bytes::copy_from_slice(data));
+    walk(&bytes::Bytes::copy_from_slice(data));
+}
+
+fn walk(payload: &bytes::Bytes) {
+    let _ = seek(payload, b"a key");
+    let mut cursor = Cursor::new(payload.clone());
     let mut walked = 0;
     while let Ok(true) = cursor.advance() {
         let entry = cursor.entry().expect("it has advanced");
         if walked < 64 {
-            let _ = seek(data, entry.key);
+            let _ = seek(payload, entry.key);
             let mut reader = Reader::new(entry.value);
             let _ = BlockHandle::decode(&mut reader);
         }
         walked += 1;
-        assert!(walked <= data.len(), "every entry takes a byte at least");
+        assert!(walked <= payload.len(), "every entry takes a byte at least");
     }
 }
 
@@ -206,7 +210,7 @@ pub fn sst_frame(data: &[u8]) {
     let length = frame.len();
     if let Ok(block) = open_frame(frame, IDENTITY, 0, ()) {
         assert!(block.payload.len() <= 16 * length);
-        sst_block(&block.payload);
+        walk(&block.payload);
     }
 }
 

@@ -21,8 +21,9 @@ pub fn run(decoder: fn(&[u8]), fixed: usize, data: &[u8]) {
 
 /// The copies that the harness makes, and the small things of a decoder.
 pub const SMALL: usize = 2 << 10;
-/// A frame is at least a page, and unpacks to 16 at most.
-pub const FRAME: usize = 80 << 10;
+/// A frame is at least a page and unpacks to 16 pages at most, and the keys of these may grow to as much, in a vector that
+/// doubles.
+pub const FRAME: usize = 200 << 10;
 /// A file of 64 KiB and a record, as the plan, on the simulated disk and in the window of its replay.
 pub const FILE: usize = 1 << 20;
 /// The map of all slots, as it grows.
