@@ -211,7 +211,7 @@ async fn rounds(db: &Db<SimStorage>, journal: &RefCell<Journal>, mut random: Ran
         // Whatever background work there is goes on beside the writes; in some rounds there is none, and writes go on
         // with several WALs behind them.
         let (spare, flush, compact) = (random.below(4) != 0, random.below(3) != 0, random.below(2) == 0);
-        let witness = random.below(3) == 0;
+        let (witness, remove) = (random.below(3) == 0, random.below(2) == 0);
         let background = async {
             if spare {
                 tolerate(db.prepare_spare().await)?;
@@ -227,6 +227,8 @@ async fn rounds(db: &Db<SimStorage>, journal: &RefCell<Journal>, mut random: Ran
         let compaction = async {
             if compact {
                 tolerate(db.compact_next().await)?;
+            }
+            if remove {
                 while db.remove_next().await.is_some() {}
             }
             Ok(())

@@ -131,7 +131,7 @@ struct Inner<S: Storage> {
     values: ValueCache,
     /// SSTs that are open, or being opened: many lookups that need a file open it once.
     open_files: RefCell<Cache<FileNumber, Rc<OpenFile<S>>>>,
-    /// SSTs that no version in force names, but a reader may still look at.
+    /// SSTs that the version in force no longer names, until they are removed; a reader may still look at them.
     obsolete: RefCell<Vec<SharedMeta>>,
     /// Bytes of background work until the next pause, by [`Work`].
     slice_left: [Cell<usize>; 3],
@@ -167,7 +167,7 @@ struct Events {
     spare_wanted: Notify,
     /// The version changed, or somebody asked for a look at it.
     version: Notify,
-    /// A compaction has made SSTs obsolete.
+    /// A compaction has ended, and may have made SSTs obsolete.
     obsolete: Notify,
     /// Writes that were refused may be tried again.
     room: Notify,

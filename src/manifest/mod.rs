@@ -17,8 +17,9 @@
 //!   reads it, and removes nothing before a manifest of its own is in force;
 //! - files that no manifest names (made before their edit, or released after it): removed at the next open;
 //! - `CURRENT.tmp`, or a manifest that `CURRENT` does not name: an open that did not finish; removed;
-//! - the last edit damaged later: it is cut like a torn one, and the files that only the state before it names
-//!   are gone: the open stops with the name of the first. Damage before a later edit is refused by R2.
+//! - the last edit damaged later: it is cut like a torn one. Are the files that only the state before it names gone,
+//!   the open stops with the name of the first; else that state holds the same entries. Damage before a later edit is
+//!   refused by R2.
 //!
 //! V1  What `CURRENT` names is complete: manifest file, head, snapshot and directory were synced before.
 //! V2  Appending never needs space: the file was zero-written at its full length. A full manifest is replaced

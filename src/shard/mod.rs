@@ -33,11 +33,13 @@ pub type Engine = Db<UringStorage>;
 const RETRY_TIME: Duration = Duration::from_secs(1);
 /// After this long without a write the end of the WAL is noted in the manifest.
 const IDLE_TIME: Duration = Duration::from_millis(100);
-/// Obsolete files are removed at this rate. A file system that is mounted with `discard` tells the device at once what
-/// is free, and some serve nobody meanwhile: 64 MiB took 11 to 14 ms on the machine of BENCHMARKS.md, and all files of a
-/// compaction together 90 ms. RocksDB bounds it for the same reason (`SstFileManager`, its delete scheduler). Far more
-/// than a compaction writes, so that nothing piles up.
+/// While a shard serves, its obsolete files are removed at this rate. A file system that is mounted with `discard` tells
+/// the device at once what is free, and some serve nobody meanwhile: 64 MiB took 11 to 14 ms on the machine of
+/// BENCHMARKS.md, and all files of a compaction together 90 ms. RocksDB bounds it for the same reason (`SstFileManager`,
+/// its delete scheduler). Far more than a compaction reads in that time, so that nothing piles up.
 const REMOVED_BYTES_PER_SECOND: f64 = 512e6;
+/// Obsolete files that a reader has kept are looked at again after this long.
+const KEPT_TIME: Duration = Duration::from_secs(1);
 
 /// The background work of one engine.
 pub struct Background {
@@ -56,7 +58,7 @@ impl Background {
             tokio_uring::spawn(worker.clone().flush()),
             tokio_uring::spawn(worker.clone().prepare()),
             tokio_uring::spawn(worker.clone().compact(config.compaction_interval)),
-            tokio_uring::spawn(worker.clone().remove(config.compaction_interval)),
+            tokio_uring::spawn(worker.clone().remove()),
             tokio_uring::spawn(worker.clone().request_flushes(config.flush_interval)),
             tokio_uring::spawn(worker.clone().witness()),
         ];
@@ -181,10 +183,10 @@ impl Worker {
     }
 
     /// Removes obsolete files, one after the other.
-    async fn remove(mut self, interval: Duration) {
+    async fn remove(mut self) {
         let db = self.db.clone();
-        // The interval is for what nobody tells of: files that a slow reader held.
-        while self.wait_up_to(interval, db.removal_due()).await {
+        // Nobody tells that a reader has ended.
+        while self.wait_up_to(KEPT_TIME, db.removal_due()).await {
             while let Some(bytes) = db.remove_next().await {
                 let pause = Duration::from_secs_f64(bytes as f64 / REMOVED_BYTES_PER_SECOND);
                 if !self.wait(tokio::time::sleep(pause)).await {
