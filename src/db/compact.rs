@@ -69,17 +69,7 @@ impl<S: Storage> Db<S> {
             return Err(error);
         }
         log(&compaction, &outputs);
-        // The last reader of this version may be this function.
-        drop((version, compaction));
-        inner.events.obsolete.notify_one();
         Ok(true)
-    }
-
-    /// Waits until there may be an SST to remove. Those that a slow reader held are not told of: look again at times.
-    ///
-    /// Cancel safety: safe.
-    pub async fn removal_due(&self) {
-        self.0.events.obsolete.notified().await;
     }
 
     /// Removes an SST that no version and no reader needs; returns its bytes, or `None` if there is none.

@@ -167,8 +167,6 @@ struct Events {
     spare_wanted: Notify,
     /// The version changed, or somebody asked for a look at it.
     version: Notify,
-    /// A compaction has ended, and may have made SSTs obsolete.
-    obsolete: Notify,
     /// Writes that were refused may be tried again.
     room: Notify,
 }

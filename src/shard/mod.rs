@@ -38,8 +38,8 @@ const IDLE_TIME: Duration = Duration::from_millis(100);
 /// BENCHMARKS.md, and all files of a compaction together 90 ms. RocksDB bounds it for the same reason (`SstFileManager`,
 /// its delete scheduler). Far more than a compaction reads in that time, so that nothing piles up.
 const REMOVED_BYTES_PER_SECOND: f64 = 512e6;
-/// Obsolete files that a reader has kept are looked at again after this long.
-const KEPT_TIME: Duration = Duration::from_secs(1);
+/// How often is looked whether there are any.
+const REMOVAL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The background work of one engine.
 pub struct Background {
@@ -103,14 +103,6 @@ impl Worker {
         }
     }
 
-    /// As [`Self::wait`], for no longer than `time`: then it goes on as if the event had come.
-    async fn wait_up_to(&mut self, time: Duration, event: impl Future<Output = ()>) -> bool {
-        let due = async {
-            let _ = tokio::time::timeout(time, event).await;
-        };
-        self.wait(due).await
-    }
-
     /// Group commit: the next group is taken as soon as the one before is durable, or a little later when
     /// compaction is behind (P9).
     async fn commit(mut self) {
@@ -160,7 +152,10 @@ impl Worker {
 
     async fn compact(mut self, interval: Duration) {
         let db = self.db.clone();
-        while self.wait_up_to(interval, db.compaction_due()).await {
+        let due = async || {
+            let _ = tokio::time::timeout(interval, db.compaction_due()).await; // it is looked at in both cases
+        };
+        while self.wait(due()).await {
             loop {
                 match db.compact_next().await {
                     Ok(true) if !*self.stopped.borrow() => {}
@@ -182,11 +177,10 @@ impl Worker {
         }
     }
 
-    /// Removes obsolete files, one after the other.
+    /// Removes obsolete files, one after the other. Nobody tells that a reader has let one go, so it looks at times.
     async fn remove(mut self) {
         let db = self.db.clone();
-        // Nobody tells that a reader has ended.
-        while self.wait_up_to(KEPT_TIME, db.removal_due()).await {
+        while self.wait(tokio::time::sleep(REMOVAL_INTERVAL)).await {
             while let Some(bytes) = db.remove_next().await {
                 let pause = Duration::from_secs_f64(bytes as f64 / REMOVED_BYTES_PER_SECOND);
                 if !self.wait(tokio::time::sleep(pause)).await {
