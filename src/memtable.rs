@@ -138,6 +138,17 @@ impl Memtable {
         None
     }
 
+    /// Brings what it holds of keys of these hashes near the processor.
+    pub fn prefetch(&self, hashes: &[u64]) {
+        if 0 < self.entries {
+            self.index.prefetch(hashes, |place| {
+                let (page, offset) =
+                    (place as usize / UNITS_IN_PAGE, place as usize % UNITS_IN_PAGE * UNIT_BYTES);
+                self.pages[page][offset]
+            });
+        }
+    }
+
     fn record(&self, place: u32) -> Record<'_> {
         record(&self.pages, place)
     }

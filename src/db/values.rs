@@ -78,6 +78,15 @@ impl ValueCache {
         Some(Bytes::copy_from_slice(&page[from..from + value_bytes]))
     }
 
+    /// Brings what it holds of keys of these hashes near the processor.
+    pub(super) fn prefetch(&self, hashes: &[u64]) {
+        let Pages { pages, index, .. } = &*self.0.borrow();
+        index.prefetch(hashes, |at| {
+            let (page, offset) = place(at);
+            pages[page][offset]
+        });
+    }
+
     /// Keeps the value of a key, if it is not too long. The caller knows that it is current (K1).
     pub(super) fn insert(&self, hash: u64, key: &[u8], value: &[u8]) {
         if RECORD_BYTES_MAX < key.len() + value.len() {

@@ -25,6 +25,7 @@ use tokio::sync::Notify;
 use tokio_uring::buf::BoundedBuf;
 use tokio_uring::net::TcpStream;
 
+use super::ahead::KeysAhead;
 use super::body::{BODY_TOO_LONG, Chunked};
 use super::head::{Framing, Head, HeadEnd, parse};
 use super::response::{Body, Response, Wire, put_head, put_line_chunk};
@@ -75,6 +76,7 @@ pub struct Peers {
     /// Bytes that large request buffers may still take, all connections together (P8).
     budget: Cell<usize>,
     value_bytes_max: usize,
+    keys_ahead: KeysAhead,
     /// Output buffers that no connection uses at the moment: idle ones hold none.
     spare_outputs: RefCell<Vec<Vec<u8>>>,
     /// Connections that watch the stop.
@@ -117,6 +119,7 @@ impl Peers {
             aborting: Cell::new(false),
             budget: Cell::new(request_bytes_max),
             value_bytes_max,
+            keys_ahead: KeysAhead::default(),
             spare_outputs: RefCell::new(Vec::new()),
             watchers: Cell::new(0),
             watcher_came: Notify::new(),
@@ -291,6 +294,7 @@ impl<H: Handler> Connection<'_, H> {
         begun: &mut Vec<Begun<H::Pending>>,
         written: &mut Vec<usize>,
     ) -> Result<bool, Gone> {
+        self.handler.prefetch(self.peers.keys_ahead.of(&self.input[self.start..]));
         loop {
             let keep_alive = match self.next_request(begun, written).await? {
                 Next::Begun { keep_alive } => {

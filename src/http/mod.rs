@@ -17,6 +17,7 @@
 //! H5  Replies that wait for their turn hold about a MiB, as far as the values before them tell: a client that does
 //!     not read is soon not read from either.
 
+pub mod ahead;
 pub mod body;
 pub mod connection;
 pub mod head;
@@ -52,6 +53,10 @@ pub enum Reply<P> {
 pub trait Handler {
     /// An answer on its way. Dropping it abandons the answer, not the command.
     type Pending: Future<Output = Response> + Unpin;
+
+    /// These keys are going to be read: what memory holds of them may be brought near the processor, for
+    /// all of them together. Changes nothing but how long [`Self::handle`] takes; a key may be wrong.
+    fn prefetch<'a>(&self, keys: impl Iterator<Item = &'a [u8]>);
 
     /// Begins a command.
     fn handle(&self, command: Command<'_>) -> Reply<Self::Pending>;

@@ -21,8 +21,8 @@ use super::mailbox::{Answer, Awaited, Mailbox, Operation, Request};
 use super::router::{Router, ThreadId};
 use crate::db::{Lookup, Place, Progress, Ticket};
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::{Command, Handler, Reply, Response};
-use crate::key::ShardId;
+use crate::http::{Command, Handler, PIPELINE_MAX, Reply, Response};
+use crate::key::{ShardId, filter_hash};
 use crate::storage::uring::UringStorage;
 
 /// How long a write waits for room before it is refused (P9).
@@ -181,8 +181,34 @@ impl<T: Status> Dispatcher<T> {
         engine.expect("the router sends a shard's keys to the thread that has it")
     }
 
+    /// Has the engines of this thread prefetch those of the first `PIPELINE_MAX` keys that are theirs.
+    fn prefetch_keys<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) {
+        let mut found = [(ShardId(0), 0); PIPELINE_MAX];
+        let mut count = 0;
+        for (found, key) in found.iter_mut().zip(keys) {
+            *found = (self.router.shard(key), filter_hash(key));
+            count += 1;
+        }
+        if count < 2 {
+            return; // there is nothing to do meanwhile
+        }
+        for engine in self.engines.iter().flatten() {
+            let mut hashes = [0; PIPELINE_MAX];
+            let mut own = 0;
+            for (shard, hash) in &found[..count] {
+                if *shard == engine.owner().shard {
+                    hashes[own] = *hash;
+                    own += 1;
+                }
+            }
+            engine.prefetch(&hashes[..own]);
+        }
+    }
+
     /// Carries out the letters of one turn. Answers go back in letters of their own.
     pub fn carry_out(&self, requests: Vec<Request>) {
+        let gets = requests.iter().filter(|request| matches!(request.operation, Operation::Get));
+        self.prefetch_keys(gets.map(|request| &*request.key));
         let mut writes = Vec::new();
         for Request { shard, key, operation, sender, token } in requests {
             let db = self.engine(shard);
@@ -242,6 +268,10 @@ impl<T: Status> Dispatcher<T> {
 
 impl<T: Status> Handler for Dispatcher<T> {
     type Pending = Pending;
+
+    fn prefetch<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) {
+        self.prefetch_keys(keys);
+    }
 
     fn handle(&self, command: Command<'_>) -> Reply<Pending> {
         match command {
