@@ -26,7 +26,8 @@
 //!
 //! Active memtable, frozen memtables, values read lately, L0 from the newest, then one file per level: [`db::read`]
 //! says why the first entry found is the right one. In a file: top index → filter → index → data block, each from
-//! the cache or by one O_DIRECT read. What is cached is answered without a task.
+//! the cache or by one O_DIRECT read. What is cached is answered without a task. Gets that arrive together fetch what
+//! memory holds of their keys together, before the first is answered ([`http::ahead`], [`hash_index`]).
 //!
 //! # Invariants
 //!

@@ -355,6 +355,7 @@ mod tests {
         memtable.insert(b"a", SeqNo(1), ValueKind::Value, &vec![7; 3 * PAGE_BYTES]);
         memtable.insert(b"b", SeqNo(2), ValueKind::Value, b"small");
         assert!(4 * PAGE_BYTES < memtable.bytes() && memtable.bytes() < 6 * PAGE_BYTES);
+        memtable.prefetch(&[b"a", b"b", b"c"].map(|key| filter_hash(key)));
         assert_eq!(get(&memtable, b"a", 2).unwrap().value.len(), 3 * PAGE_BYTES);
     }
 

@@ -5,6 +5,7 @@ use futures_executor::block_on;
 use ringkeep::codec::Reader;
 use ringkeep::error::ErrorKind;
 use ringkeep::file_name::FileName;
+use ringkeep::http::ahead::KeysAhead;
 use ringkeep::http::body::Chunked;
 use ringkeep::http::head::{Framing, HeadEnd, parse};
 use ringkeep::http::query;
@@ -237,6 +238,8 @@ pub fn sst_parts(data: &[u8]) {
 /// Requests on one connection, as the connection takes them from its input. Where the bytes are split into reads must
 /// not matter.
 pub fn http_request(data: &[u8]) {
+    let guessed: usize = KeysAhead::default().of(data).map(<[u8]>::len).sum();
+    assert!(guessed <= data.len(), "the keys of one look overlap");
     let mut rest = data;
     for _ in 0..16 {
         let whole = HeadEnd::default().find(rest);

@@ -195,8 +195,8 @@ impl<S: Storage> Db<S> {
         Ok((ticket, lookup))
     }
 
-    /// Brings what memory holds of keys near the processor, by their [`crate::key::filter_hash`]. Several together
-    /// take hardly longer than one.
+    /// Brings what memory holds of keys near the processor, by their [`crate::key::filter_hash`]: together, their cache
+    /// misses overlap (see [`crate::hash_index`]). Changes no answer.
     pub fn prefetch(&self, hashes: &[u64]) {
         let inner = &*self.0;
         inner.active.borrow().memtable.prefetch(hashes);

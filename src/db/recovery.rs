@@ -175,19 +175,20 @@ impl<S: Storage> Db<S> {
         let unused = WalMeta { bytes: config.wal_bytes, end: Extent::default() };
         let clean = state.clean_wal.filter(|number| state.wals.get(number) == Some(&unused));
         let number = clean.unwrap_or(state.next_file);
-        let begin = async {
-            match clean {
-                Some(number) => Wal::open_empty(storage, owner, number, config.wal_bytes).await,
-                None => Wal::create(storage, owner, number, config.wal_bytes).await,
+        let replay = replay_all(storage, owner, &state, clean);
+        let (mut replayed, wal) = if clean.is_some() {
+            // Its head is written anew, not while it is read.
+            (replay.await?, Wal::open_empty(storage, owner, number, config.wal_bytes).await?)
+        } else {
+            // Replay waits for reads and for the processor, a new WAL for writes: together they take as long as one.
+            let create = Wal::create(storage, owner, number, config.wal_bytes);
+            let (replayed, wal) = tokio::join!(replay, create);
+            if replayed.is_err() || wal.is_err() {
+                // Nothing names it, and the next start makes another: one that is tried again and again fills the disk.
+                let _ = storage.remove(FileName::Wal(number)).await;
             }
+            (replayed?, wal?)
         };
-        // Replay waits for reads and for the processor, a new WAL for writes: together they take as long as one.
-        let (replayed, wal) = tokio::join!(replay_all(storage, owner, &state, clean), begin);
-        if clean.is_none() && (replayed.is_err() || wal.is_err()) {
-            // Nothing names it, and the next start makes another: one that is tried again and again fills the disk.
-            let _ = storage.remove(FileName::Wal(number)).await;
-        }
-        let (mut replayed, wal) = (replayed?, wal?);
         state.next_file = state.next_file.max(number.next());
         state.wals.extend(replayed.ends.drain(..));
         state.wals.insert(number, unused);

@@ -232,6 +232,7 @@ mod tests {
         let mut found = 0;
         for step in 0..200_000_u32 {
             let number = random.below(9_000);
+            cache.prefetch(&[random.next_u64(), filter_hash(format!("{number:04}").as_bytes())]); // changes nothing
             let key = format!("{:0width$}", number, width = 4 + number as usize % 60).into_bytes();
             match random.below(10) {
                 0..4 => {

@@ -54,8 +54,8 @@ pub trait Handler {
     /// An answer on its way. Dropping it abandons the answer, not the command.
     type Pending: Future<Output = Response> + Unpin;
 
-    /// These keys are going to be read: what memory holds of them may be brought near the processor, for
-    /// all of them together. Changes nothing but how long [`Self::handle`] takes; a key may be wrong.
+    /// These keys are going to be read, as far as one can guess: what memory holds of the first `PIPELINE_MAX` of them
+    /// may be brought near the processor, all together. Changes nothing but how long [`Self::handle`] takes.
     fn prefetch<'a>(&self, keys: impl Iterator<Item = &'a [u8]>);
 
     /// Begins a command.

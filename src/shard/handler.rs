@@ -181,34 +181,8 @@ impl<T: Status> Dispatcher<T> {
         engine.expect("the router sends a shard's keys to the thread that has it")
     }
 
-    /// Has the engines of this thread prefetch those of the first `PIPELINE_MAX` keys that are theirs.
-    fn prefetch_keys<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) {
-        let mut found = [(ShardId(0), 0); PIPELINE_MAX];
-        let mut count = 0;
-        for (found, key) in found.iter_mut().zip(keys) {
-            *found = (self.router.shard(key), filter_hash(key));
-            count += 1;
-        }
-        if count < 2 {
-            return; // there is nothing to do meanwhile
-        }
-        for engine in self.engines.iter().flatten() {
-            let mut hashes = [0; PIPELINE_MAX];
-            let mut own = 0;
-            for (shard, hash) in &found[..count] {
-                if *shard == engine.owner().shard {
-                    hashes[own] = *hash;
-                    own += 1;
-                }
-            }
-            engine.prefetch(&hashes[..own]);
-        }
-    }
-
     /// Carries out the letters of one turn. Answers go back in letters of their own.
     pub fn carry_out(&self, requests: Vec<Request>) {
-        let gets = requests.iter().filter(|request| matches!(request.operation, Operation::Get));
-        self.prefetch_keys(gets.map(|request| &*request.key));
         let mut writes = Vec::new();
         for Request { shard, key, operation, sender, token } in requests {
             let db = self.engine(shard);
@@ -269,8 +243,25 @@ impl<T: Status> Dispatcher<T> {
 impl<T: Status> Handler for Dispatcher<T> {
     type Pending = Pending;
 
-    fn prefetch<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) {
-        self.prefetch_keys(keys);
+    fn prefetch<'a>(&self, mut keys: impl Iterator<Item = &'a [u8]>) {
+        // One alone leaves nothing to do meanwhile.
+        let (Some(first), Some(second)) = (keys.next(), keys.next()) else { return };
+        let mut found = [(ShardId(0), 0); PIPELINE_MAX];
+        let mut count = 0;
+        for (found, key) in found.iter_mut().zip([first, second].into_iter().chain(keys)) {
+            *found = (self.router.shard(key), filter_hash(key));
+            count += 1;
+        }
+        let found = &mut found[..count];
+        found.sort_unstable_by_key(|(shard, _)| *shard);
+        for of_shard in found.chunk_by(|(a, _), (b, _)| a == b) {
+            let shard = usize::from(of_shard[0].0.0);
+            if let Some(Some(engine)) = self.engines.get(shard) {
+                let mut hashes = [0; PIPELINE_MAX];
+                hashes.iter_mut().zip(of_shard).for_each(|(to, (_, hash))| *to = *hash);
+                engine.prefetch(&hashes[..of_shard.len()]);
+            }
+        }
     }
 
     fn handle(&self, command: Command<'_>) -> Reply<Pending> {
