@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn other_requests_and_incomplete_ones_show_none() {
+    fn only_what_looks_like_a_whole_get_shows_a_key() {
         let input = b"GET /get?key=a&other=v HTTP/1.1\r\nHost: h\r\n\r\n\
             POST /set?key=b&value=v HTTP/1.1\r\nHost: h\r\n\r\n\
             POST /set?key=c HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nbody\
