@@ -141,11 +141,7 @@ impl Memtable {
     /// Brings what it holds of keys of these hashes near the processor.
     pub fn prefetch(&self, hashes: &[u64]) {
         if 0 < self.entries {
-            self.index.prefetch(hashes, |place| {
-                let (page, offset) =
-                    (place as usize / UNITS_IN_PAGE, place as usize % UNITS_IN_PAGE * UNIT_BYTES);
-                self.pages[page][offset]
-            });
+            self.index.prefetch(hashes, |place| bytes_from(&self.pages, place)[0]);
         }
     }
 
@@ -167,9 +163,13 @@ impl Memtable {
     }
 }
 
+/// The record at `place`, and what follows it in its page.
+fn bytes_from(pages: &[Vec<u8>], place: u32) -> &[u8] {
+    &pages[place as usize / UNITS_IN_PAGE][place as usize % UNITS_IN_PAGE * UNIT_BYTES..]
+}
+
 fn record(pages: &[Vec<u8>], place: u32) -> Record<'_> {
-    let page = &pages[place as usize / UNITS_IN_PAGE];
-    let (header, rest) = page[place as usize % UNITS_IN_PAGE * UNIT_BYTES..].split_at(HEADER_BYTES);
+    let (header, rest) = bytes_from(pages, place).split_at(HEADER_BYTES);
     let number = |from: usize| {
         u32::from_le_bytes([header[from], header[from + 1], header[from + 2], header[from + 3]])
     };

@@ -38,7 +38,7 @@ const IDLE_TIME: Duration = Duration::from_millis(100);
 /// BENCHMARKS.md, and all files of a compaction together 90 ms. RocksDB bounds it for the same reason (`SstFileManager`,
 /// its delete scheduler). Far more than a compaction reads in that time, so that nothing piles up.
 const REMOVED_BYTES_PER_SECOND: f64 = 512e6;
-/// How often is looked whether there are any. Soon enough for what waits for space on a full disk.
+/// How often it is looked whether there are any: soon enough for what waits for space on a full disk.
 const REMOVAL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The background work of one engine.
