@@ -93,6 +93,17 @@ impl Disk {
         self.mount.join("data")
     }
 
+    /// Takes every block that is left with a file at `path`.
+    fn fill(&self, path: &Path) {
+        let mut file = fs::File::create(path).unwrap();
+        // What is written back may take less than was set aside for it.
+        for bytes in [1 << 20, 4096, 4096] {
+            let block = vec![0; bytes];
+            while file.write_all(&block).is_ok() {}
+            file.sync_all().unwrap();
+        }
+    }
+
     /// The names in the directories of the shards.
     fn names(&self) -> BTreeSet<String> {
         let read = |path: PathBuf| fs::read_dir(path).into_iter().flatten().flatten();
@@ -101,6 +112,19 @@ impl Disk {
             .map(|file| file.path().strip_prefix(self.data()).unwrap().to_string_lossy().into_owned())
             .collect()
     }
+}
+
+/// How many WALs the server has opened with O_DIRECT.
+fn wals_opened_direct(server: &Server) -> usize {
+    let process = PathBuf::from(format!("/proc/{}", server.id()));
+    let is_direct = |file: &fs::DirEntry| {
+        let wal =
+            fs::read_link(file.path()).is_ok_and(|path| path.extension().is_some_and(|end| end == "wal"));
+        let info = fs::read_to_string(process.join("fdinfo").join(file.file_name())).unwrap_or_default();
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:\t")).unwrap_or("0");
+        wal && i32::from_str_radix(flags, 8).unwrap() & libc::O_DIRECT != 0
+    };
+    fs::read_dir(process.join("fd")).unwrap().flatten().filter(is_direct).count()
 }
 
 /// A power cut that waits for its moment.
@@ -317,6 +341,19 @@ fn a_full_disk_refuses_writes_answers_reads_and_recovers_by_itself() {
         assert_eq!(server.wait().code(), Some(0));
         let server = Server::start(&disk.data(), FLAGS);
         journals.check(&mut server.client(), "after the restart");
+        server.kill();
+
+        // A start that finds no room for its logs ends, and changes nothing.
+        disk.fill(&ballast);
+        let (mut child, line) = spawn(&disk.data(), FLAGS);
+        assert_eq!((child.wait().unwrap().code(), line.as_str()), (Some(1), ""));
+        fs::remove_file(&ballast).unwrap();
+        // If what a crash has left takes the room, it goes; and a full disk is not taken for one without O_DIRECT.
+        fs::write(disk.data().join("shard-001/000999.sst"), vec![1; 8 << 20]).unwrap();
+        disk.fill(&disk.data().join("shard-000/000999.sst"));
+        let server = Server::start(&disk.data(), FLAGS);
+        assert!(0 < wals_opened_direct(&server), "through the page cache");
+        journals.check(&mut server.client(), "after a start on a full disk");
         server.kill();
         disk.unmount();
     }

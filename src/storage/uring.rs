@@ -70,25 +70,30 @@ impl Device {
     pub fn for_reading(directory: &Path) -> io::Result<Self> {
         let path = directory.join(FileName::Store.to_string());
         let opened = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path);
-        let direct = match opened {
-            Ok(file) => file.read_at(&mut AlignedBuf::zeroed(BLOCK_BYTES), 0).is_ok(),
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => false,
+        let read = opened.and_then(|file| file.read_at(&mut AlignedBuf::zeroed(BLOCK_BYTES), 0));
+        let direct = match read {
             // That it is missing is told with the name of the store.
             Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-            Err(error) => return Err(error),
+            read => allows_direct(read)?,
         };
         Ok(Self { direct, sync_primitive: SyncPrimitive::Fdatasync })
     }
 
     fn probe_with(path: &Path) -> io::Result<Self> {
         std::fs::File::create(path)?.set_len(BLOCK_BYTES as u64)?;
-        let direct = match open_blocking(path, libc::O_DIRECT) {
-            // Some file systems accept the flag and refuse the transfer.
-            Ok(file) => file.write_all_at(&AlignedBuf::zeroed(BLOCK_BYTES), 0).is_ok(),
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => false,
-            Err(error) => return Err(error),
-        };
-        if !direct {
+        // Some file systems accept the flag and refuse the transfer.
+        let transfer = open_blocking(path, libc::O_DIRECT).and_then(|file| {
+            let mut block = AlignedBuf::zeroed(BLOCK_BYTES);
+            let written = file.write_all_at(&block, 0).map(|()| true);
+            match written {
+                // Not for want of O_DIRECT: a hole can be read.
+                Err(error) if is_full(&error) => file.read_at(&mut block, 0).map(|_| false),
+                written => written,
+            }
+        });
+        let has_room = matches!(transfer, Ok(true));
+        let direct = allows_direct(transfer)?;
+        if !direct || !has_room {
             return Ok(Self { direct, sync_primitive: SyncPrimitive::Fdatasync });
         }
         let sync_primitive = match queue_settings(path)? {
@@ -98,6 +103,20 @@ impl Device {
         };
         Ok(Self { direct, sync_primitive })
     }
+}
+
+/// Whether a file system allows what was tried with O_DIRECT. Any other failure says nothing of that: taken for a no, a
+/// full disk or one bad read would let the process go on through the page cache.
+fn allows_direct<T>(tried: io::Result<T>) -> io::Result<bool> {
+    match tried {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Lets `work` make a small file in `directory`, and removes it.
