@@ -31,7 +31,7 @@ use common::{MEMTABLE_ENTRIES, VALUE_BYTES, key, value};
 use criterion::measurement::WallTime;
 use criterion::{BatchSize, BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use crossbeam_skiplist::SkipMap;
-use ringkeep::key::{Entry, FileNumber, SeqNo, ShardId, ValueKind, filter_hash};
+use ringkeep::key::{Entry, FileNumber, KeyHash, SeqNo, ShardId, ValueKind, filter_hash};
 use ringkeep::memtable::{InOrder, Memtable};
 use ringkeep::random::hash;
 use ringkeep::record::{Identity, Kind};
@@ -40,8 +40,11 @@ use ringkeep::sst::filter;
 use ringkeep::storage::{AlignedBuf, BLOCK_BYTES};
 use xorf::{BinaryFuse8, BinaryFuse16, Filter};
 
+const KEY_HASH: KeyHash = KeyHash::with_seed(1);
+
 /// A memtable, or what might be one.
-trait Ordered: Default {
+trait Ordered {
+    fn empty() -> Self;
     fn insert(&mut self, key: &[u8], seqno: u64, value: &[u8]);
     fn contains(&self, key: &[u8]) -> bool;
     /// The bytes of all values, added up in the order of their keys.
@@ -49,12 +52,16 @@ trait Ordered: Default {
 }
 
 impl Ordered for Memtable {
+    fn empty() -> Self {
+        Self::new(KEY_HASH)
+    }
+
     fn insert(&mut self, key: &[u8], seqno: u64, value: &[u8]) {
         self.insert(key, SeqNo(seqno), ValueKind::Value, value);
     }
 
     fn contains(&self, key: &[u8]) -> bool {
-        self.get(filter_hash(key), key, SeqNo(u64::MAX)).is_some()
+        self.get(KEY_HASH.of(key), key, SeqNo(u64::MAX)).is_some()
     }
 
     fn walk(&self) -> usize {
@@ -72,6 +79,10 @@ fn newest(key: &[u8]) -> VersionedKey {
 }
 
 impl Ordered for BTreeMap<VersionedKey, Box<[u8]>> {
+    fn empty() -> Self {
+        Self::new()
+    }
+
     fn insert(&mut self, key: &[u8], seqno: u64, value: &[u8]) {
         self.insert((key.into(), Reverse(seqno)), value.into());
     }
@@ -86,6 +97,10 @@ impl Ordered for BTreeMap<VersionedKey, Box<[u8]>> {
 }
 
 impl Ordered for SkipMap<VersionedKey, Box<[u8]>> {
+    fn empty() -> Self {
+        Self::new()
+    }
+
     fn insert(&mut self, key: &[u8], seqno: u64, value: &[u8]) {
         SkipMap::insert(self, (key.into(), Reverse(seqno)), value.into());
     }
@@ -112,7 +127,7 @@ fn memtables(criterion: &mut Criterion) {
 fn memtable<T: Ordered>(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, keys: &[Vec<u8>]) {
     let value = value(1);
     let fill = || {
-        let mut map = T::default();
+        let mut map = T::empty();
         for (key, seqno) in keys.iter().zip(1..) {
             map.insert(key, seqno, &value);
         }
@@ -138,7 +153,7 @@ fn memtable<T: Ordered>(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, ke
 fn lookups(criterion: &mut Criterion) {
     const ENTRIES: u64 = 1_000_000;
     const BATCH: usize = 16;
-    let mut memtable = Memtable::new();
+    let mut memtable = Memtable::new(KEY_HASH);
     let value = value(1);
     for number in 0..ENTRIES {
         memtable.insert(&key(number), SeqNo(number + 1), ValueKind::Value, &value);
@@ -146,7 +161,7 @@ fn lookups(criterion: &mut Criterion) {
     let batches: Vec<Vec<(u64, Vec<u8>)>> = (0..ENTRIES / BATCH as u64)
         .map(|batch| {
             let keys = (0..BATCH as u64).map(|index| key(hash(batch, index) % ENTRIES));
-            keys.map(|key| (filter_hash(&key), key)).collect()
+            keys.map(|key| (KEY_HASH.of(&key), key)).collect()
         })
         .collect();
     let mut group = criterion.benchmark_group("lookups");

@@ -19,7 +19,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use ringkeep::http::head::{HeadEnd, parse};
 use ringkeep::http::response::{Response, Wire, put_head};
 use ringkeep::http::route::{Command, Route};
-use ringkeep::key::{Entry, FileNumber, SeqNo, ShardId, ValueKind, filter_hash};
+use ringkeep::key::{Entry, FileNumber, KeyHash, SeqNo, ShardId, ValueKind, filter_hash};
 use ringkeep::memtable::{InOrder, Memtable};
 use ringkeep::merge::{Merge, Source};
 use ringkeep::random::hash;
@@ -30,6 +30,7 @@ use ringkeep::sst::block::{BlockBuilder, BlockKind, open_frame, put_frame, seek}
 use ringkeep::sst::filter;
 use ringkeep::storage::AlignedBuf;
 
+const KEY_HASH: KeyHash = KeyHash::with_seed(1);
 const IDENTITY: Identity = Identity { store_id: 7, shard: ShardId(0), kind: Kind::Wal, file: FileNumber(3) };
 
 fn entry<'a>(key: &'a [u8], value: &'a [u8], seqno: u64) -> Entry<'a> {
@@ -63,7 +64,7 @@ fn memtable(criterion: &mut Criterion) {
     let keys: Vec<Vec<u8>> = (0..MEMTABLE_ENTRIES).map(|number| key(hash(1, number))).collect();
     let value = value(1);
     let fill = || {
-        let mut memtable = Memtable::new();
+        let mut memtable = Memtable::new(KEY_HASH);
         for (number, key) in keys.iter().enumerate() {
             memtable.insert(key, SeqNo(number as u64 + 1), ValueKind::Value, &value);
         }
@@ -81,7 +82,7 @@ fn memtable(criterion: &mut Criterion) {
         bencher.iter(|| {
             for key in &keys {
                 assert_eq!(
-                    full.get(filter_hash(key), key, SeqNo(u64::MAX)).map(|entry| entry.value.len()),
+                    full.get(KEY_HASH.of(key), key, SeqNo(u64::MAX)).map(|entry| entry.value.len()),
                     Some(VALUE_BYTES)
                 );
             }
@@ -90,7 +91,7 @@ fn memtable(criterion: &mut Criterion) {
     group.bench_function("get_missing", |bencher| {
         bencher.iter(|| {
             for key in &keys {
-                assert!(full.get(filter_hash(&key[1..]), &key[1..], SeqNo(u64::MAX)).is_none());
+                assert!(full.get(KEY_HASH.of(&key[1..]), &key[1..], SeqNo(u64::MAX)).is_none());
             }
         });
     });

@@ -4,11 +4,11 @@
 //! [`crate::record::file`], commit groups by [`crate::wal`], sorted files by [`crate::sst::verify`], edits by
 //! [`crate::manifest`].
 //!
-//! K1  Every file that the manifest names is there in its length, and every byte of it that holds anything is
+//! A1  Every file that the manifest names is there in its length, and every byte of it that holds anything is
 //!     under a checksum that fits.
-//! K2  WALs go on where the sorted files end, without a gap (W1), and no write is in a WAL that nothing names.
-//! K3  The properties of every sorted file are what the manifest says, and below the number of the next file.
-//! K4  Of two entries of a key the newer one is in the higher level (N3), and every key belongs to its shard.
+//! A2  WALs go on where the sorted files end, without a gap (W1), and no write is in a WAL that nothing names.
+//! A3  The properties of every sorted file are what the manifest says, and below the number of the next file.
+//! A4  Of two entries of a key the newer one is in the higher level (N3), and every key belongs to its shard.
 //!
 //! A note is something that a crash may leave and the next start puts in order: the torn end of a WAL, a file that
 //! nothing names. What the system does not let us read is neither: it says nothing of the bytes. Damage is everything
@@ -168,7 +168,7 @@ impl<S: Storage> Check<'_, S> {
         Ok(())
     }
 
-    /// K1 for whole files, and what is there beside them.
+    /// A1 for whole files, and what is there beside them.
     async fn presence(&self, report: &mut Report) -> Result<()> {
         report.damage.extend(missing(self.storage, self.state(), &self.files));
         report.damage.extend(unnamed(self.storage, self.owner, self.state(), &self.files).await?);
@@ -184,13 +184,13 @@ impl<S: Storage> Check<'_, S> {
                 && self.state().names(name)
             {
                 let label = self.storage.label(name);
-                report.damage.push(Error::corruption(&label, 0, "its number is above that of the next file")); // K3
+                report.damage.push(Error::corruption(&label, 0, "its number is above that of the next file")); // A3
             }
         }
         Ok(())
     }
 
-    /// K2.
+    /// A2.
     async fn wals(&self, report: &mut Report, progress: &mut impl FnMut(u64)) {
         let mut next = self.state().flushed.next();
         for (&number, wal) in &self.state().wals {
@@ -214,7 +214,7 @@ impl<S: Storage> Check<'_, S> {
                     self.unused(report, &file, name, bytes, end).await?;
                 }
                 match foreign {
-                    Some(reason) => Err(Error::corruption(&self.storage.label(name), 0, reason)), // K4
+                    Some(reason) => Err(Error::corruption(&self.storage.label(name), 0, reason)), // A4
                     None => Ok(()),
                 }
             };
@@ -228,7 +228,7 @@ impl<S: Storage> Check<'_, S> {
         }
     }
 
-    /// K1 and K3.
+    /// A1 and A3.
     async fn ssts(&self, report: &mut Report, progress: &mut impl FnMut(u64)) {
         for meta in self.state().version.files() {
             let name = FileName::Sst(meta.number);
@@ -253,7 +253,7 @@ impl<S: Storage> Check<'_, S> {
         }
     }
 
-    /// K4: walks all levels side by side. Only where every file is sound; else it would end at the first that is not.
+    /// A4: walks all levels side by side. Only where every file is sound; else it would end at the first that is not.
     async fn order(&self, report: &mut Report, progress: &mut impl FnMut(u64)) -> Result<()> {
         if !(report.damage.is_empty() && report.unread.is_empty()) {
             return Ok(());

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::key::KeyHash;
 
 /// Alignment of offsets, lengths and memory of every transfer; what O_DIRECT needs on every device we know.
 pub const BLOCK_BYTES: usize = 4096;
@@ -121,6 +122,8 @@ pub struct DbConfig {
     pub wal_bytes: u64,
     /// Length of a manifest whose snapshot is small.
     pub manifest_bytes: u64,
+    /// The hash that finds keys in memory.
+    pub key_hash: KeyHash,
 }
 
 impl DbConfig {
@@ -189,6 +192,7 @@ impl Config {
             open_files_max: (open_files_max / usize::from(shards)).max(16),
             wal_bytes: DbConfig::wal_bytes_for(self.memtable_bytes, self.value_bytes_max),
             manifest_bytes: MANIFEST_BYTES,
+            key_hash: KeyHash::random(),
         }
     }
 }

@@ -1,9 +1,11 @@
 //! Keys, sequence numbers and value kinds, and the one ordering that everything sorts by. Pure.
 //!
 //! Entries sort by user key, bytewise ascending, then by [`SeqNo`] descending: the newest write of a key comes
-//! first. Two hashes of a key are part of the format: one picks its shard, the other feeds the filters.
+//! first. Two hashes of a key are part of the format: one picks its shard, the other feeds the filters. A third, with a
+//! secret seed, finds it in memory.
 
 use std::cmp::Ordering;
+use std::hash::{BuildHasher, RandomState};
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
@@ -93,6 +95,30 @@ pub fn filter_hash(key: &[u8]) -> u64 {
     xxh3_64_with_seed(key, FILTER_SEED)
 }
 
+/// The hash that finds keys in memory. Nobody is told its seed, so who chooses the keys cannot make them collide:
+/// keys of one hash are compared one by one, and a write of one more would take longer each time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyHash {
+    seed: u64,
+}
+
+impl KeyHash {
+    /// One of this seed, for tests: the same keys collide each time.
+    pub const fn with_seed(seed: u64) -> Self {
+        Self { seed }
+    }
+
+    /// One of a seed that is drawn.
+    pub fn random() -> Self {
+        Self { seed: RandomState::new().hash_one(()) }
+    }
+
+    /// The hash of a key.
+    pub fn of(self, key: &[u8]) -> u64 {
+        xxh3_64_with_seed(key, self.seed)
+    }
+}
+
 /// Length of the longest common prefix.
 pub fn common_prefix(a: &[u8], b: &[u8]) -> usize {
     let ((a_words, _), (b_words, _)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
@@ -129,5 +155,19 @@ mod tests {
     fn the_hashes_are_part_of_the_format_and_never_change() {
         assert_eq!(slot(b"key1"), 10_722);
         assert_eq!(filter_hash(b"key1"), 0x2de2_e0b6_e655_24f5);
+    }
+
+    #[test]
+    fn keys_that_collide_with_one_seed_do_not_with_another() {
+        // So few bits that some keys collide.
+        let bits = |hash: KeyHash, key: u64| hash.of(&key.to_le_bytes()) & ((1 << 24) - 1);
+        let (known, other) = (KeyHash::with_seed(1), KeyHash::random());
+        let mut keys: Vec<u64> = (0..1 << 14).collect();
+        keys.sort_unstable_by_key(|key| bits(known, *key));
+        let pairs = keys.array_windows().filter(|[a, b]| bits(known, *a) == bits(known, *b));
+        let (found, again) = pairs.fold((0, 0), |(found, again), [a, b]| {
+            (found + 1, again + u32::from(bits(other, *a) == bits(other, *b)))
+        });
+        assert!(0 < found && again < found, "{again} of {found} pairs");
     }
 }

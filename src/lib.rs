@@ -10,7 +10,7 @@
 //!             ├─ own shard ────────────► Db     Cell and RefCell, no locks, no atomics
 //!             └─ other ──► letter ─────► Db     bounded ring per pair of threads, one wake-up per turn
 //!             ◄─ replies in request order
-//!  per shard: commit (one sync in flight, the next group forms meanwhile) · flush · prepare a WAL · compact
+//!  per shard: commit (one sync in flight, the next group forms meanwhile) · flush · prepare a WAL · compact · remove
 //!  main thread: ring probed, directory locked, signals, phases of the stop, exit status
 //! ```
 //!
@@ -45,15 +45,26 @@
 //! - **P9** No request waits for background work without limit ([`db::stall`]).
 //!
 //! What is deliberately absent: `db` spawns nothing, reads no clock and knows no runtime; `http` knows no engine;
-//! pure modules (`record`, `hash_index`, `memtable`, `merge`, `sst::block`, `sst::filter`, `manifest::version`,
-//! `compaction::picker`, `db::stall`, `http` but for `connection`) do no I/O. So a seeded test drives production
-//! code on a simulated disk ([`storage::sim`]).
+//! pure modules (`record` but for `record::file`, `hash_index`, `memtable`, `merge`, `sst::block`, `sst::filter`,
+//! `manifest::version`, `compaction::picker`, `db::stall`, `http` but for `connection`) do no I/O. So a seeded test
+//! drives production code on a simulated disk ([`storage::sim`]).
 //!
 //! # Code map, in reading order
 //!
 //! Each layer uses only the ones above it in this list; `tests/tidy.rs` keeps that true.
+//!
+//! | layer | modules |
+//! | --- | --- |
+//! | words that everything shares | [`error`], [`random`], [`codec`], [`key`], [`config`], [`file_name`], [`hash_index`], [`host`] |
+//! | files | [`storage`] |
+//! | bytes with a meaning | [`memtable`], [`merge`], [`record`] |
+//! | files with a meaning | [`sst`], [`wal`] |
+//! | what a shard and a store consist of | [`compaction`], [`manifest`], [`store`] |
+//! | the engine of a shard | [`db`]; beside it [`check`], the same files looked at from outside |
+//! | a client of the server, which shares only the first two layers with it | [`load`] |
+//! | the wire, on the first layer alone | [`http`] |
+//! | threads, the process, the command line | [`shard`], [`server`], [`cli`] |
 
-// L0: words that everything shares.
 pub mod error;
 pub mod random;
 pub mod codec;
@@ -62,28 +73,19 @@ pub mod config;
 pub mod file_name;
 pub mod hash_index;
 pub mod host;
-// L1: files.
 pub mod storage;
-// L2: bytes with a meaning.
 pub mod memtable;
 pub mod merge;
 pub mod record;
-// L3: files with a meaning.
 pub mod sst;
 pub mod wal;
-// L4: what a shard and a store consist of.
 pub mod compaction;
 pub mod manifest;
 pub mod store;
-// L5: the engine of a shard.
 pub mod db;
-// Beside it: the same files, looked at from outside.
 pub mod check;
-// A client of the server, which shares nothing with it but the layers up to the files.
 pub mod load;
-// Beside them, on L0 alone: the wire.
 pub mod http;
-// L6 and up: threads, the process, the command line.
 pub mod shard;
 pub mod server;
 pub mod cli;

@@ -28,7 +28,7 @@
 use std::cmp::Ordering;
 
 use crate::hash_index::HashIndex;
-use crate::key::{Entry, SeqNo, ValueKind, common_prefix, compare, filter_hash};
+use crate::key::{Entry, KeyHash, SeqNo, ValueKind, common_prefix, compare};
 
 /// Bytes of a page of records; a larger record gets a page of its own.
 const PAGE_BYTES: usize = 1 << 18;
@@ -45,6 +45,7 @@ const NONE: u32 = u32::MAX;
 
 /// A multi-version map from keys to values.
 pub struct Memtable {
+    key_hash: KeyHash,
     /// They never move.
     pages: Vec<Vec<u8>>,
     pages_bytes: usize,
@@ -63,16 +64,11 @@ struct Record<'a> {
     older: u32,
 }
 
-impl Default for Memtable {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Memtable {
     /// An empty memtable. Its first page is allocated with the first entry.
-    pub fn new() -> Self {
+    pub fn new(key_hash: KeyHash) -> Self {
         Self {
+            key_hash,
             pages: Vec::new(),
             pages_bytes: 0,
             index: HashIndex::new(TABLES),
@@ -108,9 +104,9 @@ impl Memtable {
             _ => self.common.min(common_prefix(record(&self.pages, 0).entry.key, key)),
         };
         let place = self.make_room(HEADER_BYTES + key.len() + value.len());
-        let Self { pages, index, .. } = self;
+        let Self { key_hash, pages, index, .. } = self;
         let same = |other| record(pages, other).entry.key == key;
-        let older = index.insert(filter_hash(key), place, same).unwrap_or(NONE);
+        let older = index.insert(key_hash.of(key), place, same).unwrap_or(NONE);
         let page = &mut self.pages[place as usize / UNITS_IN_PAGE];
         page.extend_from_slice(&seqno.0.to_le_bytes());
         page.extend_from_slice(&older.to_le_bytes());
@@ -124,7 +120,7 @@ impl Memtable {
         self.last = seqno;
     }
 
-    /// The newest entry of `key`, whose [`filter_hash`] is `hash`, at or below `snapshot`.
+    /// The newest entry of `key`, whose [`KeyHash`] is `hash`, at or below `snapshot`.
     pub fn get(&self, hash: u64, key: &[u8], snapshot: SeqNo) -> Option<Entry<'_>> {
         let mut place = self.index.get(hash, |place| self.record(place).entry.key == key)?;
         // Versions above the snapshot are in flight: few, and on their way to be seen.
@@ -323,8 +319,10 @@ mod tests {
 
     use super::*;
 
+    const KEY_HASH: KeyHash = KeyHash::with_seed(1);
+
     fn get<'a>(memtable: &'a Memtable, key: &[u8], seqno: u64) -> Option<Entry<'a>> {
-        memtable.get(filter_hash(key), key, SeqNo(seqno))
+        memtable.get(KEY_HASH.of(key), key, SeqNo(seqno))
     }
 
     fn walk(memtable: &Memtable) -> Vec<Entry<'_>> {
@@ -335,7 +333,7 @@ mod tests {
 
     #[test]
     fn m1_a_lookup_sees_the_newest_version_at_or_below_its_snapshot() {
-        let mut memtable = Memtable::new();
+        let mut memtable = Memtable::new(KEY_HASH);
         assert_eq!(get(&memtable, b"k", 9), None);
         memtable.insert(b"k", SeqNo(1), ValueKind::Value, b"one");
         memtable.insert(b"k\0", SeqNo(2), ValueKind::Value, b"other");
@@ -351,11 +349,11 @@ mod tests {
 
     #[test]
     fn m2_large_entries_have_pages_of_their_own_and_are_counted() {
-        let mut memtable = Memtable::new();
+        let mut memtable = Memtable::new(KEY_HASH);
         memtable.insert(b"a", SeqNo(1), ValueKind::Value, &vec![7; 3 * PAGE_BYTES]);
         memtable.insert(b"b", SeqNo(2), ValueKind::Value, b"small");
         assert!(4 * PAGE_BYTES < memtable.bytes() && memtable.bytes() < 6 * PAGE_BYTES);
-        memtable.prefetch(&[b"a", b"b", b"c"].map(|key| filter_hash(key)));
+        memtable.prefetch(&[b"a", b"b", b"c"].map(|key| KEY_HASH.of(key)));
         assert_eq!(get(&memtable, b"a", 2).unwrap().value.len(), 3 * PAGE_BYTES);
     }
 
@@ -365,7 +363,7 @@ mod tests {
             writes in prop::collection::vec(
                 (prop::collection::vec(0_u8..3, 0..12), prop::option::of(0_u8..255)), 1..1_500),
         ) {
-            let mut memtable = Memtable::new();
+            let mut memtable = Memtable::new(KEY_HASH);
             let mut model = BTreeMap::new();
             for (index, (key, value)) in writes.iter().enumerate() {
                 let seqno = SeqNo(index as u64 + 1);

@@ -16,7 +16,7 @@ use ringkeep::config::DbConfig;
 use ringkeep::db::Db;
 use ringkeep::error::ErrorKind;
 use ringkeep::file_name::FileName;
-use ringkeep::key::{SLOT_COUNT, ShardId};
+use ringkeep::key::{KeyHash, SLOT_COUNT, ShardId};
 use ringkeep::random::Random;
 use ringkeep::record::Owner;
 use ringkeep::storage::sim::{Failure, Fate, Fault, SimStorage};
@@ -30,6 +30,7 @@ const CONFIG: DbConfig = DbConfig {
     // The WAL is full before the memtable.
     wal_bytes: DbConfig::wal_bytes_for(8_000, 3_000),
     manifest_bytes: 12_288,
+    key_hash: KeyHash::with_seed(1),
 };
 const BLOCK: usize = 4096;
 

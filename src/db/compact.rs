@@ -15,16 +15,11 @@ use crate::sst::run::OpenSst;
 use crate::storage::{Storage, sync_names};
 
 impl<S: Storage> Db<S> {
-    /// Waits until the version has changed or a look was asked for.
+    /// Waits until the version has changed.
     ///
     /// Cancel safety: safe.
     pub async fn compaction_due(&self) {
         self.0.events.version.notified().await;
-    }
-
-    /// Asks for a look at whether a compaction is due.
-    pub fn request_compaction(&self) {
-        self.0.events.version.notify_one();
     }
 
     /// Runs the compaction that is due. `false` if none is.

@@ -6,7 +6,7 @@ use super::{Active, Db, Frozen, Work};
 use crate::compaction::executor::ENTRY_COST_BYTES;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
-use crate::key::{SeqNo, filter_hash};
+use crate::key::SeqNo;
 use crate::manifest::{VersionEdit, WalMeta};
 use crate::memtable::{InOrder, Memtable};
 use crate::record::Kind;
@@ -135,7 +135,7 @@ impl<S: Storage> Db<S> {
                     continue;
                 }
                 last_key = entry.key;
-                inner.values.remove(filter_hash(entry.key), entry.key); // K1
+                inner.values.remove(inner.config.key_hash.of(entry.key), entry.key); // F1 of `values`
                 builder.add(&entry).await?;
                 self.slice(Work::Flush, entry.key.len() + entry.value.len()).await;
             }
@@ -180,6 +180,7 @@ impl<S: Storage> Db<S> {
             // It has one name or the other, and no manifest names either; its space may be what is lacking.
             let _ = remove(number).await;
             let _ = remove(frozen.wal).await;
+            inner.events.spare_wanted.notify_one(); // who looked meanwhile saw it coming
         }
         result
     }
@@ -259,7 +260,7 @@ impl<S: Storage> Db<S> {
         if used {
             // No write comes any more: the new memtable needs no WAL of its own (D2).
             let wal = inner.active.borrow().wal.clone();
-            let full = inner.active.replace(Active::new(wal));
+            let full = inner.active.replace(Active::new(wal, inner.config.key_hash));
             inner.frozen.borrow_mut().push_back(full.freeze());
         }
         let mut last = None;

@@ -55,7 +55,7 @@ use self::values::ValueCache;
 use crate::compaction::{Limits, debt_bytes};
 use crate::config::{DbConfig, KEY_BYTES_MAX, WRITE_OVERHEAD_BYTES_MAX};
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::{FileNumber, SeqNo, ValueKind};
+use crate::key::{FileNumber, KeyHash, SeqNo, ValueKind};
 use crate::manifest::{Manifest, SharedMeta, State, Version, VersionEdit};
 use crate::memtable::Memtable;
 use crate::record::file::Extent;
@@ -65,6 +65,8 @@ use crate::sst::reader::Sst;
 use crate::storage::Storage;
 use crate::wal::writer::Wal;
 
+/// Most keys that are prefetched together; what is beyond is left out.
+const PREFETCHED: usize = 64;
 /// Reads up to this size are not counted one by one.
 const SMALL_READ_BYTES: usize = 64 << 10;
 
@@ -93,8 +95,8 @@ struct Frozen {
 }
 
 impl<S: Storage> Active<S> {
-    fn new(wal: Rc<Wal<S::File>>) -> Self {
-        Self { memtable: Memtable::new(), wal }
+    fn new(wal: Rc<Wal<S::File>>, key_hash: KeyHash) -> Self {
+        Self { memtable: Memtable::new(key_hash), wal }
     }
 
     fn freeze(self) -> Rc<Frozen> {
@@ -165,7 +167,7 @@ struct Events {
     frozen: Notify,
     /// A spare WAL is wanted.
     spare_wanted: Notify,
-    /// The version changed, or somebody asked for a look at it.
+    /// The version changed.
     version: Notify,
     /// Writes that were refused may be tried again.
     room: Notify,
@@ -195,10 +197,17 @@ impl<S: Storage> Db<S> {
         Ok((ticket, lookup))
     }
 
-    /// Brings what memory holds of keys near the processor, by their [`crate::key::filter_hash`]: together, their cache
-    /// misses overlap (see [`crate::hash_index`]). Changes no answer.
-    pub fn prefetch(&self, hashes: &[u64]) {
+    /// Brings what memory holds of some keys near the processor: together, their cache misses overlap (see
+    /// [`crate::hash_index`]). Changes no answer.
+    pub fn prefetch<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) {
         let inner = &*self.0;
+        let mut hashes = [0; PREFETCHED];
+        let mut count = 0;
+        for (hash, key) in hashes.iter_mut().zip(keys) {
+            *hash = inner.config.key_hash.of(key);
+            count += 1;
+        }
+        let hashes = &hashes[..count];
         inner.active.borrow().memtable.prefetch(hashes);
         inner.frozen.borrow().iter().for_each(|frozen| frozen.memtable.prefetch(hashes));
         inner.values.prefetch(hashes);
@@ -245,6 +254,10 @@ impl<S: Storage> Db<S> {
         if inner.closing.get() {
             return Err(Error::new(ErrorKind::ShuttingDown, "the server is stopping"));
         }
+        if FROZEN_MAX + 1 < inner.frozen.borrow().len() {
+            // A crash adds what was active then. With every crash before the next flush there would be one more (P8).
+            return Err(self.no_room(Work::Flush, "flushes are too far behind"));
+        }
         if inner.config.queue_bytes_max() < inner.queue.bytes() + value.len() {
             return Err(Error::new(ErrorKind::Overloaded, "too many writes wait for the disk"));
         }
@@ -286,7 +299,7 @@ impl<S: Storage> Db<S> {
             return Err(self.no_room(Work::Spare, "the next WAL is not ready"));
         };
         inner.freeze_due.set(false);
-        let full = inner.active.replace(Active::new(wal));
+        let full = inner.active.replace(Active::new(wal, inner.config.key_hash));
         inner.frozen.borrow_mut().push_back(full.freeze());
         inner.events.frozen.notify_one();
         Ok(())
@@ -505,7 +518,9 @@ impl<S: Storage> Db<S> {
         if bytes <= SMALL_READ_BYTES {
             return Ok(None);
         }
-        let kibibytes = u32::try_from(bytes.div_ceil(1024)).expect("values are under 4 TiB");
+        // What is larger than all of it, from a time with another `--max-value-size`, has it for itself.
+        let kibibytes = bytes.div_ceil(1024).min(self.0.config.large_reads_bytes_max() / 1024);
+        let kibibytes = u32::try_from(kibibytes).expect("values are under 4 TiB");
         match self.0.large_reads.clone().try_acquire_many_owned(kibibytes) {
             Ok(permit) => Ok(Some(permit)),
             Err(_) => Err(Error::new(ErrorKind::Overloaded, "too many large values are being read")),

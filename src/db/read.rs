@@ -5,9 +5,9 @@
 //! await, and [`Lookup::finish`] reads the rest.
 //!
 //! Why the first entry found is the newest visible one: memtables hold newer writes than any SST (D3), a cached value
-//! is what the SSTs say (K1), and among SSTs N3 holds. Everything in an SST was committed (D3), so it is visible to
-//! every reader, and no SST entry needs to be compared with the snapshot. The memtables and the version are looked at
-//! in one synchronous step, so no flush can move an entry between them unseen.
+//! is what the SSTs say ([`super::values`], F1), and among SSTs N3 holds. Everything in an SST was committed (D3), so it
+//! is visible to every reader, and no SST entry needs to be compared with the snapshot. The memtables and the version
+//! are looked at in one synchronous step, so no flush can move an entry between them unseen.
 
 use std::rc::Rc;
 
@@ -19,7 +19,7 @@ use crate::key::{SeqNo, ValueKind, filter_hash};
 use crate::manifest::{LEVELS, SharedMeta, Version};
 use crate::memtable::Memtable;
 use crate::sst::BlockHandle;
-use crate::sst::block::Block;
+use crate::sst::block::{Block, unpacked_bytes};
 use crate::sst::reader::{PointLookup, Sst, Step};
 use crate::storage::Storage;
 
@@ -32,7 +32,10 @@ enum State<S: Storage> {
     /// The SSTs of this version have it.
     Searching {
         version: Rc<Version>,
-        hash: u64,
+        /// Of the key, for the filters.
+        filter_hash: u64,
+        /// Of the key, for what is in memory.
+        key_hash: u64,
         wants: Wants,
         /// The next file to look at.
         place: Place,
@@ -73,7 +76,7 @@ enum Need<S: Storage> {
 impl<S: Storage> Lookup<S> {
     pub(super) fn new(db: &Db<S>, key: &[u8], snapshot: SeqNo, wants: Wants) -> Self {
         let inner = &*db.0;
-        let hash = filter_hash(key);
+        let hash = inner.config.key_hash.of(key);
         let in_memtable = |memtable: &Memtable| {
             memtable.get(hash, key, snapshot).map(|entry| match entry.kind {
                 ValueKind::Value if wants == Wants::Existence => Some(Ok(Bytes::new())),
@@ -88,7 +91,8 @@ impl<S: Storage> Lookup<S> {
             Some(answer) => State::Known(answer),
             None => State::Searching {
                 version: inner.version.borrow().clone(),
-                hash,
+                filter_hash: filter_hash(key),
+                key_hash: hash,
                 wants,
                 place: Place { level: 0, index: 0 },
                 current: None,
@@ -121,19 +125,27 @@ impl<S: Storage> Lookup<S> {
                 Ok(answer) => return Ok(answer),
                 Err(Need::Open(meta)) => {
                     let sst = db.open_sst(&meta).await?;
-                    if let State::Searching { current, hash, .. } = &mut self.0 {
-                        let lookup = PointLookup::new(&sst, *hash);
+                    if let State::Searching { current, filter_hash, .. } = &mut self.0 {
+                        let lookup = PointLookup::new(&sst, *filter_hash);
                         *current = Some((sst, lookup));
                     }
                 }
                 Err(Need::Block(sst, handle)) => {
-                    let bytes = handle.bytes as usize;
                     let checks = matches!(self.0, State::Searching { wants: Wants::Existence, .. });
-                    let guard =
-                        if checks { db.hold_for_check(bytes).await } else { db.hold_for_reader(bytes)? };
+                    let hold = async |bytes| {
+                        if checks { Ok(db.hold_for_check(bytes).await) } else { db.hold_for_reader(bytes) }
+                    };
+                    let mut guard = hold(handle.bytes as usize).await?;
+                    let frame = sst.read_frame(handle).await?;
+                    // Small on disk, it may be large in memory. A check that has leave holds it, or four of them would
+                    // wait for each other.
+                    let bytes = unpacked_bytes(&frame);
+                    if frame.len() < bytes && !(checks && guard.is_some()) {
+                        guard = hold(bytes).await?;
+                    }
                     // The cache would keep the leave of a check, and those that wait for one would wait for ever.
                     let cached = !(checks && guard.is_some());
-                    let block = Rc::new(sst.read_block(handle, guard).await?);
+                    let block = Rc::new(sst.open_block(handle, frame, guard)?);
                     if cached {
                         db.0.cache.insert(sst.number(), handle.offset, block.clone());
                     }
@@ -151,7 +163,7 @@ impl<S: Storage> Lookup<S> {
         key: &[u8],
         mut supplied: Option<Rc<Block>>,
     ) -> Result<std::result::Result<Option<Bytes>, Need<S>>> {
-        let State::Searching { version, hash, place, current, wants } = &mut self.0 else {
+        let State::Searching { version, filter_hash, key_hash, place, current, wants } = &mut self.0 else {
             let State::Known(answer) = &self.0 else { unreachable!("the other state was matched above") };
             return answer.clone().transpose().map(Ok);
         };
@@ -168,8 +180,8 @@ impl<S: Storage> Lookup<S> {
                     }
                     Step::Found { kind: ValueKind::Tombstone, .. } => return Ok(Ok(None)),
                     Step::Found { kind: ValueKind::Value, value, .. } => {
-                        if *wants == Wants::Value && db.is_current(version, *hash, key) {
-                            db.0.values.insert(*hash, key, &value);
+                        if *wants == Wants::Value && db.is_current(version, *key_hash, key) {
+                            db.0.values.insert(*key_hash, key, &value);
                         }
                         return Ok(Ok(Some(value)));
                     }
@@ -177,14 +189,15 @@ impl<S: Storage> Lookup<S> {
             }
             let Some(meta) = place.next_file(version, key) else { return Ok(Ok(None)) };
             let Some(sst) = db.opened_sst(meta.number) else { return Ok(Err(Need::Open(meta.clone()))) };
-            let lookup = PointLookup::new(&sst, *hash);
+            let lookup = PointLookup::new(&sst, *filter_hash);
             *current = Some((sst, lookup));
         }
     }
 }
 
 impl<S: Storage> Db<S> {
-    /// Whether what a search of `version` has found for `key` is still what files say, and no memtable hides it (K1).
+    /// Whether what a search of `version` has found for `key` is still what files say, and no memtable hides it
+    /// ([`super::values`], F1).
     fn is_current(&self, version: &Rc<Version>, hash: u64, key: &[u8]) -> bool {
         let inner = &*self.0;
         let hides = |memtable: &Memtable| memtable.get(hash, key, SeqNo(u64::MAX)).is_some();

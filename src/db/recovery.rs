@@ -11,7 +11,9 @@
 //! 4. Leftovers are removed, only now: an edit of the killed process may still land in the manifest before, and
 //!    name one of them. (If the disk is too full for step 3 they go first, once what was read is durable; what is
 //!    risked then is a refused start, should such an edit land and a second crash come just there.)
-//! 5. Replayed memtables are frozen; the background flush turns them into SSTs while requests are served.
+//! 5. Replayed memtables are frozen; the background flush turns them into SSTs while requests are served. A WAL without
+//!    a write has none, and the fresh manifest does not name it: a write of the killed process that lands there late
+//!    was never acknowledged, and a start that finds it there knows that it was released, by its number.
 //!
 //! The WAL of a clean stop is used again. After any other stop new writes go to a new WAL: where the killed
 //! process was writing, the kernel may still be.
@@ -21,7 +23,7 @@
 //! stop, which is written anew in one sector.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -143,7 +145,7 @@ impl<S: Storage> Db<S> {
             limits,
             next: Cell::new(next),
             queue: CommitQueue::new(SeqNo(next.0 - 1), config.sync_every_group),
-            active: RefCell::new(Active::new(Rc::new(wal))),
+            active: RefCell::new(Active::new(Rc::new(wal), config.key_hash)),
             frozen: RefCell::new(frozen),
             spare: RefCell::new(None),
             spare_coming: Cell::new(false),
@@ -153,7 +155,7 @@ impl<S: Storage> Db<S> {
             manifest: Mutex::new(manifest),
             next_file: Cell::new(state.next_file.0),
             cache: BlockCache::new(config.cache_bytes - config.cache_bytes / 2),
-            values: ValueCache::new(config.cache_bytes / 2),
+            values: ValueCache::new(config.cache_bytes / 2, config.key_hash),
             open_files: RefCell::new(Cache::new(config.open_files_max)),
             obsolete: RefCell::new(Vec::new()),
             slice_left: Default::default(),
@@ -175,7 +177,7 @@ impl<S: Storage> Db<S> {
         let unused = WalMeta { bytes: config.wal_bytes, end: Extent::default() };
         let clean = state.clean_wal.filter(|number| state.wals.get(number) == Some(&unused));
         let number = clean.unwrap_or(state.next_file);
-        let replay = replay_all(storage, owner, &state, clean);
+        let replay = replay_all(storage, owner, config, &state);
         let (mut replayed, wal) = if clean.is_some() {
             // Its head is written anew, not while it is read.
             (replay.await?, Wal::open_empty(storage, owner, number, config.wal_bytes).await?)
@@ -190,7 +192,7 @@ impl<S: Storage> Db<S> {
             (replayed?, wal?)
         };
         state.next_file = state.next_file.max(number.next());
-        state.wals.extend(replayed.ends.drain(..));
+        state.wals = std::mem::take(&mut replayed.wals);
         state.wals.insert(number, unused);
         let manifest = Manifest::create(storage.clone(), owner, state, config.manifest_bytes).await?;
         Ok(Prepared { replayed, wal, manifest })
@@ -227,25 +229,26 @@ struct Replayed {
     next: SeqNo,
     /// A memtable for each, the oldest first.
     frozen: VecDeque<Rc<Frozen>>,
-    /// Where each ends.
-    ends: Vec<(FileNumber, WalMeta)>,
+    /// The WALs that stay, and where each ends.
+    wals: BTreeMap<FileNumber, WalMeta>,
     recovered: Recovered,
 }
 
-/// Replays every WAL but the `clean` one, which is empty and goes on.
+/// Replays every WAL. One without a write is not needed any more; the caller uses that of a clean stop again, which is
+/// one of them.
 async fn replay_all<S: Storage>(
     storage: &S,
     owner: Owner,
+    config: &DbConfig,
     state: &State,
-    clean: Option<FileNumber>,
 ) -> Result<Replayed> {
     let mut recovered = Recovered::default();
     let mut next = state.flushed.next();
-    let (mut frozen, mut ends) = (VecDeque::new(), Vec::new());
+    let (mut frozen, mut wals) = (VecDeque::new(), BTreeMap::new());
     for (&number, wal) in &state.wals {
         let bytes = wal.bytes;
         let source = Source { number, file_bytes: bytes, end: state.extent(number, wal) };
-        let mut memtable = Memtable::new();
+        let mut memtable = Memtable::new(config.key_hash);
         let end = replay(storage, owner, source, &mut next, |entry| {
             memtable.insert(entry.key, entry.seqno, entry.kind, entry.value);
         })
@@ -255,27 +258,25 @@ async fn replay_all<S: Storage>(
             tracing::warn!(file, offset = end.offset, bytes = end.torn_bytes, %reason, "cut a torn commit group");
             recovered.torn_bytes += end.torn_bytes;
         }
-        if clean == Some(number) {
+        if memtable.entries() == 0 {
+            // Kept, every start that is killed would leave one more.
             continue;
         }
         recovered.writes += memtable.entries();
         recovered.wal_bytes += end.offset - FIRST_RECORD;
-        ends.push((number, WalMeta { bytes, end: Extent::Exactly(end.offset) }));
+        wals.insert(number, WalMeta { bytes, end: Extent::Exactly(end.offset) });
         frozen.push_back(Rc::new(Frozen { memtable, wal: number, recyclable: false }));
     }
-    Ok(Replayed { next, frozen, ends, recovered })
+    Ok(Replayed { next, frozen, wals, recovered })
 }
 
-/// Removes every file of ours that is not to stay. Returns how many were left over by a crash.
-async fn remove_except<S: Storage>(storage: &S, stays: impl Fn(FileName) -> bool) -> Result<u64> {
-    let mut removed = 0;
+/// Removes every file of ours that is not to stay.
+async fn remove_except<S: Storage>(storage: &S, stays: impl Fn(FileName) -> bool) -> Result<()> {
     for name in list(storage)?.into_keys() {
         if !stays(name) {
             let label = storage.label(name);
             storage.remove(name).await.map_err(|error| Error::io(format!("remove {label}"), error))?;
-            // The manifest that a fresh one replaced is no leftover.
-            removed += u64::from(!matches!(name, FileName::Manifest(_)));
         }
     }
-    Ok(removed)
+    Ok(())
 }

@@ -12,10 +12,10 @@
 //!   index: hash ──► page, offset        page: u16 key bytes  u16 value bytes  u8 read  3 zero  key  value  up to 8
 //! ```
 //!
-//! K1  A value that is here is what the sorted files in force say of its key. Only a flush changes that: it removes
+//! F1  A value that is here is what the sorted files in force say of its key. Only a flush changes that: it removes
 //!     every key of its memtable, which hides them, before they are in force in a file.
-//! K2  Memory stays within the budget: the pages, and beside them an index of some 10 to 20 bytes a record.
-//! K3  An insert empties one page at most, of no more than some thousand records; a few only while the index outgrows
+//! F2  Memory stays within the budget: the pages, and beside them an index of some 10 to 20 bytes a record.
+//! F3  An insert empties one page at most, of no more than some thousand records; a few only while the index outgrows
 //!     its share.
 
 use std::cell::RefCell;
@@ -23,7 +23,7 @@ use std::cell::RefCell;
 use bytes::Bytes;
 
 use crate::hash_index::HashIndex;
-use crate::key::filter_hash;
+use crate::key::KeyHash;
 
 /// Bytes of a page. Emptying one takes some 50 µs.
 const PAGE_BYTES: usize = 64 << 10;
@@ -33,13 +33,14 @@ const UNIT_BYTES: usize = 8;
 const RECORD_BYTES_MAX: usize = 4 << 10;
 const HEADER_BYTES: usize = 8;
 const READ_AT: usize = 4;
-/// Tables of the index: each growth moves 1/1024 of the records (K3).
+/// Tables of the index: each growth moves 1/1024 of the records (F3).
 const TABLES: usize = 1024;
 
 /// Values by key.
 pub(super) struct ValueCache(RefCell<Pages>);
 
 struct Pages {
+    key_hash: KeyHash,
     bytes_max: usize,
     /// A ring of pages; all before the first lap has ended may be empty.
     pages: Vec<Vec<u8>>,
@@ -55,9 +56,10 @@ const UNITS_IN_PAGE: usize = PAGE_BYTES / UNIT_BYTES;
 
 impl ValueCache {
     /// An empty cache of at most `bytes_max`, but at least two pages.
-    pub(super) fn new(bytes_max: usize) -> Self {
+    pub(super) fn new(bytes_max: usize, key_hash: KeyHash) -> Self {
         let count = (bytes_max / PAGE_BYTES).clamp(2, u32::MAX as usize / UNITS_IN_PAGE);
         Self(RefCell::new(Pages {
+            key_hash,
             bytes_max,
             pages: (0..count).map(|_| Vec::new()).collect(),
             allocated: 0,
@@ -66,7 +68,7 @@ impl ValueCache {
         }))
     }
 
-    /// A copy of the value of `key`, whose [`filter_hash`] is `hash`.
+    /// A copy of the value of `key`, whose [`KeyHash`] is `hash`.
     pub(super) fn get(&self, hash: u64, key: &[u8]) -> Option<Bytes> {
         let pages = &mut *self.0.borrow_mut();
         let at = pages.index.get(hash, |at| key_at(&pages.pages, at) == key)?;
@@ -87,7 +89,7 @@ impl ValueCache {
         });
     }
 
-    /// Keeps the value of a key, if it is not too long. The caller knows that it is current (K1).
+    /// Keeps the value of a key, if it is not too long. The caller knows that it is current (F1).
     pub(super) fn insert(&self, hash: u64, key: &[u8], value: &[u8]) {
         if RECORD_BYTES_MAX < key.len() + value.len() {
             return;
@@ -110,7 +112,7 @@ impl ValueCache {
 }
 
 impl Pages {
-    /// Bytes of memory held (K2).
+    /// Bytes of memory held (F2).
     fn bytes(&self) -> usize {
         self.allocated + self.index.bytes()
     }
@@ -142,7 +144,7 @@ impl Pages {
             let from = offset + HEADER_BYTES;
             let (key, value) =
                 (&old[from..from + key_bytes], &old[from + key_bytes..from + key_bytes + value_bytes]);
-            let hash = filter_hash(key);
+            let hash = self.key_hash.of(key);
             let here = unit(page, offset);
             // A record that was removed, or whose key came again, is not what the index means.
             if self.index.remove(hash, |at| at == here) {
@@ -157,7 +159,7 @@ impl Pages {
         let mut offset = begin;
         while offset < self.pages[self.current].len() {
             let (key_bytes, value_bytes) = lengths(&self.pages[self.current], offset);
-            let hash = filter_hash(key_at(&self.pages, unit(self.current, offset)));
+            let hash = self.key_hash.of(key_at(&self.pages, unit(self.current, offset)));
             self.point(hash, unit(self.current, offset));
             offset += record_bytes(key_bytes, value_bytes);
         }
@@ -219,29 +221,31 @@ mod tests {
     use super::*;
     use crate::random::Random;
 
+    const KEY_HASH: KeyHash = KeyHash::with_seed(1);
+
     fn get(cache: &ValueCache, key: &[u8]) -> Option<Bytes> {
-        cache.get(filter_hash(key), key)
+        cache.get(KEY_HASH.of(key), key)
     }
 
     #[test]
     fn k1_what_is_found_is_what_was_put_last_and_not_removed() {
         let seed = 7;
         let mut random = Random::new(seed);
-        let cache = ValueCache::new(1 << 20);
+        let cache = ValueCache::new(1 << 20, KEY_HASH);
         let mut model = HashMap::new();
         let mut found = 0;
         for step in 0..200_000_u32 {
             let number = random.below(9_000);
-            cache.prefetch(&[random.next_u64(), filter_hash(format!("{number:04}").as_bytes())]); // changes nothing
+            cache.prefetch(&[random.next_u64(), KEY_HASH.of(format!("{number:04}").as_bytes())]); // changes nothing
             let key = format!("{:0width$}", number, width = 4 + number as usize % 60).into_bytes();
             match random.below(10) {
                 0..4 => {
                     let value = vec![step as u8; random.below(300) as usize];
-                    cache.insert(filter_hash(&key), &key, &value);
+                    cache.insert(KEY_HASH.of(&key), &key, &value);
                     model.insert(key, value);
                 }
                 4 => {
-                    cache.remove(filter_hash(&key), &key);
+                    cache.remove(KEY_HASH.of(&key), &key);
                     model.remove(&key);
                 }
                 _ => {
@@ -259,11 +263,11 @@ mod tests {
     fn k2_memory_stays_within_the_budget_and_most_of_it_is_used() {
         for value_bytes in [0, 100, 4000] {
             let budget = 4 << 20;
-            let cache = ValueCache::new(budget);
+            let cache = ValueCache::new(budget, KEY_HASH);
             let mut most = 0;
             for number in 0..400_000_u32 {
                 let key = number.to_be_bytes();
-                cache.insert(filter_hash(&key), &key, &vec![1; value_bytes]);
+                cache.insert(KEY_HASH.of(&key), &key, &vec![1; value_bytes]);
                 most = most.max(if number % 1000 == 0 { cache.0.borrow().bytes() } else { 0 });
             }
             assert!(most <= budget, "{value_bytes}: {most} of {budget}");
@@ -277,16 +281,16 @@ mod tests {
 
     #[test]
     fn what_is_read_stays_and_what_is_not_goes_and_a_large_value_never_comes() {
-        let cache = ValueCache::new(1 << 20);
-        cache.insert(filter_hash(b"hot"), b"hot", b"1");
-        cache.insert(filter_hash(b"cold"), b"cold", b"1");
+        let cache = ValueCache::new(1 << 20, KEY_HASH);
+        cache.insert(KEY_HASH.of(b"hot"), b"hot", b"1");
+        cache.insert(KEY_HASH.of(b"cold"), b"cold", b"1");
         for number in 0..200_000_u32 {
             let key = number.to_be_bytes();
-            cache.insert(filter_hash(&key), &key, &[0; 100]);
+            cache.insert(KEY_HASH.of(&key), &key, &[0; 100]);
             assert_eq!(get(&cache, b"hot").unwrap(), "1");
         }
         assert_eq!(get(&cache, b"cold"), None);
-        cache.insert(filter_hash(b"large"), b"large", &vec![0; RECORD_BYTES_MAX]);
+        cache.insert(KEY_HASH.of(b"large"), b"large", &vec![0; RECORD_BYTES_MAX]);
         assert_eq!(get(&cache, b"large"), None);
     }
 }

@@ -22,7 +22,7 @@ use super::router::{Router, ThreadId};
 use crate::db::{Lookup, Place, Progress, Ticket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::{Command, Handler, PIPELINE_MAX, Reply, Response};
-use crate::key::{ShardId, filter_hash};
+use crate::key::ShardId;
 use crate::storage::uring::UringStorage;
 
 /// How long a write waits for room before it is refused (P9).
@@ -246,10 +246,10 @@ impl<T: Status> Handler for Dispatcher<T> {
     fn prefetch<'a>(&self, mut keys: impl Iterator<Item = &'a [u8]>) {
         // One alone leaves nothing to do meanwhile.
         let (Some(first), Some(second)) = (keys.next(), keys.next()) else { return };
-        let mut found = [(ShardId(0), 0); PIPELINE_MAX];
+        let mut found = [(ShardId(0), &b""[..]); PIPELINE_MAX];
         let mut count = 0;
         for (found, key) in found.iter_mut().zip([first, second].into_iter().chain(keys)) {
-            *found = (self.router.shard(key), filter_hash(key));
+            *found = (self.router.shard(key), key);
             count += 1;
         }
         let found = &mut found[..count];
@@ -257,9 +257,7 @@ impl<T: Status> Handler for Dispatcher<T> {
         for of_shard in found.chunk_by(|(a, _), (b, _)| a == b) {
             let shard = usize::from(of_shard[0].0.0);
             if let Some(Some(engine)) = self.engines.get(shard) {
-                let mut hashes = [0; PIPELINE_MAX];
-                hashes.iter_mut().zip(of_shard).for_each(|(to, (_, hash))| *to = *hash);
-                engine.prefetch(&hashes[..of_shard.len()]);
+                engine.prefetch(of_shard.iter().map(|(_, key)| *key));
             }
         }
     }

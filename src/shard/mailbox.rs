@@ -9,11 +9,11 @@
 //!        └──── answered ◄── own loop ◄──(one wake-up)── ring ◄──(once a turn)── outbox ◄─────┘
 //! ```
 //!
-//! B1  Letters from one thread to another arrive in the order in which they were posted.
-//! B2  Posting never waits. What finds no room in the ring stays in the outbox, whose bytes are bounded: beyond
+//! Q1  Letters from one thread to another arrive in the order in which they were posted.
+//! Q2  Posting never waits. What finds no room in the ring stays in the outbox, whose bytes are bounded: beyond
 //!     that the request is refused as overloaded. Answers are never refused; each belongs to a request that
 //!     its thread has counted.
-//! B3  The letters of one turn cost at most one wake-up per target: they leave together, after every task that
+//! Q3  The letters of one turn cost at most one wake-up per target: they leave together, after every task that
 //!     was ready has run.
 
 use std::cell::{Cell, RefCell};
@@ -189,7 +189,7 @@ impl Mailbox {
         }
     }
 
-    /// Asks another thread. Never waits (B2).
+    /// Asks another thread. Never waits (Q2).
     ///
     /// # Errors
     /// `Overloaded` if too much waits for that thread already.
@@ -218,7 +218,7 @@ impl Mailbox {
     }
 
     /// Sends what was posted, for ever. It runs once a turn: tasks run in the order in which they were woken, so
-    /// everything that was ready when the first letter was posted has run before (B3).
+    /// everything that was ready when the first letter was posted has run before (Q3).
     ///
     /// Cancel safety: safe.
     pub async fn send(&self) {

@@ -138,6 +138,13 @@ pub fn frame_bytes(front: &[u8]) -> Result<u64, CorruptionReason> {
     }
 }
 
+/// Bytes of memory that the frame in `bytes` unpacks to, by its own words; not verified yet, but never more than
+/// [`open_frame`] would take.
+pub fn unpacked_bytes(bytes: &[u8]) -> usize {
+    let raw = bytes.get(12..16).and_then(|raw| raw.try_into().ok()).map_or(0, u32::from_le_bytes);
+    (raw as usize).clamp(bytes.len(), bytes.len() * UNPACK_RATIO_MAX)
+}
+
 /// Verifies the frame in `bytes`, which lie at `offset`, and unpacks it.
 ///
 /// `guard` is kept as long as the payload is in memory, by whoever holds a slice of it.

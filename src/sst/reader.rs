@@ -56,22 +56,38 @@ impl<F: File> Sst<F> {
         self.identity.file
     }
 
-    /// Reads and verifies the block at `handle`. `guard` is kept as long as the block is in memory.
+    /// Reads the frame at `handle`, and verifies nothing.
     ///
     /// # Errors
-    /// `Corruption` or `Io`, with file and offset.
-    pub async fn read_block<G: Send + 'static>(&self, handle: BlockHandle, guard: G) -> Result<Block> {
+    /// `Corruption` if it is past the end of the file; `Io`.
+    pub async fn read_frame(&self, handle: BlockHandle) -> Result<AlignedBuf> {
         if self.bytes < handle.offset + u64::from(handle.bytes) {
             return Err(self.corruption(handle, CorruptionReason("the block is past the end of the file")));
         }
-        let bytes = read(&self.file, &self.label, handle.offset, handle.bytes as usize).await?;
-        open_frame(bytes, self.identity, handle.offset, guard)
+        read(&self.file, &self.label, handle.offset, handle.bytes as usize).await
+    }
+
+    /// Verifies and unpacks what [`Self::read_frame`] has read. `guard` is kept as long as the block is in memory.
+    ///
+    /// # Errors
+    /// `Corruption`, with file and offset.
+    pub fn open_block<G: Send + 'static>(
+        &self,
+        handle: BlockHandle,
+        frame: AlignedBuf,
+        guard: G,
+    ) -> Result<Block> {
+        open_frame(frame, self.identity, handle.offset, guard)
             .map_err(|reason| self.corruption(handle, reason))
+    }
+
+    async fn read_block(&self, handle: BlockHandle) -> Result<Block> {
+        self.open_block(handle, self.read_frame(handle).await?, ())
     }
 
     /// The description that the file carries of itself.
     pub async fn properties(&self) -> Result<SstMeta> {
-        let block = self.read_block(self.properties, ()).await?;
+        let block = self.read_block(self.properties).await?;
         SstMeta::decode(&mut Reader::new(&block.payload))
             .map(|meta| SstMeta { bytes: self.bytes, ..meta })
             .map_err(|reason| self.corruption(self.properties, reason))
@@ -340,7 +356,7 @@ mod tests {
     async fn get(sst: &Sst<SimFile>, key: &[u8]) -> Result<Option<Bytes>> {
         let mut lookup = PointLookup::new(sst, filter_hash(key));
         loop {
-            let block = sst.read_block(lookup.wanted(), ()).await?;
+            let block = sst.read_block(lookup.wanted()).await?;
             match lookup.step(key, &block).map_err(|reason| sst.corruption(lookup.wanted(), reason))? {
                 Step::More => {}
                 Step::Absent => return Ok(None),

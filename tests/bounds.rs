@@ -1,0 +1,137 @@
+//! Bounds of the engine (P8), on simulated storage: what crash after crash leaves, and what readers hold.
+
+use futures_executor::block_on;
+use ringkeep::config::DbConfig;
+use ringkeep::db::Db;
+use ringkeep::error::ErrorKind;
+use ringkeep::file_name::FileName;
+use ringkeep::key::{KeyHash, ShardId};
+use ringkeep::record::Owner;
+use ringkeep::storage::sim::{Fate, SimStorage};
+
+const OWNER: Owner = Owner { store_id: 5, shard: ShardId(0) };
+
+const fn config(value_bytes_max: usize) -> DbConfig {
+    DbConfig {
+        sync_every_group: true,
+        memtable_bytes: 1 << 20,
+        cache_bytes: 1 << 20,
+        value_bytes_max,
+        open_files_max: 16,
+        wal_bytes: DbConfig::wal_bytes_for(1 << 20, value_bytes_max),
+        manifest_bytes: 1 << 16,
+        key_hash: KeyHash::with_seed(1),
+    }
+}
+
+const CONFIG: DbConfig = config(4_000);
+
+fn wals(storage: &SimStorage) -> usize {
+    storage.files().iter().filter(|(name, _)| matches!(name, FileName::Wal(_))).count()
+}
+
+/// Sets, and waits for the answer.
+async fn set(db: &Db<SimStorage>, key: &[u8], value: &[u8]) {
+    let ticket = db.set(key, value).unwrap();
+    db.commit_next().await.unwrap();
+    ticket.await.unwrap();
+}
+
+#[test]
+fn p8_starts_that_are_killed_before_they_do_anything_leave_no_files_behind() {
+    let mut storage = SimStorage::new(1);
+    let db = block_on(Db::create(storage.clone(), OWNER, CONFIG)).unwrap();
+    block_on(set(&db, b"key", b"value"));
+    for start in 0..10 {
+        storage = storage.crash(Fate::Killed);
+        let (db, recovered) = block_on(Db::open(storage.clone(), OWNER, CONFIG)).unwrap();
+        assert_eq!(block_on(db.get(b"key")).unwrap().unwrap(), "value");
+        assert_eq!(recovered.writes, 1, "start {start}");
+        assert_eq!(wals(&storage), 2, "start {start}: one with the write, one for the next");
+    }
+}
+
+#[test]
+fn p8_lives_that_are_killed_before_a_flush_hold_a_bounded_number_of_memtables() {
+    let mut storage = SimStorage::new(2);
+    block_on(Db::create(storage.clone(), OWNER, CONFIG)).unwrap();
+    let mut accepted = 0;
+    for life in 0..10 {
+        storage = storage.crash(Fate::Killed);
+        let (db, recovered) = block_on(Db::open(storage.clone(), OWNER, CONFIG)).unwrap();
+        assert_eq!(recovered.writes, accepted, "life {life}");
+        match db.set(format!("{life}").as_bytes(), b"") {
+            Ok(ticket) => {
+                block_on(db.commit_next()).unwrap();
+                block_on(ticket).unwrap();
+                accepted += 1;
+            }
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Overloaded, "life {life}"),
+        }
+    }
+    assert_eq!(accepted, 4, "as many memtables as the README says");
+    // A flush makes room.
+    let (db, _) = block_on(Db::open(storage.crash(Fate::Killed), OWNER, CONFIG)).unwrap();
+    block_on(db.flush_next()).unwrap();
+    block_on(set(&db, b"later", b""));
+}
+
+#[test]
+fn p8_values_that_unpack_to_many_times_their_blocks_are_counted_as_what_they_take() {
+    const VALUE_BYTES: usize = 250_000;
+    let config = config(VALUE_BYTES);
+    let budget = config.large_reads_bytes_max();
+    let count = budget / VALUE_BYTES + 50;
+    let storage = SimStorage::new(3);
+    let value = vec![7; VALUE_BYTES];
+    block_on(async {
+        let db = Db::create(storage.clone(), OWNER, config).await.unwrap();
+        for number in 0..count {
+            set(&db, format!("{number:04}").as_bytes(), &value).await;
+            db.prepare_spare().await.unwrap();
+            db.flush_next().await.unwrap();
+            while db.compact_next().await.unwrap() {}
+        }
+        db.close(|_| {}).await.unwrap();
+    });
+    let on_disk: u64 = storage
+        .files()
+        .iter()
+        .filter(|(name, _)| matches!(name, FileName::Sst(_)))
+        .map(|(_, bytes)| bytes)
+        .sum();
+    assert!(on_disk < budget as u64 / 4, "{on_disk} bytes: they do not compress");
+    let db = block_on(Db::open(storage, OWNER, config)).unwrap().0;
+    let mut held = Vec::new();
+    let refused = (0..count).find_map(|number| match block_on(db.get(format!("{number:04}").as_bytes())) {
+        Ok(found) => {
+            held.push(found.unwrap());
+            assert_eq!(held.last().unwrap(), &value);
+            None
+        }
+        Err(error) => Some(error.kind()),
+    });
+    assert_eq!(refused, Some(ErrorKind::Overloaded), "{} values of {VALUE_BYTES} are held", held.len());
+    assert!(held.len() * VALUE_BYTES <= budget);
+    // What readers have done with is there for others.
+    let last = format!("{:04}", count - 1);
+    held.truncate(held.len() / 2);
+    assert_eq!(block_on(db.get(last.as_bytes())).unwrap().unwrap(), value);
+}
+
+#[test]
+fn p8_a_value_larger_than_all_that_readers_may_hold_is_read_alone() {
+    const VALUE_BYTES: usize = 70 << 20;
+    let storage = SimStorage::new(4);
+    let value = vec![7; VALUE_BYTES];
+    block_on(async {
+        let db = Db::create(storage.clone(), OWNER, config(VALUE_BYTES)).await.unwrap();
+        set(&db, b"large", &value).await;
+    });
+    assert!(CONFIG.large_reads_bytes_max() < VALUE_BYTES);
+    let (db, _) = block_on(Db::open(storage.crash(Fate::Kept), OWNER, CONFIG)).unwrap();
+    let read = || block_on(db.get(b"large")).map(|found| found.unwrap() == value);
+    assert!(read().unwrap(), "from a memtable");
+    block_on(db.flush_next()).unwrap();
+    assert!(read().unwrap(), "from a file");
+}
