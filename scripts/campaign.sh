@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The reliability campaign: every test of the README's reliability table at its full size, on this machine, with the
-# table as the result. Takes about two and a half hours on two cores; what needs root is skipped without it.
+# table as the result. Takes about two and a half hours on two cores. What needs root is skipped without it, and the tests
+# with little memory or a slow disk run without these limits, and say so.
 #
 #   usage: scripts/campaign.sh [SEED]       (default: the time in seconds)
 #

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The same work against what people would use instead, with the same durability: Redis with `appendfsync always`,
-# Webdis in front of it, nginx without a store, RocksDB in the process of its load, and the bare device.
+# The same work against what people would use instead: Redis with `appendfsync always`, Webdis in front of it, nginx
+# without a store, RocksDB in the process of its load, and the bare device. Durability is the same but for the fill, where
+# RocksDB never syncs and ringkeep does every 100 ms.
 #
 #   usage: scripts/compare.sh [--quick] [--repeat N]
 #

@@ -157,6 +157,7 @@ def lone_set(run):
     def own_set(turn):
         figures = own("ringkeep", "overwrite", turn, "--data-dir", ringkeep.folder)
         run.add("device", {"p50": figures["storage"]["commit_4k_us"]["p50"], "command": figures["command"]}, "p50")
+        ringkeep.settle()
 
     def redis_set(_):
         run.add("redis", loads.redis_benchmark(redis.port, "set", 1, run.seconds * 3000), "p50")
@@ -189,6 +190,7 @@ def latencies(run):
     common = ["--filled", "--key-count", loads.KEYS, "--connections", 64]
     for workload in ("read", "overwrite"):
         top = loads.bench(ringkeep, workload, *common, "--duration", f"{run.seconds}s")["per_second"]
+        ringkeep.settle()
         for share in (25, 50, 75):
             for _ in range(run.repeat):
                 flags = ["--rate", int(top * share / 100), "--duration", f"{2 * run.seconds}s", "--warm-up", "1s"]
@@ -235,7 +237,7 @@ def shards(run):
 def cold_reads(run):
     """GET with data 8 times the cache, against the device's own random reads."""
     keys = run.scaled(20_000_000)
-    cache = keys * 116 // 8 // 2  # half of each value compresses
+    cache = keys * 116 // 8
     ringkeep = Ringkeep("--cache-size", f"{cache}B", "--sync", "100ms")
     loads.bench(ringkeep, "fill-unique", "--key-count", keys, "--pipeline", 16)
     ringkeep.settle()
@@ -362,6 +364,7 @@ def shapes(run):
         ringkeep = Ringkeep()
         common = ["--key-size", key_size, "--value-size", value_size, "--key-count", count]
         loads.bench(ringkeep, "fill-unique", *common)
+        ringkeep.settle()
         for turn in range(run.repeat):
             for order, workload in enumerate(("overwrite", "read")):  # not in the same order
                 flags = ["--filled", *common, "--duration", f"{run.seconds}s", "--seed", 2 * turn + order]
@@ -381,13 +384,14 @@ def machine():
     cpu = pathlib.Path("/proc/cpuinfo").read_text()
     number = os.stat(host.WORK).st_dev
     queue = pathlib.Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/queue")
-    mounts = subprocess.run(["df", "--output=fstype,source", host.WORK], capture_output=True, text=True).stdout
+    mount = subprocess.run(["findmnt", "--noheadings", "--output=FSTYPE,OPTIONS", "--target", host.WORK], capture_output=True, text=True).stdout.split()
     return {
         "kernel": platform.release(),
         "cpu": next((line.split(": ")[1] for line in cpu.splitlines() if line.startswith("model name")), None),
         "processors": os.cpu_count(),
         "server_on": SERVER, "load_on": LOAD,
-        "file_system": mounts.splitlines()[1].split()[0],
+        "file_system": mount[0],
+        "mount_options": mount[1],
         "write_cache": (queue / "write_cache").read_text().strip() if queue.exists() else None,
         "congestion_control": pathlib.Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip(),
         "fua": (queue / "fua").read_text().strip() if queue.exists() else None,
@@ -417,7 +421,7 @@ def main():
         run = Run(arguments.quick, arguments.repeat)
         QUESTIONS[name](run)
         report = {"question": name, "about": QUESTIONS[name].__doc__.splitlines()[0], "date": f"{datetime.date.today()}",
-                  "commit": commit, "quick": arguments.quick, "machine": machine(), "lines": run.lines}
+                  "commit": commit, "quick": arguments.quick, "repeat": run.repeat, "machine": machine(), "lines": run.lines}
         (RAW / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
