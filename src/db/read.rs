@@ -5,7 +5,7 @@
 //! await, and [`Lookup::finish`] reads the rest.
 //!
 //! Why the first entry found is the newest visible one: memtables hold newer writes than any SST (D3), a cached value
-//! is what the SSTs say ([`super::values`], F1), and among SSTs N3 holds. Everything in an SST was committed (D3), so it
+//! is what the SSTs say (F1 of `values`), and among SSTs N3 holds. Everything in an SST was committed (D3), so it
 //! is visible to every reader, and no SST entry needs to be compared with the snapshot. The memtables and the version
 //! are looked at in one synchronous step, so no flush can move an entry between them unseen.
 
@@ -197,7 +197,7 @@ impl<S: Storage> Lookup<S> {
 
 impl<S: Storage> Db<S> {
     /// Whether what a search of `version` has found for `key` is still what files say, and no memtable hides it
-    /// ([`super::values`], F1).
+    /// (F1 of `values`).
     fn is_current(&self, version: &Rc<Version>, hash: u64, key: &[u8]) -> bool {
         let inner = &*self.0;
         let hides = |memtable: &Memtable| memtable.get(hash, key, SeqNo(u64::MAX)).is_some();
