@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn k1_what_is_found_is_what_was_put_last_and_not_removed() {
+    fn f1_what_is_found_is_what_was_put_last_and_not_removed() {
         let seed = 7;
         let mut random = Random::new(seed);
         let cache = ValueCache::new(1 << 20, KEY_HASH);
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn k2_memory_stays_within_the_budget_and_most_of_it_is_used() {
+    fn f2_memory_stays_within_the_budget_and_most_of_it_is_used() {
         for value_bytes in [0, 100, 4000] {
             let budget = 4 << 20;
             let cache = ValueCache::new(budget, KEY_HASH);

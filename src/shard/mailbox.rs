@@ -294,7 +294,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn b1_letters_arrive_in_order_and_none_is_lost_when_rings_are_full() {
+    fn q1_letters_arrive_in_order_and_none_is_lost_when_rings_are_full() {
         let threads: Vec<_> = connect(2)
             .into_iter()
             .map(|ends| {
