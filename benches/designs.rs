@@ -35,7 +35,7 @@ use ringkeep::key::{Entry, FileNumber, KeyHash, SeqNo, ShardId, ValueKind, filte
 use ringkeep::memtable::{InOrder, Memtable};
 use ringkeep::random::hash;
 use ringkeep::record::{Identity, Kind};
-use ringkeep::sst::block::{BlockBuilder, BlockKind, open_frame, put_frame, seek};
+use ringkeep::sst::block::{BlockBuilder, BlockKind, Frame, put_frame, seek};
 use ringkeep::sst::filter;
 use ringkeep::storage::{AlignedBuf, BLOCK_BYTES};
 use xorf::{BinaryFuse8, BinaryFuse16, Filter};
@@ -261,7 +261,9 @@ fn block_sizes(criterion: &mut Criterion) {
             bencher.iter_batched(
                 || AlignedBuf::from(&frame[..]),
                 |frame| {
-                    let block = open_frame(frame, IDENTITY, 4096, ()).expect("it was framed");
+                    let block = Frame::verify(frame, IDENTITY, 4096)
+                        .and_then(|frame| frame.unpack(()))
+                        .expect("it was framed");
                     next = (next + 1) % keys.len();
                     let found = seek(&block.payload, &keys[next]).expect("the block is sound");
                     assert!(found.is_some_and(|located| located.exact));

@@ -26,7 +26,7 @@ use ringkeep::random::hash;
 use ringkeep::record::{Identity, Kind, decode, record_bytes, seal};
 use ringkeep::shard::mailbox::{Answer, Mailbox, Operation, connect};
 use ringkeep::shard::router::ThreadId;
-use ringkeep::sst::block::{BlockBuilder, BlockKind, open_frame, put_frame, seek};
+use ringkeep::sst::block::{BlockBuilder, BlockKind, Frame, put_frame, seek};
 use ringkeep::sst::filter;
 use ringkeep::storage::AlignedBuf;
 
@@ -156,7 +156,9 @@ fn block(criterion: &mut Criterion) {
         bencher.iter_batched(
             || AlignedBuf::from(&frame[..]),
             |frame| {
-                let block = open_frame(frame, identity, 4096, ()).expect("it was framed");
+                let block = Frame::verify(frame, identity, 4096)
+                    .and_then(|frame| frame.unpack(()))
+                    .expect("it was framed");
                 assert_eq!(block.payload.len(), payload.len());
             },
             BatchSize::SmallInput,

@@ -1,4 +1,5 @@
-//! Keys, sequence numbers and value kinds, and the one ordering that everything sorts by. Pure.
+//! Keys, sequence numbers and value kinds, and the one ordering that everything sorts by. Pure, but
+//! for the seed that [`KeyHash::random`] draws.
 //!
 //! Entries sort by user key, bytewise ascending, then by [`SeqNo`] descending: the newest write of a key comes
 //! first. Two hashes of a key are part of the format: one picks its shard, the other feeds the filters. A third, with a
@@ -95,8 +96,8 @@ pub fn filter_hash(key: &[u8]) -> u64 {
     xxh3_64_with_seed(key, FILTER_SEED)
 }
 
-/// The hash that finds keys in memory. Nobody is told its seed, so who chooses the keys cannot make them collide:
-/// keys of one hash are compared one by one, and a write of one more would take longer each time.
+/// The hash that finds keys in memory. Nobody is told its seed, so who chooses the keys cannot compute beforehand which
+/// collide: keys of one hash are compared one by one, and a write of one more would take longer each time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeyHash {
     seed: u64,

@@ -1,11 +1,13 @@
-//! Bounds of the engine (P8), on simulated storage: what crash after crash leaves, and what readers hold.
+//! Bounds of the engine (P8), on simulated storage: what crash after crash leaves, and what readers hold; and that a
+//! bound does not hide damage.
 
 use futures_executor::block_on;
-use ringkeep::config::DbConfig;
+use ringkeep::config::{BLOCK_BYTES, DbConfig};
 use ringkeep::db::Db;
 use ringkeep::error::ErrorKind;
 use ringkeep::file_name::FileName;
 use ringkeep::key::{KeyHash, ShardId};
+use ringkeep::random::Random;
 use ringkeep::record::Owner;
 use ringkeep::storage::sim::{Fate, SimStorage};
 
@@ -122,10 +124,14 @@ fn p8_values_that_unpack_to_many_times_their_blocks_are_counted_as_what_they_tak
 #[test]
 fn p8_a_value_larger_than_all_that_readers_may_hold_is_read_alone() {
     const VALUE_BYTES: usize = 70 << 20;
+    const CACHED_BYTES: usize = 100_000;
     let storage = SimStorage::new(4);
     let value = vec![7; VALUE_BYTES];
     block_on(async {
         let db = Db::create(storage.clone(), OWNER, config(VALUE_BYTES)).await.unwrap();
+        let mut random = Random::new(4);
+        let cached: Vec<u8> = (0..CACHED_BYTES).map(|_| random.next_u64() as u8).collect();
+        set(&db, b"cached", &cached).await;
         set(&db, b"large", &value).await;
     });
     assert!(CONFIG.large_reads_bytes_max() < VALUE_BYTES);
@@ -134,4 +140,33 @@ fn p8_a_value_larger_than_all_that_readers_may_hold_is_read_alone() {
     assert!(read().unwrap(), "from a memtable");
     block_on(db.flush_next()).unwrap();
     assert!(read().unwrap(), "from a file");
+    // A block that the cache keeps holds leave as well.
+    assert_eq!(block_on(db.get(b"cached")).unwrap().unwrap().len(), CACHED_BYTES);
+    assert!(read().unwrap(), "beside a cached block");
+}
+
+#[test]
+fn p5_a_block_whose_length_is_damaged_is_called_damaged_however_much_it_asks_for() {
+    const VALUE_BYTES: usize = 8 << 20;
+    let config = config(VALUE_BYTES);
+    let storage = SimStorage::new(5);
+    block_on(async {
+        let db = Db::create(storage.clone(), OWNER, config).await.unwrap();
+        set(&db, b"large", &vec![7; VALUE_BYTES]).await;
+        db.close(|_| {}).await.unwrap();
+    });
+    let sst = storage.files().into_iter().map(|(name, _)| name).find(|name| matches!(name, FileName::Sst(_)));
+    let sst = sst.expect("the close has flushed");
+    let bytes = storage.bytes(sst);
+    // The frame that says that it takes most of the file's pages.
+    let pages = |at: usize| u32::from_le_bytes(bytes[at + 4..at + 8].try_into().unwrap()) as usize;
+    let frame = (0..bytes.len()).step_by(BLOCK_BYTES).find(|at| VALUE_BYTES / BLOCK_BYTES <= pages(*at));
+    let unpacked_bytes = frame.expect("the value has a block") as u64 + 12;
+    for bit in 0..32 {
+        let storage = storage.crash(Fate::Kept);
+        storage.corrupt(sst, unpacked_bytes + bit / 8, 1 << (bit % 8));
+        let (db, _) = block_on(Db::open(storage, OWNER, config)).unwrap();
+        let error = block_on(db.get(b"large")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corruption, "bit {bit}: {error}");
+    }
 }

@@ -341,9 +341,10 @@ fn a_full_disk_refuses_writes_answers_reads_and_recovers_by_itself() {
         assert_eq!(server.wait().code(), Some(0));
         let server = Server::start(&disk.data(), FLAGS);
         journals.check(&mut server.client(), "after the restart");
-        server.kill();
+        server.signal("-TERM"); // a kill could leave a part of an SST behind, which makes room
+        assert_eq!(server.wait().code(), Some(0));
 
-        // A start that finds no room for its logs ends, and changes nothing.
+        // A start that finds no room ends.
         disk.fill(&ballast);
         let (mut child, line) = spawn(&disk.data(), FLAGS);
         assert_eq!((child.wait().unwrap().code(), line.as_str()), (Some(1), ""));

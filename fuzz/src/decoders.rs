@@ -16,7 +16,7 @@ use ringkeep::record::file::{Extent, replay};
 use ringkeep::record::{
     HEADER_BYTES, Identity, Kind, decode, decode_single, encode_single, record_bytes, seal,
 };
-use ringkeep::sst::block::{Cursor, FRAME_BYTES, frame_crc, open_frame, seek};
+use ringkeep::sst::block::{Cursor, FRAME_BYTES, Frame, frame_crc, seek};
 use ringkeep::sst::{BlockHandle, SstMeta, filter};
 use ringkeep::storage::sim::SimStorage;
 use ringkeep::storage::{Access, AlignedBuf, BLOCK_BYTES, SECTOR_BYTES, Storage};
@@ -209,7 +209,7 @@ pub fn sst_frame(data: &[u8]) {
     let crc = frame_crc(IDENTITY, 0, &frame[4..]);
     frame[..4].copy_from_slice(&crc.to_le_bytes());
     let length = frame.len();
-    if let Ok(block) = open_frame(frame, IDENTITY, 0, ()) {
+    if let Ok(block) = Frame::verify(frame, IDENTITY, 0).and_then(|frame| frame.unpack(())) {
         assert!(block.payload.len() <= 16 * length);
         walk(&block.payload);
     }

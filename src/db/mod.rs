@@ -50,7 +50,7 @@ pub use self::flush::CloseStep;
 use self::read::Wants;
 pub use self::read::{Lookup, Progress};
 pub use self::recovery::Recovered;
-use self::stall::{Backlog, FROZEN_MAX, Pressure};
+use self::stall::{Backlog, FROZEN_MAX, FROZEN_RECOVERED_MAX, Pressure};
 use self::values::ValueCache;
 use crate::compaction::{Limits, debt_bytes};
 use crate::config::{DbConfig, KEY_BYTES_MAX, WRITE_OVERHEAD_BYTES_MAX};
@@ -254,7 +254,7 @@ impl<S: Storage> Db<S> {
         if inner.closing.get() {
             return Err(Error::new(ErrorKind::ShuttingDown, "the server is stopping"));
         }
-        if FROZEN_MAX + 1 < inner.frozen.borrow().len() {
+        if FROZEN_RECOVERED_MAX <= inner.frozen.borrow().len() {
             // A crash adds what was active then. With every crash before the next flush there would be one more (P8).
             return Err(self.no_room(Work::Flush, "flushes are too far behind"));
         }
@@ -518,8 +518,10 @@ impl<S: Storage> Db<S> {
         if bytes <= SMALL_READ_BYTES {
             return Ok(None);
         }
-        // What is larger than all of it, from a time with another `--max-value-size`, has it for itself.
-        let kibibytes = bytes.div_ceil(1024).min(self.0.config.large_reads_bytes_max() / 1024);
+        // A value larger than all of it, from a time with another `--max-value-size`, takes what cached blocks leave.
+        let config = &self.0.config;
+        let kibibytes =
+            bytes.div_ceil(1024).min((config.large_reads_bytes_max() - config.cache_bytes) / 1024);
         let kibibytes = u32::try_from(kibibytes).expect("values are under 4 TiB");
         match self.0.large_reads.clone().try_acquire_many_owned(kibibytes) {
             Ok(permit) => Ok(Some(permit)),

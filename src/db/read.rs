@@ -19,7 +19,7 @@ use crate::key::{SeqNo, ValueKind, filter_hash};
 use crate::manifest::{LEVELS, SharedMeta, Version};
 use crate::memtable::Memtable;
 use crate::sst::BlockHandle;
-use crate::sst::block::{Block, unpacked_bytes};
+use crate::sst::block::Block;
 use crate::sst::reader::{PointLookup, Sst, Step};
 use crate::storage::Storage;
 
@@ -139,13 +139,13 @@ impl<S: Storage> Lookup<S> {
                     let frame = sst.read_frame(handle).await?;
                     // Small on disk, it may be large in memory. A check that has leave holds it, or four of them would
                     // wait for each other.
-                    let bytes = unpacked_bytes(&frame);
-                    if frame.len() < bytes && !(checks && guard.is_some()) {
+                    let bytes = frame.unpacked_bytes();
+                    if (handle.bytes as usize) < bytes && !(checks && guard.is_some()) {
                         guard = hold(bytes).await?;
                     }
                     // The cache would keep the leave of a check, and those that wait for one would wait for ever.
                     let cached = !(checks && guard.is_some());
-                    let block = Rc::new(sst.open_block(handle, frame, guard)?);
+                    let block = Rc::new(sst.unpack(handle, frame, guard)?);
                     if cached {
                         db.0.cache.insert(sst.number(), handle.offset, block.clone());
                     }

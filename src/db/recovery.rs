@@ -194,8 +194,15 @@ impl<S: Storage> Db<S> {
         state.next_file = state.next_file.max(number.next());
         state.wals = std::mem::take(&mut replayed.wals);
         state.wals.insert(number, unused);
-        let manifest = Manifest::create(storage.clone(), owner, state, config.manifest_bytes).await?;
-        Ok(Prepared { replayed, wal, manifest })
+        match Manifest::create(storage.clone(), owner, state, config.manifest_bytes).await {
+            Ok(manifest) => Ok(Prepared { replayed, wal, manifest }),
+            Err(error) => {
+                if clean.is_none() && error.kind() != ErrorKind::Poisoned {
+                    let _ = storage.remove(FileName::Wal(number)).await; // as above
+                }
+                Err(error)
+            }
+        }
     }
 }
 

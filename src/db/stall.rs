@@ -11,6 +11,8 @@ use crate::compaction::L0_FILES;
 
 /// Memtables that may wait for their flush. With the active one they bound the memory of unflushed writes.
 pub const FROZEN_MAX: usize = 2;
+/// The same after crashes: each finds one more, which was active. With so many no write is taken, until one is flushed.
+pub const FROZEN_RECOVERED_MAX: usize = FROZEN_MAX + 2;
 /// Files in L0: a read looks at each, so twice what one compaction takes is far too many.
 const L0_FILES_SLOW: usize = 10;
 const L0_FILES_STOP: usize = 24;

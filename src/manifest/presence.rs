@@ -55,9 +55,9 @@ pub fn missing<S: Storage>(storage: &S, state: &State, files: &Files) -> Vec<Err
 /// An error for every WAL that the manifest does not name and that holds writes which are nowhere else: the edit
 /// that named it was lost.
 ///
-/// WALs are named in the order of their numbers, and the newest is not released before a newer one is named. So one
-/// below the newest was named, and released: what it holds was flushed, or written so late by a killed process that
-/// recovery had fixed the end before it.
+/// WALs are named in the order of their numbers, and the newest is not released before a newer one is named; but for
+/// the spare of a clean stop, which nothing was ever written to. So one below the newest was named, and released: what
+/// it holds was flushed, or written so late by a killed process that recovery had fixed the end before it.
 ///
 /// # Errors
 /// `Io`.

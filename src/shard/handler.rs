@@ -349,9 +349,10 @@ fn delete(db: &Engine, tasks: &Tasks, key: &[u8]) -> Started {
 
 /// The answer to a delete, once its tombstone is durable and what it deleted is known.
 async fn deleted(db: &Engine, key: &[u8], ticket: Ticket, lookup: Lookup<UringStorage>) -> Result<Answer> {
-    let found = lookup.finish(db, key).await;
+    // The value that it found is not held until the group is durable.
+    let answer = lookup.finish(db, key).await.map(existed);
     ticket.await?;
-    found.map(existed)
+    answer
 }
 
 fn existed(value: Option<Bytes>) -> Answer {

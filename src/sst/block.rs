@@ -138,53 +138,67 @@ pub fn frame_bytes(front: &[u8]) -> Result<u64, CorruptionReason> {
     }
 }
 
-/// Bytes of memory that the frame in `bytes` unpacks to, by its own words; not verified yet, but never more than
-/// [`open_frame`] would take.
-pub fn unpacked_bytes(bytes: &[u8]) -> usize {
-    let raw = bytes.get(12..16).and_then(|raw| raw.try_into().ok()).map_or(0, u32::from_le_bytes);
-    (raw as usize).clamp(bytes.len(), bytes.len() * UNPACK_RATIO_MAX)
+/// A frame whose checksum and lengths fit, not unpacked yet.
+pub struct Frame {
+    bytes: AlignedBuf,
+    kind: BlockKind,
+    compressed: bool,
+    stored_bytes: usize,
+    raw_bytes: usize,
 }
 
-/// Verifies the frame in `bytes`, which lie at `offset`, and unpacks it.
-///
-/// `guard` is kept as long as the payload is in memory, by whoever holds a slice of it.
-pub fn open_frame<G: Send + 'static>(
-    bytes: AlignedBuf,
-    identity: Identity,
-    offset: u64,
-    guard: G,
-) -> Result<Block, CorruptionReason> {
-    let mut reader = Reader::new(&bytes);
-    let crc = reader.u32()?;
-    if crc != frame_crc(identity, offset, reader.rest()) {
-        return Err(CorruptionReason("the checksum of the block does not fit"));
-    }
-    let pages = reader.u32()? as usize;
-    let stored_bytes = reader.u32()? as usize;
-    let raw_bytes = reader.u32()? as usize;
-    let kind = BlockKind::decode(reader.u8()?)?;
-    let compression = reader.u8()?;
-    reader.u16()?;
-    let stored = reader.bytes(stored_bytes)?;
-    if pages.checked_mul(BLOCK_BYTES) != Some(bytes.len()) || bytes.len() * UNPACK_RATIO_MAX < raw_bytes {
-        return Err(CorruptionReason("the lengths of the block contradict each other"));
-    }
-    match compression {
-        0 if raw_bytes == stored_bytes => {
-            let memory = bytes.capacity();
-            let payload = Bytes::from_owner(Guarded(bytes, guard));
-            let payload = payload.slice(FRAME_BYTES..FRAME_BYTES + stored_bytes);
-            Ok(Block { kind, payload, memory })
+impl Frame {
+    /// Verifies the frame in `bytes`, which lie at `offset`.
+    ///
+    /// # Errors
+    /// What does not fit.
+    pub fn verify(bytes: AlignedBuf, identity: Identity, offset: u64) -> Result<Self, CorruptionReason> {
+        let mut reader = Reader::new(&bytes);
+        let crc = reader.u32()?;
+        if crc != frame_crc(identity, offset, reader.rest()) {
+            return Err(CorruptionReason("the checksum of the block does not fit"));
         }
-        1 => {
-            let mut payload = vec![0; raw_bytes];
-            match lz4_flex::block::decompress_into(stored, &mut payload) {
-                Ok(count) if count == raw_bytes => {}
-                _ => return Err(CorruptionReason("the block does not unpack")),
-            }
-            Ok(Block { kind, payload: Bytes::from_owner(Guarded(payload, guard)), memory: raw_bytes })
+        let pages = reader.u32()? as usize;
+        let stored_bytes = reader.u32()? as usize;
+        let raw_bytes = reader.u32()? as usize;
+        let kind = BlockKind::decode(reader.u8()?)?;
+        let compression = reader.u8()?;
+        reader.u16()?;
+        reader.bytes(stored_bytes)?;
+        if pages.checked_mul(BLOCK_BYTES) != Some(bytes.len()) || bytes.len() * UNPACK_RATIO_MAX < raw_bytes {
+            return Err(CorruptionReason("the lengths of the block contradict each other"));
         }
-        _ => Err(CorruptionReason("the compression of the block is not known to this version")),
+        let compressed = match compression {
+            0 if raw_bytes == stored_bytes => false,
+            1 => true,
+            _ => return Err(CorruptionReason("the compression of the block is not known to this version")),
+        };
+        Ok(Self { bytes, kind, compressed, stored_bytes, raw_bytes })
+    }
+
+    /// Bytes of memory that the block will keep.
+    pub fn unpacked_bytes(&self) -> usize {
+        if self.compressed { self.raw_bytes } else { self.bytes.capacity() }
+    }
+
+    /// Unpacks it. `guard` is kept as long as the payload is in memory, by whoever holds a slice of it.
+    ///
+    /// # Errors
+    /// If it does not unpack to the length that it says.
+    pub fn unpack<G: Send + 'static>(self, guard: G) -> Result<Block, CorruptionReason> {
+        let memory = self.unpacked_bytes();
+        let Self { bytes, kind, compressed, stored_bytes, raw_bytes } = self;
+        let stored = FRAME_BYTES..FRAME_BYTES + stored_bytes;
+        if !compressed {
+            let payload = Bytes::from_owner(Guarded(bytes, guard)).slice(stored);
+            return Ok(Block { kind, payload, memory });
+        }
+        let mut payload = vec![0; raw_bytes];
+        match lz4_flex::block::decompress_into(&bytes[stored], &mut payload) {
+            Ok(count) if count == raw_bytes => {}
+            _ => return Err(CorruptionReason("the block does not unpack")),
+        }
+        Ok(Block { kind, payload: Bytes::from_owner(Guarded(payload, guard)), memory })
     }
 }
 
@@ -513,7 +527,7 @@ mod tests {
             let mut out = AlignedBuf::with_capacity(0);
             let (handle, _) = put_frame(&mut out, BlockKind::Data, &payload, IDENTITY, 8192);
             assert_eq!((out.len(), frame_bytes(&out)), (handle.bytes as usize, Ok(u64::from(handle.bytes))));
-            let open = |bytes: &[u8]| open_frame(AlignedBuf::from(bytes), IDENTITY, 8192, ());
+            let open = |bytes: &[u8]| Frame::verify(AlignedBuf::from(bytes), IDENTITY, 8192)?.unpack(());
             assert_eq!(open(&out).unwrap().payload, payload);
             for bit in (0..out.len() * 8).step_by(37).chain(0..8 * FRAME_BYTES) {
                 let mut flipped = AlignedBuf::from(&out[..]);
@@ -521,8 +535,8 @@ mod tests {
                 assert!(open(&flipped).is_err(), "bit {bit}");
             }
             let other = Identity { file: FileNumber(4), ..IDENTITY };
-            assert!(open_frame(AlignedBuf::from(&out[..]), other, 8192, ()).is_err());
-            assert!(open_frame(AlignedBuf::from(&out[..]), IDENTITY, 4096, ()).is_err());
+            assert!(Frame::verify(AlignedBuf::from(&out[..]), other, 8192).is_err());
+            assert!(Frame::verify(AlignedBuf::from(&out[..]), IDENTITY, 4096).is_err());
         }
     }
 

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-use super::block::{Block, BlockKind, Cursor, FRAME_BYTES, frame_bytes, open_frame, seek};
+use super::block::{Block, BlockKind, Cursor, FRAME_BYTES, Frame, frame_bytes, seek};
 use super::{BlockHandle, SstMeta, filter};
 use crate::codec::{Reader, to_usize};
 use crate::error::{CorruptionReason, Error, ErrorKind, Result};
@@ -56,33 +56,28 @@ impl<F: File> Sst<F> {
         self.identity.file
     }
 
-    /// Reads the frame at `handle`, and verifies nothing.
+    /// Reads and verifies the frame at `handle`.
     ///
     /// # Errors
-    /// `Corruption` if it is past the end of the file; `Io`.
-    pub async fn read_frame(&self, handle: BlockHandle) -> Result<AlignedBuf> {
+    /// `Corruption` or `Io`, with file and offset.
+    pub async fn read_frame(&self, handle: BlockHandle) -> Result<Frame> {
         if self.bytes < handle.offset + u64::from(handle.bytes) {
             return Err(self.corruption(handle, CorruptionReason("the block is past the end of the file")));
         }
-        read(&self.file, &self.label, handle.offset, handle.bytes as usize).await
+        let bytes = read(&self.file, &self.label, handle.offset, handle.bytes as usize).await?;
+        Frame::verify(bytes, self.identity, handle.offset).map_err(|reason| self.corruption(handle, reason))
     }
 
-    /// Verifies and unpacks what [`Self::read_frame`] has read. `guard` is kept as long as the block is in memory.
+    /// Unpacks the frame that was at `handle`. `guard` is kept as long as the block is in memory.
     ///
     /// # Errors
     /// `Corruption`, with file and offset.
-    pub fn open_block<G: Send + 'static>(
-        &self,
-        handle: BlockHandle,
-        frame: AlignedBuf,
-        guard: G,
-    ) -> Result<Block> {
-        open_frame(frame, self.identity, handle.offset, guard)
-            .map_err(|reason| self.corruption(handle, reason))
+    pub fn unpack<G: Send + 'static>(&self, handle: BlockHandle, frame: Frame, guard: G) -> Result<Block> {
+        frame.unpack(guard).map_err(|reason| self.corruption(handle, reason))
     }
 
     async fn read_block(&self, handle: BlockHandle) -> Result<Block> {
-        self.open_block(handle, self.read_frame(handle).await?, ())
+        self.unpack(handle, self.read_frame(handle).await?, ())
     }
 
     /// The description that the file carries of itself.
@@ -258,7 +253,8 @@ impl<F: File> Frames<F> {
             let from = to_usize(self.next - self.window_at);
             AlignedBuf::from(&self.window[from..from + bytes])
         };
-        let block = open_frame(frame, self.sst.identity, self.next, ())
+        let block = Frame::verify(frame, self.sst.identity, self.next)
+            .and_then(|frame| frame.unpack(()))
             .map_err(|reason| self.sst.corruption(at, reason))?;
         self.next += bytes as u64;
         let bytes = u32::try_from(bytes).map_err(|_| {
