@@ -170,5 +170,6 @@ mod tests {
             (found + 1, again + u32::from(bits(other, *a) == bits(other, *b)))
         });
         assert!(0 < found && again < found, "{again} of {found} pairs");
+        assert_ne!(KeyHash::random(), KeyHash::random(), "each is drawn");
     }
 }
