@@ -86,8 +86,9 @@ def origin(report):
     counts = [len(line["samples"]) for line in report["lines"].values()]
     least, most = min(counts), max(counts)
     samples = f"{least} to {most}" if least < most else f"{most}"
+    repeat = f"--repeat {report['repeat']} " if "repeat" in report else ""
     return (f"Commit `{report['commit']}`, {report['date']}, {samples} samples of each line: "
-            f"`scripts/bench.sh --repeat {report.get('repeat', most)} {report['question']}`.{taken}")
+            f"`scripts/bench.sh {repeat}{report['question']}`.{taken}")
 
 
 def commands(lines, names):
