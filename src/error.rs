@@ -77,6 +77,11 @@ struct Inner {
     source: Option<io::Error>,
 }
 
+/// Whether the system refused an operation for want of space.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 impl Error {
     /// An error whose sentence says it all.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
@@ -87,7 +92,7 @@ impl Error {
     /// `write 4096 bytes at offset 8192 of shard-000/000007.wal`. A full disk gets its own kind.
     pub fn io(attempt: impl Into<String>, source: io::Error) -> Self {
         let kind = match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::DiskFull,
+            _ if is_full(&source) => ErrorKind::DiskFull,
             io::ErrorKind::PermissionDenied => ErrorKind::Permission,
             _ => ErrorKind::Io,
         };

@@ -31,6 +31,7 @@ use std::time::{Duration, Instant};
 use tokio_uring::fs;
 
 use super::{Access, AlignedBuf, BLOCK_BYTES, File, Storage};
+use crate::error::is_full;
 use crate::file_name::FileName;
 
 /// How a commit reaches stable storage.
@@ -68,13 +69,10 @@ impl Device {
 
     /// As [`Self::probe`], but writes nothing: whether `STORE` can be read with O_DIRECT.
     pub fn for_reading(directory: &Path) -> io::Result<Self> {
-        let path = directory.join(FileName::Store.to_string());
-        let opened = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path);
-        let read = opened.and_then(|file| file.read_at(&mut AlignedBuf::zeroed(BLOCK_BYTES), 0));
-        let direct = match read {
+        let direct = match reads_direct(&directory.join(FileName::Store.to_string())) {
             // That it is missing is told with the name of the store.
             Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-            read => allows_direct(read)?,
+            direct => direct?,
         };
         Ok(Self { direct, sync_primitive: SyncPrimitive::Fdatasync })
     }
@@ -82,18 +80,12 @@ impl Device {
     fn probe_with(path: &Path) -> io::Result<Self> {
         std::fs::File::create(path)?.set_len(BLOCK_BYTES as u64)?;
         // Some file systems accept the flag and refuse the transfer.
-        let transfer = open_blocking(path, libc::O_DIRECT).and_then(|file| {
-            let mut block = AlignedBuf::zeroed(BLOCK_BYTES);
-            let written = file.write_all_at(&block, 0).map(|()| true);
-            match written {
-                // Not for want of O_DIRECT: a hole can be read.
-                Err(error) if is_full(&error) => file.read_at(&mut block, 0).map(|_| false),
-                written => written,
-            }
-        });
-        let has_room = matches!(transfer, Ok(true));
-        let direct = allows_direct(transfer)?;
-        if !direct || !has_room {
+        let written = open_blocking(path, libc::O_DIRECT)
+            .and_then(|file| file.write_all_at(&AlignedBuf::zeroed(BLOCK_BYTES), 0));
+        // A full disk refuses it, too, but not for want of O_DIRECT: a hole can be read.
+        let full = written.as_ref().is_err_and(is_full);
+        let direct = if full { reads_direct(path)? } else { allows_direct(written)? };
+        if full || !direct {
             return Ok(Self { direct, sync_primitive: SyncPrimitive::Fdatasync });
         }
         let sync_primitive = match queue_settings(path)? {
@@ -115,8 +107,10 @@ fn allows_direct<T>(tried: io::Result<T>) -> io::Result<bool> {
     }
 }
 
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+/// Whether the file at `path` can be read with O_DIRECT.
+fn reads_direct(path: &Path) -> io::Result<bool> {
+    let opened = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path);
+    allows_direct(opened.and_then(|file| file.read_at(&mut AlignedBuf::zeroed(BLOCK_BYTES), 0)))
 }
 
 /// Lets `work` make a small file in `directory`, and removes it.
