@@ -197,7 +197,7 @@ def latencies(run):
                 figures = loads.bench(ringkeep, workload, *common, *flags)
                 latency = figures["latency_us"]
                 latency.pop("histogram")
-                run.add(f"{workload}/{share}", {**latency, "rate": int(top * share / 100), "command": figures["command"]}, "p99.9")
+                run.add(f"{workload}/{share}", {**latency, "rate": int(top * share / 100), "sent_late": figures["sent_late"], "command": figures["command"]}, "p99.9")
                 ringkeep.settle()
                 if workload == "overwrite":
                     run.add("device", loads.fio_sync(host.fresh("device") / "file", 2 * run.seconds), "p99.9")

@@ -172,12 +172,18 @@ def latency_label(name):
     return f"{'GET' if workload == 'read' else 'SET'} at {share} % of the top rate"
 
 
+def sent_late(details):
+    """The share of requests that the load sent over a millisecond late by itself; nothing where it was not counted."""
+    shares = [each["sent_late"] / each["count"] for each in details if "sent_late" in each]
+    return f"{100 * statistics.median(shares):.2g} %" if shares else ""
+
+
 def latencies(lines):
     rows = []
     for name in lines.lines:
         cells = [number(statistics.median(lines.details(name, key))) for key in ("p50", "p99", "p99.9", "p99.99", "max")]
-        rows.append([latency_label(name), number(lines.details(name, "rate")[0]), *cells])
-    return (table(["open loop, 64 connections", "a second", "p50 µs", "p99", "p99.9", "p99.99", "max"], rows)
+        rows.append([latency_label(name), number(lines.details(name, "rate")[0]), *cells, sent_late(lines.lines[name]["details"])])
+    return (table(["open loop, 64 connections", "a second", "p50 µs", "p99", "p99.9", "p99.99", "max", "sent late"], rows)
             + "\n\n![latency against percentile](benches/plots/latency.svg)\n\n" + commands(lines, ("read/25", "overwrite/25", "device")))
 
 
@@ -248,8 +254,9 @@ def fill(lines):
 
 def steady(lines):
     gap, rate = lines.details("open_loop", "longest_gap_ms"), lines.details("open_loop", "rate")[0]
+    late = sent_late([{**each, "count": each["latency_us"]["count"]} for each in lines.lines["open_loop"]["details"]])
     return (f"{number(rate)} sets a second with `--sync 100ms`, half of the top rate: p99.9 {spread([us / 1000 for us in lines.samples('open_loop')])} ms, "
-            f"longest time without an answer {spread(gap)} ms.\n\n" + commands(lines, ("open_loop",)))
+            f"longest time without an answer {spread(gap)} ms; {late} of them were sent late by the load itself.\n\n" + commands(lines, ("open_loop",)))
 
 
 def replay_speeds(lines, value_bytes=100):

@@ -24,6 +24,8 @@ use crate::load::report;
 use crate::load::run::{Outcome, Plan, Task, run};
 use crate::load::workload::{Keyspace, WORKLOADS, Workload};
 
+/// Of each millisecond the report knows how many answers came: more would take too much memory.
+const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
 /// How long a workload lasts that does not end by itself.
 const DURATION: Duration = Duration::from_secs(10);
 /// Servers close connections that are idle for longer than about a minute.
@@ -56,10 +58,10 @@ pub(super) struct Bench {
     #[arg(long, value_name = "N", value_parser = rate)]
     rate: Option<f64>,
     /// How long a workload asks for more; a fill writes all keys whatever it says [default: 10s]
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = some_duration)]
     duration: Option<Duration>,
     /// How many operations a workload begins [default: a fill one for each key, others no limit]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "warm_up", value_parser = clap::value_parser!(u64).range(1..))]
     operations: Option<u64>,
     /// Load before the measurement; a fill has none
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
@@ -121,10 +123,15 @@ fn rate(text: &str) -> std::result::Result<f64, String> {
 
 fn duration(text: &str) -> std::result::Result<Duration, String> {
     match humantime::parse_duration(text) {
-        Ok(duration) if duration <= Duration::from_secs(30 * 24 * 3600) => Ok(duration),
-        Ok(_) => Err("expected at most 30 days".into()),
+        Ok(duration) if duration <= DURATION_MAX => Ok(duration),
+        Ok(_) => Err("expected at most a day".into()),
         Err(error) => Err(error.to_string()),
     }
+}
+
+fn some_duration(text: &str) -> std::result::Result<Duration, String> {
+    duration(text)
+        .and_then(|found| if found.is_zero() { Err("expected some time".into()) } else { Ok(found) })
 }
 
 fn share(text: &str) -> std::result::Result<f64, String> {
@@ -156,35 +163,36 @@ impl Bench {
             configuration(format!("so many keys need a --key-size of at least {digits}"))
         })?;
         let plan = self.plan(keys);
+        host::raise_open_files();
+        let storage = self.data_dir.as_deref().map(facts::storage).transpose()?;
         let write = |path: &PathBuf, text: &str| {
             std::fs::write(path, text).map_err(|error| Error::io(format!("write {}", path.display()), error))
         };
         if let Some(path) = &self.json {
             write(path, "")?; // before the work, not after it
         }
-        let storage = self.data_dir.as_deref().map(facts::storage).transpose()?;
-        let (results, faults) = self.all(&plan, capacity);
+        let (results, verdict) = self.all(&plan, capacity);
         if let Some(path) = &self.json {
             let report = json!({
                 "program": facts::program(),
                 "machine": facts::machine(),
                 "storage": storage,
-                "settings": self.settings(&plan),
+                "settings": self.settings(),
                 "workloads": results,
             });
             write(path, &format!("{report:#}\n"))?;
         }
-        if faults.is_empty() { Ok(()) } else { Err(Error::new(ErrorKind::Io, faults.join("; "))) }
+        verdict
     }
 
-    /// Carries out the workloads, up to one that fails. Returns what they gave, and what was wrong.
-    fn all(&self, plan: &Plan, capacity: u64) -> (Vec<Value>, Vec<String>) {
+    /// Carries out the workloads, up to one that fails. Returns what they gave, and whether all was well.
+    fn all(&self, plan: &Plan, capacity: u64) -> (Vec<Value>, Result<()>) {
         let ledger = Arc::new(Ledger::new(capacity, if self.filled { self.key_count } else { 0 }));
-        let on_their_way = self.connections * self.pipeline as u64;
-        let keyspace = Arc::new(Keyspace::new(self.key_count, capacity, on_their_way, self.seed));
+        let keyspace = Arc::new(Keyspace::new(self.key_count, capacity, self.seed));
         let mut output = std::io::stdout().lock();
         say(&mut output, &report::header());
-        let (mut results, mut faults) = (Vec::new(), Vec::new());
+        let (mut results, mut faults, mut kind) = (Vec::new(), Vec::new(), ErrorKind::Io);
+        let processors = plan.threads.min(host::processors().len() as u64);
         for (ordinal, &workload) in (0..).zip(&self.workloads) {
             let limit = match (self.operations, workload.fills()) {
                 (Some(operations), _) => operations,
@@ -205,22 +213,27 @@ impl Bench {
                 Ok(outcome) => outcome,
                 Err(error) => {
                     faults.push(format!("{}: {error}", workload.name));
+                    kind = error.kind();
                     break;
                 }
             };
             for line in report::lines(workload.name, &outcome) {
                 say(&mut output, &line);
             }
-            if plan.rate.is_none() && 0.95 * plan.threads as f64 <= outcome.processors {
+            if plan.rate.is_none() && 0.95 * processors as f64 <= outcome.processors {
                 say(&mut output, "  the load used all of its processors: the server may be faster than this");
             }
-            results.push(report::object(workload.name, &outcome));
+            let mut result = report::object(workload.name, &outcome);
+            result["duration_s"] = json!(plan.duration.map(|duration| duration.as_secs_f64()));
+            result["warm_up_s"] = json!(plan.warm_up.as_secs_f64());
+            results.push(result);
             faults.extend(fault(workload, &outcome));
             if outcome.failure.is_some() {
                 break;
             }
         }
-        (results, faults)
+        let verdict = if faults.is_empty() { Ok(()) } else { Err(Error::new(kind, faults.join("; "))) };
+        (results, verdict)
     }
 
     fn plan(&self, keys: Keys) -> Plan {
@@ -241,15 +254,13 @@ impl Bench {
         }
     }
 
-    fn settings(&self, plan: &Plan) -> Value {
+    fn settings(&self) -> Value {
         json!({
             "server": self.server.to_string(),
             "connections": self.connections,
-            "threads": plan.threads,
+            "threads": self.threads.min(self.connections),
             "pipeline": self.pipeline,
             "rate": self.rate,
-            "duration_s": self.duration.or(self.operations.is_none().then_some(DURATION)).map(|d| d.as_secs_f64()),
-            "warm_up_s": self.warm_up.as_secs_f64(),
             "operations": self.operations,
             "key_count": self.key_count,
             "key_size": self.key_size.to_string(),

@@ -15,7 +15,8 @@ pub enum Access {
     Latest,
 }
 
-/// Exponent of the zipfian distribution: YCSB's.
+/// Exponent of the zipfian distribution: YCSB's. Its program draws from 10^10 ranks whatever the number of keys, where
+/// here there are as many ranks as keys: of a million the hottest is asked for by 6.5 % here, and 3.8 % there.
 const ZIPF_EXPONENT: f64 = 0.99;
 
 /// Chooses among the keys of a run.

@@ -192,6 +192,7 @@ impl Connection {
         } else if over {
             room = 0;
         }
+        let first = state.under_way.len();
         while 0 < room && output.len() < OUTPUT_BYTES {
             let Some(operation) = state.operations.next() else {
                 self.wake(); // to see that there are no more
@@ -199,7 +200,7 @@ impl Connection {
             };
             let from = pace.map_or(now, |pace| pace.time(self.index, state.sent));
             if idle && state.idle_since <= from && LATE < now.saturating_duration_since(from) {
-                self.tally.borrow_mut().sent_late += 1;
+                self.tally.borrow_mut().sent_late(from);
             }
             state.value.clear();
             let Some(known) = self.put(output, operation, &mut state.value) else {
@@ -210,6 +211,11 @@ impl Connection {
             state.under_way.push_back(Request { operation, from, known, value_bytes: state.value.len() });
             state.sent += 1;
             room -= 1;
+        }
+        if pace.is_none() {
+            // What it takes to make values is not the server's time.
+            let now = Instant::now();
+            state.under_way.range_mut(first..).for_each(|request| request.from = now);
         }
         match output.is_empty() {
             false => Next::Write,
@@ -230,7 +236,7 @@ impl Connection {
                 wire::put_get(output, &plan.keys, key);
                 if key.missing { Known::Nothing } else { Known::Read(ledger.begin_read(key.number)) }
             }
-            Verb::Set => {
+            Verb::Set | Verb::Insert => {
                 let write = ledger.begin_write(key.number, false)?;
                 plan.values.put(value, key.number, plan.version(write.version));
                 wire::put_set(output, &plan.keys, key, value);
@@ -274,7 +280,7 @@ impl Connection {
         let mut wanted = 1;
         loop {
             let now = Instant::now();
-            let (mut used, mut answered) = (0, 0);
+            let (mut used, mut answered, mut settled) = (0, 0, false);
             while wanted <= input.len() - used {
                 let Some(head) = wire::parse(&input[used..])? else { break };
                 if self.run.plan.values.size().max().max(BODY_BYTES_MIN) < head.body_bytes {
@@ -286,13 +292,17 @@ impl Connection {
                     wanted = whole;
                     break;
                 }
-                self.settle(head, &input[used + head.bytes..used + whole], now, &mut scratch)?;
+                let body = &input[used + head.bytes..used + whole];
+                answered += u64::from(self.settle(head, body, now, &mut scratch)?);
+                if head.closes {
+                    return Err(closing(head, body));
+                }
                 used += whole;
                 wanted = 1;
-                answered += 1;
+                settled = true;
             }
             input.drain(..used);
-            if 0 < answered {
+            if settled {
                 self.run.answered(answered);
                 self.last_answer.set(now);
                 self.wake();
@@ -310,21 +320,17 @@ impl Connection {
         }
     }
 
-    /// Judges the reply to the oldest request.
-    fn settle(&self, head: Head, body: &[u8], now: Instant, scratch: &mut Vec<u8>) -> Result<()> {
+    /// Judges the reply to the oldest request; `false` if it is a refusal.
+    fn settle(&self, head: Head, body: &[u8], now: Instant, scratch: &mut Vec<u8>) -> Result<bool> {
         let state = &mut *self.state.borrow_mut();
         let tally = &mut *self.tally.borrow_mut();
-        let unexpected = || {
-            let sentence = String::from_utf8_lossy(body);
-            let message = format!("the server answered {}: {}", head.status, sentence.trim_end());
-            Error::new(ErrorKind::Io, message)
-        };
+        let unexpected = || Error::new(ErrorKind::Io, answer(head, body));
         let fills = self.run.workload.fills();
         // A full disk does not end by asking again: with it, a fill ends.
         let refused = head.status == 503 || (head.status == 507 && !fills);
         // A request with any other answer stays under way: unanswered.
         let expected = |request: &mut Request| {
-            refused || head.status == 200 || (head.status == 404 && request.operation.verb != Verb::Set)
+            refused || head.status == 200 || (head.status == 404 && !request.operation.verb.writes_value())
         };
         let request = state.under_way.pop_front_if(expected).ok_or_else(unexpected)?;
         state.idle_since = now;
@@ -342,6 +348,9 @@ impl Connection {
             }
             Known::Write(_) => None,
         };
+        if verb == Verb::Insert {
+            state.operations.inserted();
+        }
         if let Known::Write(write) = known {
             self.run.ledger.end_write(key.number, write, !refused);
         }
@@ -362,19 +371,19 @@ impl Connection {
                 }
                 state.operations.set_later(key.number); // what comes after a fill relies on every key
             }
-            return Ok(());
+            return Ok(false);
         }
         state.refused_since = None;
         let (place, value_bytes) = match verb {
             Verb::Get | Verb::GetThenSet => (0, if missing { 0 } else { body.len() }),
-            Verb::Set => (1, value_bytes),
+            Verb::Set | Verb::Insert => (1, value_bytes),
             Verb::Delete => (2, 0),
         };
         tally.answered(Answer { verb: place, from, now, missing, value_bytes });
         if verb == Verb::GetThenSet {
             state.operations.set_later(key.number);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// What a read shows; `None` if it is no value of the key (B1).
@@ -390,10 +399,12 @@ impl Connection {
         if missing {
             return Some(Seen::Missing);
         }
-        if let Some(claimed) = plan.values.version(body) {
+        // What was there before a run that knows nothing of it may have any bytes.
+        let other = (!before.is_known()).then_some(Seen::Earlier);
+        if let Some(claimed) = plan.values.version(body, key.number) {
             return match plan.values.matches(body, key.number, claimed, scratch) {
                 true => plan.seen(claimed),
-                false => None,
+                false => other,
             };
         }
         // Too short to say its version: the latest that it can be or, unseen, one of an earlier run.
@@ -404,9 +415,19 @@ impl Connection {
             .find(|&version| plan.values.matches(body, key.number, plan.version(version), scratch));
         match found {
             Some(version) => Some(Seen::AtMost(version)),
-            None if body.len() < plan.values.size().min() => None,
+            None if body.len() < plan.values.size().min() => other,
             None if SHORT_VERSIONS_MAX <= (sent - before.floor()) as usize => Some(Seen::AtMost(sent)),
             None => (before.floor() == 0).then_some(Seen::Earlier),
         }
     }
+}
+
+/// What the server answered, for a message.
+fn answer(head: Head, body: &[u8]) -> String {
+    format!("the server answered {}: {}", head.status, String::from_utf8_lossy(body).trim_end())
+}
+
+/// A connection that the server closes while it is in use.
+fn closing(head: Head, body: &[u8]) -> Error {
+    Error::new(ErrorKind::Io, format!("{}, and closes the connection", answer(head, body)))
 }

@@ -3,7 +3,8 @@
 //! ```text
 //!   key    2 × number in decimal, zero-padded to the least size; then letters that follow from the number.
 //!          A key that is never written has 2 × number + 1: it lies between two that are.
-//!   value  version (8 bytes, if the value has so many), then random bytes that follow from key number and
+//!   value  version (8 bytes, if the value has so many, mixed with the number of its key, so that values have nothing
+//!          in common), then random bytes that follow from key number and
 //!          version, then the same bytes again as often as it takes: that part compresses
 //! ```
 //!
@@ -157,8 +158,14 @@ fn own(number: u64, version: u64) -> u64 {
     hash(hash(VALUE_SEED, number), version)
 }
 
+/// What the versions of a key are mixed with.
+fn mask(number: u64) -> u64 {
+    hash(VERSION_SEED, number)
+}
+
 const KEY_SEED: u64 = 1;
 const VALUE_SEED: u64 = 2;
+const VERSION_SEED: u64 = 3;
 
 /// What a value begins with, if it is long enough.
 const VERSION_BYTES: usize = 8;
@@ -185,7 +192,7 @@ impl Values {
         let start = out.len();
         let end = start + self.size.of(own);
         if start + VERSION_BYTES <= end {
-            out.extend_from_slice(&version.to_le_bytes());
+            out.extend_from_slice(&(version ^ mask(number)).to_le_bytes());
         }
         for unit in (start..end).step_by(UNIT_BYTES) {
             let unit_end = end.min(unit + UNIT_BYTES);
@@ -202,9 +209,9 @@ impl Values {
         }
     }
 
-    /// The version that a value claims; `None` if it has no room for one.
-    pub fn version(&self, value: &[u8]) -> Option<u64> {
-        Some(u64::from_le_bytes(*value.first_chunk()?))
+    /// The version that a value of key `number` claims; `None` if it has no room for one.
+    pub fn version(&self, value: &[u8], number: u64) -> Option<u64> {
+        Some(u64::from_le_bytes(*value.first_chunk()?) ^ mask(number))
     }
 
     /// Whether `value` is that of the key's version; `scratch` is for its use.
@@ -273,7 +280,7 @@ mod tests {
                 assert_eq!(value.len(), size);
                 assert!(values.matches(&value, 5, 9, &mut scratch));
                 if VERSION_BYTES <= size {
-                    assert_eq!(values.version(&value), Some(9));
+                    assert_eq!(values.version(&value, 5), Some(9));
                     assert!(!values.matches(&value, 5, 10, &mut scratch));
                     let mut damaged = value.clone();
                     *damaged.last_mut().unwrap() ^= 1;
@@ -292,5 +299,9 @@ mod tests {
             let packed = lz4_flex::block::compress(&value).len();
             assert!((size * 49 / 100..size * 54 / 100).contains(&packed), "half of it compresses: {packed}");
         }
+        let mut block = Vec::new();
+        (0..40).for_each(|number| Values::new(Size::Fixed(100), 0.5).put(&mut block, number, 1));
+        let packed = lz4_flex::block::compress(&block).len();
+        assert!((2000..2300).contains(&packed), "half of short ones, too: {packed}");
     }
 }

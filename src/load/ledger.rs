@@ -1,25 +1,27 @@
 //! What each key may hold: the knowledge by which answers are judged. Pure, and shared by all load threads.
 //!
 //! Every write of a run has a version: its key's count of writes, in the order in which they were sent. Writes that
-//! are under way together may take effect in any order, so a key is known exactly only when it was quiet.
+//! are under way together may take effect in any order, so a key is known as well as its writes do not overlap.
 //!
 //! ```text
-//!   writes of a key    1 ──────┤   2 ───────┤   3 ─────────────────┤   4 ────┤
-//!                                               quiet before 3: base(3) = 2
+//!   writes of a key    1 ──────┤   2 ───────┤   3 ─────────────────┤   5 ────┤
+//!                                               nothing beside 3: base(3) = 2
 //!                                                      4 begins beside 3: base(4) = 2
+//!                                                                      5 begins beside 4: base(5) = 3
 //! ```
 //!
-//! - **L1** The base of a write is the last version that was sent before the key was last quiet; all up to it had
-//!   ended when the write began. Once the write is acknowledged, no read that begins sees `base` or anything older.
+//! - **L1** The base of a write is the last version before all that were under way when it began: all up to it had
+//!   ended then. Once the write is acknowledged, no read that begins sees `base` or anything older.
 //! - **L2** The floor of a key is the greatest `base + 1` of acknowledged writes. A read may show any version from the
 //!   floor when it began to the last one sent when it ended, and nothing else; "not found" only if one of those is a
 //!   delete, or nothing is known to be there.
 //! - **L3** A write that was refused or never answered leaves the floor; whether it took effect is not known.
-//! - **L4** A version that was read has taken effect: while its key is not quiet, it raises the floor as if it were
-//!   acknowledged. A value that does not say its version raises nothing: it may be an older one with the same bytes.
+//! - **L4** A version that was read has taken effect: while it is under way, it raises the floor as if it were
+//!   acknowledged, and if nothing is under way and it is the last one, it is what the key holds. A value that does not
+//!   say its version raises nothing: it may be an older one with the same bytes.
 //!
 //! A connection that waits for each answer, or keys that are rarely written twice at a time, make this exact: then
-//! the floor is the last version. For a key that is never quiet, as the hottest of a zipfian overwrite, it is weaker.
+//! the floor is the last version. For others it lags by as many as are under way together.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -38,8 +40,8 @@ pub struct Ledger {
 #[derive(Debug, Default)]
 struct Stripe {
     keys: Vec<Entry>,
-    /// Keys with writes under way.
-    busy: HashMap<u64, Busy>,
+    /// The writes under way of each key that has any, in the order in which they were sent.
+    under_way: HashMap<u64, Vec<UnderWay>>,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -53,9 +55,9 @@ struct Entry {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Busy {
+struct UnderWay {
+    version: u32,
     base: u32,
-    under_way: u32,
 }
 
 /// What was known of a key when a read began.
@@ -66,9 +68,16 @@ pub struct Before {
     /// All that was sent last is an acknowledged delete.
     deleted_last: bool,
     sent: u32,
+    /// Whether this run, or one that it relies on, has written the key.
+    known: bool,
 }
 
 impl Before {
+    /// Whether anything is known of what the key holds. Else anybody may have written it.
+    pub fn is_known(&self) -> bool {
+        self.known
+    }
+
     /// The least version that the key may still show; 0 if none of this run is certain.
     pub fn floor(&self) -> u32 {
         self.floor
@@ -111,7 +120,7 @@ impl Ledger {
     pub fn new(count: u64, filled: u64) -> Self {
         let stripe = |index| {
             let keys = (count + STRIPES - 1 - index) / STRIPES;
-            Mutex::new(Stripe { keys: vec![Entry::default(); keys as usize], busy: HashMap::new() })
+            Mutex::new(Stripe { keys: vec![Entry::default(); keys as usize], under_way: HashMap::new() })
         };
         Self { stripes: (0..STRIPES).map(stripe).collect(), filled }
     }
@@ -130,6 +139,7 @@ impl Ledger {
             },
             deleted_last: 0 < entry.floor && entry.floor == entry.deleted && entry.floor == entry.sent,
             sent: entry.sent,
+            known: 0 < entry.floor || number < self.filled,
         }
     }
 
@@ -147,12 +157,17 @@ impl Ledger {
     /// A read has ended: what it has `seen`, judged (L2, L4).
     pub fn end_read(&self, number: u64, before: Before, seen: Seen) -> Option<Fault> {
         let mut stripe = self.stripe(number);
-        let Stripe { keys, busy } = &mut *stripe;
+        let Stripe { keys, under_way } = &mut *stripe;
         let entry = &mut keys[(number / STRIPES) as usize];
-        if let (Seen::Version(version), Some(busy)) = (seen, busy.get(&number))
-            && (busy.base + 1..=entry.sent).contains(&version)
-        {
-            entry.floor = entry.floor.max(busy.base + 1); // L4
+        if let Seen::Version(version) = seen {
+            let certain = match under_way.get(&number) {
+                Some(writes) => {
+                    writes.iter().find(|write| write.version == version).map_or(0, |write| write.base + 1)
+                }
+                None if version == entry.sent => version,
+                None => 0,
+            };
+            entry.floor = entry.floor.max(certain); // L4
         }
         let fault = |wrong: bool, fault| wrong.then_some(fault);
         match seen {
@@ -167,31 +182,32 @@ impl Ledger {
     /// A write begins; `None`, and it must not, if its key has no version left.
     pub fn begin_write(&self, number: u64, delete: bool) -> Option<Write> {
         let mut stripe = self.stripe(number);
-        let Stripe { keys, busy } = &mut *stripe;
+        let Stripe { keys, under_way } = &mut *stripe;
         let entry = &mut keys[(number / STRIPES) as usize];
         let version = entry.sent.checked_add(1)?;
         let before = self.before(number, entry);
-        let busy = busy.entry(number).or_insert(Busy { base: entry.sent, under_way: 0 });
-        busy.under_way += 1;
+        let writes = under_way.entry(number).or_default();
+        let base = writes.first().map_or(entry.sent, |oldest| oldest.version - 1); // L1
+        writes.push(UnderWay { version, base });
         entry.sent = version;
         if delete {
             entry.deleted = version;
         }
-        Some(Write { version, base: busy.base, before })
+        Some(Write { version, base, before })
     }
 
     /// A write has ended, `acknowledged` or not (L1, L3).
     pub fn end_write(&self, number: u64, write: Write, acknowledged: bool) {
         let mut stripe = self.stripe(number);
-        let Stripe { keys, busy } = &mut *stripe;
+        let Stripe { keys, under_way } = &mut *stripe;
         let entry = &mut keys[(number / STRIPES) as usize];
         if acknowledged {
             entry.floor = entry.floor.max(write.base + 1);
         }
-        if let Some(state) = busy.get_mut(&number) {
-            state.under_way -= 1;
-            if state.under_way == 0 {
-                busy.remove(&number);
+        if let Some(writes) = under_way.get_mut(&number) {
+            writes.retain(|other| other.version != write.version);
+            if writes.is_empty() {
+                under_way.remove(&number);
             }
         }
     }
@@ -276,7 +292,23 @@ mod tests {
         ledger.end_write(KEY, second, true);
         assert_eq!(read(&ledger, Seen::Version(2)), None, "2 may have come last");
         write(&ledger, false);
-        assert_eq!(read(&ledger, Seen::Version(3)), Some(Fault::Lost), "the key was quiet before 4");
+        assert_eq!(read(&ledger, Seen::Version(3)), Some(Fault::Lost), "nothing was under way beside 4");
+    }
+
+    #[test]
+    fn l1_a_key_that_is_never_quiet_is_known_up_to_what_was_under_way() {
+        let ledger = Ledger::new(301, 0);
+        let mut last = begin(&ledger, false);
+        for _ in 0..10 {
+            let next = begin(&ledger, false);
+            ledger.end_write(KEY, last, true);
+            last = next;
+        }
+        // Version 10 has ended, and began beside 9.
+        assert_eq!(read(&ledger, Seen::Version(8)), Some(Fault::Lost));
+        for version in [9, 10, 11] {
+            assert_eq!(read(&ledger, Seen::Version(version)), None);
+        }
     }
 
     #[test]
@@ -324,6 +356,7 @@ mod tests {
         }
         assert_eq!(read(&ledger, Seen::Version(1)), None);
         assert_eq!(read(&ledger, Seen::Version(2)), None);
+        assert_eq!(read(&ledger, Seen::Version(1)), Some(Fault::Lost), "L4: the second is there");
         assert_eq!(read(&ledger, Seen::Missing), Some(Fault::Lost));
     }
 

@@ -32,6 +32,7 @@ pub fn lines(name: &str, outcome: &Outcome) -> Vec<String> {
     let megabytes = tally.value_bytes as f64 / seconds / 1e6;
     let mut lines = vec![line(name, tally.count(), tally.count() as f64 / seconds, Some(megabytes), &all)];
     if tally.latencies.iter().filter(|latencies| !latencies.is_empty()).count() > 1 {
+        // Of requests that began behind the warm-up, and were sent: verbs of others are not known, or not counted.
         for (verb, latencies) in VERBS.iter().zip(&tally.latencies) {
             if !latencies.is_empty() {
                 let per_second = latencies.len() as f64 / seconds;
@@ -42,7 +43,10 @@ pub fn lines(name: &str, outcome: &Outcome) -> Vec<String> {
     for (count, what) in [
         (tally.missing, "not found"),
         (tally.refused, "refused for now (503 or 507), not in the figures above"),
-        (tally.unsent.len(), "due and not sent; in the percentiles above with the time that they were late"),
+        (
+            tally.unsent.len(),
+            "due and not sent; in the percentiles of the first line with the time that they were late",
+        ),
         (
             tally.sent_late,
             "sent over 1 ms late by an idle connection: the load had too little processor time",

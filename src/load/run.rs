@@ -96,6 +96,13 @@ impl Pace {
             None => 0,
         }
     }
+
+    /// Which round comes after `round`, in which each connection was woken for its request of that number, the first of
+    /// them at `connection`. Rounds of which every request is already due are left out but for the last: one wake sends
+    /// all that is due.
+    fn next_round(&self, connection: u64, round: u64, now: Instant) -> u64 {
+        (round + 1).max(self.due(connection, now).saturating_sub(2))
+    }
 }
 
 /// What the threads of one workload share.
@@ -114,7 +121,7 @@ pub struct Run {
     ordinal: u64,
     start: OnceLock<Instant>,
     answered: AtomicU64,
-    over: AtomicBool,
+    failed: AtomicBool,
     failure: Mutex<Option<Error>>,
 }
 
@@ -152,7 +159,7 @@ impl Run {
 
     /// Whether something failed.
     pub fn has_failed(&self) -> bool {
-        self.over.load(Ordering::Relaxed)
+        self.failed.load(Ordering::Relaxed)
     }
 
     /// Whether to ask for no more.
@@ -167,7 +174,7 @@ impl Run {
 
     /// Something failed: the run ends, and the first failure is kept.
     pub fn fail(&self, error: Error) {
-        self.over.store(true, Ordering::Relaxed);
+        self.failed.store(true, Ordering::Relaxed);
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
     }
 }
@@ -213,7 +220,7 @@ pub fn run(plan: &Plan, task: Task, progress: impl Fn(u64)) -> Result<Outcome> {
         ordinal: task.ordinal,
         start: OnceLock::new(),
         answered: AtomicU64::new(0),
-        over: AtomicBool::new(false),
+        failed: AtomicBool::new(false),
         failure: Mutex::new(None),
     });
     let all_connected = Barrier::new(plan.threads as usize + 1);
@@ -244,6 +251,9 @@ pub fn run(plan: &Plan, task: Task, progress: impl Fn(u64)) -> Result<Outcome> {
         tally.merge(part?);
     }
     let failure = run.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if run.deadline().is_some() && failure.is_none() {
+        tally.last_until(run.end(Instant::now()));
+    }
     Ok(Outcome { tally, processors, failure })
 }
 
@@ -255,7 +265,7 @@ fn thread(run: Arc<Run>, index: u64, all_connected: &Barrier) -> Result<Tally> {
         Err(error) => Err(error.clone()),
     };
     if connected.is_err() {
-        run.over.store(true, Ordering::Relaxed);
+        run.failed.store(true, Ordering::Relaxed);
     }
     all_connected.wait();
     let ((_, runtime), streams) = (runtime?, connected?);
@@ -331,9 +341,8 @@ async fn pace(run: &Run, index: u64, connections: &[Rc<Connection>]) {
         if run.is_over(Instant::now()) {
             return connections.iter().for_each(|connection| connection.wake());
         }
-        // A wake sends all that is due by then, so rounds that were missed need not be made up for. However late it
-        // is, the ring goes on in between.
-        round = pace.due(index, Instant::now()).max(round + 1);
+        round = pace.next_round(index, round, Instant::now());
+        // However late it is, the ring goes on in between.
         if tokio_uring::no_op().await.is_err() {
             return;
         }
@@ -380,5 +389,22 @@ mod tests {
         let all: u64 =
             (0..4).map(|connection| pace.due(connection, start + Duration::from_secs_f64(9.9995))).sum();
         assert_eq!(all, 10_000);
+    }
+
+    #[test]
+    fn no_round_waits_while_one_of_its_requests_is_overdue() {
+        let start = Instant::now();
+        let pace = Pace { start, rate: 1000.0, connections: 4 };
+        for microseconds in (0..100_000).step_by(300) {
+            // Round 2 ends here, in time or late.
+            let now = pace.time(3, 2) + Duration::from_micros(microseconds);
+            let next = pace.next_round(0, 2, now);
+            let last_left_out = pace.time(3, next - 1);
+            assert!(
+                next == 3 || pace.time(3, next) <= now,
+                "{microseconds}: what is left out is made up for now"
+            );
+            assert!(now <= last_left_out + Duration::from_millis(9), "{microseconds}: it catches up at once");
+        }
     }
 }

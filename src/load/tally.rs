@@ -42,7 +42,7 @@ pub struct Tally {
     per_millisecond: Vec<u32>,
     /// Reads and deletes whose key was not there.
     pub missing: u64,
-    /// Requests that the server refused for now (503, 507).
+    /// Requests that the server refused for now (503, 507); what became of a write among them is not relied upon.
     pub refused: u64,
     /// Requests that were sent late though their connection had nothing else to do: the load was too slow.
     pub sent_late: u64,
@@ -98,9 +98,20 @@ impl Tally {
         self.per_millisecond[millisecond] += 1;
     }
 
-    /// The server refused a request for now: no work was done.
+    /// The server refused a request for now.
     pub fn refused(&mut self, now: Instant) {
         self.refused += u64::from(self.begin <= now);
+    }
+
+    /// A request that was `due` is sent late by an idle connection.
+    pub fn sent_late(&mut self, due: Instant) {
+        self.sent_late += u64::from(self.begin <= due); // B4
+    }
+
+    /// Counting lasts at least until `end`, whether answers came or not.
+    pub fn last_until(&mut self, end: Instant) {
+        let milliseconds = end.saturating_duration_since(self.begin).as_millis() as usize;
+        self.per_millisecond.resize(milliseconds.max(self.per_millisecond.len()), 0);
     }
 
     /// A request that was `due` is given up at the `end`.
@@ -146,7 +157,7 @@ impl Tally {
         self.per_millisecond.iter().map(|&count| u64::from(count)).sum()
     }
 
-    /// From the beginning to the last answer.
+    /// From the beginning to the last answer, or until when counting lasted.
     pub fn duration(&self) -> Duration {
         Duration::from_millis(self.per_millisecond.len() as u64)
     }
@@ -200,6 +211,13 @@ mod tests {
         assert_eq!(one.first_fault.as_deref(), Some("first"));
         assert_eq!(one.longest_gap(), Duration::from_millis(59));
         assert_eq!(one.series(Duration::from_millis(50)), [2, 0, 1]);
+        one.last_until(at(200));
+        assert_eq!(
+            (one.duration(), one.longest_gap()),
+            (Duration::from_millis(200), Duration::from_millis(99))
+        );
+        one.last_until(at(150));
+        assert_eq!(one.duration(), Duration::from_millis(200));
         assert_eq!((one.latencies[0].len(), one.latencies[1].len(), one.latencies[2].len()), (2, 1, 0));
         assert!((99_900_000..100_100_000).contains(&one.latencies[0].max()));
     }
@@ -214,12 +232,16 @@ mod tests {
         tally.answered(answer(0, 1));
         tally.refused(at(1));
         tally.given_up(at(1), at(9));
+        tally.sent_late(at(1));
+        assert_eq!(tally.sent_late, 0);
         assert_eq!((tally.count(), tally.latencies[0].len(), tally.missing), (0, 0, 0));
         assert_eq!((tally.refused, tally.unsent.len()), (0, 0));
         tally.answered(answer(1, 3));
         assert_eq!((tally.count(), tally.latencies[0].len(), tally.missing), (1, 0, 1));
         tally.answered(answer(3, 4));
         tally.given_up(at(5), at(9));
+        tally.sent_late(at(5));
+        assert_eq!(tally.sent_late, 1);
         assert_eq!((tally.count(), tally.latencies[0].len(), tally.unsent.len()), (2, 1, 1));
     }
 }

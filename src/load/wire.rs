@@ -42,6 +42,8 @@ pub struct Head {
     pub bytes: usize,
     /// Length of the body behind it.
     pub body_bytes: usize,
+    /// Whether the server closes the connection behind it.
+    pub closes: bool,
 }
 
 /// The head of the reply at the start of `input`; `None` if it has not come in full.
@@ -58,14 +60,15 @@ pub fn parse(input: &[u8]) -> Result<Option<Head>> {
         Ok(httparse::Status::Partial) => return Err(refused("has no end of its head".into())),
         Err(error) => return Err(refused(format!("is not HTTP: {error}"))),
     };
-    let mut body_bytes = None;
+    let (mut body_bytes, mut closes) = (None, false);
     for field in reply.headers.iter() {
         if field.name.eq_ignore_ascii_case("content-length") {
             body_bytes = str::from_utf8(field.value).ok().and_then(|value| value.parse().ok());
         }
+        closes |= field.name.eq_ignore_ascii_case("connection") && field.value.eq_ignore_ascii_case(b"close");
     }
     match (reply.code, body_bytes) {
-        (Some(status), Some(body_bytes)) => Ok(Some(Head { status, bytes, body_bytes })),
+        (Some(status), Some(body_bytes)) => Ok(Some(Head { status, bytes, body_bytes, closes })),
         _ => Err(refused("does not say how long it is".into())),
     }
 }
@@ -100,8 +103,9 @@ mod tests {
 
     #[test]
     fn replies_are_found_at_any_cut_and_nonsense_is_refused() {
-        let reply = b"HTTP/1.1 404 Not Found\r\ncontent-length: 14\r\nserver: x\r\n\r\nkey not found\n";
-        let head = Head { status: 404, bytes: reply.len() - 14, body_bytes: 14 };
+        let reply =
+            b"HTTP/1.1 404 Not Found\r\ncontent-length: 14\r\nConnection: Close\r\n\r\nkey not found\n";
+        let head = Head { status: 404, bytes: reply.len() - 14, body_bytes: 14, closes: true };
         for cut in 0..reply.len() {
             let expected = (head.bytes <= cut).then_some(head);
             assert_eq!(parse(&reply[..cut]).unwrap(), expected, "{cut}");

@@ -1,7 +1,8 @@
 //! What a run asks for: workloads as a table, and the stream of operations that follows from one. Pure.
 //!
 //! The mixes A to D and F are those of YCSB (Cooper et al., "Benchmarking cloud serving systems", SoCC 2010); E scans,
-//! which the server does not. A read-modify-write is counted as its read and its write.
+//! which the server does not. A read-modify-write is counted as its read and its write; YCSB
+//! counts it once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,6 +34,9 @@ enum Step {
     ReadThenUpdate,
 }
 
+/// Steps, with the share of each in percent.
+type Mix = &'static [(u64, Step)];
+
 /// What a run asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Workload {
@@ -40,8 +44,8 @@ pub struct Workload {
     pub name: &'static str,
     /// One line for the help.
     pub about: &'static str,
-    /// What to do, with the share of each in percent.
-    mix: &'static [(u64, Step)],
+    /// What to do.
+    mix: Mix,
     /// Which keys, if it is not for the user to say.
     access: Option<Access>,
 }
@@ -78,19 +82,17 @@ pub const WORKLOADS: &[Workload] = &[
     ycsb("ycsb-c", "reads, zipfian", &[(100, Step::Read)], Access::Zipfian),
     ycsb(
         "ycsb-d",
-        "95 % reads of what came last, 5 % inserts",
+        "95 % reads of what came last, 5 % inserts; ends with twice as many keys",
         &[(95, Step::Read), (5, Step::Insert)],
         Access::Latest,
     ),
     ycsb(
         "ycsb-f",
-        "half reads, half reads followed by an update, zipfian",
+        "half reads, half reads followed by an update (counted as two), zipfian",
         &[(50, Step::Read), (50, Step::ReadThenUpdate)],
         Access::Zipfian,
     ),
 ];
-
-type Mix = &'static [(u64, Step)];
 
 const fn fill(name: &'static str, about: &'static str, mix: Mix) -> Workload {
     Workload { name, about, mix, access: Some(Access::Uniform) }
@@ -130,8 +132,17 @@ pub enum Verb {
     GetThenSet,
     /// Write it.
     Set,
+    /// Write it for the first time, and tell [`Stream::inserted`] when the answer has come.
+    Insert,
     /// Delete it.
     Delete,
+}
+
+impl Verb {
+    /// Whether a value goes to the server.
+    pub fn writes_value(self) -> bool {
+        matches!(self, Self::Set | Self::Insert)
+    }
 }
 
 /// One request.
@@ -151,26 +162,29 @@ pub struct Keyspace {
     present: AtomicU64,
     /// Keys that there may be at most.
     capacity: u64,
-    /// Inserts that may be on their way at a time.
-    on_their_way: u64,
+    /// Inserts that were not answered yet.
+    on_their_way: AtomicU64,
 }
 
 impl Keyspace {
-    /// `count` keys to fill and ask for, and room for inserts up to `capacity`, `on_their_way` at a time.
-    pub fn new(count: u64, capacity: u64, on_their_way: u64, seed: u64) -> Self {
-        Self { chooser: Chooser::new(count, seed), present: AtomicU64::new(count), capacity, on_their_way }
+    /// `count` keys to fill and ask for, and room for inserts up to `capacity`.
+    pub fn new(count: u64, capacity: u64, seed: u64) -> Self {
+        let (present, on_their_way) = (AtomicU64::new(count), AtomicU64::new(0));
+        Self { chooser: Chooser::new(count, seed), present, capacity, on_their_way }
     }
 
-    /// Keys that were written, if the server keeps up: those whose insert may still be on its way are left out.
+    /// Keys that were written: as many of the newest are left out as have their insert on its way.
     fn present(&self) -> u64 {
         let sent = self.present.load(Ordering::Relaxed);
-        sent.saturating_sub(self.on_their_way).max(self.chooser.count())
+        sent.saturating_sub(self.on_their_way.load(Ordering::Relaxed)).max(self.chooser.count())
     }
 
     /// The number of a key that was not there; `None` if there is no room.
     fn insert(&self) -> Option<u64> {
         let next = |present: u64| (present < self.capacity).then_some(present + 1);
-        self.present.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).ok()
+        let number = self.present.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).ok()?;
+        self.on_their_way.fetch_add(1, Ordering::Relaxed);
+        Some(number)
     }
 }
 
@@ -200,6 +214,13 @@ impl Quota {
         match self {
             Self::Shared { begun, limit } => limit.saturating_sub(begun.load(Ordering::Relaxed)),
             Self::InTurn { next, step, limit } => limit.saturating_sub(*next).div_ceil(*step),
+        }
+    }
+
+    /// There are no more for this stream.
+    fn end(&mut self) {
+        match self {
+            Self::Shared { limit, .. } | Self::InTurn { limit, .. } => *limit = 0,
         }
     }
 
@@ -249,6 +270,11 @@ impl Stream {
         self.sets.push(number);
     }
 
+    /// An insert has its answer.
+    pub fn inserted(&self) {
+        self.keyspace.on_their_way.fetch_sub(1, Ordering::Relaxed);
+    }
+
     /// How many there are, unless others take them.
     pub fn left(&self) -> u64 {
         (self.sets.len() as u64).saturating_add(self.quota.left())
@@ -286,7 +312,13 @@ impl Iterator for Stream {
             Step::FillNext => (Verb::Set, index % self.keyspace.chooser.count()),
             Step::FillShuffled => (Verb::Set, self.keyspace.chooser.shuffled(index)),
             Step::FillAny | Step::Update => (Verb::Set, self.choose()),
-            Step::Insert => (Verb::Set, self.keyspace.insert().unwrap_or_else(|| self.choose())),
+            Step::Insert => match self.keyspace.insert() {
+                Some(number) => (Verb::Insert, number),
+                None => {
+                    self.quota.end();
+                    return None;
+                }
+            },
             Step::Read | Step::ReadMissing => (Verb::Get, self.choose()),
             Step::Delete => (Verb::Delete, self.choose()),
             Step::ReadThenUpdate => (Verb::GetThenSet, self.choose()),
@@ -304,14 +336,24 @@ mod tests {
     const COUNT: u64 = 1000;
 
     fn operations(name: &str, limit: u64) -> Vec<Operation> {
-        let keyspace = Arc::new(Keyspace::new(COUNT, COUNT + 20, 2, 7));
+        let keyspace = Arc::new(Keyspace::new(COUNT, COUNT + 20, 7));
         let quota = Quota::Shared { begun: Arc::default(), limit };
         let workload = Workload::named(name).unwrap();
         let stream =
             |seed| Stream::new(workload, Access::Uniform, keyspace.clone(), quota.clone(), Random::new(seed));
         let (mut one, mut other) = (stream(0), stream(1));
-        let in_turn = std::iter::from_fn(|| one.next().map(|first| [Some(first), other.next()]));
-        in_turn.flatten().flatten().collect()
+        let mut found = Vec::new();
+        while !(one.is_over() && other.is_over()) {
+            for operation in [one.next(), other.next()].into_iter().flatten() {
+                // All but the last two inserts have their answer.
+                let inserted = |operation: &&Operation| operation.verb == Verb::Insert;
+                if operation.verb == Verb::Insert && 2 <= found.iter().filter(inserted).count() {
+                    one.inserted();
+                }
+                found.push(operation);
+            }
+        }
+        found
     }
 
     #[test]
@@ -346,6 +388,7 @@ mod tests {
         assert!((45..=55).contains(&share(&operations("ycsb-f", 10_000), Verb::GetThenSet)));
         assert_eq!(share(&operations("delete", 100), Verb::Delete), 100);
         let found = operations("ycsb-d", 10_000);
+        assert!((200..800).contains(&found.len()), "it ends when there is no room: {}", found.len());
         assert!((93..=97).contains(&share(&found, Verb::Get)));
         let greatest = found.iter().map(|operation| operation.key.number).max();
         assert_eq!(greatest, Some(COUNT + 19), "there is room for 20");
@@ -360,7 +403,7 @@ mod tests {
 
     #[test]
     fn an_update_follows_its_read() {
-        let keyspace = Arc::new(Keyspace::new(COUNT, COUNT, 1, 7));
+        let keyspace = Arc::new(Keyspace::new(COUNT, COUNT, 7));
         let workload = Workload::named("ycsb-f").unwrap();
         let quota = Quota::InTurn { next: 0, step: 5, limit: 5 };
         let mut stream = Stream::new(workload, Access::Uniform, keyspace, quota, Random::new(3));
