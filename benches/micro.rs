@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::{KEY_BYTES, MEMTABLE_ENTRIES, VALUE_BYTES, key, value};
+use common::{KEY_BYTES, MEMTABLE_ENTRIES, VALUE_BYTES, key, shuffled_key, value};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use ringkeep::http::head::{HeadEnd, parse};
 use ringkeep::http::response::{Response, Wire, put_head};
@@ -22,7 +22,6 @@ use ringkeep::http::route::{Command, Route};
 use ringkeep::key::{Entry, FileNumber, KeyHash, SeqNo, ShardId, ValueKind, filter_hash};
 use ringkeep::memtable::{InOrder, Memtable};
 use ringkeep::merge::{Merge, Source};
-use ringkeep::random::hash;
 use ringkeep::record::{Identity, Kind, decode, record_bytes, seal};
 use ringkeep::shard::mailbox::{Answer, Mailbox, Operation, connect};
 use ringkeep::shard::router::ThreadId;
@@ -62,7 +61,10 @@ fn record(criterion: &mut Criterion) {
 fn memtable(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("memtable");
     group.sample_size(10).throughput(Throughput::Elements(MEMTABLE_ENTRIES));
-    let keys: Vec<Vec<u8>> = (0..MEMTABLE_ENTRIES).map(|number| key(hash(1, number))).collect();
+    let keys: Vec<Vec<u8>> = (0..MEMTABLE_ENTRIES).map(shuffled_key).collect();
+    // Not in the order in which they lie in memory.
+    let mut sorted = keys.clone();
+    sorted.sort_unstable();
     let value = value(1);
     let fill = || {
         let mut memtable = Memtable::new(KEY_HASH);
@@ -81,7 +83,7 @@ fn memtable(criterion: &mut Criterion) {
     let full = fill();
     group.bench_function("get", |bencher| {
         bencher.iter(|| {
-            for key in &keys {
+            for key in &sorted {
                 assert_eq!(
                     full.get(KEY_HASH.of(key), key, SeqNo(u64::MAX)).map(|entry| entry.value.len()),
                     Some(VALUE_BYTES)
@@ -91,7 +93,7 @@ fn memtable(criterion: &mut Criterion) {
     });
     group.bench_function("get_missing", |bencher| {
         bencher.iter(|| {
-            for key in &keys {
+            for key in &sorted {
                 assert!(full.get(KEY_HASH.of(&key[1..]), &key[1..], SeqNo(u64::MAX)).is_none());
             }
         });
@@ -100,11 +102,11 @@ fn memtable(criterion: &mut Criterion) {
         bencher.iter(|| {
             let mut order = InOrder::new();
             while order.sort_some(&full) {}
-            let mut count = 0;
-            while order.next(&full).is_some() {
-                count += 1;
+            let mut expected = sorted.iter();
+            while let Some(entry) = order.next(&full) {
+                assert_eq!(Some(entry.key), expected.next().map(Vec::as_slice));
             }
-            assert_eq!(count, MEMTABLE_ENTRIES);
+            assert_eq!(expected.next(), None);
         });
     });
 }

@@ -20,9 +20,8 @@ const THREADS: usize = 2;
 const CONNECTIONS: usize = 32;
 const KEYS: u64 = 20_000;
 const TURNS: usize = 7;
-/// Requests of a connection in one turn, and how many it has under way.
+/// Requests of a connection in one turn, one after the other.
 const REQUESTS: usize = 6_000;
-const DEPTH: usize = 1;
 
 struct Server {
     child: Child,
@@ -102,29 +101,37 @@ fn request(verb: Verb, key: u64) -> Vec<u8> {
     }
 }
 
-/// Sends the requests of each connection side by side, `DEPTH` at a time, and checks every answer.
+/// Sends the requests of each connection side by side, one at a time, and checks every answer.
 fn drive(streams: &mut [(TcpStream, Vec<u64>)], verb: Verb) {
-    let mut buffer = vec![0; 1 << 16];
-    let rounds = streams.iter().map(|(_, keys)| keys.len()).max().unwrap_or(0) / DEPTH;
+    let rounds = streams.iter().map(|(_, keys)| keys.len()).max().unwrap_or(0);
     for round in 0..rounds {
-        let part = round * DEPTH..(round + 1) * DEPTH;
         for (stream, keys) in streams.iter_mut() {
-            let bytes: Vec<u8> = keys[part.clone()].iter().flat_map(|key| request(verb, *key)).collect();
-            stream.write_all(&bytes).expect("the server reads");
+            stream.write_all(&request(verb, keys[round])).expect("the server reads");
         }
         for (stream, keys) in streams.iter_mut() {
-            for key in &keys[part.clone()] {
-                let body = match verb {
-                    Verb::Get => [b"\r\n\r\n", &value(*key)[..]].concat(),
-                    Verb::Set => b"\r\n\r\nOK\n".to_vec(),
-                };
-                let mut filled = 0;
-                while !buffer[..filled].ends_with(&body) {
-                    let count = stream.read(&mut buffer[filled..]).expect("the server replies");
-                    assert!(0 < count && filled < 4096, "an answer is missing or wrong");
-                    filled += count;
-                }
+            match verb {
+                Verb::Get => expect(stream, &value(keys[round])),
+                Verb::Set => expect(stream, b"OK\n"),
             }
+        }
+    }
+}
+
+/// Reads a reply, whose body is to be this.
+fn expect(stream: &mut TcpStream, body: &[u8]) {
+    let (mut buffer, mut filled) = ([0; 4096], 0);
+    loop {
+        let count = stream.read(&mut buffer[filled..]).expect("the server replies");
+        filled += count;
+        let reply = &buffer[..filled];
+        assert!(0 < count && filled < buffer.len(), "no whole answer: {}", reply.escape_ascii());
+        let Some(end) = reply.windows(4).position(|bytes| bytes == b"\r\n\r\n") else { continue };
+        let (head, found) = (reply[..end].escape_ascii().to_string(), &reply[end + 4..]);
+        let length = format!("content-length: {}", body.len());
+        assert!(head.starts_with("HTTP/1.1 200 ") && head.contains(&length), "not the answer: {head}");
+        if body.len() <= found.len() {
+            assert_eq!(found, body, "a value is wrong");
+            return;
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What the benches measure with: keys, values and amounts of BENCHMARKS.md.
 
-use ringkeep::random::Random;
+use ringkeep::random::{Random, hash};
 
 pub(crate) const KEY_BYTES: usize = 16;
 pub(crate) const VALUE_BYTES: usize = 100;
@@ -11,6 +11,11 @@ pub(crate) fn key(number: u64) -> Vec<u8> {
     format!("{number:0KEY_BYTES$}").into_bytes()
 }
 
+/// The `number`-th of keys in no order, as long as the others.
+pub(crate) fn shuffled_key(number: u64) -> Vec<u8> {
+    key(hash(1, number) % 10_u64.pow(KEY_BYTES as u32))
+}
+
 /// A value of which half compresses.
 pub(crate) fn value(number: u64) -> Vec<u8> {
     let mut value = Vec::new();
@@ -18,6 +23,7 @@ pub(crate) fn value(number: u64) -> Vec<u8> {
     while value.len() < VALUE_BYTES / 2 {
         value.extend_from_slice(&random.next_u64().to_le_bytes());
     }
+    value.truncate(VALUE_BYTES / 2);
     value.resize(VALUE_BYTES, b'v');
     value
 }
