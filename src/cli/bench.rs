@@ -177,7 +177,7 @@ impl Bench {
                 "program": facts::program(),
                 "machine": facts::machine(),
                 "storage": storage,
-                "settings": self.settings(),
+                "settings": self.settings(&plan),
                 "workloads": results,
             });
             write(path, &format!("{report:#}\n"))?;
@@ -254,11 +254,11 @@ impl Bench {
         }
     }
 
-    fn settings(&self) -> Value {
+    fn settings(&self, plan: &Plan) -> Value {
         json!({
             "server": self.server.to_string(),
             "connections": self.connections,
-            "threads": self.threads.min(self.connections),
+            "threads": plan.threads,
             "pipeline": self.pipeline,
             "rate": self.rate,
             "operations": self.operations,

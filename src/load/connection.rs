@@ -280,7 +280,7 @@ impl Connection {
         let mut wanted = 1;
         loop {
             let now = Instant::now();
-            let (mut used, mut answered, mut settled) = (0, 0, false);
+            let (mut used, mut answered) = (0, 0);
             while wanted <= input.len() - used {
                 let Some(head) = wire::parse(&input[used..])? else { break };
                 if self.run.plan.values.size().max().max(BODY_BYTES_MIN) < head.body_bytes {
@@ -295,14 +295,13 @@ impl Connection {
                 let body = &input[used + head.bytes..used + whole];
                 answered += u64::from(self.settle(head, body, now, &mut scratch)?);
                 if head.closes {
-                    return Err(closing(head, body));
+                    return Err(answer(head, body, ", and closes the connection"));
                 }
                 used += whole;
                 wanted = 1;
-                settled = true;
             }
             input.drain(..used);
-            if settled {
+            if 0 < used {
                 self.run.answered(answered);
                 self.last_answer.set(now);
                 self.wake();
@@ -324,7 +323,7 @@ impl Connection {
     fn settle(&self, head: Head, body: &[u8], now: Instant, scratch: &mut Vec<u8>) -> Result<bool> {
         let state = &mut *self.state.borrow_mut();
         let tally = &mut *self.tally.borrow_mut();
-        let unexpected = || Error::new(ErrorKind::Io, answer(head, body));
+        let unexpected = || answer(head, body, "");
         let fills = self.run.workload.fills();
         // A full disk does not end by asking again: with it, a fill ends.
         let refused = head.status == 503 || (head.status == 507 && !fills);
@@ -422,12 +421,9 @@ impl Connection {
     }
 }
 
-/// What the server answered, for a message.
-fn answer(head: Head, body: &[u8]) -> String {
-    format!("the server answered {}: {}", head.status, String::from_utf8_lossy(body).trim_end())
-}
-
-/// A connection that the server closes while it is in use.
-fn closing(head: Head, body: &[u8]) -> Error {
-    Error::new(ErrorKind::Io, format!("{}, and closes the connection", answer(head, body)))
+/// An answer that ends the run, and what the server does `besides`.
+fn answer(head: Head, body: &[u8], besides: &str) -> Error {
+    let sentence = String::from_utf8_lossy(body);
+    let message = format!("the server answered {}: {}{besides}", head.status, sentence.trim_end());
+    Error::new(ErrorKind::Io, message)
 }

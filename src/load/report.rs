@@ -32,7 +32,7 @@ pub fn lines(name: &str, outcome: &Outcome) -> Vec<String> {
     let megabytes = tally.value_bytes as f64 / seconds / 1e6;
     let mut lines = vec![line(name, tally.count(), tally.count() as f64 / seconds, Some(megabytes), &all)];
     if tally.latencies.iter().filter(|latencies| !latencies.is_empty()).count() > 1 {
-        // Of requests that began behind the warm-up, and were sent: verbs of others are not known, or not counted.
+        // Only requests that were sent and began behind the warm-up: what was never sent has no verb.
         for (verb, latencies) in VERBS.iter().zip(&tally.latencies) {
             if !latencies.is_empty() {
                 let per_second = latencies.len() as f64 / seconds;

@@ -1,8 +1,7 @@
 //! What a run asks for: workloads as a table, and the stream of operations that follows from one. Pure.
 //!
 //! The mixes A to D and F are those of YCSB (Cooper et al., "Benchmarking cloud serving systems", SoCC 2010); E scans,
-//! which the server does not. A read-modify-write is counted as its read and its write; YCSB
-//! counts it once.
+//! which the server does not. A read-modify-write is counted as its read and its write; YCSB counts it once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
