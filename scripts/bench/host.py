@@ -1,12 +1,14 @@
 """Processes on chosen processors, and what the kernel knows of them."""
 
 import atexit
+import json
 import os
 import pathlib
 import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -54,6 +56,13 @@ def stolen():
     """Seconds that the hypervisor took from the processors while they had work, and all their seconds, since the boot."""
     fields = [int(field) / TICKS for field in pathlib.Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
     return fields[7], sum(fields)
+
+
+def bare_loops(seconds=4):
+    """What a bare loop on each of the two processors tells, both at once: no server can be steadier."""
+    command = [sys.executable, "-B", ROOT / "scripts" / "bench" / "loop.py", seconds]
+    loops = {name: subprocess.Popen(pinned(cpus, command), stdout=subprocess.PIPE) for name, cpus in (("server", SERVER), ("load", LOAD))}
+    return {name: json.loads(loop.communicate(timeout=60)[0]) for name, loop in loops.items()}
 
 
 class Process:

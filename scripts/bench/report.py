@@ -178,13 +178,23 @@ def sent_late(details):
     return f"{100 * statistics.median(shares):.2g} %" if shares else ""
 
 
+def bare_loops(lines):
+    """How steady the processors were without any server, just before the samples; nothing where it was not asked."""
+    found = [detail["bare_loops"]["server"] for line in lines.lines.values() for detail in line["details"] if "bare_loops" in detail]
+    if not found:
+        return ""
+    uneven, stops = [loop["fastest"] / loop["slowest"] for loop in found], [loop["longest_stop_ms"] for loop in found]
+    return ("\n\nBefore each sample a bare loop ran for four seconds on the server's processor, and one on the load's. The server's "
+            f"did {spread(uneven)} × as many turns in its fastest tenth of a second as in its slowest, and stood still for up to {spread(stops)} ms.")
+
+
 def latencies(lines):
     rows = []
     for name in lines.lines:
         cells = [number(statistics.median(lines.details(name, key))) for key in ("p50", "p99", "p99.9", "p99.99", "max")]
         rows.append([latency_label(name), number(lines.details(name, "rate")[0]), *cells, sent_late(lines.lines[name]["details"])])
     return (table(["open loop, 64 connections", "a second", "p50 µs", "p99", "p99.9", "p99.99", "max", "sent late"], rows)
-            + "\n\n![latency against percentile](benches/plots/latency.svg)\n\n" + commands(lines, ("read/25", "overwrite/25", "device")))
+            + bare_loops(lines) + "\n\n![latency against percentile](benches/plots/latency.svg)\n\n" + commands(lines, ("read/25", "overwrite/25", "device")))
 
 
 def mixes(lines):
@@ -256,7 +266,7 @@ def steady(lines):
     gap, rate = lines.details("open_loop", "longest_gap_ms"), lines.details("open_loop", "rate")[0]
     late = sent_late([{**each, "count": each["latency_us"]["count"]} for each in lines.lines["open_loop"]["details"]])
     return (f"{number(rate)} sets a second with `--sync 100ms`, half of the top rate: p99.9 {spread([us / 1000 for us in lines.samples('open_loop')])} ms, "
-            f"longest time without an answer {spread(gap)} ms; {late} of them were sent late by the load itself.\n\n" + commands(lines, ("open_loop",)))
+            f"longest time without an answer {spread(gap)} ms; {late} of them were sent late by the load itself." + bare_loops(lines) + "\n\n" + commands(lines, ("open_loop",)))
 
 
 def replay_speeds(lines, value_bytes=100):

@@ -1,0 +1,35 @@
+#!/usr/bin/env python3
+"""A bare loop, which says how steadily a processor runs without any server.
+
+    loop.py SECONDS         one line of JSON: turns a second in the slowest, the middle and the fastest tenth of a second,
+                            and the longest stop in milliseconds
+"""
+
+import json
+import statistics
+import sys
+import time
+
+TENTH = 0.1
+
+
+def main():
+    clock = time.perf_counter
+    last = begin = clock()
+    edge, end = begin + TENTH, begin + float(sys.argv[1])
+    tenths, turns, stop = [], 0, 0.0
+    while last < end:
+        now = clock()
+        stop = max(stop, now - last)
+        last = now
+        turns += 1
+        if edge <= now:
+            # A stop longer than a tenth belongs to the one in which it began.
+            tenths.append(turns / (now - edge + TENTH))
+            turns, edge = 0, now + TENTH
+    speeds = {"slowest": min(tenths), "middle": statistics.median(tenths), "fastest": max(tenths)}
+    print(json.dumps({**speeds, "longest_stop_ms": 1000 * stop}))
+
+
+if __name__ == "__main__":
+    main()
