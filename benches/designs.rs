@@ -288,7 +288,8 @@ fn commits(criterion: &mut Criterion) {
     let folder =
         std::env::var_os("RINGKEEP_BENCH_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
     let path = folder.join("commits.tmp");
-    let block = AlignedBuf::zeroed(BLOCK_BYTES);
+    let empty = AlignedBuf::zeroed(BLOCK_BYTES);
+    let block = AlignedBuf::from(&[7; BLOCK_BYTES][..]);
     let open = |flags| {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).custom_flags(flags);
@@ -297,14 +298,14 @@ fn commits(criterion: &mut Criterion) {
     let plain = open(libc::O_DIRECT);
     let synced = open(libc::O_DIRECT | libc::O_DSYNC);
     for offset in 0..1024 {
-        plain.write_all_at(&block, offset * BLOCK_BYTES as u64).expect("there is room");
+        plain.write_all_at(&empty, offset * BLOCK_BYTES as u64).expect("there is room");
     }
     plain.sync_all().expect("it can be synced");
     let mut group = criterion.benchmark_group("commits");
-    let mut next = 0;
+    let mut written = 0;
     let mut offset = || {
-        next = (next + 1) % 1024;
-        next * BLOCK_BYTES as u64
+        written += 1;
+        (written - 1) % 1024 * BLOCK_BYTES as u64
     };
     group.bench_function("write_then_fdatasync", |bencher| {
         bencher.iter(|| {
@@ -316,7 +317,10 @@ fn commits(criterion: &mut Criterion) {
         bencher.iter(|| synced.write_all_at(&block, offset()).expect("it is written and synced"));
     });
     group.finish();
-    assert_eq!(plain.metadata().expect("it is there").len(), 1024 * BLOCK_BYTES as u64);
+    let bytes = std::fs::read(&path).expect("it can be read");
+    let (full, rest) = bytes.split_at(written.min(1024) as usize * BLOCK_BYTES);
+    assert!(bytes.len() == 1024 * BLOCK_BYTES && full.iter().all(|&byte| byte == 7));
+    assert!(rest.iter().all(|&byte| byte == 0));
     std::fs::remove_file(&path).expect("it can be removed");
 }
 

@@ -163,7 +163,7 @@ fn block(criterion: &mut Criterion) {
                 let block = Frame::verify(frame, identity, 4096)
                     .and_then(|frame| frame.unpack(()))
                     .expect("it was framed");
-                assert_eq!(block.payload.len(), payload.len());
+                assert_eq!(block.payload[..], payload[..]);
             },
             BatchSize::SmallInput,
         );
@@ -218,6 +218,7 @@ fn merge(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("merge");
     group.throughput(Throughput::Elements(COUNT));
     let value = value(1);
+    let sorted: Vec<Vec<u8>> = (0..COUNT).map(key).collect();
     for runs in [2, 8] {
         let keys: Vec<Vec<Vec<u8>>> =
             (0..runs).map(|run| (0..COUNT / runs).map(|number| key(number * runs + run)).collect()).collect();
@@ -226,11 +227,11 @@ fn merge(criterion: &mut Criterion) {
                 futures_executor::block_on(async {
                     let sources = keys.iter().map(|keys| Run { keys, value: &value, next: 0 }).collect();
                     let mut merge = Merge::new(sources).await.expect("memory does not fail");
-                    let mut count = 0;
-                    while merge.next().await.expect("memory does not fail").is_some() {
-                        count += 1;
+                    let mut expected = sorted.iter();
+                    while let Some(entry) = merge.next().await.expect("memory does not fail") {
+                        assert_eq!(Some(entry.key), expected.next().map(Vec::as_slice));
                     }
-                    assert_eq!(count, COUNT);
+                    assert_eq!(expected.next(), None);
                 });
             });
         });

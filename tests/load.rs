@@ -35,6 +35,8 @@ enum Lie {
     Refuse(u64),
     /// One request fails, with that status.
     Fail(u64, u16),
+    /// One request is answered twice.
+    Repeat(u64),
     /// One request has no answer: the connection is closed.
     Close(u64),
     /// One request is refused, and the connection closed.
@@ -89,7 +91,8 @@ impl Liar {
                 let turned_away = matches!(self.lie, Lie::TurnAway(_)) && status == 503;
                 let close = if turned_away { "Connection: close\r\n" } else { "" };
                 let reply = format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\n{close}\r\n", body.len());
-                stream.write_all(&[reply.as_bytes(), &body].concat()).ok()?;
+                let times = if matches!(self.lie, Lie::Repeat(at) if self.now(at, true)) { 2 } else { 1 };
+                stream.write_all(&[reply.as_bytes(), &body].concat().repeat(times)).ok()?;
                 if turned_away {
                     return None;
                 }
@@ -315,9 +318,11 @@ fn an_answer_that_is_none_ends_the_run() {
 #[test]
 fn an_answer_that_is_none_ends_the_run_even_if_it_is_the_last() {
     let flags = ["--connections", "1", "--key-count", "20", "fill-seq"];
-    let (output, _) = bench(Liar::start(Lie::Fail(20, 500)), &flags);
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.code() == Some(1) && error.contains("500: words"), "{error}");
+    for (lie, words) in [(Lie::Fail(20, 500), "500: words"), (Lie::Repeat(20), "answered 200")] {
+        let (output, _) = bench(Liar::start(lie), &flags);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(1) && error.contains(words), "{lie:?}: {error}");
+    }
 }
 
 #[test]

@@ -33,7 +33,8 @@ def wrk(url, requests, connections, seconds, depth=1, seed=1):
     output = run(LOAD, command, env)
     if "Non-2xx" in output or "Socket errors" in output:
         raise RuntimeError(f"wrk had errors:\n{output}")
-    return {"per_second": float(re.search(r"Requests/sec:\s+([\d.]+)", output)[1]), "command": shown(command, env)}
+    per_second = float(re.search(r"Requests/sec:\s+([\d.]+)", output)[1])
+    return {"per_second": per_second, "seconds": int(re.search(r"(\d+) requests in", output)[1]) / per_second, "command": shown(command, env)}
 
 
 def redis_benchmark(port, verb, connections, requests, depth=1):
@@ -41,7 +42,8 @@ def redis_benchmark(port, verb, connections, requests, depth=1):
                "-d", 100, "-r", PREPARED, "--csv"]
     output = run(LOAD, command)
     row = next(row for row in csv.DictReader(output.splitlines()) if row["test"].lower() == verb)
-    return {"per_second": float(row["rps"]), "p50": 1000 * float(row["p50_latency_ms"]), "command": shown(command)}
+    return {"per_second": float(row["rps"]), "seconds": requests / float(row["rps"]), "p50": 1000 * float(row["p50_latency_ms"]),
+            "command": shown(command)}
 
 
 def bench(server, *flags, cpus=LOAD):
@@ -53,6 +55,8 @@ def bench(server, *flags, cpus=LOAD):
     found = json.loads(report.read_text())
     for workload in found["workloads"]:
         assert workload["lost"] == workload["wrong"] == 0 and workload["failure"] is None
+        # What is refused has no latency; a fill asks for it again.
+        assert workload["refused"] == 0 or workload["workload"].startswith("fill"), "requests were refused"
     return {**found["workloads"][-1], "workloads": found["workloads"], "storage": found["storage"],
             "command": shown(command)}
 

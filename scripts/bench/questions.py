@@ -43,18 +43,25 @@ class Run:
         line = self.lines.setdefault(name, {"command": figures.get("command"), "samples": []})
         line["samples"].append(figures[figure])
         rest = {key: value for key, value in figures.items() if key not in ("command", "output", "folder")}
-        before, self.stolen = self.stolen, host.stolen()
-        rest["stolen"] = (self.stolen[0] - before[0]) / max(self.stolen[1] - before[1], 0.01)
+        if "stolen" not in rest:
+            rest["stolen"] = self.taken()
         line.setdefault("details", []).append(rest)
         print(f"  {name}: {figures[figure]:,.1f}, stolen {rest['stolen']:.0%}", flush=True)
+
+    def taken(self):
+        """The share of the processors that the host gave to others since this was asked last."""
+        before, self.stolen = self.stolen, host.stolen()
+        return (self.stolen[0] - before[0]) / max(self.stolen[1] - before[1], 0.01)
 
     def watch(self, name, server, load, *flags):
         """A sample of a line, and how busy the server and its load were: shares of a processor."""
         begin, server_before, load_before = time.monotonic(), server.cpu_seconds(), host.load_cpu_seconds()
         figures = load(*flags)
-        seconds = time.monotonic() - begin
-        figures["server_busy"] = (server.cpu_seconds() - server_before) / seconds
-        figures["load_busy"] = (host.load_cpu_seconds() - load_before) / seconds
+        used = host.load_cpu_seconds() - load_before
+        # Before it asks, a load prepares its requests, with all of its processor.
+        preparation = time.monotonic() - begin - figures["seconds"]
+        figures["server_busy"] = (server.cpu_seconds() - server_before) / figures["seconds"]
+        figures["load_busy"] = (used - preparation) / figures["seconds"]
         self.add(name, figures)
 
     def in_turn(self, *samples, most=None):
@@ -105,9 +112,7 @@ def gets(run):
 
 def sets(run):
     """SET, every one on disk before its answer."""
-    ringkeep, redis = Ringkeep(), Redis()
-    loads.bench(ringkeep, "fill-unique", "--key-count", loads.KEYS, "--pipeline", 16)
-    ringkeep.settle()
+    ringkeep, redis = filled(Ringkeep("--cache-size", "1GiB")), Redis()
     loads.redis_benchmark(redis.port, "set", 64, 10 * loads.PREPARED, 16)
     webdis = Webdis(redis) if not missing("webdis") else None
 
@@ -152,12 +157,13 @@ def lone_set(run):
 
     def own(name, workload, turn, *flags):
         figures = loads.bench(ringkeep, workload, *common, "--seed", turn, *flags)
-        run.add(name, {"p50": figures["latency_us"]["p50"], "command": figures["command"]}, "p50")
-        return figures
+        taken = run.taken()
+        run.add(name, {"p50": figures["latency_us"]["p50"], "stolen": taken, "command": figures["command"]}, "p50")
+        return figures, taken
 
     def own_set(turn):
-        figures = own("ringkeep", "overwrite", turn, "--data-dir", ringkeep.folder)
-        run.add("device", {"p50": figures["storage"]["commit_4k_us"]["p50"], "command": figures["command"]}, "p50")
+        figures, taken = own("ringkeep", "overwrite", turn, "--data-dir", ringkeep.folder)
+        run.add("device", {"p50": figures["storage"]["commit_4k_us"]["p50"], "stolen": taken, "command": figures["command"]}, "p50")
         ringkeep.settle()
 
     def redis_set(_):
@@ -232,11 +238,13 @@ def without_series(figures):
 def shards(run):
     """Requests for each second of processor time: keys of the own thread against any keys, 2 shards on 2 threads."""
     command = ["cargo", "bench", "--quiet", "--locked", "--bench", "shards"]
-    for line in host.run(BOTH, command).splitlines():
+    lines = host.run(BOTH, command).splitlines()
+    taken = run.taken()  # of all turns together: the bench tells of them at its end
+    for line in lines:
         if line.startswith("{"):
             turn = json.loads(line)
             for kind in ("own", "any"):
-                run.add(f"{turn['verb']}/{kind}", {"per_second": turn[kind], "command": " ".join(command)})
+                run.add(f"{turn['verb']}/{kind}", {"per_second": turn[kind], "stolen": taken, "command": " ".join(command)})
 
 
 def cold_reads(run):
@@ -404,6 +412,12 @@ def machine():
     }
 
 
+def measured_commit():
+    """Of the program that runs, whatever the checkout has become."""
+    version = subprocess.run([host.RINGKEEP, "--version"], capture_output=True, text=True, check=True).stdout
+    return re.search(r"\((.+)\)", version)[1]
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="a short run, to try the scripts")
@@ -416,8 +430,7 @@ def main():
     if unknown:
         parser.error(f"no such question: {', '.join(unknown)}")
     host.WORK.mkdir(parents=True, exist_ok=True)
-    version = subprocess.run([host.RINGKEEP, "--version"], capture_output=True, text=True, check=True).stdout
-    commit = re.search(r"\((.+)\)", version)[1]  # of what runs, whatever the checkout has become
+    commit = measured_commit()
     for name in arguments.questions or QUESTIONS:
         absent = missing(*PEERS.get(name, ()))
         if absent:
@@ -426,7 +439,9 @@ def main():
         print(f"== {name}: {QUESTIONS[name].__doc__.splitlines()[0]} ({datetime.datetime.now():%H:%M:%S})", flush=True)
         run = Run(arguments.quick, arguments.repeat)
         QUESTIONS[name](run)
-        report = {"question": name, "about": QUESTIONS[name].__doc__.splitlines()[0], "date": f"{datetime.date.today()}",
+        if measured_commit() != commit:
+            raise RuntimeError(f"{host.RINGKEEP} was built again in between, of {measured_commit()} instead of {commit}")
+        report = {"question": name, "about": QUESTIONS[name].__doc__.splitlines()[0], "date": f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
                   "commit": commit, "quick": arguments.quick, "repeat": run.repeat, "machine": machine(), "lines": run.lines}
         (RAW / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
 

@@ -34,8 +34,10 @@ def load(folder):
 def keep(reports):
     """The newest answer to each question stays in the repository, but for quick runs: nobody compares those."""
     KEPT.mkdir(parents=True, exist_ok=True)
+    kept = load(KEPT)
     for question, report in reports.items():
-        if not report["quick"]:
+        older = question in kept and report["date"] < kept[question]["date"]  # another checkout has measured since
+        if not report["quick"] and not older:
             (KEPT / f"{question}.json").write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -37,6 +37,8 @@ const INPUT_BYTES: usize = 64 << 10;
 const LATE: Duration = Duration::from_millis(1);
 /// Versions that a value too short to say its own is compared with; if more are possible, it is believed.
 const SHORT_VERSIONS_MAX: usize = 1000;
+/// What is given up is counted in so many steps at most: a day of overload may leave more than can be counted singly.
+const GIVEN_UP_STEPS: u64 = 1000;
 /// A refusal is a short sentence; no body may be longer, unless a value may.
 const BODY_BYTES_MIN: usize = 64 << 10;
 
@@ -254,9 +256,15 @@ impl Connection {
     fn give_up(&self, state: &State, now: Instant) {
         let Some(pace) = self.run.pace() else { return };
         let end = self.run.end(now);
-        let last = state.sent.saturating_add(state.operations.left());
-        for index in state.sent..pace.due(self.index, end).min(last) {
-            self.tally.borrow_mut().given_up(pace.time(self.index, index), end);
+        let tally = &mut *self.tally.borrow_mut();
+        let first = state.sent.max(pace.due(self.index, tally.begin)); // B4
+        let last = state.sent.saturating_add(state.operations.left()).min(pace.due(self.index, end));
+        let step = last.saturating_sub(first).div_ceil(GIVEN_UP_STEPS).max(1);
+        let mut index = first;
+        while index < last {
+            let count = step.min(last - index);
+            tally.given_up(pace.time(self.index, index), end, count);
+            index += count;
         }
     }
 
@@ -265,9 +273,7 @@ impl Connection {
         if let Err(error) = self.read_all().await {
             let unanswered = self.state.borrow().under_way.len();
             self.tally.borrow_mut().unanswered += unanswered as u64;
-            if 0 < unanswered || !self.written.get() {
-                self.run.fail(error);
-            }
+            self.run.fail(error);
             self.end();
             self.wake();
         }
@@ -307,14 +313,22 @@ impl Connection {
                 self.wake();
             }
             if self.written.get() && self.idle() {
-                return Ok(());
+                return match input.is_empty() {
+                    true => Ok(()),
+                    false => Err(Error::new(ErrorKind::Io, "the server answered what nobody asked")),
+                };
             }
             input.reserve(INPUT_BYTES.max(wanted).saturating_sub(input.len()));
             let filled = input.len();
             let (result, slice) = self.stream.read(input.slice(filled..)).await;
             input = slice.into_inner();
-            if result.map_err(|error| Error::io("read a reply", error))? == 0 {
-                return Err(Error::new(ErrorKind::Io, "the server closed a connection that was in use"));
+            match result {
+                Ok(0) | Err(_) if self.written.get() && self.idle() => return Ok(()), // its own end
+                Ok(0) => {
+                    return Err(Error::new(ErrorKind::Io, "the server closed a connection that was in use"));
+                }
+                Ok(_) => {}
+                Err(error) => return Err(Error::io("read a reply", error)),
             }
         }
     }

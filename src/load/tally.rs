@@ -87,7 +87,7 @@ impl Tally {
             return; // B4
         }
         if self.begin <= from {
-            record(&mut self.latencies[verb], now.saturating_duration_since(from)); // B4
+            self.latencies[verb].saturating_record(nanoseconds(now.saturating_duration_since(from))); // B4
         }
         self.missing += u64::from(missing);
         self.value_bytes += value_bytes as u64;
@@ -114,10 +114,10 @@ impl Tally {
         self.per_millisecond.resize(milliseconds.max(self.per_millisecond.len()), 0);
     }
 
-    /// A request that was `due` is given up at the `end`.
-    pub fn given_up(&mut self, due: Instant, end: Instant) {
+    /// So many requests, of which the first was `due` then, are given up at the `end`; all count as late as the first.
+    pub fn given_up(&mut self, due: Instant, end: Instant, count: u64) {
         if self.begin <= due {
-            record(&mut self.unsent, end.saturating_duration_since(due)); // B4
+            self.unsent.saturating_record_n(nanoseconds(end.saturating_duration_since(due)), count); // B4
         }
     }
 
@@ -182,9 +182,9 @@ impl Tally {
     }
 }
 
-fn record(latencies: &mut Histogram<u64>, latency: Duration) {
-    let nanoseconds = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
-    latencies.saturating_record(nanoseconds.max(1));
+/// A latency as the histograms keep it: at least 1.
+fn nanoseconds(latency: Duration) -> u64 {
+    u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX).max(1)
 }
 
 #[cfg(test)]
@@ -231,7 +231,7 @@ mod tests {
             |from, now| Answer { verb: 0, from: at(from), now: at(now), missing: true, value_bytes: 1 };
         tally.answered(answer(0, 1));
         tally.refused(at(1));
-        tally.given_up(at(1), at(9));
+        tally.given_up(at(1), at(9), 1);
         tally.sent_late(at(1));
         assert_eq!(tally.sent_late, 0);
         assert_eq!((tally.count(), tally.latencies[0].len(), tally.missing), (0, 0, 0));
@@ -239,9 +239,9 @@ mod tests {
         tally.answered(answer(1, 3));
         assert_eq!((tally.count(), tally.latencies[0].len(), tally.missing), (1, 0, 1));
         tally.answered(answer(3, 4));
-        tally.given_up(at(5), at(9));
+        tally.given_up(at(5), at(9), 3);
         tally.sent_late(at(5));
         assert_eq!(tally.sent_late, 1);
-        assert_eq!((tally.count(), tally.latencies[0].len(), tally.unsent.len()), (2, 1, 1));
+        assert_eq!((tally.count(), tally.latencies[0].len(), tally.unsent.len()), (2, 1, 3));
     }
 }
