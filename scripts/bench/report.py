@@ -31,13 +31,25 @@ def load(folder):
     return found
 
 
+# A host that takes more of the processors than this is what was measured.
+STOLEN_MAX = 0.05
+
+
+def stolen(report):
+    """Shares of the processors that the host gave to others, one for each sample."""
+    return [detail["stolen"] for line in report["lines"].values() for detail in line["details"] if "stolen" in detail]
+
+
 def keep(reports):
-    """The newest answer to each question stays in the repository, but for quick runs: nobody compares those."""
+    """The newest answer to each question stays in the repository, but for quick runs and busy hosts: nobody compares those."""
     KEPT.mkdir(parents=True, exist_ok=True)
     kept = load(KEPT)
     for question, report in reports.items():
         older = question in kept and report["date"] < kept[question]["date"]  # another checkout has measured since
-        if not report["quick"] and not older:
+        busy = STOLEN_MAX < statistics.median(stolen(report) or [0])
+        if busy:
+            print(f"{question}: not kept, the host gave {statistics.median(stolen(report)):.0%} of the processors to others")
+        if not report["quick"] and not older and not busy:
             (KEPT / f"{question}.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
@@ -83,8 +95,8 @@ def table(head, rows):
 
 
 def origin(report):
-    stolen = [detail["stolen"] for line in report["lines"].values() for detail in line["details"] if "stolen" in detail]
-    taken = f" The host gave {statistics.median(stolen):.0%} ({max(stolen):.0%} at most) of the processors to others." if stolen else ""
+    shares = stolen(report)
+    taken = f" The host gave {statistics.median(shares):.0%} ({max(shares):.0%} at most) of the processors to others." if shares else ""
     counts = [len(line["samples"]) for line in report["lines"].values()]
     least, most = min(counts), max(counts)
     samples = f"{least} to {most}" if least < most else f"{most}"
