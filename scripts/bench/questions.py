@@ -157,13 +157,13 @@ def lone_set(run):
 
     def own(name, workload, turn, *flags):
         figures = loads.bench(ringkeep, workload, *common, "--seed", turn, *flags)
-        taken = run.taken()
-        run.add(name, {"p50": figures["latency_us"]["p50"], "stolen": taken, "command": figures["command"]}, "p50")
-        return figures, taken
+        figures["stolen"] = run.taken()
+        run.add(name, {"p50": figures["latency_us"]["p50"], "stolen": figures["stolen"], "command": figures["command"]}, "p50")
+        return figures
 
     def own_set(turn):
-        figures, taken = own("ringkeep", "overwrite", turn, "--data-dir", ringkeep.folder)
-        run.add("device", {"p50": figures["storage"]["commit_4k_us"]["p50"], "stolen": taken, "command": figures["command"]}, "p50")
+        figures = own("ringkeep", "overwrite", turn, "--data-dir", ringkeep.folder)
+        run.add("device", {"p50": figures["storage"]["commit_4k_us"]["p50"], "stolen": figures["stolen"], "command": figures["command"]}, "p50")
         ringkeep.settle()
 
     def redis_set(_):

@@ -46,10 +46,12 @@ def keep(reports):
     kept = load(KEPT)
     for question, report in reports.items():
         older = question in kept and report["date"] < kept[question]["date"]  # another checkout has measured since
-        busy = STOLEN_MAX < statistics.median(stolen(report) or [0])
-        if busy:
-            print(f"{question}: not kept, the host gave {statistics.median(stolen(report)):.0%} of the processors to others")
-        if not report["quick"] and not older and not busy:
+        if report["quick"] or older:
+            continue
+        taken = statistics.median(stolen(report) or [0])
+        if STOLEN_MAX < taken:
+            print(f"{question}: not kept, the host gave {taken:.0%} of the processors to others")
+        else:
             (KEPT / f"{question}.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
