@@ -22,7 +22,7 @@ use crate::key::{SeqNo, ShardId, slot};
 use crate::manifest::presence::{Files, list, missing, unnamed};
 use crate::manifest::{Loaded, State, Version, load};
 use crate::merge::Source as _;
-use crate::record::file::{End, Extent, first_nonzero};
+use crate::record::replay::{End, KnownEnd, first_nonzero};
 use crate::record::{Kind, Owner};
 use crate::sst::SstMeta;
 use crate::sst::reader::Sst;
@@ -38,8 +38,12 @@ pub struct Report {
     pub damage: Vec<Error>,
     /// What could not be read, and so was not looked at.
     pub unread: Vec<Error>,
+    /// What a later version of ringkeep has written.
+    pub later: Vec<Error>,
     /// What a crash may leave.
     pub notes: Vec<String>,
+    /// Where each log ends that was not left by a clean stop, and how far it was witnessed.
+    pub log_ends: Vec<String>,
     /// Files looked at.
     pub files: u64,
     /// Entries in sorted files, and writes in WALs.
@@ -51,6 +55,7 @@ impl Report {
     pub fn add_error(&mut self, error: Error) {
         match error.kind() {
             ErrorKind::Corruption => self.damage.push(error),
+            ErrorKind::Configuration => self.later.push(error),
             _ => self.unread.push(error),
         }
     }
@@ -59,7 +64,9 @@ impl Report {
     pub fn add(&mut self, other: Self) {
         self.damage.extend(other.damage);
         self.unread.extend(other.unread);
+        self.later.extend(other.later);
         self.notes.extend(other.notes);
+        self.log_ends.extend(other.log_ends);
         self.files += other.files;
         self.entries += other.entries;
     }
@@ -129,7 +136,7 @@ impl<S: Storage> Check<'_, S> {
         if self.slots[slot(key)] == self.owner.shard {
             Ok(())
         } else {
-            Err(CorruptionReason("a key belongs to another shard"))
+            Err(CorruptionReason::Damaged("a key belongs to another shard"))
         }
     }
 
@@ -138,25 +145,32 @@ impl<S: Storage> Check<'_, S> {
         let name = FileName::Manifest(self.loaded.number);
         let file = open_file(self.storage, name, Access::Read).await?;
         let bytes = self.files.get(&name).copied().unwrap_or_default();
-        self.unused(report, &file, name, bytes, self.loaded.end).await
+        self.end_of(report, &file, (name, bytes), &self.loaded.end, true).await
     }
 
-    /// Notes what lies behind the end of a file of records, where that should be nothing.
-    async fn unused(
+    /// Notes what is wrong with the marks of a file of records, and what lies after its end. `open` says that no recovery
+    /// has fixed the end: then there should be nothing.
+    async fn end_of(
         &self,
         report: &mut Report,
         file: &S::File,
-        name: FileName,
-        bytes: u64,
-        end: End,
+        (name, bytes): (FileName, u64),
+        end: &End,
+        open: bool,
     ) -> Result<()> {
         let label = self.storage.label(name);
-        if let Some(reason) = end.torn_reason {
+        if let Some(reason) = end.bad_slot {
+            report.notes.push(format!("{label}: one of the two marks is bad ({reason})"));
+        }
+        if let Some(error) = &end.unread {
+            report.unread.push(error.clone());
+        } else if let Some(reason) = end.torn_reason {
             report.notes.push(format!(
                 "{label}: {} bytes at offset {} are the torn end of a crash, or were damaged later ({reason})",
                 end.torn_bytes, end.offset
             ));
-        } else if !end.used_before
+        } else if open
+            && !end.mark.used_before
             && let Some(at) = first_nonzero(self.storage, file, &label, bytes, end.offset).await?
         {
             report.notes.push(format!(
@@ -194,13 +208,13 @@ impl<S: Storage> Check<'_, S> {
     async fn wals(&self, report: &mut Report, progress: &mut impl FnMut(u64)) {
         let mut next = self.state().flushed.next();
         for (&number, wal) in &self.state().wals {
-            let bytes = wal.bytes;
             let name = FileName::Wal(number);
-            if self.files.get(&name) != Some(&bytes) {
+            let Some(&bytes) = self.files.get(&name).filter(|bytes| wal.bytes <= **bytes) else {
                 continue; // reported as missing
-            }
+            };
             report.files += 1;
-            let source = Source { number, file_bytes: bytes, end: self.state().extent(number, wal) };
+            let known_end = self.state().known_end(number);
+            let source = Source { number, file_bytes: bytes, known_end };
             let (mut writes, mut foreign) = (0, None);
             let outcome = async {
                 let visit = |entry: crate::key::Entry<'_>| {
@@ -210,8 +224,15 @@ impl<S: Storage> Check<'_, S> {
                     }
                 };
                 let (file, end) = read(self.storage, self.owner, source, &mut next, visit).await?;
-                if matches!(wal.end, Extent::AtLeast(_)) {
-                    self.unused(report, &file, name, bytes, end).await?;
+                self.end_of(report, &file, (name, bytes), &end, matches!(wal.end, KnownEnd::AtLeast(_)))
+                    .await?;
+                if self.state().clean_wal.is_none() {
+                    let witnessed = end.mark.durable.max(known_end.durable());
+                    report.log_ends.push(format!(
+                        "{} ends at offset {}, and is witnessed up to offset {witnessed}",
+                        self.storage.label(name),
+                        end.offset
+                    ));
                 }
                 match foreign {
                     Some(reason) => Err(Error::corruption(&self.storage.label(name), 0, reason)), // A4
@@ -255,7 +276,7 @@ impl<S: Storage> Check<'_, S> {
 
     /// A4: walks all levels side by side. Only where every file is sound; else it would end at the first that is not.
     async fn order(&self, report: &mut Report, progress: &mut impl FnMut(u64)) -> Result<()> {
-        if !(report.damage.is_empty() && report.unread.is_empty()) {
+        if !(report.damage.is_empty() && report.unread.is_empty() && report.later.is_empty()) {
             return Ok(());
         }
         let mut runs = runs(self, &self.state().version);
@@ -272,8 +293,9 @@ impl<S: Storage> Check<'_, S> {
                 let Some(entry) = run.entry().filter(|entry| *entry.key == *smallest) else { continue };
                 if newest.is_some_and(|newest| newest <= entry.seqno) {
                     let number = run.file().map(|file| file.number).unwrap_or_default();
-                    let reason =
-                        CorruptionReason("an entry is newer than one of the same key in a level above");
+                    let reason = CorruptionReason::Damaged(
+                        "an entry is newer than one of the same key in a level above",
+                    );
                     return Err(Error::corruption(&self.storage.label(FileName::Sst(number)), 0, reason));
                 }
                 newest = Some(entry.seqno);

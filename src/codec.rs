@@ -78,16 +78,20 @@ impl<'a> Reader<'a> {
     /// The next `count` bytes.
     #[inline]
     pub fn bytes(&mut self, count: usize) -> Result<&'a [u8], CorruptionReason> {
-        let (head, rest) =
-            self.rest.split_at_checked(count).ok_or(CorruptionReason("a field runs past the end"))?;
+        let (head, rest) = self
+            .rest
+            .split_at_checked(count)
+            .ok_or(CorruptionReason::Damaged("a field runs past the end"))?;
         self.rest = rest;
         Ok(head)
     }
 
     #[inline]
     fn array<const N: usize>(&mut self) -> Result<[u8; N], CorruptionReason> {
-        let (head, rest) =
-            self.rest.split_first_chunk::<N>().ok_or(CorruptionReason("a field runs past the end"))?;
+        let (head, rest) = self
+            .rest
+            .split_first_chunk::<N>()
+            .ok_or(CorruptionReason::Damaged("a field runs past the end"))?;
         self.rest = rest;
         Ok(*head)
     }
@@ -138,7 +142,7 @@ impl<'a> Reader<'a> {
                 return Ok(value);
             }
         }
-        Err(CorruptionReason("a varint is over 64 bits"))
+        Err(CorruptionReason::Damaged("a varint is over 64 bits"))
     }
 
     /// The next varint, as a length in memory.

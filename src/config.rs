@@ -32,6 +32,9 @@ pub const SHARDS_MAX: u16 = 999;
 /// A commit group is closed at this size (a single larger write makes a larger group). At 1 GB/s it is written
 /// in a millisecond.
 pub const GROUP_BYTES_MAX: usize = 1 << 20;
+/// First length of a WAL: with the manifest, what an empty shard takes on disk. A start reads up to six times as much
+/// beyond the records of each WAL.
+pub const WAL_STEP_BYTES: u64 = 1 << 20;
 /// Length of a manifest whose snapshot is small: some thousand edits.
 pub const MANIFEST_BYTES: u64 = 1 << 20;
 /// What a write adds to its value in a WAL record: key, lengths, and the framing of a group of one.
@@ -118,8 +121,10 @@ pub struct DbConfig {
     pub value_bytes_max: usize,
     /// SST files kept open.
     pub open_files_max: usize,
-    /// Length of a WAL, at least that of [`Self::wal_bytes_for`] no bytes.
+    /// Greatest length of a WAL, at least that of [`Self::wal_bytes_for`] no bytes.
     pub wal_bytes: u64,
+    /// First length of a WAL, and the unit of its growth and of its marks: see `record::file`.
+    pub wal_step_bytes: u64,
     /// Length of a manifest whose snapshot is small.
     pub manifest_bytes: u64,
     /// The hash that finds keys in memory.
@@ -191,6 +196,7 @@ impl Config {
             value_bytes_max: self.value_bytes_max,
             open_files_max: (open_files_max / usize::from(shards)).max(16),
             wal_bytes: DbConfig::wal_bytes_for(self.memtable_bytes, self.value_bytes_max),
+            wal_step_bytes: WAL_STEP_BYTES,
             manifest_bytes: MANIFEST_BYTES,
             key_hash: KeyHash::random(),
         }

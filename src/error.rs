@@ -104,6 +104,19 @@ impl Error {
         Self::new(ErrorKind::Corruption, format!("{file} is damaged at offset {offset}: {reason}"))
     }
 
+    /// Bytes of `file` at `offset` that a decoder refused: damage, or the work of a later version, which is
+    /// `Configuration`.
+    pub fn undecodable(file: &str, offset: u64, reason: CorruptionReason) -> Self {
+        match reason {
+            CorruptionReason::Damaged(_) => Self::corruption(file, offset, reason),
+            CorruptionReason::LaterVersion { .. } => {
+                let message =
+                    format!("cannot read {file} at offset {offset}: {reason}; use the version that wrote it");
+                Self::new(ErrorKind::Configuration, message)
+            }
+        }
+    }
+
     /// The same error under another kind: the caller knows better what it means here.
     #[must_use]
     pub fn with_kind(&self, kind: ErrorKind) -> Self {
@@ -146,13 +159,32 @@ impl std::error::Error for Error {
     }
 }
 
-/// Why a decoder refused some bytes. Pure code returns it; the I/O layer adds file and offset.
+/// Why a decoder refused some bytes. Pure code returns it; the I/O layer adds file and offset
+/// ([`Error::undecodable`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CorruptionReason(pub &'static str);
+pub enum CorruptionReason {
+    /// The bytes are not what was written.
+    Damaged(&'static str),
+    /// The checksum fits, and the bytes use something that a later version of ringkeep has introduced.
+    LaterVersion {
+        /// What has a version, as in `record format`.
+        what: &'static str,
+        /// The version, or the code, that was found.
+        found: u8,
+        /// The highest one that this program knows.
+        known: u8,
+    },
+}
 
 impl fmt::Display for CorruptionReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0)
+        match self {
+            Self::Damaged(reason) => f.write_str(reason),
+            Self::LaterVersion { what, found, known } => write!(
+                f,
+                "{what} {found} is of a later version of ringkeep, and this program knows {what} {known} at most"
+            ),
+        }
     }
 }
 

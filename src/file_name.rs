@@ -1,15 +1,12 @@
 //! Every name that ringkeep puts on disk, built and parsed in one place. Pure.
 //!
 //! ```text
-//! DATA/LOCK  DATA/STORE  DATA/shard-000/{CURRENT, MANIFEST-000004, 000007.wal, 000009.sst}
+//! DATA/STORE  DATA/shard-000/{CURRENT, MANIFEST-000004, 000007.wal, 000009.sst}
 //! ```
 
 use std::fmt;
 
 use crate::key::{FileNumber, ShardId};
-
-/// Name of the file in the data directory that the running process holds a lock on.
-pub const LOCK: &str = "LOCK";
 
 /// A file of the store, relative to its directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

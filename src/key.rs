@@ -63,7 +63,7 @@ impl ValueKind {
         match byte {
             0 => Ok(Self::Tombstone),
             1 => Ok(Self::Value),
-            _ => Err(CorruptionReason("the value kind is not known to this version")),
+            _ => Err(CorruptionReason::LaterVersion { what: "entry kind", found: byte, known: 1 }),
         }
     }
 }
@@ -130,6 +130,13 @@ pub fn common_prefix(a: &[u8], b: &[u8]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kind_of_a_later_version_is_refused_by_name() {
+        assert_eq!(ValueKind::decode(1), Ok(ValueKind::Value));
+        let what = "entry kind";
+        assert_eq!(ValueKind::decode(17), Err(CorruptionReason::LaterVersion { what, found: 17, known: 1 }));
+    }
 
     #[test]
     fn newer_writes_of_a_key_come_first() {

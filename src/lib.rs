@@ -45,7 +45,7 @@
 //! - **P9** No request waits for background work without limit ([`db::stall`]).
 //!
 //! What is deliberately absent: `db` spawns nothing, reads no clock and knows no runtime; `http` knows no engine;
-//! pure modules (`record` but for `record::file`, `hash_index`, `memtable`, `merge`, `sst::block`, `sst::filter`,
+//! pure modules (`record` except `record::file` and `record::replay`, `hash_index`, `memtable`, `merge`, `sst::block`, `sst::filter`,
 //! `manifest::version`, `compaction::picker`, `db::stall`, `http` but for `connection`) do no I/O. So a seeded test
 //! drives production code on a simulated disk ([`storage::sim`]).
 //!
@@ -59,7 +59,7 @@
 //! | files | [`storage`] |
 //! | bytes with a meaning | [`memtable`], [`merge`], [`record`] |
 //! | files with a meaning | [`sst`], [`wal`] |
-//! | what a shard and a store consist of | [`compaction`], [`manifest`], [`store`] |
+//! | what a shard and a store consist of | [`compaction`], [`manifest`], [`store`], [`data_dir`] |
 //! | the engine of a shard | [`db`]; beside it [`check`], the same files looked at from outside |
 //! | a client of the server, which shares only the first two layers with it | [`load`] |
 //! | the wire, on the first layer alone | [`http`] |
@@ -82,6 +82,7 @@ pub mod wal;
 pub mod compaction;
 pub mod manifest;
 pub mod store;
+pub mod data_dir;
 pub mod db;
 pub mod check;
 pub mod load;

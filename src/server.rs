@@ -13,11 +13,9 @@
 //!
 //! A stop that is killed half-way is a crash like any other: the next start replays the WALs.
 
-use std::fs::{File, TryLockError};
 use std::io;
 use std::net::SocketAddr;
 use std::os::linux::net::SocketAddrExt;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
@@ -27,25 +25,20 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::config::{Config, SyncMode};
+use crate::data_dir::DataDir;
 use crate::db::Recovered;
 use crate::error::{Error, ErrorKind, Result};
-use crate::file_name::{LOCK, shard_directory};
 use crate::host::{
     RingFlags, give_back_large_buffers, memory_bytes, parallelism, probe_ring, processors, raise_open_files,
 };
-use crate::key::ShardId;
 use crate::record::Owner;
 use crate::shard::handler::StopLines;
 use crate::shard::mailbox::connect;
 use crate::shard::router::{Router, ThreadId};
 use crate::shard::thread::{Balance, Event, Phase, Plan, ShardPlan, run as run_thread};
-use crate::storage::sync_names;
-use crate::storage::uring::{Device, UringStorage};
+use crate::storage::uring::Device;
 use crate::store::Store;
 
-/// A killed predecessor may hold its files for a moment: its ring goes last.
-const LOCK_TRIES: u32 = 5;
-const LOCK_REST: Duration = Duration::from_millis(50);
 /// After the drain time-out, connections are cut off; then this much more is waited.
 const ABORT_TIME: Duration = Duration::from_secs(5);
 /// When the WAL is lost, this long the replies that say so may take to leave.
@@ -68,77 +61,13 @@ pub fn run(mut config: Config, announce: impl FnOnce(SocketAddr)) -> Result<()> 
             "this kernel knows no cooperative rings (Linux 6.0 does): requests cost more CPU here"
         );
     }
-    let lock = lock_data_dir(&config.data_dir)?;
+    let data_dir = DataDir::open_or_create(&config.data_dir)?;
     let open_files = raise_open_files();
     limit_connections(&mut config, open_files)?;
-    let result = runtime.block_on(Server::run(Arc::new(config), ring, open_files, announce));
+    let result = runtime.block_on(Server::run(Arc::new(config), &data_dir, ring, open_files, announce));
     // Held to the end of the process: after an error its threads may still write.
-    std::mem::forget(lock);
+    std::mem::forget(data_dir);
     result
-}
-
-/// Creates the data directory if it is not there, and makes sure that nobody else uses it.
-fn lock_data_dir(path: &Path) -> Result<File> {
-    let shown = path.display();
-    std::fs::create_dir_all(path).map_err(|error| {
-        let denied = error.kind() == io::ErrorKind::PermissionDenied;
-        let error = Error::io(format!("create the data directory {shown}"), error);
-        if denied { error } else { error.with_kind(ErrorKind::CannotCreate) }
-    })?;
-    sync_names_above(path).map_err(|error| Error::io(format!("sync the name of {shown}"), error))?;
-    let lock = File::options()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .open(path.join(LOCK))
-        .map_err(|error| Error::io(format!("write to the data directory {shown}"), error))?;
-    take(&lock, path)?;
-    Ok(lock)
-}
-
-/// Makes sure that nobody else uses an existing data directory, and creates nothing.
-///
-/// # Errors
-/// `Locked` if a server has it; `Io`, `Permission`.
-pub fn lock_existing(path: &Path) -> Result<File> {
-    let lock = File::open(path.join(LOCK))
-        .map_err(|error| Error::io(format!("open {LOCK} in the data directory {}", path.display()), error))?;
-    take(&lock, path)?;
-    Ok(lock)
-}
-
-fn take(lock: &File, path: &Path) -> Result<()> {
-    let shown = path.display();
-    for tried in 1.. {
-        match lock.try_lock() {
-            Ok(()) => break,
-            Err(TryLockError::WouldBlock) if tried < LOCK_TRIES => std::thread::sleep(LOCK_REST),
-            Err(TryLockError::WouldBlock) => {
-                let message = format!("the data directory {shown} is in use by another ringkeep process");
-                return Err(Error::new(ErrorKind::Locked, message));
-            }
-            Err(TryLockError::Error(error)) => {
-                return Err(Error::io(format!("lock the data directory {shown}"), error));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Makes the name of the data directory durable, and those of the directories above it, which may be as new.
-fn sync_names_above(path: &Path) -> io::Result<()> {
-    for parent in path.canonicalize()?.ancestors().skip(1) {
-        match File::open(parent).and_then(|directory| directory.sync_all()) {
-            Ok(()) => {}
-            // A directory that we may not read is not one that we have made.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => break,
-            // A read-only or special file system above has nothing to sync.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EROFS)) => break,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
 
 /// Connections leave descriptors for files.
@@ -202,6 +131,7 @@ struct Server {
 impl Server {
     async fn run(
         config: Arc<Config>,
+        data_dir: &DataDir,
         ring: RingFlags,
         open_files: usize,
         announce: impl FnOnce(SocketAddr),
@@ -211,7 +141,7 @@ impl Server {
         let allowed = processors();
         let threads = config.threads.map_or_else(|| parallelism().min(allowed.len()), usize::from);
         let (address, sockets) = bind(config.listen, threads)?;
-        let device = Device::probe(&config.data_dir)
+        let device = Device::probe(data_dir.directory())
             .map_err(|error| Error::io(format!("write to {}", config.data_dir.display()), error))?;
         if !device.direct {
             tracing::warn!(
@@ -220,8 +150,9 @@ impl Server {
                 config.data_dir.display()
             );
         }
-        let root = UringStorage::new(config.data_dir.clone(), String::new(), device, true);
-        let mut store = open_store(&root, &config, threads).await?;
+        let root = data_dir.storage(device)?;
+        let shards = u16::try_from(threads).unwrap_or(u16::MAX);
+        let mut store = data_dir.open_store(&root, config.shards, shards).await?;
         let memory = memory_bytes();
         let (phase, follow) = watch::channel(Phase::Opening);
         let (teller, events) = mpsc::unbounded_channel();
@@ -236,22 +167,17 @@ impl Server {
             connect(threads).into_iter().enumerate().zip(sockets).zip(handed)
         {
             let id = ThreadId(id);
-            let shards = router.shards(id).into_iter().map(|shard| ShardPlan {
-                owner: Owner { store_id: store.id, shard },
-                directory: (
-                    server.config.data_dir.join(shard_directory(shard)),
-                    format!("{}/", shard_directory(shard)),
-                ),
-                device,
-                config: db_config,
-                create: !store.ready,
+            let shards = router.shards(id).into_iter().map(|shard| {
+                let directory = data_dir.shard(shard)?;
+                let owner = Owner { store_id: store.id, shard };
+                Ok(ShardPlan { owner, directory, device, config: db_config, create: !store.ready })
             });
             let plan = Plan {
                 id,
                 processor: allowed.get(id.0).copied(),
                 ring,
                 config: server.config.clone(),
-                shards: shards.collect(),
+                shards: shards.collect::<Result<_>>()?,
                 router: router.clone(),
                 socket,
                 ends,
@@ -277,7 +203,7 @@ impl Server {
             store.ready = true;
             store.save(&root).await?;
         }
-        server.log_start(&store, device, address, threads);
+        server.log_start(data_dir, &store, device, address, threads);
         server.phase.send_replace(Phase::Running);
         let mut missing = threads;
         let listening = |event: &Event| matches!(event, Event::Listening);
@@ -289,15 +215,22 @@ impl Server {
         server.stop(&mut signals).await
     }
 
-    fn log_start(&self, store: &Store, device: Device, address: SocketAddr, threads: usize) {
+    fn log_start(
+        &self,
+        data_dir: &DataDir,
+        store: &Store,
+        device: Device,
+        address: SocketAddr,
+        threads: usize,
+    ) {
         let primitive = match self.config.sync {
             SyncMode::Always => device.sync_primitive.to_string(),
             SyncMode::Interval(_) | SyncMode::Never => "write, acknowledged before its sync".into(),
         };
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
-            data_dir = %self.config.data_dir.display(),
-            data_bytes = %ByteSize(directory_bytes(&self.config.data_dir)),
+            data_dir = ?data_dir.directory().path(),
+            data_bytes = %ByteSize(data_dir.bytes(store)),
             address = %address,
             shards = store.shards,
             threads,
@@ -497,61 +430,9 @@ impl Signals {
     }
 }
 
-/// Reads the store, or makes one: `STORE`, then the directories of the shards, then their names durable.
-async fn open_store(root: &UringStorage, config: &Config, threads: usize) -> Result<Store> {
-    let directory = |shard: u16| config.data_dir.join(shard_directory(ShardId(shard)));
-    let store = match Store::load(root).await? {
-        Some(store) if store.ready => {
-            if config.shards.is_some_and(|shards| shards != store.shards) {
-                tracing::warn!("--shards is for new stores; this one has {}", store.shards);
-            }
-            // The process before may have been killed between the rename of the file and its sync.
-            sync_names(root).await?;
-            return Ok(store);
-        }
-        Some(unfinished) => unfinished,
-        None => {
-            if directory(0).exists() {
-                let message = format!(
-                    "{} has shards and no STORE: the file was lost, or this is not a data directory",
-                    config.data_dir.display()
-                );
-                return Err(Error::new(ErrorKind::Corruption, message));
-            }
-            let shards = config.shards.unwrap_or_else(|| u16::try_from(threads).unwrap_or(u16::MAX));
-            let id = getrandom::u64().map_err(|error| {
-                Error::new(ErrorKind::Io, format!("the kernel gives no random number for the store: {error}"))
-            })?;
-            let store = Store::new(id, shards);
-            store.save(root).await?;
-            store
-        }
-    };
-    for shard in 0..store.shards {
-        let path = directory(shard);
-        std::fs::create_dir_all(&path)
-            .map_err(|error| Error::io(format!("create {}", path.display()), error))?;
-    }
-    sync_names(root).await?;
-    Ok(store)
-}
-
 /// What requests over 64 KiB may take on one thread: an eighth of the memory for all, but never less than a few
 /// of the greatest size.
 fn request_bytes_max(memory: u64, threads: usize, value_bytes_max: usize) -> usize {
     let part = usize::try_from(memory / 8).unwrap_or(usize::MAX) / threads;
     part.max(8 * value_bytes_max)
-}
-
-/// Bytes of all files in the data directory; what cannot be read counts nothing.
-fn directory_bytes(path: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(path) else { return 0 };
-    entries
-        .flatten()
-        .map(|entry| match entry.metadata() {
-            Ok(metadata) if metadata.is_dir() => directory_bytes(&entry.path()),
-            Ok(metadata) => metadata.len(),
-            Err(_) => 0,
-        })
-        .sum()
 }

@@ -12,8 +12,26 @@
 //! 1. `STORE` is written with state `creating`;  2. the shards are created;  3. `STORE` is written with `ready`.
 //!
 //! A crash between 1 and 3 leaves `creating`: nothing was acknowledged, the shards are created again. Once it says
-//! `ready`, every shard must be there: a missing one is damage, never a reason to create it anew. A directory
+//! `ready`, every shard must be there: a missing shard is damage, never a reason to create it anew. A directory
 //! with shards and no `STORE` has lost it, and is refused.
+//!
+//! # Versions
+//!
+//! The format version in `STORE` stands for every format below the data directory. This is the policy:
+//!
+//! - Every change of any format takes the next number. Within one number all bytes on disk mean the same.
+//! - A program opens exactly the numbers that it knows; today that is one. Every other number is refused with status 78,
+//!   and the message names both. `STORE` is read before any other file, so nothing is touched.
+//! - An upgrade to a program that knows the number of the store is a restart. To a program with another number the data
+//!   has to be moved: read from the old server, and written to a new store of the new one. Version 0.2.0 fixes the number:
+//!   later versions will open the stores of 0.2.0.
+//! - A downgrade is refused in the same way, by the number.
+//! - A file or record whose checksum fits and that uses something unknown (a record format, a field of a version edit, a
+//!   kind of entry or block) comes from a program that did not keep to this. It is refused with status 78 as well. It is
+//!   never taken for a torn write: that would discard the log.
+//!
+//! Numbers so far: 1, until November 2026; 2, since then: WALs with marks that grow, and room for a position in an
+//! external log in each commit group.
 
 use crate::codec::{Reader, put_varint};
 use crate::error::{CorruptionReason, Error, ErrorKind, Result};
@@ -23,7 +41,7 @@ use crate::record::{Identity, Kind, decode_single, encode_single};
 use crate::storage::{BLOCK_BYTES, Storage, read_file, write_file_atomically};
 
 /// The format of everything under the data directory.
-const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 2;
 /// The file has to say who it is before its id is known.
 const IDENTITY: Identity =
     Identity { store_id: 0, shard: ShardId(0), kind: Kind::Store, file: FileNumber(0) };
@@ -75,9 +93,13 @@ impl Store {
         let ready = match reader.u8()? {
             1 => false,
             2 => true,
-            _ => return Err(CorruptionReason("the state of the store is neither creating nor ready")),
+            _ => {
+                return Err(CorruptionReason::Damaged(
+                    "the state of the store is neither creating nor ready",
+                ));
+            }
         };
-        let wrong = CorruptionReason("the slot map does not cover every slot once");
+        let wrong = CorruptionReason::Damaged("the slot map does not cover every slot once");
         let mut slots = Vec::new();
         while slots.len() < SLOT_COUNT {
             let count = reader.length()?;
@@ -101,13 +123,13 @@ impl Store {
         }
         let bytes = read_file(storage, FileName::Store, 2 * BLOCK_BYTES).await?;
         let label = storage.label(FileName::Store);
-        let corruption = |reason| Error::corruption(&label, 0, reason);
+        let corruption = |reason| Error::undecodable(&label, 0, reason);
         let payload = decode_single(&bytes, IDENTITY, 0).map_err(corruption)?;
         let version = Reader::new(payload).u32().map_err(corruption)?;
         if version != FORMAT_VERSION {
             let message = format!(
-                "{label} is of format version {version}, and this program knows only {FORMAT_VERSION}: use the \
-                 version of ringkeep that wrote it"
+                "{label} says that the store has format {version}, and this program opens format {FORMAT_VERSION} \
+                 only: use the version of ringkeep that wrote it, or move the data to a new store"
             );
             return Err(Error::new(ErrorKind::Configuration, message));
         }

@@ -21,6 +21,7 @@ const fn config(value_bytes_max: usize) -> DbConfig {
         value_bytes_max,
         open_files_max: 16,
         wal_bytes: DbConfig::wal_bytes_for(1 << 20, value_bytes_max),
+        wal_step_bytes: 1 << 20,
         manifest_bytes: 1 << 16,
         key_hash: KeyHash::with_seed(1),
     }
@@ -34,7 +35,14 @@ fn wals(storage: &SimStorage) -> usize {
 
 /// Sets, and waits for the answer.
 async fn set(db: &Db<SimStorage>, key: &[u8], value: &[u8]) {
-    let ticket = db.set(key, value).unwrap();
+    let ticket = match db.set(key, value) {
+        Err(error) if error.kind() == ErrorKind::Overloaded => {
+            db.grow_wal().await.unwrap();
+            db.set(key, value)
+        }
+        result => result,
+    };
+    let ticket = ticket.unwrap();
     db.commit_next().await.unwrap();
     ticket.await.unwrap();
 }

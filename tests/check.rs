@@ -6,8 +6,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Instant;
 
-use common::{SMALL, Server, folder};
+use common::{PATIENCE, SMALL, Server, folder};
+use ringkeep::codec::crc32;
+use ringkeep::record::file::FIRST_RECORD;
+use ringkeep::record::{HEADER_BYTES, record_bytes};
+use ringkeep::storage::BLOCK_BYTES;
 
 fn check(data: &Path) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ringkeep")).arg("check").arg(data).output().unwrap()
@@ -15,6 +20,108 @@ fn check(data: &Path) -> Output {
 
 fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// The WAL of a shard that holds a group, and its bytes.
+fn wal_with_a_group(data: &Path) -> (PathBuf, Vec<u8>) {
+    let wals = contents(data).into_iter().filter(|(path, bytes)| {
+        path.extension().is_some_and(|end| end == "wal") && group_end(bytes).is_some()
+    });
+    let mut wals: Vec<_> = wals.collect();
+    assert_eq!(wals.len(), 1, "the key is in one shard");
+    wals.remove(0)
+}
+
+/// Where the first group of a WAL ends, if there is one.
+fn group_end(wal: &[u8]) -> Option<u64> {
+    let group = &wal[FIRST_RECORD as usize..];
+    let payload = u32::from_le_bytes(group[8..12].try_into().unwrap()) as usize;
+    group.starts_with(b"RGK1").then(|| FIRST_RECORD + record_bytes(payload) as u64)
+}
+
+/// What the newest mark of a WAL says was durable.
+fn witnessed(wal: &[u8]) -> u64 {
+    let number = |at: usize| u64::from_le_bytes(wal[at..at + 8].try_into().unwrap());
+    let marks = [0, BLOCK_BYTES].map(|slot| slot + HEADER_BYTES).map(|at| (number(at), number(at + 8)));
+    marks.into_iter().max().unwrap().1
+}
+
+fn start(data: &Path) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ringkeep"))
+        .args(["--listen", "127.0.0.1:0", "--data-dir"])
+        .arg(data)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn w4_a_write_is_witnessed_soon_after_the_last_one_and_its_loss_is_refused() {
+    let (_folder, data) = folder();
+    let server = Server::start(&data, SMALL);
+    assert_eq!(server.client().request("POST", "/set?key=a&value=1").status, 200);
+    let (path, bytes) = wal_with_a_group(&data);
+    let end = group_end(&bytes).unwrap();
+    let begin = Instant::now();
+    while witnessed(&fs::read(&path).unwrap()) < end {
+        assert!(begin.elapsed() < PATIENCE, "no mark knows of the write");
+        std::thread::yield_now();
+    }
+    server.kill();
+    let sound = check(&data);
+    assert_eq!(sound.status.code(), Some(0), "{}", text(&sound));
+    let line = format!("ends at offset {end}, and is witnessed up to offset {end}");
+    assert!(text(&sound).contains(&line), "{line} is not in\n{}", text(&sound));
+
+    let mut zeroed = fs::read(&path).unwrap();
+    zeroed[FIRST_RECORD as usize..].fill(0);
+    fs::write(&path, zeroed).unwrap();
+    let name = path.strip_prefix(&data).unwrap().display();
+    for output in [check(&data), start(&data)] {
+        assert_eq!(output.status.code(), Some(65), "{}", text(&output));
+        let message = format!("{name} is damaged at offset {FIRST_RECORD}: ");
+        assert!(text(&output).contains(&message), "{message} is not in\n{}", text(&output));
+    }
+}
+
+#[test]
+fn what_a_later_version_wrote_is_refused_by_name() {
+    let (_folder, data) = folder();
+    let server = Server::start(&data, SMALL);
+    assert_eq!(server.client().request("POST", "/set?key=a&value=1").status, 200);
+    server.kill();
+    let (path, whole) = wal_with_a_group(&data);
+    let mut later = whole.clone();
+    let group = &mut later[FIRST_RECORD as usize..group_end(&whole).unwrap() as usize];
+    group[51] += 1;
+    let crc = crc32(&group[8..]);
+    group[4..8].copy_from_slice(&crc.to_le_bytes());
+    fs::write(&path, &later).unwrap();
+    for output in [check(&data), start(&data)] {
+        assert_eq!(output.status.code(), Some(78), "{}", text(&output));
+        let words =
+            ["record format 2 is of a later version", "knows record format 1 at most", ".wal at offset 8192"];
+        assert!(words.iter().all(|words| text(&output).contains(words)), "{}", text(&output));
+    }
+    assert_eq!(fs::read(&path).unwrap(), later, "nothing is cut");
+
+    // The whole store, of a version before and of one after.
+    fs::write(&path, &whole).unwrap();
+    let store = fs::read(data.join("STORE")).unwrap();
+    for version in [1, 3] {
+        let mut other = store.clone();
+        other[HEADER_BYTES..HEADER_BYTES + 4].copy_from_slice(&u32::to_le_bytes(version));
+        let crc = crc32(&other[8..]);
+        other[4..8].copy_from_slice(&crc.to_le_bytes());
+        fs::write(data.join("STORE"), &other).unwrap();
+        for output in [check(&data), start(&data)] {
+            assert_eq!(output.status.code(), Some(78), "{}", text(&output));
+            assert!(text(&output).contains(&format!("format {version}")), "{}", text(&output));
+            assert!(text(&output).contains("format 2"), "{}", text(&output));
+        }
+    }
+    fs::write(data.join("STORE"), store).unwrap();
+    let server = Server::start(&data, SMALL);
+    assert_eq!(server.client().request("GET", "/get?key=a").status, 200);
 }
 
 /// Every file below a folder, with its bytes.
@@ -94,9 +201,8 @@ fn what_is_no_store_is_not_checked() {
     let (_folder, data) = folder();
     let missing = check(&data);
     assert_eq!(missing.status.code(), Some(1), "{}", text(&missing));
-    assert!(text(&missing).contains("LOCK"), "{}", text(&missing));
+    assert!(text(&missing).contains("cannot open the data directory"), "{}", text(&missing));
     fs::create_dir(&data).unwrap();
-    fs::write(data.join("LOCK"), "").unwrap();
     let empty = check(&data);
     assert_eq!(empty.status.code(), Some(78), "{}", text(&empty));
     assert!(text(&empty).contains("holds no store"), "{}", text(&empty));

@@ -46,14 +46,15 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 fn config() -> impl Strategy<Value = DbConfig> {
     // Tiny limits of every kind; answers may not depend on them.
-    (1_usize..1_500_000, 1_usize..200_000, any::<bool>(), 16_usize..20, 3_u64..10).prop_map(
-        |(memtable_bytes, cache_bytes, sync_every_group, open_files_max, manifest_blocks)| DbConfig {
+    (1_usize..1_500_000, 1_usize..200_000, any::<bool>(), 16_usize..20, 4_u64..10, 1_u64..60).prop_map(
+        |(memtable_bytes, cache_bytes, sync_every_group, open_files_max, manifest_blocks, step)| DbConfig {
             sync_every_group,
             memtable_bytes,
             cache_bytes,
             value_bytes_max: 80_000,
             open_files_max,
             wal_bytes: DbConfig::wal_bytes_for(memtable_bytes, 80_000),
+            wal_step_bytes: step * 4096,
             manifest_bytes: manifest_blocks * 4096,
             key_hash: KeyHash::with_seed(1),
         },
@@ -149,6 +150,7 @@ impl World {
                 }
                 Err(error) if error.kind() == ErrorKind::Overloaded => {
                     self.commit().await;
+                    self.db.grow_wal().await.unwrap();
                     self.db.prepare_spare().await.unwrap();
                     self.db.flush_next().await.unwrap();
                     self.db.compact_next().await.unwrap();
@@ -249,6 +251,7 @@ const CONFIG: DbConfig = DbConfig {
     value_bytes_max: 1000,
     open_files_max: 16,
     wal_bytes: DbConfig::wal_bytes_for(1 << 20, 1000),
+    wal_step_bytes: 1 << 20,
     manifest_bytes: 1 << 16,
     key_hash: KeyHash::with_seed(1),
 };

@@ -1,6 +1,8 @@
 //! Every decoder of bytes from disk and wire, each as a function over any bytes: it must not panic, must not loop, and
 //! what it accepts must be consistent. `tests/decoders.rs` runs them over the corpus, cargo-fuzz over everything else.
 
+use std::ops::ControlFlow;
+
 use futures_executor::block_on;
 use ringkeep::codec::Reader;
 use ringkeep::error::ErrorKind;
@@ -12,10 +14,10 @@ use ringkeep::http::query;
 use ringkeep::http::route::Route;
 use ringkeep::key::{FileNumber, ShardId};
 use ringkeep::manifest::{State, VersionEdit};
-use ringkeep::record::file::{Extent, replay};
-use ringkeep::record::{
-    HEADER_BYTES, Identity, Kind, decode, decode_single, encode_single, record_bytes, seal,
-};
+use ringkeep::record::file::FIRST_RECORD;
+use ringkeep::record::mark::Mark;
+use ringkeep::record::replay::{Extent, KnownEnd, replay};
+use ringkeep::record::{HEADER_BYTES, Identity, Kind, decode, decode_single, record_bytes, seal};
 use ringkeep::sst::block::{Cursor, FRAME_BYTES, Frame, frame_crc, seek};
 use ringkeep::sst::{BlockHandle, SstMeta, filter};
 use ringkeep::storage::sim::SimStorage;
@@ -66,9 +68,9 @@ pub fn record_file(data: &[u8]) {
     let mut plan = Reader::new(data);
     let extent = plan.u16().unwrap_or(0);
     let used_before = extent & 1 == 1;
-    let mut file = encode_single(&[u8::from(used_before)], IDENTITY, 0).to_vec();
+    let mut file = vec![0; FIRST_RECORD as usize];
     let mut chain = 0;
-    // Where the records that follow each other end, and the most that one behind them says was durable.
+    // Where the records that follow each other end, and the most that a record after them says was durable.
     let (mut ends, mut unbroken, mut witness) = (vec![file.len() as u64], true, 0);
     // What is torn off behind them: nothing, a whole record that does not follow, or bytes that may claim to be anything.
     let mut torn = Some(0);
@@ -96,24 +98,32 @@ pub fn record_file(data: &[u8]) {
         chain = seal(&mut file[at..], payload_bytes, IDENTITY, offset, follows, durable);
         if unbroken {
             ends.push(file.len() as u64);
-        } else if offset > *ends.last().expect("the head ends") {
+        } else if offset > *ends.last().expect("the marks end") {
             witness = witness.max(durable);
         }
     }
     file.resize(file.len().next_multiple_of(BLOCK_BYTES), 0);
 
-    let last = *ends.last().expect("the head ends");
+    let last = *ends.last().expect("the marks end");
     let sectors = u64::from(extent % 0x4000) * SECTOR_BYTES as u64;
-    let extent = match extent {
-        0..0x4000 => Extent::default(),
-        0x4000..0x8000 => Extent::AtLeast(sectors),
-        0x8000..0xc000 => Extent::Exactly(ends[usize::from(extent) % ends.len()]),
-        _ => Extent::Exactly(sectors), // a record seldom ends there: then it is all that is known
+    let limit = file.len() as u64;
+    let (durable, known_end) = match extent {
+        0..0x2000 => (FIRST_RECORD, KnownEnd::default()),
+        0x2000..0x4000 => (sectors.min(limit), KnownEnd::default()),
+        0x4000..0x8000 => (FIRST_RECORD, KnownEnd::AtLeast(sectors)),
+        0x8000..0xc000 => (FIRST_RECORD, KnownEnd::Exactly(ends[usize::from(extent) % ends.len()])),
+        _ => (FIRST_RECORD, KnownEnd::Exactly(sectors)), // a record seldom ends there: then it is all that is known
     };
+    // One of the slots may be bad.
+    let bad = u64::from(extent / 2 % 3);
+    for number in (0..2).filter(|number| *number != bad) {
+        let mark = Mark { number, durable, limit, used_before };
+        file[mark.offset() as usize..][..BLOCK_BYTES].copy_from_slice(&mark.encode(IDENTITY));
+    }
     let mut wanted = last;
-    match extent {
-        Extent::Exactly(end) if ends.contains(&end) => (wanted, witness, torn) = (end, 0, Some(0)),
-        Extent::Exactly(known) | Extent::AtLeast(known) => witness = witness.max(known),
+    match known_end {
+        KnownEnd::Exactly(end) if ends.contains(&end) => (wanted, witness, torn) = (end, 0, Some(0)),
+        known => witness = witness.max(durable).max(known.durable()),
     }
     let found = block_on(async {
         let storage = SimStorage::new(0);
@@ -124,9 +134,11 @@ pub fn record_file(data: &[u8]) {
         let visit = |offset, _: &[u8]| {
             assert_eq!(offset, ends[visited], "records are visited in order");
             visited += 1;
-            Ok(())
+            Ok(ControlFlow::Continue(()))
         };
-        let end = replay(&storage, &opened, "a file", IDENTITY, file.len() as u64, extent, visit).await;
+        let file_bytes = file.len() as u64;
+        let extent = Extent { label: "a file", identity: IDENTITY, file_bytes, known_end };
+        let end = replay(&storage, &opened, extent, visit).await;
         Ok::<_, std::io::Error>((end, visited))
     });
     let (end, visited) = found.expect("the storage does not fail");
@@ -134,7 +146,8 @@ pub fn record_file(data: &[u8]) {
     match end {
         Ok(end) => {
             assert!(witness <= wanted);
-            assert_eq!((end.offset, end.used_before), (wanted, used_before));
+            assert_eq!((end.offset, end.mark.used_before), (wanted, used_before));
+            assert_eq!(end.bad_slot.is_some(), bad < 2);
             assert!(end.torn_bytes == torn.unwrap_or(end.torn_bytes), "{end:?}, not {torn:?}");
             assert_eq!(end.torn_reason.is_some(), 0 < end.torn_bytes);
         }

@@ -8,18 +8,20 @@ use indicatif::ProgressBar;
 
 use super::styled;
 use crate::check::{Report, bytes_to_read, check_shard};
+use crate::data_dir::{DataDir, shard_storage};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::{FileName, shard_directory};
+use crate::host;
 use crate::key::ShardId;
 use crate::manifest::presence::{list, unexpected_data};
 use crate::record::Owner;
 use crate::storage::Storage;
-use crate::storage::uring::{Device, UringStorage};
-use crate::store::Store;
-use crate::{host, server};
+use crate::storage::uring::Device;
 
-/// Exit status 0 if everything is as it was written, 65 if not, 1 if all that could be read is; each damage, and each
-/// file that could not be read, is a line on standard output.
+/// Every damage, and every file that could not be read, is a line on standard output.
+///
+/// Exit status 0: everything is as it was written. 65: something is damaged. 78: a later version of ringkeep wrote a part
+/// of the store. 1: some files could not be read; everything that could be read is sound.
 #[derive(Debug, Args)]
 pub(super) struct Check {
     /// The data directory
@@ -30,41 +32,45 @@ pub(super) struct Check {
 impl Check {
     pub(super) fn run(self) -> Result<()> {
         let (_, runtime) = host::probe_ring()?;
-        let lock = server::lock_existing(&self.data_dir)?;
-        let result = runtime.block_on(check(&self.data_dir));
-        drop(lock);
-        let report = result?;
+        let data_dir = DataDir::open(&self.data_dir)?;
+        let report = runtime.block_on(check(&data_dir))?;
         let mut output = std::io::stdout().lock();
         // A closed standard output does not change the exit status.
         let _ = print(&mut output, &self.data_dir, &report);
-        let data_dir = self.data_dir.display();
-        match (report.damage.len(), report.unread.len()) {
-            (0, 0) => Ok(()),
-            (0, count) => {
-                let message = format!("{count} parts of {data_dir} could not be read; what could is sound");
+        let shown = self.data_dir.display();
+        match (report.damage.len(), report.later.first(), report.unread.len()) {
+            (0, None, 0) => Ok(()),
+            (0, None, count) => {
+                let message = format!("{count} parts of {shown} could not be read; what could is sound");
                 Err(Error::new(ErrorKind::Io, message))
             }
-            (count, _) => {
-                Err(Error::new(ErrorKind::Corruption, format!("{data_dir} is damaged in {count} places")))
+            (0, Some(later), _) => Err(later.clone()),
+            (count, _, _) => {
+                Err(Error::new(ErrorKind::Corruption, format!("{shown} is damaged in {count} places")))
             }
         }
     }
 }
 
 fn print(output: &mut impl Write, data_dir: &Path, report: &Report) -> std::io::Result<()> {
+    for end in &report.log_ends {
+        writeln!(output, "log: {end}")?;
+    }
     for note in &report.notes {
         writeln!(output, "note: {note}")?;
     }
-    for damage in &report.damage {
-        writeln!(output, "damage: {damage}")?;
+    for (what, errors) in
+        [("damage", &report.damage), ("later version", &report.later), ("unread", &report.unread)]
+    {
+        for error in errors {
+            writeln!(output, "{what}: {error}")?;
+        }
     }
-    for error in &report.unread {
-        writeln!(output, "unread: {error}")?;
-    }
-    let verdict = match (report.damage.is_empty(), report.unread.is_empty()) {
-        (false, _) => "damaged",
-        (true, false) => "not all read",
-        (true, true) => "sound",
+    let verdict = match (report.damage.is_empty(), report.later.is_empty(), report.unread.is_empty()) {
+        (false, _, _) => "damaged",
+        (true, false, _) => "of a later version",
+        (true, true, false) => "not all read",
+        (true, true, true) => "sound",
     };
     writeln!(
         output,
@@ -79,17 +85,13 @@ fn print(output: &mut impl Write, data_dir: &Path, report: &Report) -> std::io::
     output.flush()
 }
 
-async fn check(data_dir: &Path) -> Result<Report> {
-    let device = Device::for_reading(data_dir)
-        .map_err(|error| Error::io(format!("read {}", data_dir.display()), error))?;
-    let storage = |path: PathBuf, prefix: String| UringStorage::new(path, prefix, device, false);
-    let root = storage(data_dir.to_owned(), String::new());
-    let Some(store) = Store::load(&root).await? else {
-        if data_dir.join(shard_directory(ShardId(0))).exists() {
-            let message = format!("{} is missing, and there are shards", FileName::Store);
-            return Err(Error::new(ErrorKind::Corruption, message));
-        }
-        let message = format!("{} holds no store: there is no {}", data_dir.display(), FileName::Store);
+async fn check(data_dir: &DataDir) -> Result<Report> {
+    let device = Device::for_reading(data_dir.directory())
+        .map_err(|error| Error::io(format!("read {}", data_dir.directory().path().display()), error))?;
+    let root = data_dir.storage(device)?;
+    let Some(store) = data_dir.load_store(&root).await? else {
+        let path = data_dir.directory().path().display();
+        let message = format!("{path} holds no store: there is no {}", FileName::Store);
         return Err(Error::new(ErrorKind::Configuration, message));
     };
     let mut report = Report { files: 1, ..Report::default() };
@@ -98,25 +100,30 @@ async fn check(data_dir: &Path) -> Result<Report> {
             .notes
             .push(format!("{}: nothing names it; it is replaced when needed", FileName::StoreTemporary));
     }
-    let shards: Vec<_> = (0..store.shards)
-        .map(|number| {
-            let owner = Owner { store_id: store.id, shard: ShardId(number) };
-            let directory = shard_directory(owner.shard);
-            (owner, storage(data_dir.join(&directory), format!("{directory}/")))
-        })
-        .collect();
+    let mut shards = Vec::new();
+    for shard in (0..store.shards).map(ShardId) {
+        let owner = Owner { store_id: store.id, shard };
+        if !store.ready {
+            let name = shard_directory(shard);
+            report.notes.push(format!("{name}: its creation did not finish"));
+            if !data_dir.has_shard(shard)? {
+                continue;
+            }
+        }
+        match data_dir.shard(shard) {
+            Ok(directory) => shards.push((owner, shard_storage(&directory, device, false)?)),
+            Err(error) => report.add_error(error),
+        }
+    }
     let total =
         shards.iter().filter_map(|(_, storage)| list(storage).ok()).map(|files| bytes_to_read(&files)).sum();
     let template = "{bar:40} {bytes} of {total_bytes} ({bytes_per_sec}, {eta} left)";
     let bar = styled(ProgressBar::new(total), template);
     for (owner, storage) in &shards {
         if !store.ready {
-            if data_dir.join(shard_directory(owner.shard)).exists()
-                && let Some(error) = unexpected_data(storage, *owner).await?
-            {
+            if let Some(error) = unexpected_data(storage, *owner).await? {
                 report.add_error(error);
             }
-            report.notes.push(format!("{}: its creation did not finish", shard_directory(owner.shard)));
             continue;
         }
         report.add(check_shard(storage, *owner, &store.slots, |bytes| bar.inc(bytes)).await);

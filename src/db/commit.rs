@@ -12,6 +12,7 @@
 //! C2  A ticket is answered exactly once; `Ok` only once its group was appended and, if every group is synced, a sync
 //!     that began thereafter has returned (P1).
 //! C3  After a failed append or sync nothing is appended or committed any more, and every ticket is answered so (P6).
+//! C4  A group is committed only in a WAL that still had its name and its length after the sync.
 //!
 //! Appending the next group while one is synced was built and measured: it halves the groups, since clients who wait
 //! for an answer send nothing, and each group has its price. Of 12 pairs, the median with 64 connections was 7 % fewer sets
@@ -213,6 +214,7 @@ impl<F: File> CommitQueue<F> {
         if self.sync_every_group {
             group.wal.sync().await?;
         }
+        group.wal.file().check_in_place()?; // C4
         let mut buffers = self.buffers.borrow_mut();
         if buffers.len() < 2 && buffer.capacity() <= 2 * GROUP_BYTES_MAX {
             buffers.push(buffer);
@@ -229,7 +231,25 @@ impl<F: File> CommitQueue<F> {
 
     /// The WAL of the last group, and how far it is durable; `None` before the first.
     pub(super) fn durable(&self) -> Option<(FileNumber, u64)> {
-        self.last_wal.borrow().as_ref().map(|wal| (wal.number(), wal.durable()))
+        self.last_wal.borrow().as_ref().map(|wal| (wal.number(), wal.file().durable()))
+    }
+
+    /// Whether a durable mark says how far the last WAL is durable (W4).
+    pub(super) fn is_witnessed(&self) -> bool {
+        self.last_wal.borrow().as_ref().is_none_or(|wal| wal.file().durable() <= wal.file().witnessed())
+    }
+
+    /// Lets the next group carry a mark (W4).
+    pub(super) fn request_mark(&self) {
+        if let Some(wal) = &*self.last_wal.borrow() {
+            wal.file().request_mark();
+        }
+    }
+
+    /// Writes a mark and syncs it, unless one says it all (W4).
+    pub(super) async fn mark(&self) -> Result<()> {
+        let Some(wal) = self.last_wal.borrow().clone() else { return Ok(()) };
+        wal.file().mark().await.map_err(|error| self.fail(&error))
     }
 
     /// Commits nothing from now on, and tells everyone who waits; but for the group that is being committed, whose

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::{Active, Db, Frozen, Work};
+use super::{Active, Db, Frozen, Work, wal_sizes};
 use crate::compaction::executor::ENTRY_COST_BYTES;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
@@ -10,10 +10,10 @@ use crate::key::SeqNo;
 use crate::manifest::{VersionEdit, WalMeta};
 use crate::memtable::{InOrder, Memtable};
 use crate::record::Kind;
-use crate::record::file::Extent;
+use crate::record::replay::KnownEnd;
 use crate::sst::SstMeta;
 use crate::sst::builder::SstBuilder;
-use crate::storage::{Storage, sync_names};
+use crate::storage::{File, Storage, sync_names};
 use crate::wal::writer::Wal;
 
 /// What a clean stop did, for those who watch it.
@@ -66,7 +66,7 @@ impl<S: Storage> Db<S> {
     }
 
     /// Writes the memtable, puts the SST in force, and releases the WAL. Steps in the order of P7.
-    async fn flush(&self, frozen: &Rc<Frozen>) -> Result<Option<SstMeta>> {
+    async fn flush(&self, frozen: &Rc<Frozen<S>>) -> Result<Option<SstMeta>> {
         let inner = &*self.0;
         let last = frozen.memtable.last();
         self.committed_up_to(last).await?; // D3
@@ -154,7 +154,7 @@ impl<S: Storage> Db<S> {
     }
 
     /// A WAL that the manifest no longer names becomes the spare, or goes.
-    async fn release_wal(&self, frozen: &Frozen) -> Result<()> {
+    async fn release_wal(&self, frozen: &Frozen<S>) -> Result<()> {
         let inner = &*self.0;
         let remove = async |number| {
             let name = FileName::Wal(number);
@@ -162,14 +162,15 @@ impl<S: Storage> Db<S> {
             inner.storage.remove(name).await.map_err(|error| Error::io(attempt(), error))
         };
         let wanted = inner.spare.borrow().is_none() && !inner.spare_coming.get();
-        if !wanted || !frozen.recyclable {
+        let usable = frozen.written.as_ref().filter(|wal| wal.retire(inner.config.wal_bytes));
+        let Some(from) = usable.filter(|_| wanted) else {
             return remove(frozen.wal).await;
-        }
+        };
         let number = self.new_file();
         inner.spare_coming.set(true);
         let result = async {
-            let bytes = inner.config.wal_bytes;
-            let wal = Wal::recycle(&inner.storage, inner.owner, frozen.wal, number, bytes).await?;
+            let sizes = wal_sizes(&inner.config);
+            let wal = Wal::recycle(&inner.storage, inner.owner, from, number, sizes).await?;
             self.adopt_spare(wal).await
         }
         .await;
@@ -188,7 +189,7 @@ impl<S: Storage> Db<S> {
     /// Names the WAL in the manifest, so that its loss would be noticed, and makes it the spare.
     async fn adopt_spare(&self, wal: Wal<S::File>) -> Result<()> {
         let inner = &*self.0;
-        let add_wals = vec![(wal.number(), WalMeta { bytes: wal.capacity(), end: Extent::default() })];
+        let add_wals = vec![(wal.number(), unused(&wal))];
         self.edit(VersionEdit { add_wals, ..VersionEdit::default() }).await?;
         let surplus = inner.spare.replace(Some(Rc::new(wal)));
         assert!(surplus.is_none(), "`spare_coming` lets one task at a time make it");
@@ -226,7 +227,8 @@ impl<S: Storage> Db<S> {
         inner.spare_coming.set(true);
         let number = self.new_file();
         let result = async {
-            let wal = Wal::create(&inner.storage, inner.owner, number, inner.config.wal_bytes).await?;
+            let sizes = wal_sizes(&inner.config);
+            let wal = Wal::create(&inner.storage, inner.owner, number, sizes).await?;
             self.adopt_spare(wal).await
         }
         .await;
@@ -237,6 +239,41 @@ impl<S: Storage> Db<S> {
             let _ = inner.storage.remove(FileName::Wal(number)).await; // nothing names it
         }
         self.note(Work::Spare, result)
+    }
+
+    /// Waits until the active WAL should grow. Cancel safety: safe.
+    pub async fn growth_wanted(&self) {
+        self.0.events.growth_wanted.notified().await;
+    }
+
+    /// Makes the active WAL longer, if it is short of space.
+    ///
+    /// # Errors
+    /// `Poisoned` ends the process (P6). After any other error, a full disk included, writes go on as long as they fit,
+    /// and it can be tried again.
+    ///
+    /// Cancel safety: not safe.
+    pub async fn grow_wal(&self) -> Result<()> {
+        let inner = &*self.0;
+        loop {
+            let wal = inner.active.borrow().wal.clone();
+            let least = inner.wal_bytes_wanted.get();
+            let before = wal.file().allocated();
+            let wanted = wal.wants_growth() || before < least.min(wal.file().capacity());
+            if !wanted || inner.closing.get() {
+                return self.note(Work::Growth, Ok(()));
+            }
+            let result = wal.file().grow(&inner.storage, least).await;
+            inner.events.room.notify_waiters();
+            match result {
+                Ok(()) if before < wal.file().allocated() => {}
+                Ok(()) => return Ok(()), // somebody else is at it
+                Err(error) if error.kind() == ErrorKind::Poisoned => return Err(self.poison(&error)),
+                // A WAL that was flushed meanwhile may have another name, or none.
+                Err(_) if !Rc::ptr_eq(&inner.active.borrow().wal, &wal) => {}
+                Err(error) => return self.note(Work::Growth, Err(error)),
+            }
+        }
     }
 
     /// Refuses writes from now on, and makes a compaction in progress give up.
@@ -272,13 +309,20 @@ impl<S: Storage> Db<S> {
         watch(CloseStep::Flushed(last));
         while self.remove_next().await.is_some() {}
         // The active WAL, if it took no write, else the one that was recycled or prepared.
-        let empty = if used {
-            inner.spare.borrow().as_ref().map(|spare| spare.number())
-        } else {
-            Some(inner.active.borrow().wal.number())
+        let empty = if used { inner.spare.borrow().clone() } else { Some(inner.active.borrow().wal.clone()) };
+        let edit = VersionEdit {
+            clean_wal: empty.as_ref().map(|wal| wal.number()),
+            // With the length that the next start may rely on.
+            add_wals: empty.iter().map(|wal| (wal.number(), unused(wal))).collect(),
+            ..VersionEdit::default()
         };
-        self.edit(VersionEdit { clean_wal: empty, ..VersionEdit::default() }).await?;
+        self.edit(edit).await?;
         watch(CloseStep::WalCleaned);
         Ok(())
     }
+}
+
+/// What the manifest says of a WAL without a group.
+pub(super) fn unused<F: File>(wal: &Wal<F>) -> WalMeta {
+    WalMeta { bytes: wal.file().allocated(), end: KnownEnd::default() }
 }

@@ -2,7 +2,7 @@
 //!
 //! Owns: the order of writes, what readers may see, and the life of memtables. Knows nothing of threads, HTTP
 //! or time: it spawns nothing and reads no clock. Background work is offered as futures (`commit_next`,
-//! `flush_next`, `prepare_spare`, `compact_next`, `remove_next`) that the shard drives, so that a seeded test can
+//! `flush_next`, `grow_wal`, `prepare_spare`, `compact_next`, `remove_next`) that the shard drives, so that a seeded test can
 //! drive them on simulated storage. All state is `Cell`s and `RefCell`s of one thread, never borrowed across an await.
 //!
 //! ```text
@@ -49,7 +49,7 @@ pub use self::commit::Ticket;
 pub use self::flush::CloseStep;
 use self::read::Wants;
 pub use self::read::{Lookup, Progress};
-pub use self::recovery::Recovered;
+pub use self::recovery::{LogEnd, Recovered};
 use self::stall::{Backlog, FROZEN_MAX, FROZEN_RECOVERED_MAX, Pressure};
 use self::values::ValueCache;
 use crate::compaction::{Limits, debt_bytes};
@@ -58,7 +58,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::{FileNumber, KeyHash, SeqNo, ValueKind};
 use crate::manifest::{Manifest, SharedMeta, State, Version, VersionEdit};
 use crate::memtable::Memtable;
-use crate::record::file::Extent;
+use crate::record::file::{RecordFile, Sizes, taken_away};
+use crate::record::replay::KnownEnd;
 use crate::record::{Kind, Owner};
 use crate::sst::cache::BlockCache;
 use crate::sst::reader::Sst;
@@ -86,12 +87,12 @@ struct Active<S: Storage> {
 }
 
 /// A memtable that takes no more writes, and the number of its WAL.
-struct Frozen {
+struct Frozen<S: Storage> {
     memtable: Memtable,
     wal: FileNumber,
-    /// Whether the WAL can be used again. One that was replayed cannot: the kernel may still finish a write of
-    /// the killed process there.
-    recyclable: bool,
+    /// The WAL, if this process wrote it. One that was replayed is never used again: the kernel may still finish a write
+    /// of the killed process there.
+    written: Option<Rc<Wal<S::File>>>,
 }
 
 impl<S: Storage> Active<S> {
@@ -99,8 +100,8 @@ impl<S: Storage> Active<S> {
         Self { memtable: Memtable::new(key_hash), wal }
     }
 
-    fn freeze(self) -> Rc<Frozen> {
-        Rc::new(Frozen { memtable: self.memtable, wal: self.wal.number(), recyclable: true })
+    fn freeze(self) -> Rc<Frozen<S>> {
+        Rc::new(Frozen { memtable: self.memtable, wal: self.wal.number(), written: Some(self.wal) })
     }
 }
 
@@ -117,13 +118,15 @@ struct Inner<S: Storage> {
     queue: CommitQueue<S::File>,
     active: RefCell<Active<S>>,
     /// The oldest first.
-    frozen: RefCell<VecDeque<Rc<Frozen>>>,
+    frozen: RefCell<VecDeque<Rc<Frozen<S>>>>,
     /// The WAL that the next freeze will need.
     spare: RefCell<Option<Rc<Wal<S::File>>>>,
     /// Somebody is making the spare WAL.
     spare_coming: Cell<bool>,
     /// A freeze was asked for, and waits for a spare WAL.
     freeze_due: Cell<bool>,
+    /// The length that the active WAL must have before a write that was refused for it fits.
+    wal_bytes_wanted: Cell<u64>,
     version: RefCell<Rc<Version>>,
     /// Bytes of `version` over its limits.
     debt: Cell<u64>,
@@ -136,9 +139,9 @@ struct Inner<S: Storage> {
     /// SSTs that the version in force no longer names, until they are removed; a reader may still look at them.
     obsolete: RefCell<Vec<SharedMeta>>,
     /// Bytes of background work until the next pause, by [`Work`].
-    slice_left: [Cell<usize>; 3],
+    slice_left: [Cell<usize>; 4],
     /// Why background work fails at the moment, if it does, by [`Work`].
-    trouble: RefCell<[Option<Error>; 3]>,
+    trouble: RefCell<[Option<Error>; 4]>,
     closing: Cell<bool>,
     /// Writes that wait for room, and the turnstile that they pass one by one.
     waiting: Cell<usize>,
@@ -156,6 +159,7 @@ enum Work {
     Flush,
     Spare,
     Compaction,
+    Growth,
 }
 
 /// What the background futures wait for.
@@ -167,6 +171,8 @@ struct Events {
     frozen: Notify,
     /// A spare WAL is wanted.
     spare_wanted: Notify,
+    /// The active WAL should become longer.
+    growth_wanted: Notify,
     /// The version changed.
     version: Notify,
     /// Writes that were refused may be tried again.
@@ -269,15 +275,23 @@ impl<S: Storage> Db<S> {
             self.freeze()?;
         }
         let active = &mut *inner.active.borrow_mut();
+        if !active.wal.is_allocated_for(bytes) {
+            let wanted = inner.wal_bytes_wanted.get().max(active.wal.end_with(bytes));
+            inner.wal_bytes_wanted.set(wanted);
+            inner.events.growth_wanted.notify_one();
+            return Err(self.no_room(Work::Growth, "the WAL has to grow first"));
+        }
         let seqno = inner.next.get();
         inner.next.set(seqno.next());
         let ticket = inner.queue.push(&active.wal, seqno, key, kind, value);
         active.memtable.insert(key, seqno, kind, value); // D1, D2
         // Half way there is still time to prepare the next WAL before a write has to wait for it.
-        let half = inner.config.memtable_bytes / 2 <= active.memtable.bytes()
-            || active.wal.capacity() / 2 <= active.wal.reserved();
+        let half = inner.config.memtable_bytes / 2 <= active.memtable.bytes() || active.wal.is_half_full();
         if half && inner.spare.borrow().is_none() {
             inner.events.spare_wanted.notify_one();
+        }
+        if active.wal.wants_growth() {
+            inner.events.growth_wanted.notify_one();
         }
         Ok(ticket)
     }
@@ -299,6 +313,7 @@ impl<S: Storage> Db<S> {
             return Err(self.no_room(Work::Spare, "the next WAL is not ready"));
         };
         inner.freeze_due.set(false);
+        inner.wal_bytes_wanted.set(0);
         let full = inner.active.replace(Active::new(wal, inner.config.key_hash));
         inner.frozen.borrow_mut().push_back(full.freeze());
         inner.events.frozen.notify_one();
@@ -400,29 +415,93 @@ impl<S: Storage> Db<S> {
         self.0.queue.durable()
     }
 
+    /// Whether a mark says how far the WAL is durable, so that its end cannot be lost unnoticed (W4).
+    pub fn is_witnessed(&self) -> bool {
+        self.0.queue.is_witnessed()
+    }
+
     /// Waits until a group is committed, or synced after that. Cancel safety: safe.
     pub async fn commit_seen(&self) {
         self.0.events.committed.notified().await;
     }
 
-    /// Notes in the manifest how far the last WAL is durable, so that its end is not lost unnoticed (W4). For a
-    /// moment without writes.
+    /// Lets the next group carry a mark (W4). To be called every second.
+    pub fn request_mark(&self) {
+        self.0.queue.request_mark();
+    }
+
+    /// Writes and syncs a mark, unless the last one says it all (W4). For a moment without writes.
+    ///
+    /// # Errors
+    /// `Poisoned` ends the process (P6).
+    ///
+    /// Cancel safety: not safe.
+    pub async fn mark(&self) -> Result<()> {
+        let result = self.0.queue.mark().await;
+        self.tell_waiters();
+        result
+    }
+
+    /// Notes in the manifest how far the last WAL is durable, so that an older copy of it does not pass for it (W4). For a
+    /// longer pause of writes.
     ///
     /// # Errors
     /// `Poisoned` ends the process (P6); after any other the manifest is as it was.
     ///
     /// Cancel safety: not safe.
-    pub async fn witness(&self) -> Result<()> {
-        let Some((number, durable)) = self.0.queue.durable() else { return Ok(()) }; // W4
+    pub async fn note_end(&self) -> Result<()> {
+        let Some((number, durable)) = self.0.queue.durable() else { return Ok(()) };
         let edit = VersionEdit { durable_wals: vec![(number, durable)], ..VersionEdit::default() };
         self.edit_if(edit, |state| {
             // It may have been flushed and released by now.
             state.wals.get(&number).is_some_and(|wal| match wal.end {
-                Extent::AtLeast(known) => known < durable,
-                Extent::Exactly(_) => false,
+                KnownEnd::AtLeast(known) => known < durable,
+                KnownEnd::Exactly(_) => false,
             })
         })
         .await
+    }
+
+    /// Checks that the names of the shard still lead to the files that are in use: the directory, the WAL for the next
+    /// write and the manifest. If they do not, somebody has moved, removed or replaced them, and what is written now
+    /// would be lost.
+    ///
+    /// # Errors
+    /// `Poisoned` if a name leads elsewhere; `Io` if that cannot be found out.
+    ///
+    /// Cancel safety: not safe.
+    pub async fn check_names(&self) -> Result<()> {
+        let inner = &*self.0;
+        let storage = &inner.storage;
+        let label = storage.directory_label();
+        let look = |error| Error::io(format!("look at {label}"), error);
+        if !storage.is_in_place().await.map_err(look)? {
+            return Err(self.poison(&taken_away(&label, "moved, removed or replaced")));
+        }
+        let wals = [Some(inner.active.borrow().wal.clone()), inner.spare.borrow().clone()];
+        for wal in wals.into_iter().flatten() {
+            let file = wal.file();
+            let leads = storage.leads_to(file.name(), file.file()).await.map_err(look)?;
+            // Meanwhile it may have been flushed, and have got another name.
+            let active = Rc::ptr_eq(&inner.active.borrow().wal, &wal);
+            let spare = inner.spare.borrow().as_ref().is_some_and(|spare| Rc::ptr_eq(spare, &wal));
+            if active || spare {
+                self.check_file(file, leads)?;
+            }
+        }
+        let manifest = inner.manifest.lock().await;
+        let log = manifest.log();
+        let leads = storage.leads_to(log.name(), log.file()).await.map_err(look)?;
+        self.check_file(log, leads)
+    }
+
+    fn check_file(&self, file: &RecordFile<S::File>, name_leads_to_it: bool) -> Result<()> {
+        let result = if name_leads_to_it {
+            file.check_in_place()
+        } else {
+            Err(taken_away(file.label(), "moved, removed or replaced"))
+        };
+        result.map_err(|error| self.poison(&error))
     }
 
     /// Refuses every write from now on, and tells everyone who waits (D4).
@@ -438,7 +517,7 @@ impl<S: Storage> Db<S> {
         self.edit_if(edit, |_| true).await
     }
 
-    /// As [`Self::edit`], if the state agrees when its turn has come.
+    /// As [`Self::edit`], if the state agrees when the manifest is locked.
     async fn edit_if(&self, mut edit: VersionEdit, agrees: impl Fn(&State) -> bool) -> Result<()> {
         let inner = &*self.0;
         let mut manifest = inner.manifest.lock().await;
@@ -486,7 +565,7 @@ impl<S: Storage> Db<S> {
                 let backlog = self.backlog();
                 left.set(match work {
                     Work::Flush => backlog.flush_slice_bytes(),
-                    Work::Spare | Work::Compaction => backlog.compaction_slice_bytes(),
+                    Work::Spare | Work::Growth | Work::Compaction => backlog.compaction_slice_bytes(),
                 });
                 inner.storage.pause().await;
             }
@@ -565,6 +644,11 @@ impl<S: Storage> Db<S> {
     pub fn committed(&self) -> (u64, u64) {
         self.0.queue.committed()
     }
+}
+
+/// How long the WALs of a shard may become, and in which steps.
+fn wal_sizes(config: &DbConfig) -> Sizes {
+    Sizes { capacity: config.wal_bytes, step: config.wal_step_bytes }
 }
 
 /// A place among the writes that wait for room; it is given up when this is dropped.

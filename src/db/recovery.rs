@@ -15,12 +15,13 @@
 //!    a write has none, and the fresh manifest does not name it: a write of the killed process that lands there late
 //!    was never acknowledged, and a start that finds it there knows that it was released, by its number.
 //!
-//! The WAL of a clean stop is used again. After any other stop new writes go to a new WAL: where the killed
-//! process was writing, the kernel may still be.
+//! The WAL of a clean stop is used again, as it is. After any other stop new writes go to a new WAL: the kernel may still
+//! be writing where the killed process was.
 //!
 //! A crash during any of this leaves either the old manifest or the fresh one in force, and nothing that the old one
-//! names, or may come to name, is changed before the fresh one is in force, but for the head of the WAL of a clean
-//! stop, which is written anew in one sector.
+//! names, or may come to name, is changed before the fresh one is in force.
+//!
+//! After an unclean stop the log says where the log of the shard ended, and how far a mark had witnessed it (W4).
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -31,8 +32,9 @@ use quick_cache::unsync::Cache;
 use tokio::sync::{Mutex, Semaphore};
 
 use super::commit::CommitQueue;
+use super::flush::unused;
 use super::values::ValueCache;
-use super::{Active, Db, Events, Frozen, Inner};
+use super::{Active, Db, Events, Frozen, Inner, wal_sizes};
 use crate::compaction::{Limits, debt_bytes};
 use crate::config::DbConfig;
 use crate::error::{Error, ErrorKind, Result};
@@ -42,7 +44,9 @@ use crate::manifest::presence::{list, missing, unexpected_data, unnamed};
 use crate::manifest::{Loaded, Manifest, State, WalMeta, load, make_durable};
 use crate::memtable::Memtable;
 use crate::record::Owner;
-use crate::record::file::{Extent, FIRST_RECORD};
+use crate::record::file::FIRST_RECORD;
+use crate::record::mark::Mark;
+use crate::record::replay::{End, KnownEnd};
 use crate::sst::cache::BlockCache;
 use crate::storage::Storage;
 use crate::wal::reader::{Source, replay};
@@ -62,6 +66,19 @@ pub struct Recovered {
     pub torn_bytes: u64,
     /// Files removed that nothing named.
     pub leftovers: u64,
+    /// Where the log of the shard ended; `None` after a clean stop.
+    pub log_end: Option<LogEnd>,
+}
+
+/// Where the log of a shard ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogEnd {
+    /// The last WAL that holds a group, or the first one if none does.
+    pub wal: FileNumber,
+    /// The end of its last group.
+    pub offset: u64,
+    /// How far it was witnessed: damage below this offset is refused.
+    pub witnessed: u64,
 }
 
 impl Recovered {
@@ -101,6 +118,10 @@ impl<S: Storage> Db<S> {
         if let Some(reason) = end.torn_reason {
             let file = storage.label(FileName::Manifest(number));
             tracing::warn!(file, offset = end.offset, bytes = end.torn_bytes, %reason, "cut a torn version edit");
+        }
+        if let Some(reason) = end.bad_slot {
+            let file = storage.label(FileName::Manifest(number));
+            tracing::warn!(file, %reason, "one of the two marks is bad: the file was searched to its end");
         }
         if let Some(error) = missing(&storage, &state, &list(&storage)?).into_iter().next() {
             return Err(error);
@@ -150,6 +171,7 @@ impl<S: Storage> Db<S> {
             spare: RefCell::new(None),
             spare_coming: Cell::new(false),
             freeze_due: Cell::new(false),
+            wal_bytes_wanted: Cell::new(0),
             debt: Cell::new(debt_bytes(&state.version, &limits)),
             version: RefCell::new(state.version.clone()),
             manifest: Mutex::new(manifest),
@@ -174,31 +196,31 @@ impl<S: Storage> Db<S> {
 
     /// Replays the WALs, makes the one for new writes, and puts a fresh manifest in force that names both.
     async fn prepare(storage: &S, owner: Owner, config: &DbConfig, mut state: State) -> Result<Prepared<S>> {
-        let unused = WalMeta { bytes: config.wal_bytes, end: Extent::default() };
-        let clean = state.clean_wal.filter(|number| state.wals.get(number) == Some(&unused));
-        let number = clean.unwrap_or(state.next_file);
-        let replay = replay_all(storage, owner, config, &state);
-        let (mut replayed, wal) = if clean.is_some() {
-            // Its head is written anew, not while it is read.
-            (replay.await?, Wal::open_empty(storage, owner, number, config.wal_bytes).await?)
-        } else {
-            // Replay waits for reads and for the processor, a new WAL for writes: together they take as long as one.
-            let create = Wal::create(storage, owner, number, config.wal_bytes);
-            let (replayed, wal) = tokio::join!(replay, create);
-            if replayed.is_err() || wal.is_err() {
-                // Nothing names it, and the next start makes another: one that is tried again and again fills the disk.
-                let _ = storage.remove(FileName::Wal(number)).await;
+        let mut replayed = replay_all(storage, owner, config, &state).await?;
+        let sizes = wal_sizes(config);
+        let (wal, made) = match replayed.clean {
+            Some(Clean { number, mark, bytes }) => {
+                (Wal::open_empty(storage, owner, number, mark, bytes, sizes).await?, None)
             }
-            (replayed?, wal?)
+            None => {
+                let number = state.next_file;
+                match Wal::create(storage, owner, number, sizes).await {
+                    Ok(wal) => (wal, Some(number)),
+                    Err(error) => {
+                        give_up(storage, number, &error).await;
+                        return Err(error);
+                    }
+                }
+            }
         };
-        state.next_file = state.next_file.max(number.next());
+        state.next_file = state.next_file.max(wal.number().next());
         state.wals = std::mem::take(&mut replayed.wals);
-        state.wals.insert(number, unused);
+        state.wals.insert(wal.number(), unused(&wal));
         match Manifest::create(storage.clone(), owner, state, config.manifest_bytes).await {
             Ok(manifest) => Ok(Prepared { replayed, wal, manifest }),
             Err(error) => {
-                if clean.is_none() && error.kind() != ErrorKind::Poisoned {
-                    let _ = storage.remove(FileName::Wal(number)).await; // as above
+                if let Some(number) = made {
+                    give_up(storage, number, &error).await;
                 }
                 Err(error)
             }
@@ -206,9 +228,16 @@ impl<S: Storage> Db<S> {
     }
 }
 
+/// Removes a new WAL that nothing names. Otherwise each start that fails would leave one, and they would fill the disk.
+async fn give_up<S: Storage>(storage: &S, number: FileNumber, error: &Error) {
+    if error.kind() != ErrorKind::Poisoned {
+        let _ = storage.remove(FileName::Wal(number)).await; // it may not be there
+    }
+}
+
 /// A shard that is as durable as it is going to be when it serves.
 struct Prepared<S: Storage> {
-    replayed: Replayed,
+    replayed: Replayed<S>,
     wal: Wal<S::File>,
     manifest: Manifest<S>,
 }
@@ -231,50 +260,82 @@ async fn look_at_leftovers<S: Storage>(storage: &S, owner: Owner, state: &mut St
 }
 
 /// What the WALs held.
-struct Replayed {
+struct Replayed<S: Storage> {
     /// The SeqNo of the next write.
     next: SeqNo,
     /// A memtable for each, the oldest first.
-    frozen: VecDeque<Rc<Frozen>>,
+    frozen: VecDeque<Rc<Frozen<S>>>,
     /// The WALs that stay, and where each ends.
     wals: BTreeMap<FileNumber, WalMeta>,
+    clean: Option<Clean>,
     recovered: Recovered,
 }
 
-/// Replays every WAL. One without a write is not needed any more; the caller uses that of a clean stop again, which is
-/// one of them.
+/// The empty WAL of a clean stop, which is used again.
+struct Clean {
+    number: FileNumber,
+    mark: Mark,
+    /// Bytes that were written and synced.
+    bytes: u64,
+}
+
+/// Replays every WAL. A WAL without a write is not needed any more, except the WAL of a clean stop.
 async fn replay_all<S: Storage>(
     storage: &S,
     owner: Owner,
     config: &DbConfig,
     state: &State,
-) -> Result<Replayed> {
+) -> Result<Replayed<S>> {
     let mut recovered = Recovered::default();
     let mut next = state.flushed.next();
-    let (mut frozen, mut wals) = (VecDeque::new(), BTreeMap::new());
-    for (&number, wal) in &state.wals {
-        let bytes = wal.bytes;
-        let source = Source { number, file_bytes: bytes, end: state.extent(number, wal) };
+    let (mut frozen, mut wals, mut clean) = (VecDeque::new(), BTreeMap::new(), None);
+    let files = list(storage)?;
+    for (&number, &WalMeta { bytes, .. }) in &state.wals {
+        let file_bytes = files.get(&FileName::Wal(number)).copied().unwrap_or_default();
+        let known_end = state.known_end(number);
+        let source = Source { number, file_bytes, known_end };
         let mut memtable = Memtable::new(config.key_hash);
         let end = replay(storage, owner, source, &mut next, |entry| {
             memtable.insert(entry.key, entry.seqno, entry.kind, entry.value);
         })
         .await?;
-        if let Some(reason) = end.torn_reason {
-            let file = storage.label(FileName::Wal(number));
-            tracing::warn!(file, offset = end.offset, bytes = end.torn_bytes, %reason, "cut a torn commit group");
-            recovered.torn_bytes += end.torn_bytes;
+        report(&storage.label(FileName::Wal(number)), &end);
+        recovered.torn_bytes += end.torn_bytes;
+        let written = 0 < memtable.entries();
+        if state.clean_wal.is_none() && (written || recovered.log_end.is_none()) {
+            let witnessed = end.mark.durable.max(known_end.durable());
+            recovered.log_end = Some(LogEnd { wal: number, offset: end.offset, witnessed });
         }
-        if memtable.entries() == 0 {
+        if state.clean_wal == Some(number)
+            && end.bad_slot.is_none()
+            && FIRST_RECORD < bytes
+            && bytes <= config.wal_bytes
+        {
+            clean = Some(Clean { number, mark: end.mark, bytes });
+        }
+        if !written {
             // Kept, every start that is killed would leave one more.
             continue;
         }
         recovered.writes += memtable.entries();
         recovered.wal_bytes += end.offset - FIRST_RECORD;
-        wals.insert(number, WalMeta { bytes, end: Extent::Exactly(end.offset) });
-        frozen.push_back(Rc::new(Frozen { memtable, wal: number, recyclable: false }));
+        wals.insert(number, WalMeta { bytes, end: KnownEnd::Exactly(end.offset) });
+        frozen.push_back(Rc::new(Frozen { memtable, wal: number, written: None }));
     }
-    Ok(Replayed { next, frozen, wals, recovered })
+    Ok(Replayed { next, frozen, wals, clean, recovered })
+}
+
+/// Logs what is not as a process leaves it that is not interrupted.
+fn report(file: &str, end: &End) {
+    if let Some(reason) = end.torn_reason {
+        tracing::warn!(file, offset = end.offset, bytes = end.torn_bytes, %reason, "cut a torn commit group");
+    }
+    if let Some(reason) = end.bad_slot {
+        tracing::warn!(file, %reason, "one of the two marks is bad: the file was searched to its end");
+    }
+    if let Some(error) = &end.unread {
+        tracing::warn!(file, %error, "a part of the file cannot be read; nothing shows that it held a write");
+    }
 }
 
 /// Removes every file of ours that is not to stay.

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::host;
+use crate::storage::directory::Directory;
 use crate::storage::uring::{Device, queue_settings, time_commits};
 
 /// The commit that the program was built from.
@@ -44,9 +45,10 @@ pub fn machine() -> Value {
 pub fn storage(directory: &Path) -> Result<Value> {
     let failed = |error| Error::io(format!("look at {}", directory.display()), error);
     let path = fs::canonicalize(directory).map_err(failed)?;
-    let device = Device::probe(&path).map_err(failed)?;
-    let cache = queue_settings(&path).map_err(failed)?;
-    let mut commits = time_commits(&path, device, COMMITS_TIME).map_err(failed)?;
+    let held = Directory::open(&path).map_err(failed)?;
+    let device = Device::probe(&held).map_err(failed)?;
+    let cache = queue_settings(&held).map_err(failed)?;
+    let mut commits = time_commits(&held, device, COMMITS_TIME).map_err(failed)?;
     commits.sort_unstable();
     let quantile = |share: f64| {
         let index = ((commits.len() - 1) as f64 * share) as usize;

@@ -4,11 +4,11 @@
 //! that is only half understood is worse than none:
 //!
 //! ```text
-//!   1 next file   varint                        4 remove WAL  varint number
-//!   2 flushed     varint SeqNo                  5 add SST     u8 level, description (see `SstMeta::encode`)
-//!   3 add WAL     varint number, bytes, end,    6 remove SST  u8 level, varint number
+//!   1 next file   varint                        5 add SST     u8 level, description (see `SstMeta::encode`)
+//!   2 flushed     varint SeqNo                  6 remove SST  u8 level, varint number
+//!   3 add WAL     varint number, bytes, end,    7 clean WAL   varint number
 //!                 u8 whether that is exact      8 durable WAL varint number, end
-//!   7 clean WAL   varint number
+//!   4 remove WAL  varint number                 9 keep WAL    varint number, bytes
 //! ```
 
 use std::rc::Rc;
@@ -17,16 +17,16 @@ use super::{LEVELS, SharedMeta};
 use crate::codec::{Reader, put_varint};
 use crate::error::CorruptionReason;
 use crate::key::{FileNumber, SeqNo};
-use crate::record::file::Extent;
+use crate::record::replay::KnownEnd;
 use crate::sst::SstMeta;
 
 /// What is known of a WAL without opening it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WalMeta {
-    /// Its length.
+    /// Its length at least: it may have grown since.
     pub bytes: u64,
     /// Where its groups end.
-    pub end: Extent,
+    pub end: KnownEnd,
 }
 
 /// One change.
@@ -40,8 +40,10 @@ pub struct VersionEdit {
     pub add_wals: Vec<(FileNumber, WalMeta)>,
     /// Up to where a WAL that is there is durable (W4).
     pub durable_wals: Vec<(FileNumber, u64)>,
-    /// WALs that are not needed any more.
+    /// WALs that are not needed any more, and kept WALs that are let go.
     pub remove_wals: Vec<FileNumber>,
+    /// WALs that are not needed for recovery any more, and stay; with their lengths at least.
+    pub keep_wals: Vec<(FileNumber, u64)>,
     /// The WAL that a clean stop left empty. Only the last edit of a manifest counts.
     pub clean_wal: Option<FileNumber>,
     /// SSTs that are there now.
@@ -66,12 +68,8 @@ impl VersionEdit {
             out.push(3);
             put_varint(out, number.0);
             put_varint(out, wal.bytes);
-            let (end, exact) = match wal.end {
-                Extent::AtLeast(end) => (end, 0),
-                Extent::Exactly(end) => (end, 1),
-            };
-            put_varint(out, end);
-            out.push(exact);
+            put_varint(out, wal.end.durable());
+            out.push(u8::from(matches!(wal.end, KnownEnd::Exactly(_))));
         }
         for (number, end) in &self.durable_wals {
             out.push(8);
@@ -81,6 +79,11 @@ impl VersionEdit {
         for number in &self.remove_wals {
             out.push(4);
             put_varint(out, number.0);
+        }
+        for (number, bytes) in &self.keep_wals {
+            out.push(9);
+            put_varint(out, number.0);
+            put_varint(out, *bytes);
         }
         for (level, meta) in &self.add_ssts {
             out.extend_from_slice(&[5, level_byte(*level)]);
@@ -109,9 +112,13 @@ impl VersionEdit {
                     let bytes = reader.varint()?;
                     let end = reader.varint()?;
                     let end = match reader.u8()? {
-                        0 => Extent::AtLeast(end),
-                        1 => Extent::Exactly(end),
-                        _ => return Err(CorruptionReason("the end of a WAL is neither exact nor open")),
+                        0 => KnownEnd::AtLeast(end),
+                        1 => KnownEnd::Exactly(end),
+                        _ => {
+                            return Err(CorruptionReason::Damaged(
+                                "the end of a WAL is neither exact nor open",
+                            ));
+                        }
                     };
                     edit.add_wals.push((number, WalMeta { bytes, end }));
                 }
@@ -120,8 +127,11 @@ impl VersionEdit {
                 6 => edit.remove_ssts.push((level(&mut reader)?, FileNumber(reader.varint()?))),
                 7 => edit.clean_wal = Some(FileNumber(reader.varint()?)),
                 8 => edit.durable_wals.push((FileNumber(reader.varint()?), reader.varint()?)),
-                _ => {
-                    return Err(CorruptionReason("a field of the version edit is not known to this version"));
+                9 => edit.keep_wals.push((FileNumber(reader.varint()?), reader.varint()?)),
+                0 => return Err(CorruptionReason::Damaged("a field of the version edit has no tag")),
+                found => {
+                    let what = "version edit field";
+                    return Err(CorruptionReason::LaterVersion { what, found, known: 9 });
                 }
             }
         }
@@ -131,7 +141,7 @@ impl VersionEdit {
 
 fn level(reader: &mut Reader<'_>) -> Result<usize, CorruptionReason> {
     let level = usize::from(reader.u8()?);
-    if level < LEVELS { Ok(level) } else { Err(CorruptionReason("the level is out of range")) }
+    if level < LEVELS { Ok(level) } else { Err(CorruptionReason::Damaged("the level is out of range")) }
 }
 
 #[cfg(test)]
@@ -146,11 +156,12 @@ mod tests {
             next_file: Some(FileNumber(300)),
             flushed: Some(SeqNo(1 << 40)),
             add_wals: vec![
-                (FileNumber(7), WalMeta { bytes: 1 << 26, end: Extent::default() }),
-                (FileNumber(8), WalMeta { bytes: 1 << 26, end: Extent::Exactly(8192) }),
+                (FileNumber(7), WalMeta { bytes: 1 << 26, end: KnownEnd::default() }),
+                (FileNumber(8), WalMeta { bytes: 1 << 26, end: KnownEnd::Exactly(8192) }),
             ],
             durable_wals: vec![(FileNumber(7), 12_288)],
             remove_wals: vec![FileNumber(6)],
+            keep_wals: vec![(FileNumber(5), 1 << 20)],
             clean_wal: Some(FileNumber(7)),
             add_ssts: vec![(0, Rc::new(super::super::version::tests::meta(9, "a", "k", 10)))],
             remove_ssts: vec![(6, FileNumber(2))],
@@ -158,6 +169,9 @@ mod tests {
         let mut payload = Vec::new();
         edit.encode(&mut payload);
         assert_eq!(VersionEdit::decode(&payload), Ok(edit.clone()));
+        let later = VersionEdit::decode(&[payload.as_slice(), &[10, 1]].concat());
+        let what = "version edit field";
+        assert_eq!(later, Err(CorruptionReason::LaterVersion { what, found: 10, known: 9 }));
         for length in 0..payload.len() {
             assert_ne!(VersionEdit::decode(&payload[..length]), Ok(edit.clone()));
         }

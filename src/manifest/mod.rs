@@ -17,9 +17,10 @@
 //!   reads it, and removes nothing before a manifest of its own is in force;
 //! - files that no manifest names (made before their edit, or released after it): removed at the next open;
 //! - `CURRENT.tmp`, or a manifest that `CURRENT` does not name: an open that did not finish; removed;
-//! - the last edit damaged later: it is cut like a torn one. Are the files that only the state before it names gone,
-//!   the open stops with the name of the first; else that state holds the same entries. Damage before a later edit is
-//!   refused by R2.
+//! - the last edit damaged later: it is cut like a torn edit. If files that only the state before it names are gone, the
+//!   open stops with the name of the first of them; otherwise that state holds the same entries. Damage before the last
+//!   edit, and its loss together with the last edit, are refused: each edit carries a mark that says how far the edits
+//!   before it were durable ([`crate::record::mark`]).
 //!
 //! V1  What `CURRENT` names is complete: manifest file, head, snapshot and directory were synced before.
 //! V2  Appending never needs space: the file was zero-written at its full length. A full manifest is replaced
@@ -31,6 +32,7 @@ pub mod presence;
 pub mod version;
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::rc::Rc;
 
 pub use edit::{VersionEdit, WalMeta};
@@ -40,7 +42,8 @@ use crate::codec::{Reader, align_up};
 use crate::error::{CorruptionReason, Error, ErrorKind, Result};
 use crate::file_name::FileName;
 use crate::key::{FileNumber, SeqNo};
-use crate::record::file::{End, Extent, FIRST_RECORD, RecordFile, replay};
+use crate::record::file::{FIRST_RECORD, RecordFile, Sizes};
+use crate::record::replay::{End, Extent, KnownEnd, replay};
 use crate::record::{Kind, Owner, RecordBuilder, decode_single, encode_single, record_bytes};
 use crate::storage::{
     Access, AlignedBuf, BLOCK_BYTES, File, Storage, open_file, read_file, sync_names, write_file_atomically,
@@ -54,8 +57,10 @@ const SNAPSHOT_RATIO: u64 = 4;
 pub struct State {
     /// The SSTs.
     pub version: Rc<Version>,
-    /// The WALs.
+    /// The WALs that recovery replays.
     pub wals: BTreeMap<FileNumber, WalMeta>,
+    /// WALs whose writes are all in SSTs and that stay all the same, with their lengths at least. Nothing keeps one yet.
+    pub kept_wals: BTreeMap<FileNumber, u64>,
     /// The WAL that a clean stop left empty, if the last stop was clean. Another empty WAL may still be written
     /// to: the kernel can finish a write of a killed process after its successor has started.
     pub clean_wal: Option<FileNumber>,
@@ -70,19 +75,23 @@ impl State {
     pub fn apply(&self, edit: &VersionEdit) -> Result<Self, CorruptionReason> {
         let mut next = self.clone();
         for number in &edit.remove_wals {
-            if next.wals.remove(number).is_none() {
-                return Err(CorruptionReason("an edit removes a WAL that is not there"));
+            if next.wals.remove(number).is_none() && next.kept_wals.remove(number).is_none() {
+                return Err(CorruptionReason::Damaged("an edit removes a WAL that is not there"));
             }
         }
         for (number, wal) in &edit.add_wals {
             next.wals.insert(*number, *wal);
         }
         for (number, durable) in &edit.durable_wals {
-            let wal =
-                next.wals.get_mut(number).ok_or(CorruptionReason("an edit names a WAL that is not there"))?;
-            if let Extent::AtLeast(end) = &mut wal.end {
+            let missing = CorruptionReason::Damaged("an edit names a WAL that is not there");
+            let wal = next.wals.get_mut(number).ok_or(missing)?;
+            if let KnownEnd::AtLeast(end) = &mut wal.end {
                 *end = (*end).max(*durable);
             }
+        }
+        for (number, bytes) in &edit.keep_wals {
+            next.wals.remove(number);
+            next.kept_wals.insert(*number, *bytes);
         }
         if !edit.add_ssts.is_empty() || !edit.remove_ssts.is_empty() {
             next.version = Rc::new(self.version.apply(edit)?);
@@ -99,6 +108,7 @@ impl State {
             next_file: Some(self.next_file),
             flushed: Some(self.flushed),
             add_wals: self.wals.iter().map(|(&number, &wal)| (number, wal)).collect(),
+            keep_wals: self.kept_wals.iter().map(|(&number, &bytes)| (number, bytes)).collect(),
             ..VersionEdit::default()
         };
         for (level, files) in self.version.levels() {
@@ -107,15 +117,25 @@ impl State {
         edit
     }
 
-    /// What is known of the end of a WAL: nothing need be searched for in one that a clean stop has left empty.
-    pub fn extent(&self, number: FileNumber, wal: &WalMeta) -> Extent {
-        if self.clean_wal == Some(number) { Extent::Exactly(FIRST_RECORD) } else { wal.end }
+    /// What is known of the end of a WAL: nothing is searched for in the WAL that a clean stop has left empty.
+    pub fn known_end(&self, number: FileNumber) -> KnownEnd {
+        match self.wals.get(&number) {
+            Some(_) if self.clean_wal == Some(number) => KnownEnd::Exactly(FIRST_RECORD),
+            Some(wal) => wal.end,
+            None => KnownEnd::default(),
+        }
+    }
+
+    /// Every WAL that has to be there, and its length at least.
+    pub fn all_wals(&self) -> impl Iterator<Item = (FileNumber, u64)> {
+        let kept = self.kept_wals.iter().map(|(&number, &bytes)| (number, bytes));
+        self.wals.iter().map(|(&number, wal)| (number, wal.bytes)).chain(kept)
     }
 
     /// Whether the state needs this file.
     pub fn names(&self, name: FileName) -> bool {
         match name {
-            FileName::Wal(number) => self.wals.contains_key(&number),
+            FileName::Wal(number) => self.wals.contains_key(&number) || self.kept_wals.contains_key(&number),
             FileName::Sst(number) => self.version.files().any(|file| file.number == number),
             _ => false,
         }
@@ -150,7 +170,7 @@ pub async fn load<S: Storage>(storage: &S, owner: Owner) -> Result<Option<Loaded
     let number = decode_single(&current, owner.identity(Kind::Current, FileNumber(0)), 0)
         .and_then(|payload| Reader::new(payload).u64())
         .map(FileNumber)
-        .map_err(|reason| Error::corruption(&label, 0, reason))?;
+        .map_err(|reason| Error::undecodable(&label, 0, reason))?;
     let name = FileName::Manifest(number);
     let label = storage.label(name);
     let Some(bytes) = files.get(&name) else {
@@ -159,21 +179,15 @@ pub async fn load<S: Storage>(storage: &S, owner: Owner) -> Result<Option<Loaded
     };
     let file = open_file(storage, name, Access::Read).await?;
     let mut state: Option<State> = None;
-    let end = replay(
-        storage,
-        &file,
-        &label,
-        owner.identity(Kind::Manifest, number),
-        *bytes,
-        Extent::default(),
-        |offset, payload| {
-            let next = VersionEdit::decode(payload)
-                .and_then(|edit| state.take().unwrap_or_default().apply(&edit))
-                .map_err(|reason| Error::corruption(&label, offset, reason))?;
-            state = Some(next);
-            Ok(())
-        },
-    )
+    let identity = owner.identity(Kind::Manifest, number);
+    let extent = Extent { label: &label, identity, file_bytes: *bytes, known_end: KnownEnd::default() };
+    let end = replay(storage, &file, extent, |offset, payload| {
+        let next = VersionEdit::decode(payload)
+            .and_then(|edit| state.take().unwrap_or_default().apply(&edit))
+            .map_err(|reason| Error::undecodable(&label, offset, reason))?;
+        state = Some(next);
+        Ok(ControlFlow::Continue(()))
+    })
     .await?;
     // V1: the snapshot was synced before CURRENT named the file.
     let state = state.ok_or_else(|| {
@@ -224,8 +238,9 @@ impl<S: Storage> Manifest<S> {
         let name = FileName::Manifest(number);
         let result = async {
             let identity = owner.identity(Kind::Manifest, number);
-            let log = RecordFile::create(&storage, name, identity, capacity).await?;
+            let log = RecordFile::create(&storage, name, identity, Sizes::fixed(capacity)).await?;
             append(&log, &payload).await?;
+            log.mark().await?; // V1
             let identity = owner.identity(Kind::Current, FileNumber(0));
             let current = encode_single(&number.0.to_le_bytes(), identity, 0);
             write_file_atomically(&storage, FileName::CurrentTemporary, FileName::Current, current).await?; // V1
@@ -251,6 +266,11 @@ impl<S: Storage> Manifest<S> {
     /// Number of the manifest file.
     pub fn number(&self) -> FileNumber {
         self.number
+    }
+
+    /// The open manifest file.
+    pub fn log(&self) -> &RecordFile<S::File> {
+        &self.log
     }
 
     /// Makes an edit durable. When it returns, files that the edit removed may be released.
@@ -280,6 +300,7 @@ impl<S: Storage> Manifest<S> {
 async fn append<F: File>(log: &RecordFile<F>, payload: &[u8]) -> Result<()> {
     let mut record = RecordBuilder::new(AlignedBuf::with_capacity(BLOCK_BYTES), log.end());
     record.extend_from_slice(payload);
+    log.request_mark();
     log.append(record).await?;
     log.sync().await
 }
@@ -297,7 +318,7 @@ mod tests {
 
     fn wal(number: u64) -> VersionEdit {
         VersionEdit {
-            add_wals: vec![(FileNumber(number), WalMeta { bytes: 4096, end: Extent::default() })],
+            add_wals: vec![(FileNumber(number), WalMeta { bytes: 4096, end: KnownEnd::default() })],
             ..VersionEdit::default()
         }
     }

@@ -33,16 +33,17 @@ pub fn list<S: Storage>(storage: &S) -> Result<Files> {
 
 /// An error for every file that the manifest names and that is not there, or not in its length.
 pub fn missing<S: Storage>(storage: &S, state: &State, files: &Files) -> Vec<Error> {
-    let wals = state.wals.iter().map(|(&number, wal)| (FileName::Wal(number), wal.bytes));
+    let wals = state.all_wals().map(|(number, bytes)| (FileName::Wal(number), bytes));
     let ssts = state.version.files().map(|file| (FileName::Sst(file.number), file.bytes));
     let error = |(name, expected): (FileName, u64)| {
+        let may_grow = matches!(name, FileName::Wal(_));
         let label = storage.label(name);
         match files.get(&name) {
             None => {
                 let message = format!("{label} is missing, and the manifest names it");
                 Some(Error::new(ErrorKind::Corruption, message))
             }
-            Some(found) if *found != expected => {
+            Some(found) if *found < expected || (expected < *found && !may_grow) => {
                 let message = format_args!("the file has {found} bytes, and the manifest says {expected}");
                 Some(Error::corruption(&label, (*found).min(expected), message))
             }
@@ -68,7 +69,7 @@ pub async fn unnamed<S: Storage>(
     files: &Files,
 ) -> Result<Vec<Error>> {
     let mut errors = Vec::new();
-    let newest = state.wals.last_key_value().map(|(&number, _)| number);
+    let newest = state.all_wals().map(|(number, _)| number).max();
     for (&name, &bytes) in files {
         if let FileName::Wal(number) = name
             && newest < Some(number)

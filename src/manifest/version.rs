@@ -69,23 +69,23 @@ impl Version {
             let before = files.len();
             files.retain(|file| file.number != *number);
             if files.len() == before {
-                return Err(CorruptionReason("an edit removes a sorted file that is not there"));
+                return Err(CorruptionReason::Damaged("an edit removes a sorted file that is not there"));
             }
         }
         for (level, meta) in &edit.add_ssts {
             if next.files().any(|file| file.number == meta.number) {
-                return Err(CorruptionReason("an edit adds a sorted file twice"));
+                return Err(CorruptionReason::Damaged("an edit adds a sorted file twice"));
             }
             next.levels[*level].push(meta.clone());
         }
         next.levels[0].sort_by_key(|file| std::cmp::Reverse(file.last));
         if next.levels[0].windows(2).any(|pair| pair[0].first <= pair[1].last) {
-            return Err(CorruptionReason("two files of L0 hold the same SeqNos")); // N2
+            return Err(CorruptionReason::Damaged("two files of L0 hold the same SeqNos")); // N2
         }
         for files in &mut next.levels[1..] {
             files.sort_by(|a, b| a.smallest.cmp(&b.smallest));
             if files.windows(2).any(|pair| pair[1].smallest <= pair[0].largest) {
-                return Err(CorruptionReason("two files of a level overlap")); // N1
+                return Err(CorruptionReason::Damaged("two files of a level overlap")); // N1
             }
         }
         Ok(next)

@@ -1,152 +1,222 @@
-//! A preallocated file of records: appended to, recycled, replayed. The WAL and the manifest stand on it.
+//! A file of records that grows, is written, synced and used again. The WAL and the manifest stand on it.
 //!
-//! Owns: where the next record goes, what is durable, and the decision between a torn end and damage (R2).
-//! Knows nothing of what a payload means.
+//! Owns: where the next record goes, how far the file is allocated and durable, and when a mark is due
+//! ([`mark`](super::mark)). [`replay`](mod@super::replay) reads what is written here.
 //!
-//! The file has its full length from the start and every byte was written once, so an append changes no
-//! metadata but the time of the last change: a sync is one flush of the device, not the commit of a new length.
-//! Block 0 holds the head record: a u8, whether bytes of an earlier use may be left behind the records. Appends start
-//! at block 1. An append rewrites the 4 KiB block that the last record ended in, with the same bytes in front: by R1 and
-//! S3 they cannot change, whatever the crash tears.
+//! ```text
+//!   slot 0 │ slot 1 │ record │ record │ …      │ zeros or an earlier use │ zeros            │
+//!                            durable   end      limit                     allocated          capacity
+//! ```
+//!
+//! A file begins short and grows. Every byte below `allocated` was written and synced before a record is placed there, so
+//! an append changes no metadata except the time of the last change: a sync is one flush of the device, not the commit of
+//! a new length. An append rewrites the 4 KiB block that the last record ended in, with the same bytes in front: by R1
+//! and S3 they cannot change, whatever the crash tears.
+//!
+//! Under load a mark is written together with a record, and the sync of that record covers both. A mark costs a sync of
+//! its own only when no records come ([`RecordFile::mark`]), or when one record reaches beyond the limit.
 //!
 //! What a crash may leave, and why it is survived:
-//! - before the head was synced: nothing names the file yet (its owner adds it to the manifest afterwards), so
-//!   it is removed at the next open;
-//! - during an append: the record does not verify, nothing behind it does: a torn end, cut and reported;
-//! - without syncs (`--sync never`), records behind a lost one may verify; their `durable` is not beyond it: cut;
-//! - damage to a synced record, where a record appended after that sync follows: it says `durable` beyond it: refused
-//!   (R2);
-//! - damage behind that, to the last synced record as a rule, cannot be told from a torn end by this file alone. The
-//!   owner adds what it knows: numbers without gaps across WALs, files that the manifest must name, an [`Extent`].
+//! - before both marks were synced: nothing names the file yet (E4), so it is removed at the next open;
+//! - while the file grows: a longer file with zeros at its end. The length that the manifest knows is a lower bound;
+//! - during an append: the record does not verify, and neither does anything after it: a torn end, cut and reported;
+//! - during an append with a mark: the record as above, and the old mark or the new one (E3), both true (E1);
+//! - without syncs (`--sync never`), records after a lost one may verify; none of them says that the lost one was
+//!   durable: cut;
+//! - later damage to a record that was synced is told from a torn end by what the newest mark and later records say was
+//!   durable (R2), by numbers without gaps across WALs, and by the files that the manifest must name.
 
 use std::cell::{Cell, RefCell};
-use std::future::ready;
-use std::io;
-use std::pin::Pin;
 
 use tokio::sync::Mutex;
 
-use super::{Flaw, Identity, RecordBuilder, decode};
-use crate::codec::{Reader, align_up, to_usize};
-use crate::error::{CorruptionReason, Error, Result};
+use super::mark::{Mark, SLOTS};
+use super::{Identity, RecordBuilder};
+use crate::codec::{align_up, to_usize};
+use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
-use crate::storage::{Access, AlignedBuf, BLOCK_BYTES, File, SECTOR_BYTES, Storage, open_file, sync_names};
+use crate::storage::{Access, AlignedBuf, BLOCK_BYTES, File, Storage, open_file, sync_names};
 
-/// Where appends start: behind the block of the head record.
-pub const FIRST_RECORD: u64 = BLOCK_BYTES as u64;
-/// Zeros are written in steps of this many bytes: large enough for the device's full bandwidth, small enough not to hold
-/// up the ring.
-const ZEROS_BYTES: usize = 4 << 20;
-/// Records are read in steps of this many bytes, one ahead.
-const READ_BYTES: usize = 1 << 20;
+/// Where the first record starts: after the slots of the marks.
+pub const FIRST_RECORD: u64 = SLOTS * BLOCK_BYTES as u64;
+/// Zeros are written in steps of this many bytes: large enough for most of the device's bandwidth, small enough not to
+/// delay the commits beside them.
+const ZEROS_BYTES: usize = 1 << 20;
+/// A mark is due after this many steps.
+const MARK_STEPS: u64 = 4;
+/// A mark raises the limit to this many steps beyond the end of the file: those until the next mark is due, and two for
+/// the group that carries it.
+const LIMIT_STEPS: u64 = MARK_STEPS + 2;
+/// A file grows to twice its length, but by at most this many steps at a time.
+const GROWTH_STEPS_MAX: u64 = 16;
+
+/// How long a file of records may become, and in which steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    /// The greatest length, a multiple of the block size.
+    pub capacity: u64,
+    /// The first length, and the unit in which marks and growth are counted; a multiple of the block size.
+    pub step: u64,
+}
+
+impl Sizes {
+    /// A file that has its whole length from the start.
+    pub fn fixed(capacity: u64) -> Self {
+        Self { capacity, step: capacity }
+    }
+
+    fn first_length(self) -> u64 {
+        self.step.max(FIRST_RECORD + BLOCK_BYTES as u64).min(self.capacity)
+    }
+
+    /// The length to grow to from `allocated`, at least `least`.
+    fn next_length(self, allocated: u64, least: u64) -> u64 {
+        let doubled = allocated + allocated.min(GROWTH_STEPS_MAX * self.step);
+        align_up(doubled.max(least), BLOCK_BYTES as u64).min(self.capacity)
+    }
+}
 
 /// An open file of records, at its end.
 pub struct RecordFile<F: File> {
     file: F,
+    name: FileName,
     label: String,
     identity: Identity,
-    /// Length of the file, a multiple of the block size.
-    capacity: u64,
+    sizes: Sizes,
+    /// Bytes that were written and synced, be it as zeros. `durable <= end <= allocated <= capacity`, and none of them
+    /// ever shrinks.
+    allocated: Cell<u64>,
     /// End of the last record.
     end: Cell<u64>,
-    /// Bytes that a sync has covered. `durable <= end <= capacity`, and none of them ever shrinks.
+    /// End of the last record that a sync has covered.
     durable: Cell<u64>,
     /// Checksum of the last record.
     chain: Cell<u32>,
     /// The bytes of the last, partly filled block.
     front: RefCell<Vec<u8>>,
-    /// How the last sync ended; locked while one is on its way.
+    /// Writes that have ended, and how many of them a sync has covered.
+    writes: Cell<u64>,
+    synced_writes: Cell<u64>,
+    /// The last mark that was written, and the last one that was synced. At most one lies between them (E3).
+    mark: Cell<Mark>,
+    synced_mark: Cell<Mark>,
+    mark_requested: Cell<bool>,
+    /// Locked while a mark is being written.
+    marking: Mutex<()>,
+    /// How the last sync ended; locked while one is running.
     synced: Mutex<Result<()>>,
+    growing: Cell<bool>,
+    /// The file is not needed any more, and may be used for something else.
+    retired: Cell<bool>,
 }
 
 impl<F: File> RecordFile<F> {
-    /// Creates a file: every byte is zero-written; head record, file and directory are synced (P7: before the
-    /// first use).
+    /// Creates a file of its first length: bytes, marks and name are synced before the return (E4, P7).
+    ///
+    /// # Errors
+    /// Any; the file may be there, and nothing names it.
     pub async fn create<S: Storage<File = F>>(
         storage: &S,
         name: FileName,
         identity: Identity,
-        capacity: u64,
+        sizes: Sizes,
     ) -> Result<Self> {
-        assert!(capacity.is_multiple_of(BLOCK_BYTES as u64) && FIRST_RECORD < capacity);
         let label = storage.label(name);
-        let attempt = |what: &str| format!("{what} {label}");
-        let file = storage.create(name).await.map_err(|error| Error::io(attempt("create"), error))?;
-        file.allocate(capacity).await.map_err(|error| Error::io(attempt("allocate space for"), error))?;
-        let mut zeros = AlignedBuf::zeroed(ZEROS_BYTES.min(to_usize(capacity)));
-        let mut at = 0;
-        while at < capacity {
-            zeros.truncate(to_usize(capacity - at));
-            let (result, back) = file.write_at(zeros, at).await;
-            result.map_err(|error| Error::io(attempt("write zeros to"), error))?;
-            zeros = back;
-            at += zeros.len() as u64;
-        }
-        file.sync().await.map_err(|error| Error::io(attempt("sync"), error))?;
-        Self::write_head(storage, name, file, identity, capacity, false).await
+        let allocated = sizes.first_length();
+        assert!(allocated.is_multiple_of(BLOCK_BYTES as u64) && FIRST_RECORD < allocated);
+        let file = storage.create(name).await.map_err(|error| Error::io(format!("create {label}"), error))?;
+        write_zeros(&file, &label, 0, allocated).await?;
+        file.sync().await.map_err(|error| Error::io(format!("sync {label}"), error))?;
+        Self::begin(storage, name, file, identity, allocated, sizes, false).await
     }
 
-    /// Gives a file that nothing needs any more a new name and identity, and syncs both. Its bytes are left:
-    /// they carry the old number.
+    /// Gives a file that nothing needs any more, and of which `allocated` bytes were written and synced, a new name and
+    /// identity. The bytes after the marks stay: records among them carry the old number.
+    ///
+    /// # Errors
+    /// Any; the file has one name or the other, and nothing names either.
     pub async fn recycle<S: Storage<File = F>>(
         storage: &S,
         from: FileName,
         to: FileName,
         identity: Identity,
-        capacity: u64,
+        allocated: u64,
+        sizes: Sizes,
     ) -> Result<Self> {
-        let attempt = |what: &str| format!("{what} {} as {}", storage.label(from), storage.label(to));
-        storage.rename(from, to).await.map_err(|error| Error::io(attempt("recycle"), error))?;
-        Self::begin_again(storage, to, identity, capacity).await
+        assert!(FIRST_RECORD < allocated && allocated <= sizes.capacity);
+        let attempt = || format!("recycle {} as {}", storage.label(from), storage.label(to));
+        storage.rename(from, to).await.map_err(|error| Error::io(attempt(), error))?;
+        let file = open_file(storage, to, Access::Write).await?;
+        Self::begin(storage, to, file, identity, allocated, sizes, true).await
     }
 
-    /// Writes a new head to a file that holds no record that is needed.
-    pub async fn begin_again<S: Storage<File = F>>(
-        storage: &S,
-        name: FileName,
-        identity: Identity,
-        capacity: u64,
-    ) -> Result<Self> {
-        let file = open_file(storage, name, Access::Write).await?;
-        Self::write_head(storage, name, file, identity, capacity, true).await
-    }
-
-    async fn write_head<S: Storage<File = F>>(
+    /// Writes both marks of a file without a record, and syncs them and the name (E4).
+    async fn begin<S: Storage<File = F>>(
         storage: &S,
         name: FileName,
         file: F,
         identity: Identity,
-        capacity: u64,
+        allocated: u64,
+        sizes: Sizes,
         used_before: bool,
     ) -> Result<Self> {
         let label = storage.label(name);
-        let attempt = |what: &str| format!("{what} {label}");
-        let head = super::encode_single(&[u8::from(used_before)], identity, 0);
-        file.write_at(head, 0).await.0.map_err(|error| Error::io(attempt("write the head of"), error))?;
-        file.sync().await.map_err(|error| Error::io(attempt("sync the head of"), error))?;
+        let attempt = |what: &str| format!("{what} the marks of {label}");
+        // Low, because a start reads up to the limit: a WAL that waits for its first group should cost it little.
+        let limit = allocated.min(FIRST_RECORD + sizes.step);
+        let first = Mark { number: 0, durable: FIRST_RECORD, limit, used_before };
+        let second = Mark { number: 1, ..first };
+        let mut slots = first.encode(identity);
+        slots.extend_from_slice(&second.encode(identity));
+        file.write_at(slots, 0).await.0.map_err(|error| Error::io(attempt("write"), error))?;
+        file.sync().await.map_err(|error| Error::io(attempt("sync"), error))?;
         sync_names(storage).await?;
-        let file = open_file(storage, name, Access::Overwrite).await?;
-        Ok(Self::at_start(file, label, identity, capacity))
+        Self::open_empty(storage, name, identity, second, allocated, sizes).await
     }
 
-    /// An open file that holds its head and nothing else.
-    fn at_start(file: F, label: String, identity: Identity, capacity: u64) -> Self {
-        Self {
-            file,
-            label,
+    /// Opens a file without a record, whose newest mark is `mark` and of which `allocated` bytes were written and synced.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub async fn open_empty<S: Storage<File = F>>(
+        storage: &S,
+        name: FileName,
+        identity: Identity,
+        mark: Mark,
+        allocated: u64,
+        sizes: Sizes,
+    ) -> Result<Self> {
+        Ok(Self {
+            file: open_file(storage, name, Access::Overwrite).await?,
+            name,
+            label: storage.label(name),
             identity,
-            capacity,
+            sizes,
+            allocated: Cell::new(allocated),
             end: Cell::new(FIRST_RECORD),
             durable: Cell::new(FIRST_RECORD),
             chain: Cell::new(0),
-            front: RefCell::new(Vec::new()),
+            front: RefCell::default(),
+            writes: Cell::new(0),
+            synced_writes: Cell::new(0),
+            mark: Cell::new(mark),
+            synced_mark: Cell::new(mark),
+            mark_requested: Cell::new(false),
+            marking: Mutex::new(()),
             synced: Mutex::new(Ok(())),
-        }
+            growing: Cell::new(false),
+            retired: Cell::new(false),
+        })
     }
 
-    /// Length of the file.
+    /// The greatest length.
     pub fn capacity(&self) -> u64 {
-        self.capacity
+        self.sizes.capacity
+    }
+
+    /// Bytes that records may take without a [`Self::grow`].
+    pub fn allocated(&self) -> u64 {
+        self.allocated.get()
     }
 
     /// End of the last record that was appended.
@@ -154,7 +224,7 @@ impl<F: File> RecordFile<F> {
         self.end.get()
     }
 
-    /// How messages call the file.
+    /// The name of the file as messages show it.
     pub fn label(&self) -> &str {
         &self.label
     }
@@ -164,18 +234,83 @@ impl<F: File> RecordFile<F> {
         self.durable.get()
     }
 
-    /// Writes `record`, which was begun at [`Self::end`]. It is durable after the next [`Self::sync`].
-    /// Returns the buffer for the next record. One append at a time.
+    /// Bytes that the newest durable mark says are durable.
+    pub fn witnessed(&self) -> u64 {
+        self.synced_mark.get().durable
+    }
+
+    /// The open file.
+    pub fn file(&self) -> &F {
+        &self.file
+    }
+
+    /// The name of the file.
+    pub fn name(&self) -> FileName {
+        self.name
+    }
+
+    /// Whether so little is left for records that reach up to `reserved` that the file should grow now.
+    pub fn wants_growth(&self, reserved: u64) -> bool {
+        let allocated = self.allocated.get();
+        let left = allocated.saturating_sub(reserved);
+        allocated < self.sizes.capacity && left < (allocated / 2).min(GROWTH_STEPS_MAX / 2 * self.sizes.step)
+    }
+
+    /// Ends the use of a file whose records nobody needs any more: it takes no mark and does not grow from now on. `false`
+    /// if it must not be used again, because a mark or zeros may still be on their way to it.
+    pub fn retire(&self) -> bool {
+        self.retired.set(true);
+        !self.growing.get() && self.marking.try_lock().is_ok()
+    }
+
+    /// Checks that the file still has a name and its length: bytes in a file that somebody has removed, replaced or cut are
+    /// lost with the process. Does not wait.
     ///
-    /// After an error nothing may be appended: what the file holds is uncertain (S4).
+    /// # Errors
+    /// `Poisoned` if it has not.
+    pub fn check_in_place(&self) -> Result<()> {
+        let what = match self.file.named_bytes() {
+            Ok(Some(bytes)) if self.allocated.get() <= bytes => return Ok(()),
+            Ok(Some(bytes)) => format!("cut to {bytes} bytes"),
+            Ok(None) => "removed or replaced".into(),
+            Err(error) => {
+                let error = Error::io(format!("look at {}", self.label), error);
+                return Err(error.with_kind(ErrorKind::Poisoned));
+            }
+        };
+        Err(taken_away(&self.label, &what))
+    }
+
+    /// Asks for a mark together with the next record.
+    pub fn request_mark(&self) {
+        self.mark_requested.set(true);
+    }
+
+    /// Writes `record`, which was begun at [`Self::end`] and ends below [`Self::allocated`]. It is durable after the next
+    /// [`Self::sync`]. Returns the buffer for the next record. One append at a time.
+    ///
+    /// # Errors
+    /// Any; nothing may be appended any more, because what the file holds is uncertain (S4).
+    ///
+    /// Cancel safety: not safe.
     pub async fn append(&self, record: RecordBuilder) -> Result<AlignedBuf> {
         assert_eq!(record.offset(), self.end.get(), "records are appended in order");
         let end = record.end();
-        assert!(end <= self.capacity, "the owner reserved the space");
+        assert!(end <= self.allocated.get(), "the owner reserved the space");
+        if self.synced_mark.get().limit < end {
+            self.raise_limit(end).await?; // E2
+        }
         let (buffer, at, crc) =
             record.finish(&self.front.borrow(), self.identity, self.chain.get(), self.durable.get());
         let length = buffer.len();
-        let (result, buffer) = self.file.write_at(buffer, at).await;
+        let marking = if self.mark_is_due(end) { self.marking.try_lock().ok() } else { None };
+        let (result, buffer) = if marking.is_none() {
+            self.file.write_at(buffer, at).await
+        } else {
+            let (group, mark) = tokio::join!(self.file.write_at(buffer, at), self.write_mark(end));
+            mark?;
+            group
+        };
         result.map_err(|error| {
             Error::io(format!("write {length} bytes at offset {at} of {}", self.label), error)
         })?;
@@ -185,325 +320,205 @@ impl<F: File> RecordFile<F> {
         front.extend_from_slice(&buffer[last_block..to_usize(end - at)]);
         self.chain.set(crc);
         self.end.set(end);
+        self.writes.set(self.writes.get() + 1);
         Ok(buffer)
     }
 
-    /// Makes every record durable whose append has returned. An append may run meanwhile; a second sync waits for
+    /// Whether the record that ends at `end` should carry a mark.
+    fn mark_is_due(&self, end: u64) -> bool {
+        let (mark, step) = (self.mark.get(), self.sizes.step);
+        let news = self.durable.get() - mark.durable;
+        let due = MARK_STEPS * step <= news
+            || (self.mark_requested.get() && 0 < news)
+            || (mark.limit < end + step && mark.limit < self.allocated.get());
+        due && self.mark_is_synced()
+    }
+
+    fn mark_is_synced(&self) -> bool {
+        self.mark.get() == self.synced_mark.get()
+    }
+
+    /// Writes the next mark, for a file that will end at `end`. The caller holds `marking`.
+    async fn write_mark(&self, end: u64) -> Result<()> {
+        assert!(self.mark_is_synced(), "one mark at a time is not synced"); // E3
+        let last = self.mark.get();
+        let limit = self.allocated.get().min(end + LIMIT_STEPS * self.sizes.step).max(last.limit);
+        let mark = Mark { number: last.number + 1, durable: self.durable.get(), limit, ..last };
+        self.mark_requested.set(false);
+        let (result, _) = self.file.write_at(mark.encode(self.identity), mark.offset()).await;
+        result.map_err(|error| {
+            Error::io(format!("write a mark at offset {} of {}", mark.offset(), self.label), error)
+        })?;
+        self.mark.set(mark);
+        self.writes.set(self.writes.get() + 1);
+        Ok(())
+    }
+
+    /// Makes a mark durable whose limit is at least `end`.
+    async fn raise_limit(&self, end: u64) -> Result<()> {
+        let _marking = self.marking.lock().await;
+        if !self.mark_is_synced() {
+            self.sync().await?;
+        }
+        if self.mark.get().limit < end {
+            self.write_mark(end).await?;
+            self.sync().await?;
+        }
+        assert!(end <= self.synced_mark.get().limit); // E2
+        Ok(())
+    }
+
+    /// Makes a mark durable that says how far the file is durable, unless the last mark says it. For a moment without
+    /// appends: it takes a sync.
+    ///
+    /// # Errors
+    /// As [`Self::append`].
+    ///
+    /// Cancel safety: not safe.
+    pub async fn mark(&self) -> Result<()> {
+        let _marking = self.marking.lock().await;
+        if self.retired.get() {
+            return Ok(());
+        }
+        if !self.mark_is_synced() {
+            self.sync().await?;
+        }
+        if self.mark.get().durable < self.durable.get() {
+            self.write_mark(self.end.get()).await?;
+            self.sync().await?;
+        }
+        Ok(())
+    }
+
+    /// Makes every record and mark durable whose write has returned. An append may run meanwhile; a second sync waits for
     /// the first, since the kernel tells only one of them what failed.
     ///
-    /// After an error nothing may be appended, and every later sync fails, too (S4).
+    /// # Errors
+    /// Any; nothing may be appended any more, and every later sync fails, too (S4).
+    ///
+    /// Cancel safety: not safe.
     pub async fn sync(&self) -> Result<()> {
         let mut synced = self.synced.lock().await;
         synced.clone()?;
-        let end = self.end.get();
-        if self.durable.get() < end {
+        // What is written while the sync runs is left to the next one.
+        let (end, writes, mark) = (self.end.get(), self.writes.get(), self.mark.get());
+        if self.synced_writes.get() < writes {
             let result = self.file.sync().await;
             *synced =
                 result.map_err(|error| Error::io(format!("sync {} up to offset {end}", self.label), error));
             synced.clone()?;
             self.durable.set(end);
-        }
-        Ok(())
-    }
-}
-
-/// What is known of the end of a file without reading it. Its beginning is behind the head.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Extent {
-    /// Records were durable up to this offset; there may be more.
-    AtLeast(u64),
-    /// A recovery has fixed the end: what lies behind it was never acknowledged.
-    Exactly(u64),
-}
-
-impl Default for Extent {
-    fn default() -> Self {
-        Self::AtLeast(FIRST_RECORD)
-    }
-}
-
-/// Where the records of a file end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct End {
-    /// End of the last record that verified.
-    pub offset: u64,
-    /// Bytes of a torn record behind it: written, never acknowledged, cut.
-    pub torn_bytes: u64,
-    /// Why the record there does not verify, if there is the beginning of one.
-    pub torn_reason: Option<CorruptionReason>,
-    /// Whether bytes of an earlier use may be left behind it; else they are zero.
-    pub used_before: bool,
-}
-
-/// Reads a file of `file_bytes` from its head on, giving each payload and its offset to `visit`, up to the torn
-/// end, or to where `extent` says.
-///
-/// # Errors
-/// `Corruption` if the head is missing, if `visit` refuses a payload, or if a record that was durable does not
-/// verify, by R2 or by `extent`; `Io` if the file cannot be read.
-pub async fn replay<S: Storage>(
-    storage: &S,
-    file: &S::File,
-    label: &str,
-    identity: Identity,
-    file_bytes: u64,
-    extent: Extent,
-    mut visit: impl FnMut(u64, &[u8]) -> Result<()>,
-) -> Result<End> {
-    let mut window = Window::new(storage, file, label, file_bytes);
-    let end = walk(&mut window, identity, extent, &mut visit).await;
-    window.close().await;
-    end
-}
-
-/// The way of [`replay`] through a window.
-async fn walk<S: Storage>(
-    window: &mut Window<'_, S>,
-    identity: Identity,
-    extent: Extent,
-    visit: &mut impl FnMut(u64, &[u8]) -> Result<()>,
-) -> Result<End> {
-    let (label, file_bytes) = (window.label, window.file_bytes);
-    let head = window.bytes(0, BLOCK_BYTES).await?;
-    let used_before = super::decode_single(head, identity, 0)
-        .and_then(|payload| Ok(Reader::new(payload).u8()? != 0))
-        .map_err(|reason| Error::corruption(label, 0, format_args!("{reason} (the head of the file)")))?;
-    let mut offset = FIRST_RECORD;
-    let mut chain = 0;
-    loop {
-        if extent == Extent::Exactly(offset) {
-            return Ok(End { offset, torn_bytes: 0, torn_reason: None, used_before });
-        }
-        let flaw = match window.record(identity, offset).await? {
-            Ok(record) if record.chain == chain => {
-                chain = record.crc;
-                let bytes = record.bytes as u64;
-                visit(offset, record.payload)?;
-                offset += bytes;
-                continue;
-            }
-            Ok(record) => Flaw::Damaged {
-                reason: CorruptionReason("the record does not follow the one before it"),
-                bytes: record.bytes,
-            },
-            Err(flaw) => flaw,
-        };
-        let (reason, claimed) = match flaw {
-            Flaw::Absent(reason) => (reason, 0),
-            Flaw::Damaged { reason, bytes } => (reason, bytes),
-            Flaw::Incomplete { bytes } => {
-                (CorruptionReason("the record runs past the end of the file"), bytes)
-            }
-        };
-        let (Extent::AtLeast(durable) | Extent::Exactly(durable)) = extent;
-        if offset < durable {
-            let message = format_args!("{reason}, and the file was durable up to offset {durable}");
-            return Err(Error::corruption(label, offset, message));
-        }
-        let witness = window.last_durable_witness(identity, offset).await?;
-        if offset < witness {
-            let message = format_args!("{reason}, and a later record says that {witness} bytes were durable");
-            return Err(Error::corruption(label, offset, message));
-        }
-        let torn_bytes = (claimed as u64).min(file_bytes - offset);
-        let torn_reason = (0 < torn_bytes).then_some(reason);
-        return Ok(End { offset, torn_bytes, torn_reason, used_before });
-    }
-}
-
-/// The first byte from `offset` on that is not zero, if there is one.
-///
-/// # Errors
-/// `Io`.
-pub async fn first_nonzero<S: Storage>(
-    storage: &S,
-    file: &S::File,
-    label: &str,
-    file_bytes: u64,
-    offset: u64,
-) -> Result<Option<u64>> {
-    let mut window = Window::new(storage, file, label, file_bytes);
-    let found = window.first_nonzero(offset).await;
-    window.close().await;
-    found
-}
-
-/// A part of a file in memory, moved forward in steps. While one is looked at, the next is being read: a window is
-/// closed, not dropped, since the buffer of a read belongs to the kernel until it ends.
-struct Window<'a, S: Storage> {
-    storage: &'a S,
-    file: &'a S::File,
-    label: &'a str,
-    file_bytes: u64,
-    buffer: AlignedBuf,
-    start: u64,
-    ahead: Option<Ahead>,
-}
-
-/// The step behind a window.
-struct Ahead {
-    start: u64,
-    read: Pin<Box<dyn Future<Output = (io::Result<usize>, AlignedBuf)>>>,
-}
-
-impl<'a, S: Storage> Window<'a, S> {
-    fn new(storage: &'a S, file: &'a S::File, label: &'a str, file_bytes: u64) -> Self {
-        let buffer = AlignedBuf::with_capacity(0);
-        Self { storage, file, label, file_bytes, buffer, start: 0, ahead: None }
-    }
-
-    /// `count` bytes at `offset`, fewer only where the file ends.
-    async fn bytes(&mut self, offset: u64, count: usize) -> Result<&[u8]> {
-        let wanted_end = (offset + count as u64).min(self.file_bytes);
-        if offset < self.start || self.end() < wanted_end {
-            let start = offset / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
-            let kept = if self.start <= start { to_usize(self.end().saturating_sub(start)) } else { 0 };
-            let from = self.buffer.len() - kept;
-            self.buffer.copy_within(from.., 0);
-            self.buffer.truncate(kept);
-            self.start = start;
-            while self.end() < wanted_end.min(self.file_bytes) {
-                self.step().await?;
-            }
-        }
-        let rest = self.buffer.get(to_usize(offset - self.start)..).unwrap_or_default();
-        Ok(&rest[..count.min(rest.len())])
-    }
-
-    fn end(&self) -> u64 {
-        self.start + self.buffer.len() as u64
-    }
-
-    async fn first_nonzero(&mut self, mut offset: u64) -> Result<Option<u64>> {
-        loop {
-            let bytes = self.bytes(offset, BLOCK_BYTES).await?;
-            if let Some(at) = bytes.iter().position(|byte| *byte != 0) {
-                return Ok(Some(offset + at as u64));
-            }
-            if bytes.is_empty() {
-                return Ok(None);
-            }
-            offset += bytes.len() as u64;
-        }
-    }
-
-    /// Waits for the read on its way, if there is one.
-    async fn close(&mut self) {
-        if let Some(ahead) = self.ahead.take() {
-            let _ = ahead.read.await; // nobody needs its bytes
-        }
-    }
-
-    /// Makes the window longer, or finds that the file ends here.
-    async fn step(&mut self) -> Result<()> {
-        let start = self.end();
-        if self.ahead.as_ref().is_some_and(|ahead| ahead.start != start) {
-            self.close().await;
-        }
-        let (result, mut read) = match self.ahead.take() {
-            Some(ahead) => ahead.read.await,
-            None => self.file.read_at(AlignedBuf::zeroed(self.step_bytes(start)), start).await,
-        };
-        let length = read.len();
-        let count = result.map_err(|error| {
-            Error::io(format!("read {length} bytes at offset {start} of {}", self.label), error)
-        })?;
-        self.buffer.extend_from_slice(&read[..count]);
-        let next = self.end();
-        if count < length {
-            self.file_bytes = next;
-        } else if next < self.file_bytes {
-            // Used again: fresh memory for each step would cost as much as the read.
-            read.resize(self.step_bytes(next));
-            let file = self.file.clone();
-            let mut read = Box::pin(async move { file.read_at(read, next).await });
-            let read: Pin<Box<dyn Future<Output = _>>> = tokio::select! {
-                biased;
-                done = &mut read => Box::pin(ready(done)),
-                // Only now the kernel gets it.
-                () = self.storage.pause() => read,
-            };
-            self.ahead = Some(Ahead { start: next, read });
+            self.synced_writes.set(writes);
+            self.synced_mark.set(mark);
         }
         Ok(())
     }
 
-    /// Bytes of the step at `start`.
-    fn step_bytes(&self, start: u64) -> usize {
-        let rest = align_up(self.file_bytes.saturating_sub(start), BLOCK_BYTES as u64);
-        READ_BYTES.min(to_usize(rest))
-    }
-
-    /// The record at `offset`.
-    async fn record(
-        &mut self,
-        identity: Identity,
-        offset: u64,
-    ) -> Result<std::result::Result<super::Record<'_>, Flaw>> {
-        let mut needed = SECTOR_BYTES;
-        if let Err(Flaw::Incomplete { bytes }) = decode(self.bytes(offset, needed).await?, identity, offset) {
-            // The length comes from a header that is not verified yet: it may not reach past the file.
-            if offset + bytes as u64 <= self.file_bytes {
-                needed = bytes;
-            }
+    /// Makes the file longer: to about twice its length, and at least to `least` bytes, if the capacity allows it. Appends
+    /// may go on meanwhile. A file that has its greatest length stays as it is.
+    ///
+    /// # Errors
+    /// `Poisoned` if a sync failed: nothing may be appended any more (S4). After any other error, a full disk included,
+    /// the file is used as before, and this can be tried again.
+    ///
+    /// Cancel safety: not safe.
+    pub async fn grow<S: Storage<File = F>>(&self, storage: &S, least: u64) -> Result<()> {
+        let allocated = self.allocated.get();
+        let length = self.sizes.next_length(allocated, least);
+        if length <= allocated || self.retired.get() || self.growing.replace(true) {
+            return Ok(());
         }
-        Ok(decode(self.bytes(offset, needed).await?, identity, offset))
-    }
-
-    /// The furthest offset that a record behind `from` says was durable; 0 if there is no such record. The nearest
-    /// records may have been written before a sync covered the one at `from`, so it is looked for up to the end.
-    async fn last_durable_witness(&mut self, identity: Identity, from: u64) -> Result<u64> {
-        let mut witness = 0;
-        let mut offset = from + SECTOR_BYTES as u64;
-        while offset < self.file_bytes {
-            if let Ok(record) = self.record(identity, offset).await? {
-                witness = witness.max(record.durable);
-            }
-            offset += SECTOR_BYTES as u64;
+        let result = async {
+            // A descriptor of its own: the kernel tells each one by itself what failed.
+            let file = open_file(storage, self.name, Access::Write).await?;
+            write_zeros(&file, &self.label, allocated, length).await?;
+            file.sync().await.map_err(|error| {
+                Error::io(format!("sync {}, which grew to {length} bytes", self.label), error)
+                    .with_kind(ErrorKind::Poisoned)
+            })
         }
-        Ok(witness)
+        .await;
+        self.growing.set(false);
+        result?;
+        self.allocated.set(length);
+        Ok(())
     }
+}
+
+/// The error of a process whose files somebody else has taken away. `what` is what happened, as in `removed`.
+pub fn taken_away(label: &str, what: &str) -> Error {
+    let message = format!(
+        "{label} was {what} while this process was using it: nothing more is acknowledged. Make sure that nothing else \
+         changes the data directory, and start again"
+    );
+    Error::new(ErrorKind::Poisoned, message)
+}
+
+/// Sets the length to `to`, and writes zeros from `from` on.
+async fn write_zeros<F: File>(file: &F, label: &str, from: u64, to: u64) -> Result<()> {
+    file.allocate(to).await.map_err(|error| Error::io(format!("allocate {to} bytes for {label}"), error))?;
+    let mut at = from;
+    let mut zeros = AlignedBuf::zeroed(ZEROS_BYTES.min(to_usize(to - from)));
+    while at < to {
+        zeros.truncate(to_usize(to - at));
+        let (result, back) = file.write_at(zeros, at).await;
+        result.map_err(|error| Error::io(format!("write zeros at offset {at} of {label}"), error))?;
+        zeros = back;
+        at += zeros.len() as u64;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use futures_executor::block_on;
 
     use super::*;
     use crate::key::FileNumber;
+    use crate::record::replay::{End, Extent, KnownEnd, replay};
     use crate::record::tests::IDENTITY;
     use crate::storage::sim::{Failure, Fate, Fault, SimFile, SimStorage};
 
-    const NAME: FileName = FileName::Wal(FileNumber(7));
-    const CAPACITY: u64 = 1 << 16;
+    pub(crate) const NAME: FileName = FileName::Wal(FileNumber(7));
+    const STEP: u64 = 8_192;
+    const SIZES: Sizes = Sizes { capacity: 1 << 18, step: STEP };
 
-    async fn append(file: &RecordFile<SimFile>, payload: &[u8]) {
+    pub(crate) async fn append(file: &RecordFile<SimFile>, payload: &[u8]) {
         let mut record = RecordBuilder::new(AlignedBuf::with_capacity(0), file.end());
         record.extend_from_slice(payload);
         file.append(record).await.unwrap();
     }
 
-    async fn read(storage: &SimStorage) -> Result<(Vec<Vec<u8>>, End)> {
-        read_bytes(storage, CAPACITY).await
+    pub(crate) async fn create(storage: &SimStorage, sizes: Sizes) -> RecordFile<SimFile> {
+        RecordFile::create(storage, NAME, IDENTITY, sizes).await.unwrap()
     }
 
-    async fn read_bytes(storage: &SimStorage, file_bytes: u64) -> Result<(Vec<Vec<u8>>, End)> {
+    /// What a replay finds: the payloads and the end.
+    pub(crate) async fn read(storage: &SimStorage) -> Result<(Vec<Vec<u8>>, End)> {
+        let files = storage.files();
+        let (_, file_bytes) = *files.iter().find(|(name, _)| *name == NAME).expect("the file is there");
         let file = storage.open(NAME, Access::Read).await.unwrap();
         let mut payloads = Vec::new();
-        let end = replay(storage, &file, "w", IDENTITY, file_bytes, Extent::default(), |_, payload| {
+        let extent = Extent { label: "w", identity: IDENTITY, file_bytes, known_end: KnownEnd::default() };
+        let end = replay(storage, &file, extent, |_, payload| {
             payloads.push(payload.to_vec());
-            Ok(())
+            Ok(std::ops::ControlFlow::Continue(()))
         })
         .await?;
         Ok((payloads, end))
     }
 
     /// Payloads of many lengths: records that share a block, fill one, and span several.
-    fn payloads() -> Vec<Vec<u8>> {
+    pub(crate) fn payloads() -> Vec<Vec<u8>> {
         [1, 400, 456, 457, 3_000, 9_000, 5, 4_040]
             .iter()
             .map(|&n: &usize| vec![n.to_le_bytes()[0]; n])
             .collect()
+    }
+
+    fn fail_next(storage: &SimStorage, failure: Failure) {
+        let operation = storage.operations() + 1;
+        storage.set_fault(Some(Fault { operation, failure, for_ever: false }));
     }
 
     #[test]
@@ -511,7 +526,7 @@ mod tests {
         block_on(async {
             for seed in 0..50 {
                 let storage = SimStorage::new(seed);
-                let file = RecordFile::create(&storage, NAME, IDENTITY, CAPACITY).await.unwrap();
+                let file = create(&storage, Sizes::fixed(1 << 16)).await;
                 for (index, payload) in payloads().iter().enumerate() {
                     append(&file, payload).await;
                     for fate in [Fate::Lost, Fate::Random, Fate::Kept] {
@@ -527,68 +542,109 @@ mod tests {
         });
     }
 
+    /// Every state of the disk on the way is opened: no mark says too much (E1), nothing lies beyond a limit (E2), and a
+    /// torn mark leaves the one before it (E3).
     #[test]
-    fn r2_damage_before_a_durable_record_is_refused_and_a_torn_end_is_cut() {
+    fn e1_e2_e3_marks_are_true_at_every_operation_of_a_file_that_grows() {
+        for seed in 0..30 {
+            let storage = SimStorage::new(seed);
+            let mut random = crate::random::Random::new(seed);
+            let (file, mut synced) = (block_on(create(&storage, SIZES)), 0);
+            for round in 0..60_usize {
+                storage.record();
+                let payload = vec![round as u8; [10, 500, 3_000, 40_000][random.below(4) as usize]];
+                let end = file.end() + crate::record::record_bytes(payload.len()) as u64;
+                if SIZES.capacity < end {
+                    break;
+                }
+                let both = async {
+                    if file.wants_growth(file.end()) || file.allocated() < end {
+                        file.grow(&storage, end).await.unwrap();
+                    }
+                    if random.below(3) == 0 {
+                        file.request_mark();
+                    }
+                    append(&file, &payload).await;
+                    if random.below(3) != 0 {
+                        file.sync().await.unwrap();
+                    }
+                };
+                block_on(both);
+                if random.below(5) == 0 {
+                    block_on(file.mark()).unwrap();
+                }
+                for snapshot in storage.take_snapshots() {
+                    for fate in [Fate::Lost, Fate::Kept, Fate::Random, Fate::Random, Fate::Killed] {
+                        let left = snapshot.crash(fate);
+                        let (found, end) = block_on(read(&left)).unwrap_or_else(|error| {
+                            panic!("seed {seed}, operation {}, {fate:?}: {error}", snapshot.operations())
+                        });
+                        assert!(synced <= found.len(), "seed {seed}: {synced} synced, {} found", found.len());
+                        assert!(end.mark.durable <= end.offset && end.bad_slot.is_none(), "{end:?}");
+                        // Nothing lies beyond the limit, not even what was torn.
+                        let bytes = left.bytes(NAME);
+                        let beyond = &bytes[to_usize(end.mark.limit).next_multiple_of(BLOCK_BYTES)..];
+                        assert!(beyond.iter().all(|byte| *byte == 0), "seed {seed}");
+                    }
+                }
+                if file.durable() == file.end() {
+                    synced = round + 1;
+                }
+            }
+            assert!(SIZES.step * 4 < file.end(), "it has grown");
+        }
+    }
+
+    #[test]
+    fn marks_cost_no_sync_of_their_own_under_load() {
         block_on(async {
             let storage = SimStorage::new(1);
-            let file = RecordFile::create(&storage, NAME, IDENTITY, CAPACITY).await.unwrap();
-            for payload in [b"one", b"two"] {
-                append(&file, payload).await;
+            let file = create(&storage, Sizes { capacity: 1 << 20, step: STEP }).await;
+            file.grow(&storage, 1 << 20).await.unwrap();
+            append(&file, b"the first").await;
+            file.sync().await.unwrap();
+            let before = storage.operations();
+            for _ in 0..300 {
+                append(&file, &[1; 1_000]).await;
                 file.sync().await.unwrap();
             }
-            storage.corrupt(NAME, FIRST_RECORD + 60, 1);
-            let error = read(&storage).await.unwrap_err();
-            assert!(error.to_string().starts_with("w is damaged at offset 4096"), "{error}");
-            storage.corrupt(NAME, FIRST_RECORD + 60, 1);
-
-            storage.corrupt(NAME, FIRST_RECORD + 512 + 60, 1);
-            let (found, end) = read(&storage).await.unwrap();
-            assert_eq!((found.len(), end.offset, end.torn_bytes), (1, FIRST_RECORD + 512, 512));
-            assert!(end.torn_reason.is_some());
-
-            storage.corrupt(NAME, 100, 1);
-            assert!(read(&storage).await.is_err(), "the head was synced before the first use");
+            // A write and a sync for each record, and one write more for each mark.
+            let (bytes, more) = (300 * 1_536, storage.operations() - before - 600);
+            assert!(
+                (bytes / (MARK_STEPS * STEP) - 1..=bytes / (MARK_STEPS * STEP) + 2).contains(&more),
+                "{more}"
+            );
+            assert!(file.durable() - file.witnessed() <= (MARK_STEPS + 1) * STEP);
         });
     }
 
     #[test]
-    fn records_are_read_across_steps_and_damage_is_found_steps_behind() {
+    fn a_full_disk_ends_no_file_that_grows() {
         block_on(async {
             let storage = SimStorage::new(1);
-            let capacity = 12 * READ_BYTES as u64;
-            let file = RecordFile::create(&storage, NAME, IDENTITY, capacity).await.unwrap();
-            let payloads: Vec<_> =
-                [10, READ_BYTES - 4_000, 2_000, 2 * READ_BYTES + 5, READ_BYTES, 700, 3 * READ_BYTES]
-                    .iter()
-                    .map(|&n| (0..n).map(|at| (at % 251) as u8).collect::<Vec<u8>>())
-                    .collect();
-            let mut offsets = Vec::new();
-            for payload in &payloads {
-                offsets.push(file.end());
-                append(&file, payload).await;
+            let file = create(&storage, SIZES).await;
+            append(&file, b"one").await;
+            let before = file.allocated();
+            // Open, allocate, write.
+            for operation in [2, 3] {
+                let operation = storage.operations() + operation;
+                storage.set_fault(Some(Fault {
+                    operation,
+                    failure: Failure::Errno(libc::ENOSPC),
+                    for_ever: false,
+                }));
+                let error = file.grow(&storage, 0).await.unwrap_err();
+                assert_eq!((error.kind(), file.allocated()), (ErrorKind::DiskFull, before));
             }
-            let (found, end) = read_bytes(&storage, capacity).await.unwrap();
-            assert!(found == payloads && end.offset == file.end() && end.torn_bytes == 0);
-
             file.sync().await.unwrap();
-            append(&file, b"witness").await;
-            let witness = format!("a later record says that {} bytes were durable", file.durable());
-            for offset in offsets {
-                // In the payload, then in the length, which says nearly 4 GiB then.
-                for at in [offset + 60, offset + 11] {
-                    storage.corrupt(NAME, at, 0x80);
-                    let error = read_bytes(&storage, capacity).await.unwrap_err().to_string();
-                    assert!(error.starts_with(&format!("w is damaged at offset {offset}:")), "{error}");
-                    assert!(error.contains(&witness), "{error}");
-                    storage.corrupt(NAME, at, 0x80);
-                }
-            }
-            let error =
-                read_bytes(&storage, capacity + 5 * READ_BYTES as u64).await.map(|(found, _)| found.len());
+            file.grow(&storage, 0).await.unwrap();
+            assert!(before < file.allocated());
+            let operation = storage.operations() + 2 + (2 * before).div_ceil(ZEROS_BYTES as u64) + 1;
+            storage.set_fault(Some(Fault { operation, failure: Failure::Errno(libc::EIO), for_ever: false }));
             assert_eq!(
-                error.unwrap(),
-                payloads.len() + 1,
-                "a file that is shorter than it should be is read to its end"
+                file.grow(&storage, 0).await.unwrap_err().kind(),
+                ErrorKind::Poisoned,
+                "its sync failed"
             );
         });
     }
@@ -598,14 +654,9 @@ mod tests {
         block_on(async {
             for seed in 0..20 {
                 let storage = SimStorage::new(seed);
-                let file = RecordFile::create(&storage, NAME, IDENTITY, CAPACITY).await.unwrap();
+                let file = create(&storage, SIZES).await;
                 append(&file, b"one").await;
-                let fault = Fault {
-                    operation: storage.operations() + 1,
-                    failure: Failure::Errno(5),
-                    for_ever: false,
-                };
-                storage.set_fault(Some(fault));
+                fail_next(&storage, Failure::Errno(libc::EIO));
                 let (one, two) = tokio::join!(file.sync(), file.sync());
                 assert!(one.is_err() && two.is_err() && file.sync().await.is_err(), "seed {seed}");
                 assert_eq!(file.durable(), FIRST_RECORD);
@@ -614,43 +665,54 @@ mod tests {
     }
 
     #[test]
-    fn r2_damage_is_refused_if_only_the_last_record_was_appended_after_the_sync() {
-        block_on(async {
-            let storage = SimStorage::new(1);
-            let file = RecordFile::create(&storage, NAME, IDENTITY, CAPACITY).await.unwrap();
-            append(&file, b"synced").await;
-            let meanwhile = async {
-                for _ in 0..3 {
-                    append(&file, &[1; 12_000]).await;
-                }
-            };
-            let (synced, ()) = tokio::join!(file.sync(), meanwhile);
-            synced.unwrap();
-            append(&file, b"last").await;
-            storage.corrupt(NAME, FIRST_RECORD + 60, 1);
-            let error = read(&storage).await.unwrap_err();
-            assert!(
-                error.to_string().contains("a later record says that 4608 bytes were durable"),
-                "{error}"
-            );
-        });
-    }
-
-    #[test]
-    fn a_recycled_file_shows_nothing_of_its_past() {
+    fn e4_a_recycled_file_shows_nothing_of_its_past() {
         block_on(async {
             let storage = SimStorage::new(1);
             let old = FileName::Wal(FileNumber(1));
             let identity = Identity { file: FileNumber(1), ..IDENTITY };
-            let file = RecordFile::create(&storage, old, identity, CAPACITY).await.unwrap();
+            let sizes = Sizes::fixed(1 << 16);
+            let file = RecordFile::create(&storage, old, identity, sizes).await.unwrap();
             for payload in payloads() {
                 append(&file, &payload).await;
             }
-            let file = RecordFile::recycle(&storage, old, NAME, IDENTITY, CAPACITY).await.unwrap();
-            assert_eq!(read(&storage).await.unwrap().0.len(), 0);
+            assert!(file.retire());
+            file.sync().await.unwrap();
+            let writes = storage.operations();
+            file.mark().await.unwrap();
+            file.grow(&storage, 0).await.unwrap();
+            assert_eq!(storage.operations(), writes, "a retired file is left alone");
+            let file =
+                RecordFile::recycle(&storage, old, NAME, IDENTITY, file.allocated(), sizes).await.unwrap();
+            let (found, end) = read(&storage.crash(Fate::Lost)).await.unwrap();
+            assert!(found.is_empty() && end.mark.used_before);
             append(&file, b"new").await;
             let (found, end) = read(&storage).await.unwrap();
             assert_eq!((found.len(), end.torn_bytes), (1, 0));
+        });
+    }
+
+    #[test]
+    fn a_file_that_was_removed_replaced_or_cut_is_noticed() {
+        block_on(async {
+            let storage = SimStorage::new(1);
+            let file = create(&storage, SIZES).await;
+            file.check_in_place().unwrap();
+            file.grow(&storage, 0).await.unwrap();
+            let whole = storage.bytes(NAME);
+            storage.overwrite(NAME, &whole[..whole.len() - 1]);
+            let error = file.check_in_place().unwrap_err();
+            assert!(error.to_string().contains("was cut to"), "{error}");
+            storage.overwrite(NAME, &whole);
+            file.check_in_place().unwrap();
+            storage.rename(NAME, FileName::Wal(FileNumber(8))).await.unwrap();
+            file.check_in_place().unwrap();
+            assert!(!storage.leads_to(NAME, file.file()).await.unwrap(), "only the name tells");
+            storage.lose(FileName::Wal(FileNumber(8)));
+            let error = file.check_in_place().unwrap_err();
+            assert!(
+                error.kind() == ErrorKind::Poisoned && error.to_string().contains("000007.wal was removed"),
+                "{error}"
+            );
         });
     }
 }

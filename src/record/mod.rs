@@ -1,4 +1,5 @@
-//! Checksummed record framing, shared by every file but the blocks of an SST. Pure; [`mod@file`] does the I/O.
+//! Checksummed record framing, shared by every file except the blocks of an SST. Pure; [`mod@file`] and [`mod@replay`]
+//! do the I/O.
 //!
 //! Owns: the frame that tells rot, a torn write, a stale or misplaced record and a foreign file apart (P5).
 //! Knows nothing of what a payload means.
@@ -21,12 +22,17 @@
 //! 56     payload, then zeros up to the next sector
 //! ```
 //!
+//! Every version of the format keeps the fields up to `version` where they are, and the checksum over everything after
+//! `crc`. So a record of a later version verifies and is refused by name; it is never taken for a torn write.
+//!
 //! R1  No sector that holds bytes of one record ever holds bytes of another, so a torn append cannot hurt the
 //!     records before it, even where the device's block is rewritten with those records in front (S2, S3).
-//! R2  A record that does not verify, with a verified one behind it that says `durable` beyond it, is damage;
-//!     without such a witness it is the torn end of the file.
+//! R2  A record that does not verify is damage if a mark, or a verified record after it, says that the file was durable
+//!     beyond it. Without such a witness it is the torn end of the file.
 
 pub mod file;
+pub mod mark;
+pub mod replay;
 
 use crate::codec::{Reader, align_up, crc32};
 use crate::error::CorruptionReason;
@@ -46,9 +52,9 @@ pub enum Kind {
     Store = 1,
     /// The name of the manifest in force.
     Current = 2,
-    /// A version edit.
+    /// A version edit, or a mark of a manifest.
     Manifest = 3,
-    /// A commit group, or the head of a WAL.
+    /// A commit group, or a mark of a WAL.
     Wal = 4,
     /// The footer of an SST.
     Sst = 5,
@@ -115,6 +121,8 @@ pub enum Flaw {
         /// Bytes needed to say more.
         bytes: usize,
     },
+    /// The checksum fits, and the version of the format is not known.
+    LaterVersion(CorruptionReason),
 }
 
 /// Bytes that a record with a payload of `payload_bytes` takes in the file.
@@ -155,7 +163,7 @@ pub fn seal(
 
 /// Reads the record at the front of `bytes`, which lie at `offset` of the file.
 pub fn decode(bytes: &[u8], identity: Identity, offset: u64) -> Result<Record<'_>, Flaw> {
-    let absent = |reason| Flaw::Absent(CorruptionReason(reason));
+    let absent = |reason| Flaw::Absent(CorruptionReason::Damaged(reason));
     let cut = |_| Flaw::Incomplete { bytes: SECTOR_BYTES };
     let mut reader = Reader::new(bytes);
     if reader.bytes(MAGIC.len()).map_err(cut)? != MAGIC {
@@ -182,15 +190,19 @@ pub fn decode(bytes: &[u8], identity: Identity, offset: u64) -> Result<Record<'_
     }
     let version = reader.u8().map_err(cut)?;
     let record_bytes = record_bytes(payload_bytes);
-    let damaged = |reason| Flaw::Damaged { reason: CorruptionReason(reason), bytes: record_bytes };
+    let damaged = |reason| Flaw::Damaged { reason: CorruptionReason::Damaged(reason), bytes: record_bytes };
     let Some(record) = bytes.get(..record_bytes) else {
         return Err(Flaw::Incomplete { bytes: record_bytes });
     };
     if crc32(&record[CRC_FROM..]) != crc {
         return Err(damaged("the checksum of the record does not fit"));
     }
+    if VERSION < version {
+        let reason = CorruptionReason::LaterVersion { what: "record format", found: version, known: VERSION };
+        return Err(Flaw::LaterVersion(reason));
+    }
     if version != VERSION {
-        return Err(damaged("the format version is not known to this program; use the one that wrote it"));
+        return Err(damaged("no version of ringkeep has written records of this version"));
     }
     if offset < durable {
         return Err(damaged("the record claims to be durable before it was written"));
@@ -280,9 +292,9 @@ pub fn encode_single(payload: &[u8], identity: Identity, offset: u64) -> Aligned
 pub fn decode_single(bytes: &[u8], identity: Identity, offset: u64) -> Result<&[u8], CorruptionReason> {
     match decode(bytes, identity, offset) {
         Ok(record) if record.bytes == bytes.len() => Ok(record.payload),
-        Ok(_) => Err(CorruptionReason("the file is longer than its record")),
-        Err(Flaw::Absent(reason) | Flaw::Damaged { reason, .. }) => Err(reason),
-        Err(Flaw::Incomplete { .. }) => Err(CorruptionReason("the file is shorter than its record")),
+        Ok(_) => Err(CorruptionReason::Damaged("the file is longer than its record")),
+        Err(Flaw::Absent(reason) | Flaw::Damaged { reason, .. } | Flaw::LaterVersion(reason)) => Err(reason),
+        Err(Flaw::Incomplete { .. }) => Err(CorruptionReason::Damaged("the file is shorter than its record")),
     }
 }
 
@@ -313,6 +325,22 @@ mod tests {
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert!(decode(&flipped, IDENTITY, offset).is_err(), "bit {bit}");
         }
+    }
+
+    #[test]
+    fn a_record_of_a_later_version_is_told_from_a_damaged_one() {
+        let mut bytes = record(b"payload", 4096)[..SECTOR_BYTES].to_vec();
+        bytes[51] = VERSION + 1;
+        assert!(
+            matches!(decode(&bytes, IDENTITY, 4096), Err(Flaw::Damaged { .. })),
+            "its checksum does not fit"
+        );
+        let crc = crc32(&bytes[CRC_FROM..]);
+        bytes[4..CRC_FROM].copy_from_slice(&crc.to_le_bytes());
+        let reason = CorruptionReason::LaterVersion { what: "record format", found: 2, known: 1 };
+        assert_eq!(decode(&bytes, IDENTITY, 4096), Err(Flaw::LaterVersion(reason)));
+        let error = crate::error::Error::undecodable("w", 4096, reason);
+        assert_eq!(error.kind().exit_status(), 78);
     }
 
     #[test]

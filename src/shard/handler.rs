@@ -119,7 +119,10 @@ fn respond(result: Result<Answer>) -> Response {
         Ok(Answer::Value(value)) => Response::value(value),
         Ok(Answer::Missing) => Response::KEY_NOT_FOUND,
         Err(error) => {
-            if matches!(error.kind(), ErrorKind::Corruption | ErrorKind::Io | ErrorKind::Permission) {
+            if matches!(
+                error.kind(),
+                ErrorKind::Corruption | ErrorKind::Configuration | ErrorKind::Io | ErrorKind::Permission
+            ) {
                 log_failure(&error);
             }
             Response::error(&error)
@@ -390,5 +393,74 @@ async fn with_room<R>(
             }
             result => return result,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{DbConfig, MANIFEST_BYTES};
+    use crate::db::Db;
+    use crate::key::KeyHash;
+    use crate::record::Owner;
+    use crate::storage::directory::Directory;
+    use crate::storage::uring::Device;
+
+    const CONFIG: DbConfig = DbConfig {
+        sync_every_group: true,
+        memtable_bytes: 1 << 20,
+        cache_bytes: 1 << 20,
+        value_bytes_max: 1_000,
+        open_files_max: 16,
+        wal_bytes: DbConfig::wal_bytes_for(1 << 20, 1_000),
+        wal_step_bytes: 1 << 20,
+        manifest_bytes: MANIFEST_BYTES,
+        key_hash: KeyHash::with_seed(1),
+    };
+
+    /// Lets every task go on until nothing is left to do without an event.
+    async fn settle(db: &Engine) {
+        for _ in 0..20 {
+            db.pause().await;
+        }
+    }
+
+    #[test]
+    fn p9_a_write_does_not_go_ahead_of_those_that_wait_for_room() {
+        let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let directory = Directory::open(folder.path()).unwrap();
+        let device = Device::probe(&directory).unwrap();
+        tokio_uring::start(async {
+            let storage = UringStorage::new(&directory, device, true).unwrap();
+            let owner = Owner { store_id: 1, shard: ShardId(0) };
+            let db = Db::create(storage, owner, CONFIG).await.unwrap();
+            let tasks = Tasks::default();
+            // There is room, but somebody waits: for a place, and then in front of it.
+            for delete_it in [false, true] {
+                let waiting = db.wait_for_room();
+                let first = waiting.first().await;
+                let started =
+                    if delete_it { delete(&db, &tasks, b"k") } else { set(&db, &tasks, b"k", b"v") };
+                let Started::Barrier(Waiting::Task(task)) = started else {
+                    panic!("delete: {delete_it}: it went ahead of a write that waits")
+                };
+                settle(&db).await;
+                assert!(!db.has_uncommitted() && !task.is_finished(), "its turn has not come");
+                drop(first);
+                drop(waiting);
+                settle(&db).await;
+                assert!(db.has_uncommitted(), "its turn has come");
+                db.commit_next().await.unwrap();
+                task.await.unwrap().unwrap();
+            }
+            assert!(!db.waits_for_room() && tasks.0.get() == 0);
+            // Without anybody who waits it is taken at once.
+            let Started::Later(Waiting::Write(ticket, _)) = set(&db, &tasks, b"k", b"w") else {
+                panic!("there is room")
+            };
+            db.commit_next().await.unwrap();
+            ticket.await.unwrap();
+            db.close(|_| {}).await.unwrap();
+        });
     }
 }

@@ -5,7 +5,7 @@
 //! processes, files of the store, or signals: that is `server`.
 //!
 //! ```text
-//!   thread: accept ── connections ── mailbox ── tick     per shard: commit ── flush ── prepare ── compact ── remove
+//!   thread: accept ── connections ── mailbox ── tick     per shard: commit ── mark ── flush ── grow ── prepare ── compact ── remove
 //! ```
 //!
 //! Nothing here is shared between threads but letters, a phase to follow, and a few counters. A task that owns a
@@ -31,8 +31,15 @@ pub type Engine = Db<UringStorage>;
 
 /// How long background work that failed waits before it is tried again.
 const RETRY_TIME: Duration = Duration::from_secs(1);
-/// After this long without a write the end of the WAL is noted in the manifest.
-const IDLE_TIME: Duration = Duration::from_millis(100);
+/// Without a commit for this long the end of the WAL is marked. Looked at as often, so that it takes at most twice as
+/// long after the queue of groups has run empty.
+const MARK_IDLE_TIME: Duration = Duration::from_millis(4);
+/// After this long without a commit the end of the WAL is noted in the manifest as well.
+const NOTE_IDLE_TIME: Duration = Duration::from_millis(100);
+/// Under load a mark goes with a group this often.
+const MARK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it is looked whether the names of the files in use still lead to them.
+const NAMES_INTERVAL: Duration = Duration::from_millis(400);
 /// While a shard serves, its obsolete files are removed at this rate. A file system that is mounted with `discard` tells
 /// the device at once what is free, and some serve nobody meanwhile: 64 MiB took 11 to 14 ms on the machine of
 /// BENCHMARKS.md, and all files of a compaction together 90 ms. RocksDB bounds it for the same reason (`SstFileManager`,
@@ -57,10 +64,14 @@ impl Background {
             tokio_uring::spawn(worker.clone().commit()),
             tokio_uring::spawn(worker.clone().flush()),
             tokio_uring::spawn(worker.clone().prepare()),
+            tokio_uring::spawn(worker.clone().grow()),
             tokio_uring::spawn(worker.clone().compact(config.compaction_interval)),
             tokio_uring::spawn(worker.clone().remove()),
             tokio_uring::spawn(worker.clone().request_flushes(config.flush_interval)),
-            tokio_uring::spawn(worker.clone().witness()),
+            tokio_uring::spawn(worker.clone().mark()),
+            tokio_uring::spawn(worker.clone().note_ends()),
+            tokio_uring::spawn(worker.clone().request_marks()),
+            tokio_uring::spawn(worker.clone().check_names()),
         ];
         if let SyncMode::Interval(interval) = config.sync {
             tasks.push(tokio_uring::spawn(worker.sync(interval)));
@@ -150,6 +161,17 @@ impl Worker {
         }
     }
 
+    async fn grow(mut self) {
+        let db = self.db.clone();
+        while self.wait(db.growth_wanted()).await {
+            while let Err(error) = db.grow_wal().await {
+                if !self.handle("make the WAL longer", Err(error)).await {
+                    return;
+                }
+            }
+        }
+    }
+
     async fn compact(mut self, interval: Duration) {
         let db = self.db.clone();
         let due = async || {
@@ -160,7 +182,9 @@ impl Worker {
                 match db.compact_next().await {
                     Ok(true) if !*self.stopped.borrow() => {}
                     Ok(_) => break,
-                    Err(error) if error.kind() == ErrorKind::Corruption => {
+                    Err(error)
+                        if matches!(error.kind(), ErrorKind::Corruption | ErrorKind::Configuration) =>
+                    {
                         // The same files would be picked again and again. Reads of the damaged block fail with the
                         // same reason, everything else is served, and writes as long as L0 has room for them.
                         let shard = self.db.owner().shard.0;
@@ -197,8 +221,30 @@ impl Worker {
         }
     }
 
-    /// Notes the end of the WAL whenever writes have paused.
-    async fn witness(mut self) {
+    /// Marks the end of the WAL whenever commits have paused (W4).
+    async fn mark(mut self) {
+        let db = self.db.clone();
+        loop {
+            while db.is_witnessed() {
+                if !self.wait(db.commit_seen()).await {
+                    return;
+                }
+            }
+            let durable = db.durable();
+            if !self.wait(tokio::time::sleep(MARK_IDLE_TIME)).await {
+                return;
+            }
+            if db.durable() == durable
+                && !db.has_uncommitted()
+                && let Err(error) = db.mark().await
+            {
+                return self.report(error);
+            }
+        }
+    }
+
+    /// Notes the end of the WAL in the manifest whenever commits have paused for longer (W4).
+    async fn note_ends(mut self) {
         let db = self.db.clone();
         let mut noted = db.durable();
         loop {
@@ -206,11 +252,11 @@ impl Worker {
                 return;
             }
             let durable = db.durable();
-            if !self.wait(tokio::time::sleep(IDLE_TIME)).await {
+            if !self.wait(tokio::time::sleep(NOTE_IDLE_TIME)).await {
                 return;
             }
             if db.durable() == durable && durable != noted {
-                let result = db.witness().await;
+                let result = db.note_end().await;
                 let done = result.is_ok();
                 if !self.handle("note the end of a WAL", result).await {
                     return;
@@ -218,6 +264,29 @@ impl Worker {
                 if done {
                     noted = durable;
                 }
+            }
+        }
+    }
+
+    /// Lets a group carry a mark now and then while commits do not pause.
+    async fn request_marks(mut self) {
+        let db = self.db.clone();
+        while self.wait(tokio::time::sleep(MARK_INTERVAL)).await {
+            db.request_mark();
+        }
+    }
+
+    /// Ends the process when somebody has taken the directory, the WAL or the manifest away.
+    async fn check_names(mut self) {
+        let db = self.db.clone();
+        while self.wait(tokio::time::sleep(NAMES_INTERVAL)).await {
+            match db.check_names().await {
+                Err(error) if error.kind() == ErrorKind::Poisoned => return self.report(error),
+                // A directory above that may not be searched any more, say: it proves nothing.
+                Err(error) => {
+                    tracing::debug!(%error, "cannot look whether the files in use have their names")
+                }
+                Ok(()) => {}
             }
         }
     }

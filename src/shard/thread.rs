@@ -27,14 +27,15 @@ use super::mailbox::{Ends, Mailbox};
 use super::router::{Router, ThreadId};
 use super::{Background, Engine};
 use crate::config::Config;
-use crate::db::{CloseStep, Db, Recovered};
+use crate::data_dir::shard_storage;
+use crate::db::{CloseStep, Db, LogEnd, Recovered};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
 use crate::host::{RingFlags, descriptor, pin};
 use crate::http::connection::{Peers, serve};
 use crate::record::Owner;
 use crate::storage::Storage;
-use crate::storage::uring::UringStorage;
+use crate::storage::directory::Directory;
 
 /// How often dates are renewed and stale connections looked for.
 const TICK: Duration = Duration::from_secs(1);
@@ -118,8 +119,8 @@ pub struct Plan {
 pub struct ShardPlan {
     /// Who it is.
     pub owner: Owner,
-    /// Its directory: path, and what messages call it.
-    pub directory: (std::path::PathBuf, String),
+    /// Its directory, held open.
+    pub directory: Directory,
     /// What the directory stands on.
     pub device: crate::storage::uring::Device,
     /// Its part of the configuration.
@@ -435,24 +436,27 @@ async fn wait_for(phases: &mut watch::Receiver<Phase>, phase: Phase) {
 }
 
 async fn open(config: &Config, plan: ShardPlan) -> Result<(Engine, Recovered)> {
-    let (path, prefix) = plan.directory;
     let always = config.sync == crate::config::SyncMode::Always;
-    let storage = UringStorage::new(path, prefix, plan.device, always);
+    let storage = shard_storage(&plan.directory, plan.device, always)?;
     if plan.create {
         let engine = Db::create(storage, plan.owner, plan.config).await?;
         return Ok((engine, Recovered::default()));
     }
-    let label = storage.label(FileName::Current);
+    let labels = storage.clone();
+    let name = |wal| labels.label(FileName::Wal(wal));
     let begin = Instant::now();
     let (engine, recovered) = Db::open(storage, plan.owner, plan.config).await?;
-    if 0 < recovered.writes || 0 < recovered.torn_bytes {
+    if let Some(LogEnd { wal, offset, witnessed }) = recovered.log_end {
         tracing::info!(
-            shard = plan.owner.shard.0,
+            wal = name(wal),
+            end = offset,
+            witnessed,
             writes = recovered.writes,
             wal_bytes = recovered.wal_bytes,
             torn_bytes = recovered.torn_bytes,
             milliseconds = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX),
-            "replayed the WALs beside {label}"
+            "the last stop was not clean: replayed the log of shard {}",
+            plan.owner.shard.0
         );
     }
     Ok((engine, recovered))

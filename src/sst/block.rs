@@ -61,7 +61,8 @@ impl BlockKind {
             3 => Self::Filter,
             4 => Self::Top,
             5 => Self::Properties,
-            _ => return Err(CorruptionReason("the kind of the block is not known to this version")),
+            0 => return Err(CorruptionReason::Damaged("the block has no kind")),
+            _ => return Err(CorruptionReason::LaterVersion { what: "block kind", found: byte, known: 5 }),
         })
     }
 }
@@ -133,7 +134,7 @@ pub fn frame_bytes(front: &[u8]) -> Result<u64, CorruptionReason> {
     let mut reader = Reader::new(front);
     reader.u32()?;
     match reader.u32()? {
-        0 => Err(CorruptionReason("there is no block")),
+        0 => Err(CorruptionReason::Damaged("there is no block")),
         pages => Ok(u64::from(pages) * BLOCK_BYTES as u64),
     }
 }
@@ -156,7 +157,7 @@ impl Frame {
         let mut reader = Reader::new(&bytes);
         let crc = reader.u32()?;
         if crc != frame_crc(identity, offset, reader.rest()) {
-            return Err(CorruptionReason("the checksum of the block does not fit"));
+            return Err(CorruptionReason::Damaged("the checksum of the block does not fit"));
         }
         let pages = reader.u32()? as usize;
         let stored_bytes = reader.u32()? as usize;
@@ -166,12 +167,16 @@ impl Frame {
         reader.u16()?;
         reader.bytes(stored_bytes)?;
         if pages.checked_mul(BLOCK_BYTES) != Some(bytes.len()) || bytes.len() * UNPACK_RATIO_MAX < raw_bytes {
-            return Err(CorruptionReason("the lengths of the block contradict each other"));
+            return Err(CorruptionReason::Damaged("the lengths of the block contradict each other"));
         }
         let compressed = match compression {
             0 if raw_bytes == stored_bytes => false,
             1 => true,
-            _ => return Err(CorruptionReason("the compression of the block is not known to this version")),
+            0 => return Err(CorruptionReason::Damaged("the lengths of the block contradict each other")),
+            _ => {
+                let what = "block compression";
+                return Err(CorruptionReason::LaterVersion { what, found: compression, known: 1 });
+            }
         };
         Ok(Self { bytes, kind, compressed, stored_bytes, raw_bytes })
     }
@@ -196,7 +201,7 @@ impl Frame {
         let mut payload = vec![0; raw_bytes];
         match lz4_flex::block::decompress_into(&bytes[stored], &mut payload) {
             Ok(count) if count == raw_bytes => {}
-            _ => return Err(CorruptionReason("the block does not unpack")),
+            _ => return Err(CorruptionReason::Damaged("the block does not unpack")),
         }
         Ok(Block { kind, payload: Bytes::from_owner(Guarded(payload, guard)), memory })
     }
@@ -293,7 +298,7 @@ struct Parts<'a> {
 
 impl<'a> Parts<'a> {
     fn of(payload: &'a [u8]) -> Result<Self, CorruptionReason> {
-        let wrong = CorruptionReason("the restart points of the block run past its end");
+        let wrong = CorruptionReason::Damaged("the restart points of the block run past its end");
         let (rest, count) = payload.split_last_chunk::<4>().ok_or(wrong)?;
         let restart_bytes = (u32::from_le_bytes(*count) as usize).checked_mul(4).ok_or(wrong)?;
         let at = rest.len().checked_sub(restart_bytes).ok_or(wrong)?;
@@ -307,7 +312,8 @@ impl<'a> Parts<'a> {
 
     #[inline]
     fn entry(&self, at: usize) -> Result<RawEntry<'a>, CorruptionReason> {
-        let bytes = self.entries.get(at..).ok_or(CorruptionReason("a restart point is past the end"))?;
+        let bytes =
+            self.entries.get(at..).ok_or(CorruptionReason::Damaged("a restart point is past the end"))?;
         let mut reader = Reader::new(bytes);
         let shared = reader.length()?;
         let unshared = reader.length()?;
@@ -368,7 +374,9 @@ pub fn seek(payload: &[u8], key: &[u8]) -> Result<Option<Located>, CorruptionRea
             next_restart += 1;
             matched = 0;
             if entry.shared != 0 {
-                return Err(CorruptionReason("a restart point shares bytes with the entry before it"));
+                return Err(CorruptionReason::Damaged(
+                    "a restart point shares bytes with the entry before it",
+                ));
             }
         }
         if entry.shared <= matched {
@@ -407,7 +415,7 @@ impl Cursor {
         }
         let entry = parts.entry(self.next)?;
         if self.key.len() < entry.shared {
-            return Err(CorruptionReason("an entry shares more than the key before it has"));
+            return Err(CorruptionReason::Damaged("an entry shares more than the key before it has"));
         }
         self.key.truncate(entry.shared);
         self.key.extend_from_slice(entry.suffix);

@@ -37,7 +37,7 @@ pub fn build(hashes: &[u64]) -> Vec<u8> {
 /// Whether a key with this hash may have been added; `false` is certain.
 pub fn may_contain(filter: &[u8], hash: u64) -> Result<bool, CorruptionReason> {
     let Some((&count, bits)) = filter.split_first().filter(|(_, bits)| !bits.is_empty()) else {
-        return Err(CorruptionReason("the filter is empty"));
+        return Err(CorruptionReason::Damaged("the filter is empty"));
     };
     Ok(probes(hash, count, bits.len() * 8).all(|bit| bits[bit / 8] & (1 << (bit % 8)) != 0))
 }

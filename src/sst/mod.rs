@@ -61,7 +61,7 @@ impl BlockHandle {
 
     /// Reads what [`Self::encode`] wrote.
     pub fn decode(reader: &mut Reader<'_>) -> Result<Self, CorruptionReason> {
-        let wrong = CorruptionReason("a block handle is out of range");
+        let wrong = CorruptionReason::Damaged("a block handle is out of range");
         let offset = reader.varint()?.checked_mul(BLOCK_BYTES as u64).ok_or(wrong)?;
         let bytes = reader.varint()?.checked_mul(BLOCK_BYTES as u64).ok_or(wrong)?;
         let bytes = u32::try_from(bytes).map_err(|_| wrong)?;
@@ -146,7 +146,7 @@ impl SstMeta {
         let smallest = reader.length_and_bytes()?.into();
         let largest = reader.length_and_bytes()?.into();
         if largest < smallest || last < first || entries < tombstones || entries == 0 {
-            return Err(CorruptionReason("the description of a sorted file contradicts itself"));
+            return Err(CorruptionReason::Damaged("the description of a sorted file contradicts itself"));
         }
         Ok(Self {
             number: FileNumber(number),

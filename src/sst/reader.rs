@@ -42,12 +42,12 @@ impl<F: File> Sst<F> {
                 let handles = (BlockHandle::decode(&mut reader)?, BlockHandle::decode(&mut reader)?);
                 for handle in [handles.0, handles.1] {
                     if footer_at < handle.offset + u64::from(handle.bytes) {
-                        return Err(CorruptionReason("the footer points past the end of the file"));
+                        return Err(CorruptionReason::Damaged("the footer points past the end of the file"));
                     }
                 }
                 Ok(handles)
             })
-            .map_err(|reason| Error::corruption(&label, footer_at, reason))?;
+            .map_err(|reason| Error::undecodable(&label, footer_at, reason))?;
         Ok(Self { file, label, identity, bytes, top, properties })
     }
 
@@ -62,7 +62,9 @@ impl<F: File> Sst<F> {
     /// `Corruption` or `Io`, with file and offset.
     pub async fn read_frame(&self, handle: BlockHandle) -> Result<Frame> {
         if self.bytes < handle.offset + u64::from(handle.bytes) {
-            return Err(self.corruption(handle, CorruptionReason("the block is past the end of the file")));
+            return Err(
+                self.corruption(handle, CorruptionReason::Damaged("the block is past the end of the file"))
+            );
         }
         let bytes = read(&self.file, &self.label, handle.offset, handle.bytes as usize).await?;
         Frame::verify(bytes, self.identity, handle.offset).map_err(|reason| self.corruption(handle, reason))
@@ -90,7 +92,7 @@ impl<F: File> Sst<F> {
 
     /// An error about the block at `handle`.
     pub fn corruption(&self, handle: BlockHandle, reason: CorruptionReason) -> Error {
-        Error::corruption(&self.label, handle.offset, reason)
+        Error::undecodable(&self.label, handle.offset, reason)
     }
 }
 
@@ -99,7 +101,7 @@ async fn read<F: File>(file: &F, label: &str, offset: u64, bytes: usize) -> Resu
     let count = result
         .map_err(|error| Error::io(format!("read {bytes} bytes at offset {offset} of {label}"), error))?;
     if count < bytes {
-        let reason = CorruptionReason("the file ends before the block does");
+        let reason = CorruptionReason::Damaged("the file ends before the block does");
         return Err(Error::corruption(label, offset, reason));
     }
     buffer.truncate(count);
@@ -155,7 +157,7 @@ impl PointLookup {
             if block.kind == kind {
                 Ok(())
             } else {
-                Err(CorruptionReason("the block is of another kind than the index says"))
+                Err(CorruptionReason::Damaged("the block is of another kind than the index says"))
             }
         };
         match self.stage {
@@ -238,7 +240,7 @@ impl<F: File> Frames<F> {
         let from = to_usize(self.next - self.window_at);
         let bytes = frame_bytes(&self.window[from..]).map_err(|reason| self.sst.corruption(at, reason))?;
         if self.end < self.next + bytes {
-            let reason = CorruptionReason("the block runs past the end of the blocks");
+            let reason = CorruptionReason::Damaged("the block runs past the end of the blocks");
             return Err(self.sst.corruption(at, reason));
         }
         let bytes = to_usize(bytes);
@@ -258,7 +260,7 @@ impl<F: File> Frames<F> {
             .map_err(|reason| self.sst.corruption(at, reason))?;
         self.next += bytes as u64;
         let bytes = u32::try_from(bytes).map_err(|_| {
-            self.sst.corruption(at, CorruptionReason("the block is longer than any block can be"))
+            self.sst.corruption(at, CorruptionReason::Damaged("the block is longer than any block can be"))
         })?;
         Ok(Some((BlockHandle { bytes, ..at }, block)))
     }

@@ -87,13 +87,13 @@ pub async fn verify<F: File>(
     }
     walk.found.largest = walk.last_key.as_slice().into();
     if !walk.gap && walk.found != *meta {
-        let reason = CorruptionReason("its entries are not what the manifest says");
+        let reason = CorruptionReason::Damaged("its entries are not what the manifest says");
         damage.push(sst.corruption(BlockHandle::default(), reason));
     }
     match sst.properties().await {
         Ok(properties) if properties == *meta => {}
         Ok(_) => {
-            let reason = CorruptionReason("the properties are not what the manifest says");
+            let reason = CorruptionReason::Damaged("the properties are not what the manifest says");
             damage.push(sst.corruption(sst.properties, reason));
         }
         // A block that does not verify was reported above.
@@ -123,7 +123,7 @@ impl<V: FnMut(&Entry<'_>) -> Result<(), CorruptionReason>> Walk<V> {
                     return if gap {
                         Ok(())
                     } else {
-                        Err(CorruptionReason("the partition has no data block"))
+                        Err(CorruptionReason::Damaged("the partition has no data block"))
                     };
                 };
                 let (first, last) = (first.first.clone(), last.last.clone());
@@ -133,26 +133,30 @@ impl<V: FnMut(&Entry<'_>) -> Result<(), CorruptionReason>> Walk<V> {
             BlockKind::Filter => {
                 let hashes = std::mem::take(&mut self.hashes);
                 if self.index.take().is_none() && !self.gap {
-                    return Err(CorruptionReason("the filter has no index block before it"));
+                    return Err(CorruptionReason::Damaged("the filter has no index block before it"));
                 }
                 if let Some(partition) = self.partitions.last_mut() {
                     partition.handles.push(handle);
                 }
                 for hash in hashes {
                     if !filter::may_contain(&block.payload, hash)? {
-                        return Err(CorruptionReason("the filter does not know a key of its partition"));
+                        return Err(CorruptionReason::Damaged(
+                            "the filter does not know a key of its partition",
+                        ));
                     }
                 }
                 Ok(())
             }
             BlockKind::Top => {
                 if handle != sst.top || !(self.blocks.is_empty() || self.gap) {
-                    return Err(CorruptionReason("the top index is not where it should be"));
+                    return Err(CorruptionReason::Damaged("the top index is not where it should be"));
                 }
                 if self.gap { Ok(()) } else { lists(block, &self.partitions) }
             }
             BlockKind::Properties if handle == sst.properties => Ok(()),
-            BlockKind::Properties => Err(CorruptionReason("the properties are not where the footer says")),
+            BlockKind::Properties => {
+                Err(CorruptionReason::Damaged("the properties are not where the footer says"))
+            }
         }
     }
 
@@ -162,11 +166,15 @@ impl<V: FnMut(&Entry<'_>) -> Result<(), CorruptionReason>> Walk<V> {
         while cursor.advance()? {
             let Some(entry) = cursor.entry() else { break };
             if 0 < self.found.entries && *entry.key <= *self.last_key {
-                return Err(CorruptionReason("the keys are not in order"));
+                return Err(CorruptionReason::Damaged("the keys are not in order"));
             }
             match seek(&block.payload, entry.key)? {
                 Some(located) if located.exact && located.seqno == entry.seqno => {}
-                _ => return Err(CorruptionReason("the restart points do not lead to a key of the block")),
+                _ => {
+                    return Err(CorruptionReason::Damaged(
+                        "the restart points do not lead to a key of the block",
+                    ));
+                }
             }
             first.get_or_insert_with(|| entry.key.to_vec());
             self.last_key.clear();
@@ -175,7 +183,7 @@ impl<V: FnMut(&Entry<'_>) -> Result<(), CorruptionReason>> Walk<V> {
             self.found.count(&entry);
             (self.visit)(&entry)?;
         }
-        let first = first.ok_or(CorruptionReason("the data block is empty"))?;
+        let first = first.ok_or(CorruptionReason::Damaged("the data block is empty"))?;
         self.blocks.push(Listed { handles: vec![handle], first, last: self.last_key.clone() });
         Ok(())
     }
@@ -187,20 +195,23 @@ fn lists(index: &Block, blocks: &[Listed]) -> Result<(), CorruptionReason> {
     let mut blocks = blocks.iter().peekable();
     while cursor.advance()? {
         let Some(entry) = cursor.entry() else { break };
-        let listed = blocks.next().ok_or(CorruptionReason("the index lists more blocks than there are"))?;
+        let listed =
+            blocks.next().ok_or(CorruptionReason::Damaged("the index lists more blocks than there are"))?;
         let mut reader = Reader::new(entry.value);
         for handle in &listed.handles {
             if BlockHandle::decode(&mut reader)? != *handle {
-                return Err(CorruptionReason("the index points to another place than the block's"));
+                return Err(CorruptionReason::Damaged("the index points to another place than the block's"));
             }
         }
         let behind = blocks.peek().is_none_or(|next| *entry.key < *next.first);
         if *entry.key < *listed.last || !behind {
-            return Err(CorruptionReason("a key of the index does not separate its block from the next"));
+            return Err(CorruptionReason::Damaged(
+                "a key of the index does not separate its block from the next",
+            ));
         }
     }
     match blocks.next() {
         None => Ok(()),
-        Some(_) => Err(CorruptionReason("the index does not list all blocks")),
+        Some(_) => Err(CorruptionReason::Damaged("the index does not list all blocks")),
     }
 }

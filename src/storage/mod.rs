@@ -20,7 +20,9 @@
 //!
 //! Assumed of the device: S3, and that a sync that returned has reached stable storage.
 
+mod at;
 pub mod buffer;
+pub mod directory;
 pub mod sim;
 pub mod uring;
 
@@ -77,6 +79,13 @@ pub trait Storage: Clone + 'static {
     /// were lost may be those of another task, whose own sync must not succeed for nothing (S4).
     async fn sync_dir(&self) -> io::Result<()>;
 
+    /// Whether the path of the directory still leads to this directory. All other methods use the directory itself,
+    /// wherever it is by now.
+    async fn is_in_place(&self) -> io::Result<bool>;
+
+    /// Whether `name` still leads to `file`.
+    async fn leads_to(&self, name: FileName, file: &Self::File) -> io::Result<bool>;
+
     /// Lets every other ready task, and the kernel, go first. Long computations call it between slices.
     async fn pause(&self);
 }
@@ -97,6 +106,9 @@ pub trait File: Clone + 'static {
 
     /// Makes all writes so far durable, and the length with them (S2).
     async fn sync(&self) -> io::Result<()>;
+
+    /// The length of the file; `None` if it has no name any more. Does not wait.
+    fn named_bytes(&self) -> io::Result<Option<u64>>;
 }
 
 /// Replaces a small file as a whole: after a crash it holds the old or the new bytes, and after the return the

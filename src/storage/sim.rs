@@ -16,21 +16,24 @@
 //! | an operation fails, once or for ever: EIO, ENOSPC, a short write | [`Fault`] | end the process, survive | end the process, survive | survive | survive, try again |
 //! | a failed sync that kept a part, and is not repeated by the next | [`Fault`] on a sync | as above | as above | survive | survive |
 //! | a bit flips, a block is zeroed or replaced by another one | [`SimStorage::corrupt`], [`SimStorage::misplace`] | refuse to start¹ | refuse to start² | refuse to start | refuse to start, or to answer |
+//! | a block cannot be read | [`SimStorage::make_unreadable`] | refuse to start¹ | refuse to start² | refuse to start | refuse to start, or to answer |
+//! | a torn write takes the rest of its block along; the end of a file is zeroed | [`SimStorage::overwrite`] | refuse to start¹ | refuse to start² | refuse to start | refuse to start, or to answer |
+//! | the device lies about a sync | [`SimStorage::lie`] | refuse to start¹ | – | – | – |
 //! | a file is gone, cut short, from another shard or older | [`SimStorage::overwrite`] | refuse to start | refuse to start | refuse to start | refuse to start, or to answer |
 //!
 //! "Survive": everything acknowledged is there, and no wrong byte. "Refuse": an error with file and offset; a right
 //! answer is fine, too, where the damage hit bytes that hold nothing.
 //!
-//! 1. Damage to the last group that was synced, or an older copy of the last WAL, is noticed once the manifest says how
-//!    far the WAL was durable (W4), which takes 100 ms without a write. Before, it looks like the torn end of a crash:
-//!    it is cut and reported.
+//! 1. Everything that a mark knows is refused, or there (W4). Damage to what was synced after the newest mark looks like
+//!    the torn end of a crash: it is cut and reported. An older copy of the last WAL is noticed once the manifest says how
+//!    far the WAL was durable, which takes 100 ms without a write.
 //! 2. Damage to the last edit looks like a torn end. What it named or released is then looked for: either the state
 //!    before it gives the same answers, or a file is missing or too many, and the start is refused.
 //!
 //! Not survived: a device that loses what it confirmed, or writes the last of it somewhere else.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::rc::Rc;
 use std::task::Poll;
@@ -93,6 +96,10 @@ struct Disk {
     names_taken: usize,
     /// A directory sync failed.
     names_lost: bool,
+    /// The path leads to another directory by now.
+    moved: bool,
+    /// Syncs return when a part of the bytes is durable.
+    lying: bool,
     operations: u64,
     fault: Option<Fault>,
     random: Random,
@@ -118,8 +125,10 @@ struct Inode {
     /// Writes since the last sync, in order; and how many there were before them.
     unsynced: Vec<(usize, Rc<[u8]>)>,
     taken: usize,
-    /// A sync failed: live bytes may differ from durable ones without being on the list.
+    /// A sync failed, or lied: live bytes may differ from durable ones without being on the list.
     diverged: bool,
+    /// Blocks that cannot be read, by their numbers, until they are written.
+    unreadable: BTreeSet<usize>,
 }
 
 /// The bytes of a file, in blocks that copies share until one of them writes; `None` is a block of zeros.
@@ -204,6 +213,9 @@ impl Inode {
     fn write(&mut self, offset: usize, bytes: Rc<[u8]>) {
         if !bytes.is_empty() {
             self.live.write(offset, &bytes);
+            // The device puts a block that it cannot read somewhere else when it is written.
+            let blocks = offset / BLOCK_BYTES..(offset + bytes.len()).div_ceil(BLOCK_BYTES);
+            self.unreadable.retain(|block| !blocks.contains(block));
             self.unsynced.push((offset, bytes));
         }
     }
@@ -257,6 +269,8 @@ impl SimStorage {
             unsynced_names: Vec::new(),
             names_taken: 0,
             names_lost: false,
+            moved: false,
+            lying: false,
             operations: 0,
             fault: None,
             random: Random::new(seed),
@@ -356,6 +370,8 @@ impl SimStorage {
             unsynced_names: Vec::new(),
             names_taken: 0,
             names_lost: false,
+            moved: false,
+            lying: false,
             operations: disk.operations,
             fault: None,
             random,
@@ -416,6 +432,25 @@ impl SimStorage {
             let block = contents.blocks[at / BLOCK_BYTES].get_or_insert_with(|| Rc::new(ZEROS));
             Rc::make_mut(block)[at % BLOCK_BYTES] ^= mask;
         }
+    }
+
+    /// Lets every read of one block of a file fail with EIO, until the block is written.
+    ///
+    /// # Panics
+    /// If there is no such file.
+    pub fn make_unreadable(&self, name: FileName, block: u64) {
+        self.inode(name).unreadable.insert(to_usize(block));
+    }
+
+    /// Lets the path of the directory lead somewhere else from now on.
+    pub fn move_away(&self) {
+        self.0.borrow_mut().moved = true;
+    }
+
+    /// Lets syncs of files return when only a part of the bytes is durable, or none, as a device does that confirms what
+    /// is in its cache; or ends that. The bytes that were confirmed falsely and lost do not come back with later syncs.
+    pub fn lie(&self, lying: bool) {
+        self.0.borrow_mut().lying = lying;
     }
 
     /// Puts a copy of one block in the place of another, as a misdirected write does.
@@ -572,6 +607,16 @@ impl Storage for SimStorage {
         Ok(())
     }
 
+    async fn is_in_place(&self) -> io::Result<bool> {
+        self.operation().await?;
+        Ok(!self.0.borrow().moved)
+    }
+
+    async fn leads_to(&self, name: FileName, file: &SimFile) -> io::Result<bool> {
+        self.operation().await?;
+        Ok(self.0.borrow().live_names.get(&name) == Some(&file.inode))
+    }
+
     async fn pause(&self) {
         let mut yielded = false;
         std::future::poll_fn(|context| {
@@ -598,6 +643,9 @@ impl File for SimFile {
         assert!(offset.is_multiple_of(BLOCK_BYTES as u64) && buffer.len().is_multiple_of(BLOCK_BYTES));
         if let Err(error) = self.storage.operation().await {
             return (Err(error), buffer);
+        }
+        if self.is_unreadable(offset, buffer.len()) {
+            return (Err(io::Error::from_raw_os_error(libc::EIO)), buffer);
         }
         let disk = self.storage.0.borrow();
         let count = disk.files[self.inode].live.read(to_usize(offset), &mut buffer);
@@ -665,6 +713,14 @@ impl File for SimFile {
             inode.diverged = true;
             return Err(failure.error());
         }
+        if self.storage.0.borrow().lying {
+            let mut random = Random::new(self.storage.0.borrow_mut().random.next_u64());
+            let coin = Coin::new(Fate::Random, &mut random);
+            let mut inode = self.inode();
+            inode.settle(&coin, &mut random);
+            inode.diverged = true;
+            return Ok(());
+        }
         let mut inode = self.inode();
         // A sync beside this one may have taken some of them.
         let left = covered.saturating_sub(inode.taken);
@@ -674,9 +730,22 @@ impl File for SimFile {
         inode.taken += left;
         Ok(())
     }
+
+    fn named_bytes(&self) -> io::Result<Option<u64>> {
+        let disk = self.storage.0.borrow();
+        let named = disk.live_names.values().any(|inode| *inode == self.inode);
+        Ok(named.then(|| disk.files[self.inode].live.length as u64))
+    }
 }
 
 impl SimFile {
+    fn is_unreadable(&self, offset: u64, bytes: usize) -> bool {
+        let disk = self.storage.0.borrow();
+        let blocks = &disk.files[self.inode].unreadable;
+        let first = to_usize(offset) / BLOCK_BYTES;
+        blocks.range(first..first + bytes.div_ceil(BLOCK_BYTES)).next().is_some()
+    }
+
     fn inode(&self) -> std::cell::RefMut<'_, Inode> {
         std::cell::RefMut::map(self.storage.0.borrow_mut(), |disk| Rc::make_mut(&mut disk.files[self.inode]))
     }

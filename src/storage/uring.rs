@@ -23,16 +23,19 @@
 use std::cell::Cell;
 use std::fmt;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{AtFlags, OFlags, StatxFlags};
 use tokio_uring::fs;
 
-use super::{Access, AlignedBuf, BLOCK_BYTES, File, Storage};
+use super::directory::{self, Directory, InodeId};
+use super::{Access, AlignedBuf, BLOCK_BYTES, File, Storage, at};
 use crate::error::is_full;
 use crate::file_name::FileName;
+use crate::host::descriptor;
 
 /// How a commit reaches stable storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,13 +66,13 @@ pub struct Device {
 
 impl Device {
     /// Looks at the file system and the device under `directory`. Writes and removes a small file there.
-    pub fn probe(directory: &Path) -> io::Result<Self> {
-        with_probe_file(directory, Self::probe_with)
+    pub fn probe(directory: &Directory) -> io::Result<Self> {
+        with_probe_file(directory, || Self::probe_with(directory))
     }
 
     /// As [`Self::probe`], but writes nothing: whether `STORE` can be read with O_DIRECT.
-    pub fn for_reading(directory: &Path) -> io::Result<Self> {
-        let direct = match reads_direct(&directory.join(FileName::Store.to_string())) {
+    pub fn for_reading(directory: &Directory) -> io::Result<Self> {
+        let direct = match reads_direct(directory, &FileName::Store.to_string()) {
             // That it is missing is told with the name of the store.
             Err(error) if error.kind() == io::ErrorKind::NotFound => false,
             direct => direct?,
@@ -77,20 +80,20 @@ impl Device {
         Ok(Self { direct, sync_primitive: SyncPrimitive::Fdatasync })
     }
 
-    fn probe_with(path: &Path) -> io::Result<Self> {
-        std::fs::File::create(path)?.set_len(BLOCK_BYTES as u64)?;
+    fn probe_with(directory: &Directory) -> io::Result<Self> {
+        open_probe_file(directory, OFlags::CREATE | OFlags::TRUNC)?.set_len(BLOCK_BYTES as u64)?;
         // Some file systems accept the flag and refuse the transfer.
-        let written = open_blocking(path, libc::O_DIRECT)
+        let written = open_probe_file(directory, OFlags::DIRECT)
             .and_then(|file| file.write_all_at(&AlignedBuf::zeroed(BLOCK_BYTES), 0));
         // A full disk refuses it, too, but not for want of O_DIRECT: a hole can be read.
         let full = written.as_ref().is_err_and(is_full);
-        let direct = if full { reads_direct(path)? } else { allows_direct(written)? };
+        let direct = if full { reads_direct(directory, PROBE)? } else { allows_direct(written)? };
         if full || !direct {
             return Ok(Self { direct, sync_primitive: SyncPrimitive::Fdatasync });
         }
-        let sync_primitive = match queue_settings(path)? {
+        let sync_primitive = match queue_settings(directory)? {
             Some((cache, _)) if cache == "write through" => SyncPrimitive::Dsync,
-            Some((_, fua)) if fua == "1" => faster_primitive(path)?,
+            Some((_, fua)) if fua == "1" => faster_primitive(directory)?,
             _ => SyncPrimitive::Fdatasync,
         };
         Ok(Self { direct, sync_primitive })
@@ -107,29 +110,31 @@ fn allows_direct<T>(tried: io::Result<T>) -> io::Result<bool> {
     }
 }
 
-/// Whether the file at `path` can be read with O_DIRECT.
-fn reads_direct(path: &Path) -> io::Result<bool> {
-    let opened = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path);
+/// Whether the file `name` can be read with O_DIRECT.
+fn reads_direct(directory: &Directory, name: &str) -> io::Result<bool> {
+    let opened = directory.open_file(name, OFlags::RDONLY | OFlags::DIRECT);
     allows_direct(opened.and_then(|file| file.read_at(&mut AlignedBuf::zeroed(BLOCK_BYTES), 0)))
 }
 
-/// Lets `work` make a small file in `directory`, and removes it.
-fn with_probe_file<T>(directory: &Path, work: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
-    let path = directory.join("PROBE.tmp");
-    let result = work(&path);
-    match std::fs::remove_file(&path) {
+/// The name of a small file that is made to try something, and removed.
+const PROBE: &str = "PROBE.tmp";
+
+/// Lets `work` make the probe file in `directory`, and removes it.
+fn with_probe_file<T>(directory: &Directory, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let result = work();
+    match directory.remove_file(PROBE) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => result.and(Err(error)),
         _ => result,
     }
 }
 
-fn open_blocking(path: &Path, flags: i32) -> io::Result<std::fs::File> {
-    std::fs::OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)
+fn open_probe_file(directory: &Directory, flags: OFlags) -> io::Result<std::fs::File> {
+    directory.open_file(PROBE, OFlags::RDWR | flags)
 }
 
-/// `write_cache` and `fua` of the block device under `path`; `None` where there is none (tmpfs, overlay).
-pub fn queue_settings(path: &Path) -> io::Result<Option<(String, String)>> {
-    let device = std::fs::metadata(path)?.dev();
+/// `write_cache` and `fua` of the block device under `directory`; `None` where there is none (tmpfs, overlay).
+pub fn queue_settings(directory: &Directory) -> io::Result<Option<(String, String)>> {
+    let device = rustix::fs::fstat(directory.file())?.st_dev;
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let Ok(node) = std::fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")) else { return Ok(None) };
     // A partition has no queue of its own; its parent has.
@@ -144,13 +149,13 @@ pub fn queue_settings(path: &Path) -> io::Result<Option<(String, String)>> {
 
 /// How long `device` takes to commit one block as the WAL does, in place, one after the other for `duration`. This is
 /// the least that a lone client's write can take. Writes and removes a small file.
-pub fn time_commits(directory: &Path, device: Device, duration: Duration) -> io::Result<Vec<Duration>> {
-    with_probe_file(directory, |path| {
+pub fn time_commits(directory: &Directory, device: Device, duration: Duration) -> io::Result<Vec<Duration>> {
+    with_probe_file(directory, || {
         let block = AlignedBuf::zeroed(BLOCK_BYTES);
-        std::fs::write(path, &block[..])?;
+        open_probe_file(directory, OFlags::CREATE | OFlags::TRUNC)?.write_all_at(&block, 0)?;
         let dsync = device.sync_primitive == SyncPrimitive::Dsync;
-        let direct = if device.direct { libc::O_DIRECT } else { 0 };
-        let file = open_blocking(path, direct | if dsync { libc::O_DSYNC } else { 0 })?;
+        let direct = if device.direct { OFlags::DIRECT } else { OFlags::empty() };
+        let file = open_probe_file(directory, direct | if dsync { OFlags::DSYNC } else { OFlags::empty() })?;
         file.sync_all()?;
         let (begin, mut times) = (Instant::now(), Vec::new());
         while times.is_empty() || begin.elapsed() < duration {
@@ -166,10 +171,10 @@ pub fn time_commits(directory: &Path, device: Device, duration: Duration) -> io:
 }
 
 /// Times both primitives in turn on one preallocated block, for about 50 ms each, and takes the faster.
-fn faster_primitive(path: &Path) -> io::Result<SyncPrimitive> {
+fn faster_primitive(directory: &Directory) -> io::Result<SyncPrimitive> {
     let block = AlignedBuf::zeroed(BLOCK_BYTES);
-    let plain = open_blocking(path, libc::O_DIRECT)?;
-    let dsync = open_blocking(path, libc::O_DIRECT | libc::O_DSYNC)?;
+    let plain = open_probe_file(directory, OFlags::DIRECT)?;
+    let dsync = open_probe_file(directory, OFlags::DIRECT | OFlags::DSYNC)?;
     plain.sync_all()?;
     let (mut with_fdatasync, mut with_dsync) = (Vec::new(), Vec::new());
     let begin = Instant::now();
@@ -194,15 +199,16 @@ fn faster_primitive(path: &Path) -> io::Result<SyncPrimitive> {
 
 /// A directory, reached through the ring.
 #[derive(Clone)]
-pub struct UringStorage(Rc<Directory>);
+pub struct UringStorage(Rc<Shared>);
 
-struct Directory {
-    path: PathBuf,
+struct Shared {
+    /// The directory itself: every operation starts there, and no path is looked up.
+    directory: Rc<fs::File>,
+    /// Where it was found, and what was there: see [`Storage::is_in_place`].
+    paths: Vec<(PathBuf, InodeId)>,
     /// How messages call the directory: empty for the data directory, `shard-000/` for a shard's.
     prefix: String,
     device: Device,
-    /// The directory itself, once it was synced.
-    directory: tokio::sync::OnceCell<fs::File>,
     /// A sync of the directory has failed.
     names_lost: Cell<bool>,
     /// Whether commits may rely on O_DSYNC: only if every write is synced anyway.
@@ -210,23 +216,50 @@ struct Directory {
 }
 
 impl UringStorage {
-    /// The directory at `path`, which messages call `prefix`. `sync_every_write` says that each overwrite is
-    /// followed by a sync, so that O_DSYNC may stand for it.
-    pub fn new(path: PathBuf, prefix: String, device: Device, sync_every_write: bool) -> Self {
+    /// The files of `directory`. `sync_every_write` says that each overwrite is followed by a sync, so that O_DSYNC may
+    /// stand for it.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub fn new(directory: &Directory, device: Device, sync_every_write: bool) -> io::Result<Self> {
         let overwrite_is_durable = sync_every_write && device.sync_primitive == SyncPrimitive::Dsync;
-        let (directory, names_lost) = (tokio::sync::OnceCell::new(), Cell::new(false));
-        Self(Rc::new(Directory { path, prefix, device, directory, names_lost, overwrite_is_durable }))
-    }
-
-    fn path(&self, name: FileName) -> PathBuf {
-        self.0.path.join(name.to_string())
+        let file = fs::File::from_std(directory.file().try_clone()?);
+        Ok(Self(Rc::new(Shared {
+            directory: Rc::new(file),
+            paths: directory.paths.clone(),
+            prefix: directory.prefix.clone(),
+            device,
+            names_lost: Cell::new(false),
+            overwrite_is_durable,
+        })))
     }
 
     fn flags(&self, access: Access) -> i32 {
         let direct = if self.0.device.direct { libc::O_DIRECT } else { 0 };
         let dsync =
             if access == Access::Overwrite && self.0.overwrite_is_durable { libc::O_DSYNC } else { 0 };
-        direct | dsync
+        let write = if access == Access::Read { libc::O_RDONLY } else { libc::O_RDWR };
+        direct | dsync | write
+    }
+}
+
+/// Attributes of an open file.
+fn attributes(file: &fs::File, wanted: StatxFlags) -> io::Result<rustix::fs::Statx> {
+    Ok(rustix::fs::statx(descriptor(file), "", AtFlags::EMPTY_PATH, wanted)?)
+}
+
+/// What `path` leads to, from `directory` if it is not absolute; `None` if it leads nowhere.
+async fn look_up(directory: &fs::File, path: &Path) -> io::Result<Option<InodeId>> {
+    let mut builder = fs::StatxBuilder::new();
+    builder.pathname(path)?;
+    let found = builder.dirfd(directory).flags(0).mask(libc::STATX_INO).statx().await;
+    match found {
+        Ok(found) => {
+            let device = rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor);
+            Ok(Some(InodeId { device, number: found.stx_ino }))
+        }
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -245,44 +278,35 @@ impl Storage for UringStorage {
     }
 
     fn list(&self) -> io::Result<Vec<(FileName, u64)>> {
-        let mut files = Vec::new();
-        for entry in std::fs::read_dir(&self.0.path)? {
-            let entry = entry?;
-            if let Some(name) = entry.file_name().to_str().and_then(FileName::parse) {
-                files.push((name, entry.metadata()?.len()));
-            }
-        }
+        let found = directory::list(&descriptor(&*self.0.directory))?;
+        let ours = found.into_iter().filter_map(|(name, bytes)| Some((FileName::parse(&name)?, bytes)));
+        let mut files: Vec<_> = ours.collect();
         files.sort_unstable();
         Ok(files)
     }
 
     async fn create(&self, name: FileName) -> io::Result<UringFile> {
-        let mut options = fs::OpenOptions::new();
-        options.read(true).write(true).create_new(true).mode(0o640).custom_flags(self.flags(Access::Write));
-        let file = options.open(self.path(name)).await?;
+        let flags = self.flags(Access::Write) | libc::O_CREAT | libc::O_EXCL;
+        let file = at::open(&self.0.directory, &name.to_string(), flags, 0o600).await?;
         Ok(UringFile { file: Rc::new(file), durable_writes: false })
     }
 
     async fn open(&self, name: FileName, access: Access) -> io::Result<UringFile> {
         let flags = self.flags(access);
-        let mut options = fs::OpenOptions::new();
-        options.read(true).write(access != Access::Read).custom_flags(flags);
-        let file = options.open(self.path(name)).await?;
-        Ok(UringFile { file: Rc::new(file), durable_writes: flags & libc::O_DSYNC != 0 })
+        let file = at::open(&self.0.directory, &name.to_string(), flags, 0).await?;
+        Ok(UringFile { file: Rc::new(file), durable_writes: flags & libc::O_DSYNC == libc::O_DSYNC })
     }
 
     async fn rename(&self, from: FileName, to: FileName) -> io::Result<()> {
-        fs::rename(self.path(from), self.path(to)).await
+        at::rename(&self.0.directory, &from.to_string(), &to.to_string()).await
     }
 
     async fn remove(&self, name: FileName) -> io::Result<()> {
-        fs::remove_file(self.path(name)).await
+        at::unlink(&self.0.directory, &name.to_string()).await
     }
 
     async fn sync_dir(&self) -> io::Result<()> {
-        // Kept open: a sync must not fail for want of a descriptor.
-        let directory = self.0.directory.get_or_try_init(async || fs::File::open(&self.0.path).await).await?;
-        let result = directory.sync_all().await;
+        let result = self.0.directory.sync_all().await;
         if result.is_err() || self.0.names_lost.get() {
             self.0.names_lost.set(true);
             return result.and(Err(io::Error::from_raw_os_error(libc::EIO)));
@@ -290,9 +314,20 @@ impl Storage for UringStorage {
         Ok(())
     }
 
-    /// `yield_now` would starve the ring: tokio-uring submits only when the thread parks, and a task that
-    /// yields so keeps it from parking. A no-op completes only after a submission, so every other operation
-    /// goes in with it.
+    async fn is_in_place(&self) -> io::Result<bool> {
+        for (path, id) in &self.0.paths {
+            if look_up(&self.0.directory, path).await? != Some(*id) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    async fn leads_to(&self, name: FileName, file: &UringFile) -> io::Result<bool> {
+        let id = InodeId::from(&attributes(&file.file, StatxFlags::INO)?);
+        Ok(look_up(&self.0.directory, Path::new(&name.to_string())).await? == Some(id))
+    }
+
     async fn pause(&self) {
         if let Err(error) = tokio_uring::no_op().await {
             tracing::warn!(%error, "the ring refused a no-op");
@@ -370,6 +405,16 @@ impl File for UringFile {
         }
         self.file.sync_data().await
     }
+
+    /// By a system call, not through the ring: the inode of an open file is in memory, so it never waits for the disk,
+    /// and it takes a fraction of a microsecond. On the ring it would go to a worker thread.
+    ///
+    /// By `statx`, which can leave the times out. Once somebody has asked for the time of the last change, Linux 6.13 and
+    /// later give the next write a fine-grained one: each commit would change metadata, and take 25 % more processor time.
+    fn named_bytes(&self) -> io::Result<Option<u64>> {
+        let found = attributes(&self.file, StatxFlags::NLINK | StatxFlags::SIZE)?;
+        Ok((0 < found.stx_nlink).then_some(found.stx_size))
+    }
 }
 
 #[cfg(test)]
@@ -380,8 +425,11 @@ mod tests {
     /// Every operation is awaited before the runtime goes, so nothing is in flight when it is dropped.
     fn on_ring(test: impl AsyncFnOnce(UringStorage)) {
         let folder = tempfile::tempdir().unwrap();
-        let device = Device::probe(folder.path()).unwrap();
-        tokio_uring::start(test(UringStorage::new(folder.path().into(), "x/".into(), device, true)));
+        let folder = Directory::open(folder.path()).unwrap();
+        folder.create_child("x").unwrap();
+        let directory = folder.child("x").unwrap();
+        let device = Device::probe(&directory).unwrap();
+        tokio_uring::start(async { test(UringStorage::new(&directory, device, true).unwrap()).await });
     }
 
     #[test]

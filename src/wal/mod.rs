@@ -10,9 +10,10 @@
 //! A group is one record. Its payload, integers little-endian:
 //!
 //! ```text
-//!   0  u64 first   SeqNo of the first write; the others count up
-//!   8  u32 count   writes in the group
-//!  12  writes: u8 kind  varint key bytes  varint value bytes  key  value
+//!   0  u64 first      SeqNo of the first write; the others count up
+//!   8  u64 published  position of the group in an external log; 0, because there is none yet
+//!  16  u32 count      writes in the group
+//!  20  writes: u8 kind  varint key bytes  varint value bytes  key  value
 //! ```
 //!
 //! A lone client makes groups of one small write. They take a sector each, not a 4 KiB block: the writer
@@ -22,11 +23,15 @@
 //! W1  SeqNos have no gaps, within a group, from group to group, and from one WAL to the next. A missing group
 //!     or WAL is therefore noticed, unless nothing was written after it.
 //! W2  A group is in whole or not at all: it has one checksum.
-//! W3  A new WAL takes its first group only after the one before it was synced whole, so what a crash leaves is
-//!     a prefix of the writes, in every sync mode (P4).
-//! W4  Once nothing was written for a moment, the manifest says how far the last WAL is durable: from then on its
-//!     end cannot be damaged or lost unnoticed. Before, damage to the last group (without a sync of every group: to
-//!     those since the last sync) looks like a torn end: it is cut, and reported.
+//! W3  A new WAL takes its first group only after the WAL before it was synced whole. So a crash leaves a prefix of the
+//!     writes, in every sync mode (P4).
+//! W4  The end of the log is witnessed: a mark near the front of the WAL says how far it is durable (see
+//!     [`crate::record::mark`]). Everything below the newest mark is refused when it is damaged or gone. A mark is due
+//!     every second, every 4 MiB, and a few milliseconds after the queue of groups has run empty. Only what was
+//!     acknowledged since can be taken for the torn end of a crash; it is then cut, and reported. After 100 ms without a
+//!     write the manifest knows the end as well: from then on an older copy of the whole WAL does not pass for it.
+//!
+//! The end of a WAL that is not the last one is witnessed by the next WAL as well: its first group continues the SeqNos.
 
 pub mod reader;
 pub mod writer;
@@ -37,7 +42,7 @@ use crate::key::{Entry, SeqNo, ValueKind};
 use crate::record::RecordBuilder;
 use crate::storage::AlignedBuf;
 
-const COUNT_AT: usize = 8;
+const COUNT_AT: usize = 16;
 
 /// A commit group being formed.
 pub struct GroupBuilder {
@@ -51,6 +56,7 @@ impl GroupBuilder {
     pub fn new(buffer: AlignedBuf, offset: u64, first: SeqNo) -> Self {
         let mut record = RecordBuilder::new(buffer, offset);
         record.extend_from_slice(&first.0.to_le_bytes());
+        record.extend_from_slice(&0_u64.to_le_bytes());
         record.extend_from_slice(&0_u32.to_le_bytes());
         Self { record, first, count: 0 }
     }
@@ -96,9 +102,10 @@ pub fn decode_group(
 ) -> Result<(SeqNo, u32), CorruptionReason> {
     let mut reader = Reader::new(payload);
     let first = SeqNo(reader.u64()?);
+    reader.u64()?; // the position in an external log, which nothing reads yet
     let count = reader.u32()?;
     if count == 0 || first.0.checked_add(u64::from(count)).is_none() {
-        return Err(CorruptionReason("the commit group has no writes, or too many"));
+        return Err(CorruptionReason::Damaged("the commit group has no writes, or too many"));
     }
     for index in 0..count {
         let kind = ValueKind::decode(reader.u8()?)?;
@@ -107,12 +114,12 @@ pub fn decode_group(
         let key = reader.bytes(key_bytes)?;
         let value = reader.bytes(value_bytes)?;
         if key.is_empty() || crate::config::KEY_BYTES_MAX < key.len() {
-            return Err(CorruptionReason("the length of a key is out of range"));
+            return Err(CorruptionReason::Damaged("the length of a key is out of range"));
         }
         visit(Entry { key, seqno: SeqNo(first.0 + u64::from(index)), kind, value });
     }
     if !reader.is_empty() {
-        return Err(CorruptionReason("the commit group is longer than its writes"));
+        return Err(CorruptionReason::Damaged("the commit group is longer than its writes"));
     }
     Ok((first, count))
 }
@@ -130,6 +137,7 @@ mod tests {
         assert_eq!(group.add(b"gone", ValueKind::Tombstone, b""), SeqNo(11));
         assert_eq!((group.last(), group.end()), (SeqNo(11), 4096 + 512));
         let mut payload = 10_u64.to_le_bytes().to_vec();
+        payload.extend_from_slice(&[0; 8]);
         payload.extend_from_slice(&[2, 0, 0, 0, 1, 1, 1, b'k', b'v', 0, 4, 0]);
         payload.extend_from_slice(b"gone");
         let mut seen = Vec::new();

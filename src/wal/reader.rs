@@ -1,10 +1,12 @@
 //! Replays a WAL: every group that was acknowledged, and perhaps some that were about to be.
 
+use std::ops::ControlFlow;
+
 use super::decode_group;
 use crate::error::{CorruptionReason, Error, ErrorKind, Result};
 use crate::file_name::FileName;
 use crate::key::{Entry, FileNumber, SeqNo};
-use crate::record::file::{End, Extent, replay as replay_records};
+use crate::record::replay::{End, Extent, KnownEnd, replay as replay_records};
 use crate::record::{Kind, Owner};
 use crate::storage::{Access, File, Storage, open_file};
 
@@ -15,15 +17,17 @@ pub struct Source {
     pub number: FileNumber,
     /// Its length.
     pub file_bytes: u64,
-    /// What is known of its end.
-    pub end: Extent,
+    /// What the manifest knows of its end.
+    pub known_end: KnownEnd,
 }
 
 /// Gives every write to `visit`, in order. `next` is the SeqNo that must come first; it is advanced (W1).
 /// What was replayed is synced before the return, so that it may be shown to readers (P2).
 ///
 /// # Errors
-/// `Corruption` with file and offset; `Poisoned` if the sync failed; `Io`.
+/// `Corruption` with file and offset; `Configuration` if a later version wrote it; `Poisoned` if the sync failed; `Io`.
+///
+/// Cancel safety: not safe.
 pub async fn replay<S: Storage>(
     storage: &S,
     owner: Owner,
@@ -43,6 +47,8 @@ pub async fn replay<S: Storage>(
 ///
 /// # Errors
 /// As [`replay`].
+///
+/// Cancel safety: not safe.
 pub async fn read<S: Storage>(
     storage: &S,
     owner: Owner,
@@ -54,40 +60,42 @@ pub async fn read<S: Storage>(
     let label = storage.label(name);
     let file = open_file(storage, name, Access::Read).await?;
     let identity = owner.identity(Kind::Wal, source.number);
-    let end =
-        replay_records(storage, &file, &label, identity, source.file_bytes, source.end, |offset, payload| {
-            let corruption = |reason: CorruptionReason| Error::corruption(&label, offset, reason);
-            // Looked at before any write is visited: a group is in whole or not at all.
-            let expected = *next;
-            let mut in_order = true;
-            let (first, count) = decode_group(payload, |entry| {
-                in_order = in_order && expected <= entry.seqno;
-                if in_order {
-                    visit(entry);
-                }
-            })
-            .map_err(corruption)?;
-            if first != expected {
-                return Err(Error::corruption(
-                    &label,
-                    offset,
-                    format_args!(
-                        "the group starts with write {}, and write {} must come next: writes are missing",
-                        first.0, expected.0
-                    ),
-                ));
+    let Source { file_bytes, known_end, .. } = source;
+    let extent = Extent { label: &label, identity, file_bytes, known_end };
+    let end = replay_records(storage, &file, extent, |offset, payload| {
+        // Looked at before any write is visited: a group is in whole or not at all.
+        let expected = *next;
+        let mut in_order = true;
+        let (first, count) = decode_group(payload, |entry| {
+            in_order = in_order && expected <= entry.seqno;
+            if in_order {
+                visit(entry);
             }
-            *next = SeqNo(first.0 + u64::from(count));
-            Ok(())
         })
-        .await?;
+        .map_err(|reason| Error::undecodable(&label, offset, reason))?;
+        if first != expected {
+            return Err(Error::corruption(
+                &label,
+                offset,
+                format_args!(
+                    "the group starts with write {}, and write {} must come next: writes are missing",
+                    first.0, expected.0
+                ),
+            ));
+        }
+        *next = SeqNo(first.0 + u64::from(count));
+        Ok(ControlFlow::Continue(()))
+    })
+    .await?;
     Ok((file, end))
 }
 
 /// The SeqNo of the first write of a WAL; `None` if it holds no group that verifies.
 ///
 /// # Errors
-/// `Io`.
+/// `Io`; `Configuration` if a later version wrote it.
+///
+/// Cancel safety: not safe.
 pub async fn first_write<S: Storage>(
     storage: &S,
     owner: Owner,
@@ -98,18 +106,17 @@ pub async fn first_write<S: Storage>(
     let label = storage.label(name);
     let file = open_file(storage, name, Access::Read).await?;
     let identity = owner.identity(Kind::Wal, number);
+    let extent = Extent { label: &label, identity, file_bytes, known_end: KnownEnd::default() };
     let mut found = None;
-    let result =
-        replay_records(storage, &file, &label, identity, file_bytes, Extent::default(), |offset, payload| {
-            let (first, _) =
-                decode_group(payload, |_| {}).map_err(|reason| Error::corruption(&label, offset, reason))?;
-            found.get_or_insert(first);
-            Ok(())
-        })
-        .await;
+    let result = replay_records(storage, &file, extent, |offset, payload| {
+        let undecodable = |reason: CorruptionReason| Error::undecodable(&label, offset, reason);
+        found = Some(decode_group(payload, |_| {}).map_err(undecodable)?.0);
+        Ok(ControlFlow::Break(()))
+    })
+    .await;
     match result {
-        Err(error) if error.kind() != ErrorKind::Corruption => Err(error),
-        // A file that was never finished has no head. Damage further on leaves the first group what it is.
-        _ => Ok(found),
+        // A file that was never finished has no marks.
+        Err(error) if error.kind() == ErrorKind::Corruption => Ok(found),
+        result => result.map(|_| found),
     }
 }

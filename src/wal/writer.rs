@@ -1,4 +1,4 @@
-//! A WAL that takes groups: space is spoken for when a write arrives, and filled when its group is appended.
+//! A WAL that takes groups: space is reserved when a write arrives, and filled when its group is appended.
 
 use std::cell::Cell;
 
@@ -6,15 +6,16 @@ use super::GroupBuilder;
 use crate::error::Result;
 use crate::file_name::FileName;
 use crate::key::{FileNumber, SeqNo};
-use crate::record::file::RecordFile;
+use crate::record::file::{RecordFile, Sizes};
+use crate::record::mark::Mark;
 use crate::record::{Kind, Owner, record_bytes};
-use crate::storage::{AlignedBuf, File, Storage};
+use crate::storage::{AlignedBuf, File, SECTOR_BYTES, Storage};
 
 /// An open WAL.
 pub struct Wal<F: File> {
     number: FileNumber,
     file: RecordFile<F>,
-    /// End of the last group that was begun. `file.end() <= reserved <= file.capacity()`.
+    /// End of the last group that was begun. `file.end() <= reserved <= file.allocated()`.
     reserved: Cell<u64>,
 }
 
@@ -25,43 +26,51 @@ impl<F: File> Wal<F> {
     }
 
     /// Creates a WAL, ready for its first group as soon as the manifest names it (P7).
+    ///
+    /// # Errors
+    /// As [`RecordFile::create`].
     pub async fn create<S: Storage<File = F>>(
         storage: &S,
         owner: Owner,
         number: FileNumber,
-        capacity: u64,
+        sizes: Sizes,
     ) -> Result<Self> {
         let identity = owner.identity(Kind::Wal, number);
-        let file = RecordFile::create(storage, FileName::Wal(number), identity, capacity).await?;
+        let file = RecordFile::create(storage, FileName::Wal(number), identity, sizes).await?;
         Ok(Self::new(number, file))
     }
 
-    /// Makes a WAL of one that is not needed any more, and that no manifest names.
+    /// Makes a WAL of `from`, which is retired ([`RecordFile::retire`]), and which no manifest names.
+    ///
+    /// # Errors
+    /// As [`RecordFile::recycle`].
     pub async fn recycle<S: Storage<File = F>>(
         storage: &S,
         owner: Owner,
-        from: FileNumber,
+        from: &Self,
         number: FileNumber,
-        capacity: u64,
+        sizes: Sizes,
     ) -> Result<Self> {
         let identity = owner.identity(Kind::Wal, number);
-        let (from, to) = (FileName::Wal(from), FileName::Wal(number));
-        Ok(Self::new(number, RecordFile::recycle(storage, from, to, identity, capacity).await?))
+        let (old, new, allocated) = (from.file.name(), FileName::Wal(number), from.file.allocated());
+        Ok(Self::new(number, RecordFile::recycle(storage, old, new, identity, allocated, sizes).await?))
     }
 
-    /// Goes on with a WAL that a clean stop has left empty. Its head is written anew, and says that bytes of an earlier
-    /// use may follow: it may have been recycled.
+    /// Continues with a WAL that a clean stop has left empty, with `mark` as its newest mark and `allocated` bytes that
+    /// were written and synced.
+    ///
+    /// # Errors
+    /// `Io`.
     pub async fn open_empty<S: Storage<File = F>>(
         storage: &S,
         owner: Owner,
         number: FileNumber,
-        capacity: u64,
+        mark: Mark,
+        allocated: u64,
+        sizes: Sizes,
     ) -> Result<Self> {
-        let identity = owner.identity(Kind::Wal, number);
-        Ok(Self::new(
-            number,
-            RecordFile::begin_again(storage, FileName::Wal(number), identity, capacity).await?,
-        ))
+        let (name, identity) = (FileName::Wal(number), owner.identity(Kind::Wal, number));
+        Ok(Self::new(number, RecordFile::open_empty(storage, name, identity, mark, allocated, sizes).await?))
     }
 
     /// Its number.
@@ -69,20 +78,40 @@ impl<F: File> Wal<F> {
         self.number
     }
 
-    /// Length of the file.
-    pub fn capacity(&self) -> u64 {
-        self.file.capacity()
+    /// The file below the groups.
+    pub fn file(&self) -> &RecordFile<F> {
+        &self.file
     }
 
-    /// End of what is spoken for.
-    pub fn reserved(&self) -> u64 {
-        self.reserved.get()
+    /// Whether the file can be used again for a WAL of at most `capacity` bytes. It takes no mark from now on.
+    pub fn retire(&self, capacity: u64) -> bool {
+        self.file.retire() && self.file.allocated() <= capacity
     }
 
-    /// Whether a write of `bytes` (with its overhead) still fits, in a group of its own if need be.
+    /// Whether a write of `bytes` (with its overhead) fits below the capacity, in a group of its own if need be. If not,
+    /// the WAL is full.
     pub fn has_room(&self, bytes: usize) -> bool {
-        self.reserved.get() + record_bytes(bytes) as u64 + crate::storage::SECTOR_BYTES as u64
-            <= self.capacity()
+        self.end_with(bytes) <= self.file.capacity()
+    }
+
+    /// Whether the same write fits below what is allocated. If not, the WAL has to grow first.
+    pub fn is_allocated_for(&self, bytes: usize) -> bool {
+        self.end_with(bytes) <= self.file.allocated()
+    }
+
+    /// Where the WAL ends at most after one more write of `bytes`.
+    pub fn end_with(&self, bytes: usize) -> u64 {
+        self.reserved.get() + record_bytes(bytes) as u64 + SECTOR_BYTES as u64
+    }
+
+    /// Whether the WAL is half full.
+    pub fn is_half_full(&self) -> bool {
+        self.file.capacity() / 2 <= self.reserved.get()
+    }
+
+    /// Whether the WAL should grow now, so that no write has to wait for it.
+    pub fn wants_growth(&self) -> bool {
+        self.file.wants_growth(self.reserved.get())
     }
 
     /// Begins the next group.
@@ -90,23 +119,24 @@ impl<F: File> Wal<F> {
         GroupBuilder::new(buffer, self.reserved.get(), first)
     }
 
-    /// Speaks for the space of a group that has grown.
+    /// Reserves the space of a group that has grown.
     pub fn reserve(&self, group: &GroupBuilder) {
-        assert!(group.end() <= self.capacity(), "has_room was asked before");
+        assert!(group.end() <= self.file.allocated(), "is_allocated_for was asked before");
         self.reserved.set(group.end());
     }
 
     /// Writes a group; groups are appended in the order in which they were begun. Returns the buffer.
+    ///
+    /// # Errors
+    /// As [`RecordFile::append`].
     pub async fn append(&self, group: GroupBuilder) -> Result<AlignedBuf> {
         self.file.append(group.finish()).await
     }
 
-    /// How far the groups are durable.
-    pub fn durable(&self) -> u64 {
-        self.file.durable()
-    }
-
     /// Makes all appended groups durable. See [`RecordFile::sync`] for what an error means.
+    ///
+    /// # Errors
+    /// As [`RecordFile::sync`].
     pub async fn sync(&self) -> Result<()> {
         self.file.sync().await
     }

@@ -1,0 +1,243 @@
+//! The data directory: found or made, locked, and opened once. Every command that works on a store starts here.
+//!
+//! Owns: the lock, `STORE` at the start, and the directories of the shards.
+//!
+//! ```text
+//!   path ──(looked up once)──► directory, held open ──► flock on the directory itself ──► STORE ──► shard-000, …
+//! ```
+//!
+//! Y1  The directory is an inode, not a path. From its opening on, every file is reached through a descriptor of the
+//!     directory that holds it. If the path leads elsewhere later, this process touches nothing there.
+//! Y2  The lock is on the directory itself. No file can be removed to get around it, and two processes that reach the
+//!     same directory by different paths exclude each other.
+//! Y3  A lock counts only if the path still leads to the locked directory: otherwise another process may have locked
+//!     what is there now, and the lookup is repeated.
+//!
+//! A crash while a directory is made leaves directories that are empty, or whose `STORE` says `creating`: see
+//! [`crate::store`]. The names of new directories are synced before anything is written into them (P7).
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::file_name::{FileName, shard_directory};
+use crate::key::ShardId;
+use crate::storage::directory::Directory;
+use crate::storage::sync_names;
+use crate::storage::uring::{Device, UringStorage};
+use crate::store::Store;
+
+/// A killed predecessor may hold its files for a moment: its ring goes last.
+const LOCK_TRIES: u32 = 5;
+const LOCK_REST: Duration = Duration::from_millis(50);
+
+/// A data directory that nobody else uses.
+#[derive(Debug)]
+pub struct DataDir {
+    directory: Directory,
+}
+
+impl DataDir {
+    /// Opens the directory at `path`, and makes it if it is not there.
+    ///
+    /// # Errors
+    /// `CannotCreate`; `Locked` if another process has it; `Permission`; `Io`.
+    pub fn open_or_create(path: &Path) -> Result<Self> {
+        let shown = path.display();
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+        made.map_err(|error| {
+            let denied = error.kind() == io::ErrorKind::PermissionDenied;
+            let error = Error::io(format!("create the data directory {shown}"), error);
+            if denied { error } else { error.with_kind(ErrorKind::CannotCreate) }
+        })?;
+        sync_names_above(path).map_err(|error| Error::io(format!("sync the name of {shown}"), error))?;
+        Self::open(path)
+    }
+
+    /// Opens a directory that is there, and makes nothing.
+    ///
+    /// # Errors
+    /// `Locked` if another process has it; `Permission`; `Io`.
+    pub fn open(path: &Path) -> Result<Self> {
+        let attempt = |what: &str| format!("{what} the data directory {}", path.display());
+        loop {
+            let directory = Directory::open(path).map_err(|error| Error::io(attempt("open"), error))?;
+            lock(directory.file(), path)?;
+            // Y3
+            if directory.is_in_place().map_err(|error| Error::io(attempt("look at"), error))? {
+                return Ok(Self { directory });
+            }
+        }
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// The files of the directory, on the ring of the calling thread.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn storage(&self, device: Device) -> Result<UringStorage> {
+        UringStorage::new(&self.directory, device, true)
+            .map_err(|error| Error::io(format!("use {}", self.directory.path().display()), error))
+    }
+
+    /// The directory of a shard.
+    ///
+    /// # Errors
+    /// `Corruption` if it is not there.
+    pub fn shard(&self, shard: ShardId) -> Result<Directory> {
+        let name = shard_directory(shard);
+        self.directory.child(&name).map_err(|error| {
+            let missing = error.kind() == io::ErrorKind::NotFound;
+            let error = Error::io(format!("open {name}"), error);
+            // It was made, and its name synced, before anything was in it.
+            if missing { error.with_kind(ErrorKind::Corruption) } else { error }
+        })
+    }
+
+    /// Whether the directory of a shard is there.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn has_shard(&self, shard: ShardId) -> Result<bool> {
+        let name = shard_directory(shard);
+        self.directory.contains(&name).map_err(|error| Error::io(format!("look for {name}"), error))
+    }
+
+    /// Reads `STORE`.
+    ///
+    /// # Errors
+    /// `Corruption` if it is missing and there are shards, or does not verify; `Configuration` if another version wrote
+    /// it; `Io`.
+    pub async fn load_store(&self, root: &UringStorage) -> Result<Option<Store>> {
+        let store = Store::load(root).await?;
+        if store.is_none() && self.has_shard(ShardId(0))? {
+            let message = format!(
+                "{} has shards and no {}: the file was lost, or this is not a data directory",
+                self.directory.path().display(),
+                FileName::Store
+            );
+            return Err(Error::new(ErrorKind::Corruption, message));
+        }
+        Ok(store)
+    }
+
+    /// Reads the store, or makes one of `shards` shards: `STORE`, then the directories of the shards, then their names
+    /// durable. `wanted` is the number that the user asked for.
+    ///
+    /// # Errors
+    /// As [`Self::load_store`].
+    pub async fn open_store(&self, root: &UringStorage, wanted: Option<u16>, shards: u16) -> Result<Store> {
+        let store = match self.load_store(root).await? {
+            Some(store) if store.ready => {
+                if wanted.is_some_and(|wanted| wanted != store.shards) {
+                    tracing::warn!("--shards is for new stores; this one has {}", store.shards);
+                }
+                // The process before may have been killed between the rename of the file and its sync.
+                sync_names(root).await?;
+                return Ok(store);
+            }
+            Some(unfinished) => unfinished,
+            None => {
+                let id = getrandom::u64().map_err(|error| {
+                    let message = format!("the kernel gives no random number for the store: {error}");
+                    Error::new(ErrorKind::Io, message)
+                })?;
+                let store = Store::new(id, wanted.unwrap_or(shards));
+                store.save(root).await?;
+                store
+            }
+        };
+        for shard in (0..store.shards).map(ShardId) {
+            let name = shard_directory(shard);
+            self.directory.create_child(&name).map_err(|error| Error::io(format!("create {name}"), error))?;
+        }
+        sync_names(root).await?;
+        Ok(store)
+    }
+
+    /// Bytes of all files of the store; what cannot be read counts nothing.
+    pub fn bytes(&self, store: &Store) -> u64 {
+        let sum = |directory: &Directory| -> u64 {
+            directory.list().unwrap_or_default().iter().map(|(_, bytes)| bytes).sum()
+        };
+        let shards = (0..store.shards).filter_map(|shard| self.shard(ShardId(shard)).ok());
+        sum(&self.directory) + shards.map(|shard| sum(&shard)).sum::<u64>()
+    }
+}
+
+/// Locks an open directory; it stays locked until the last copy of its descriptor is closed (Y2).
+fn lock(directory: &File, path: &Path) -> Result<()> {
+    let shown = path.display();
+    for tried in 1.. {
+        match directory.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) if tried < LOCK_TRIES => std::thread::sleep(LOCK_REST),
+            Err(TryLockError::WouldBlock) => {
+                let message = format!("the data directory {shown} is in use by another process");
+                return Err(Error::new(ErrorKind::Locked, message));
+            }
+            Err(TryLockError::Error(error)) => {
+                return Err(Error::io(format!("lock the data directory {shown}"), error));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Makes the name of the data directory durable, and those of the directories above it, which may be as new.
+fn sync_names_above(path: &Path) -> io::Result<()> {
+    for parent in path.canonicalize()?.ancestors().skip(1) {
+        match File::open(parent).and_then(|directory| directory.sync_all()) {
+            Ok(()) => {}
+            // A directory that we may not read is not one that we have made.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => break,
+            // A read-only or special file system above has nothing to sync.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EROFS)) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// The files of a shard, on the ring of the calling thread.
+///
+/// # Errors
+/// `Io`.
+pub fn shard_storage(directory: &Directory, device: Device, sync_every_write: bool) -> Result<UringStorage> {
+    UringStorage::new(directory, device, sync_every_write)
+        .map_err(|error| Error::io(format!("use {}", directory.path().display()), error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn y2_the_lock_is_on_the_directory_and_no_file_stands_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a/b/data");
+        assert_eq!(DataDir::open(&path).unwrap_err().kind(), ErrorKind::Io);
+        let first = DataDir::open_or_create(&path).unwrap();
+        assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0, "a lock leaves nothing behind");
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        for again in [&path, &link] {
+            assert_eq!(DataDir::open(again).unwrap_err().kind(), ErrorKind::Locked);
+        }
+        // Another directory at the same path is another store.
+        std::fs::rename(&path, folder.path().join("moved")).unwrap();
+        let second = DataDir::open_or_create(&path).unwrap();
+        assert!(!first.directory().is_in_place().unwrap() && second.directory().is_in_place().unwrap());
+        drop(first);
+        assert_eq!(DataDir::open(&path).unwrap_err().kind(), ErrorKind::Locked);
+        drop(second);
+        DataDir::open(&path).unwrap();
+    }
+}
