@@ -1,10 +1,11 @@
 //! Power cuts and failing operations at every point of a workload, on simulated storage: what was acknowledged is
 //! there afterwards, and of the rest a prefix in commit order (P1, P2, P4, P6).
 //!
-//! A workload covers the first write of a new store, group commit, WAL rotation, flush, compaction, the switch of
-//! the manifest, the clean stop, and recovery after each of them: a store lives several lives, and each ends at a
-//! random operation. Before each of its operations the disk is looked at as every fate of unsynced bytes would
-//! leave it. `RINGKEEP_STATES` says how many states to visit in all, `RINGKEEP_SEED` where the seeds begin.
+//! A workload covers the first write of a new store, group commit, marks, growth and rotation of the WAL, flush,
+//! compaction, the switch of the manifest, the clean stop, and recovery after each of them: a store lives several lives,
+//! and each ends at a random operation. Before each of its operations the disk is looked at as every fate of unsynced
+//! bytes would leave it. Now and then the disk is damaged as well: then everything that was witnessed is there, or the
+//! store is refused (W4). `RINGKEEP_STATES` says how many states to visit in all, `RINGKEEP_SEED` where the seeds begin.
 
 mod common;
 
@@ -18,7 +19,7 @@ use std::time::Instant;
 use common::{Row, setting};
 use futures_executor::block_on;
 use ringkeep::config::DbConfig;
-use ringkeep::db::Db;
+use ringkeep::db::{Db, LogEnd};
 use ringkeep::error::{ErrorKind, Result};
 use ringkeep::file_name::FileName;
 use ringkeep::key::{FileNumber, KeyHash, ShardId};
@@ -38,9 +39,48 @@ const CONFIG: DbConfig = DbConfig {
     open_files_max: 16,
     // The WAL is full before the memtable.
     wal_bytes: DbConfig::wal_bytes_for(16_000, 20_000),
+    // A large value reaches beyond the limit, and beyond what is allocated.
+    wal_step_bytes: 8_192,
     manifest_bytes: 16_384,
     key_hash: KeyHash::with_seed(1),
 };
+/// A store, and how long its values are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Scene {
+    config: DbConfig,
+    lengths: [usize; 4],
+}
+
+const SMALL: Scene = Scene { config: CONFIG, lengths: [0, 3, 500, 6_000] };
+/// Groups are committed before their sync, and synced now and then.
+const INTERVAL: Scene = Scene { config: DbConfig { sync_every_group: false, ..CONFIG }, ..SMALL };
+/// Sorted files take several writes.
+const LARGE: Scene = Scene {
+    config: DbConfig {
+        memtable_bytes: 2 << 20,
+        value_bytes_max: 200_000,
+        wal_bytes: DbConfig::wal_bytes_for(2 << 20, 200_000),
+        wal_step_bytes: 1 << 18,
+        ..CONFIG
+    },
+    lengths: [0, 500, 60_000, 190_000],
+};
+
+impl Scene {
+    fn value(&self, number: u32) -> Vec<u8> {
+        let mut value = number.to_le_bytes().to_vec();
+        value.resize(4 + self.lengths[number as usize % 4], number.to_le_bytes()[0]);
+        value
+    }
+
+    /// Panics if these bytes are no value.
+    fn number(&self, bytes: &[u8]) -> u32 {
+        let number = u32::from_le_bytes(*bytes.first_chunk().expect("a value begins with its number"));
+        assert_eq!(bytes, self.value(number), "wrong bytes");
+        number
+    }
+}
+
 /// How each state of the disk is left by a crash.
 const FATES: [Fate; 5] = [Fate::Lost, Fate::Kept, Fate::Killed, Fate::Random, Fate::Random];
 /// Lives of one store.
@@ -54,21 +94,22 @@ fn key(key: usize) -> Vec<u8> {
     vec![b'k'; 1 + key % 3 * 40].into_iter().chain([b'a' + key.to_le_bytes()[0]]).collect()
 }
 
-fn value(number: u32) -> Vec<u8> {
-    let length = [0, 3, 500, 6_000][number as usize % 4];
-    let mut value = number.to_le_bytes().to_vec();
-    value.resize(4 + length, number.to_le_bytes()[0]);
-    value
-}
-
 /// What was sent, in order, and how many of the first were acknowledged.
-#[derive(Default, Clone)]
+#[derive(Clone)]
 struct Journal {
+    scene: Scene,
     sent: Vec<(usize, Option<u32>)>,
+    /// How many of the first were committed, and acknowledged if every group is synced.
+    committed: usize,
+    /// How many of the first are durable.
     acknowledged: usize,
 }
 
 impl Journal {
+    fn new(scene: Scene) -> Self {
+        Self { scene, sent: Vec::new(), committed: 0, acknowledged: 0 }
+    }
+
     fn state(&self, count: usize) -> State {
         let mut state = State::default();
         for (key, value) in &self.sent[..count] {
@@ -77,7 +118,15 @@ impl Journal {
         state
     }
 
-    /// The first `count` writes are known to be durable: groups become so in order.
+    /// The first `count` writes are committed: groups become so in order.
+    fn commit(&mut self, count: usize) {
+        self.committed = self.committed.max(count);
+        if self.scene.config.sync_every_group {
+            self.acknowledge(count);
+        }
+    }
+
+    /// The first `count` writes are known to be durable.
     fn acknowledge(&mut self, count: usize) {
         self.acknowledged = self.acknowledged.max(count);
     }
@@ -96,14 +145,10 @@ impl Journal {
 }
 
 /// What readers of the engine see.
-async fn found(db: &Db<SimStorage>) -> Result<State> {
+async fn found(db: &Db<SimStorage>, scene: Scene) -> Result<State> {
     let mut state = State::default();
     for (index, slot) in state.iter_mut().enumerate() {
-        *slot = db.get(&key(index)).await?.map(|bytes| {
-            let number = u32::from_le_bytes(*bytes.first_chunk().expect("a value begins with its number"));
-            assert_eq!(bytes, value(number), "wrong bytes");
-            number
-        });
+        *slot = db.get(&key(index)).await?.map(|bytes| scene.number(&bytes));
     }
     Ok(state)
 }
@@ -118,6 +163,7 @@ fn tolerate<T>(result: Result<T>) -> Result<()> {
 
 /// Sends some batches of writes, and waits for the answers of each.
 async fn write(db: &Db<SimStorage>, journal: &RefCell<Journal>, mut random: Random) -> Result<()> {
+    let scene = journal.borrow().scene;
     for _ in 0..=random.below(4) {
         // Others are ahead or behind, so that a group forms while the one before is synced.
         for _ in 0..random.below(4) {
@@ -132,7 +178,7 @@ async fn write(db: &Db<SimStorage>, journal: &RefCell<Journal>, mut random: Rand
             let index = random.below(KEYS as u64) as usize;
             let number = (random.below(4) != 0).then(|| random.next_u64() as u32);
             let result = match number {
-                Some(number) => db.set(&key(index), &value(number)),
+                Some(number) => db.set(&key(index), &scene.value(number)),
                 None => db.delete(&key(index)).map(|(ticket, _)| ticket),
             };
             match result {
@@ -141,29 +187,33 @@ async fn write(db: &Db<SimStorage>, journal: &RefCell<Journal>, mut random: Rand
                     journal.sent.push((index, number));
                     tickets.push((ticket, journal.sent.len()));
                 }
-                Err(error) => tolerate::<()>(Err(error))?,
+                Err(error) => {
+                    tolerate::<()>(Err(error))?;
+                    // It may be that the WAL is too short.
+                    tolerate(db.grow_wal().await)?;
+                }
             }
         }
         for (ticket, count) in tickets {
             ticket.await?;
-            journal.borrow_mut().acknowledge(count);
+            journal.borrow_mut().commit(count);
         }
     }
     Ok(())
 }
 
-/// Reads now and then. What it sees must stay, as if it had been acknowledged (P2).
+/// Reads now and then. What it sees must stay, as if it had been acknowledged (P2); in the other sync modes it is a write
+/// that was sent, and no more.
 async fn read(db: &Db<SimStorage>, journal: &RefCell<Journal>, mut random: Random) -> Result<()> {
     for _ in 0..random.below(12) {
         let index = random.below(KEYS as u64) as usize;
         // A read may fail where operations do; it must not be wrong.
         if let Ok(Some(bytes)) = db.get(&key(index)).await {
-            let number = u32::from_le_bytes(*bytes.first_chunk().expect("a value begins with its number"));
-            assert_eq!(bytes, value(number), "wrong bytes");
             let mut journal = journal.borrow_mut();
+            let number = journal.scene.number(&bytes);
             let seen = journal.sent.iter().rposition(|write| *write == (index, Some(number)));
             let count = seen.expect("it was sent") + 1;
-            journal.acknowledge(count);
+            journal.commit(count);
         }
         db.pause().await;
     }
@@ -172,17 +222,18 @@ async fn read(db: &Db<SimStorage>, journal: &RefCell<Journal>, mut random: Rando
 
 /// One life of a store: until the clean stop, or the first error that ends a process.
 async fn live(storage: &SimStorage, seed: u64, journal: &RefCell<Journal>) -> Result<()> {
+    let scene = journal.borrow().scene;
     let db = match load(storage, OWNER).await? {
-        None => Db::create(storage.clone(), OWNER, CONFIG).await?,
-        Some(_) => Db::open(storage.clone(), OWNER, CONFIG).await?.0,
+        None => Db::create(storage.clone(), OWNER, scene.config).await?,
+        Some(_) => Db::open(storage.clone(), OWNER, scene.config).await?.0,
     };
-    if let Ok(state) = found(&db).await {
+    if let Ok(state) = found(&db, scene).await {
         // What is shown now has to stay (P2); the rest of what was sent never happened.
         let mut journal = journal.borrow_mut();
         let count = journal.prefix(&state, journal.acknowledged);
         let count = count.unwrap_or_else(|| panic!("found {state:?} after the open"));
         journal.sent.truncate(count);
-        journal.acknowledged = count;
+        (journal.committed, journal.acknowledged) = (count, count);
     }
     // The committer takes group after group while the next ones form; it ends with the last write.
     let over = Cell::new(false);
@@ -212,17 +263,30 @@ async fn rounds(db: &Db<SimStorage>, journal: &RefCell<Journal>, mut random: Ran
         // Whatever background work there is goes on beside the writes; in some rounds there is none, and writes go on
         // with several WALs behind them.
         let (spare, flush, compact) = (random.below(4) != 0, random.below(3) != 0, random.below(2) == 0);
-        let (witness, remove) = (random.below(3) == 0, random.below(2) == 0);
+        let (mark, note, remove) = (random.below(3) == 0, random.below(4) == 0, random.below(2) == 0);
+        if random.below(3) == 0 {
+            db.request_mark();
+        }
         let background = async {
+            tolerate(db.grow_wal().await)?;
             if spare {
                 tolerate(db.prepare_spare().await)?;
             }
             if flush {
                 tolerate(db.flush_next().await)?;
             }
-            if witness {
-                tolerate(db.witness().await)?;
+            if mark {
+                tolerate(db.mark().await)?;
             }
+            if note {
+                tolerate(db.note_end().await)?;
+            }
+            tolerate(db.check_names().await)
+        };
+        let syncs = async {
+            let committed = journal.borrow().committed;
+            tolerate(db.sync().await)?;
+            journal.borrow_mut().acknowledge(committed);
             Ok(())
         };
         let compaction = async {
@@ -235,14 +299,15 @@ async fn rounds(db: &Db<SimStorage>, journal: &RefCell<Journal>, mut random: Ran
             Ok(())
         };
         let mut seed = || Random::new(random.next_u64());
-        let (a, b, c, d, e) = tokio::join!(
+        let (a, b, c, d, e, f) = tokio::join!(
             write(db, journal, seed()),
             write(db, journal, seed()),
             read(db, journal, seed()),
             background,
-            compaction
+            compaction,
+            syncs
         );
-        a.and(b).and(c).and(d).and(e)?;
+        a.and(b).and(c).and(d).and(e).and(f)?;
     }
     Ok(())
 }
@@ -291,16 +356,18 @@ fn check(storage: &SimStorage, journal: &Journal, acknowledged: usize, context: 
             assert_eq!(acknowledged, 0, "{context}");
             return 0;
         }
-        let opened = Db::open(storage.clone(), OWNER, CONFIG).await;
+        let scene = journal.scene;
+        let opened = Db::open(storage.clone(), OWNER, scene.config).await;
         let (db, _) = opened.unwrap_or_else(|error| panic!("{context}: {error}"));
-        let state = found(&db).await.unwrap_or_else(|error| panic!("{context}: {error}"));
+        let state = found(&db, scene).await.unwrap_or_else(|error| panic!("{context}: {error}"));
         let Some(count) = journal.prefix(&state, acknowledged) else {
             panic!("{context}: {acknowledged} of {} acknowledged, found {state:?}", journal.sent.len());
         };
         // What was shown is not taken back by the next crash (P2).
         let again = storage.crash(Fate::Lost);
-        let (again, _) = Db::open(again, OWNER, CONFIG).await.unwrap_or_else(|e| panic!("{context}: {e}"));
-        assert_eq!(found(&again).await.unwrap(), state, "{context}: shown, and then taken back");
+        let again = Db::open(again, OWNER, scene.config).await;
+        let (again, _) = again.unwrap_or_else(|error| panic!("{context}: {error}"));
+        assert_eq!(found(&again, scene).await.unwrap(), state, "{context}: shown, and then taken back");
         // It takes writes again, if need be after a flush.
         let ticket = match db.set(b"alive", b"yes") {
             Err(error) if error.kind() == ErrorKind::Overloaded => {
@@ -317,12 +384,91 @@ fn check(storage: &SimStorage, journal: &Journal, acknowledged: usize, context: 
     })
 }
 
-/// Several lives of one store. Returns the states visited, and the writes that were acknowledged.
-fn power_cuts(seed: u64) -> (u64, u64) {
+/// Opens what a crash has left and a fault has damaged: it is refused, or it holds everything that was witnessed (W4).
+/// Returns whether it was refused.
+fn check_damaged(storage: &SimStorage, journal: &Journal, random: &mut Random, context: &str) -> bool {
+    let witnessed = block_on(witnessed(storage, journal));
+    let (name, bytes) = storage.files()[random.below(storage.files().len() as u64) as usize];
+    let blocks = bytes / BLOCK_BYTES as u64;
+    let block = random.below(blocks.max(1));
+    let what = match random.below(4) {
+        0 => {
+            storage.make_unreadable(name, block);
+            format!("block {block} of {name} unreadable")
+        }
+        1 => {
+            // A torn write that takes its neighbours along.
+            let mut damaged = storage.bytes(name);
+            for byte in damaged.iter_mut().skip(block as usize * BLOCK_BYTES).take(BLOCK_BYTES) {
+                *byte = random.next_u64() as u8;
+            }
+            storage.overwrite(name, &damaged);
+            format!("block {block} of {name} overwritten")
+        }
+        2 => {
+            let mut damaged = storage.bytes(name);
+            damaged[(block as usize * BLOCK_BYTES).min(bytes as usize)..].fill(0);
+            storage.overwrite(name, &damaged);
+            format!("{name} zeroed from block {block} on")
+        }
+        _ => {
+            storage.overwrite(name, &vec![0; bytes as usize]);
+            format!("{name} replaced by zeros")
+        }
+    };
+    let context = format!("{context}, {what}");
+    let opened = block_on(async {
+        match load(storage, OWNER).await? {
+            None => Ok(None),
+            Some(_) => {
+                let (db, _) = Db::open(storage.clone(), OWNER, journal.scene.config).await?;
+                found(&db, journal.scene).await.map(Some)
+            }
+        }
+    });
+    match opened {
+        Err(error) => {
+            assert!(matches!(error.kind(), ErrorKind::Corruption | ErrorKind::Io), "{context}: {error:?}");
+            true
+        }
+        Ok(state) => {
+            let count = state.map_or(Some(0), |state| journal.prefix(&state, 0));
+            let count = count.unwrap_or_else(|| panic!("{context}: no prefix of the writes"));
+            let last = state.map_or(Some(0), |state| journal.prefix(&state, witnessed));
+            assert!(last.is_some(), "{context}: {count} writes are left, and {witnessed} were witnessed");
+            false
+        }
+    }
+}
+
+/// How many writes are witnessed: those that are left if the log ends where the newest mark ends.
+async fn witnessed(storage: &SimStorage, journal: &Journal) -> usize {
+    let scene = journal.scene;
+    let whole = storage.crash(Fate::Kept);
+    if load(&whole, OWNER).await.is_ok_and(|loaded| loaded.is_none()) {
+        return 0;
+    }
+    let (db, recovered) = Db::open(whole, OWNER, scene.config).await.expect("it is not damaged yet");
+    let state = match recovered.log_end {
+        None => found(&db, scene).await,
+        Some(LogEnd { wal, witnessed, .. }) => {
+            let cut = storage.crash(Fate::Kept);
+            let mut bytes = cut.bytes(FileName::Wal(wal));
+            bytes[witnessed as usize..].fill(0);
+            cut.overwrite(FileName::Wal(wal), &bytes);
+            let (db, _) = Db::open(cut, OWNER, scene.config).await.expect("it ends where a mark says");
+            found(&db, scene).await
+        }
+    };
+    journal.prefix(&state.expect("it is not damaged"), 0).expect("a prefix of the writes")
+}
+
+/// Several lives of one store. Returns what was tried.
+fn power_cuts(scene: Scene, seed: u64) -> Tried {
     let mut storage = SimStorage::new(seed);
     let mut random = Random::new(seed);
-    let journal = RefCell::new(Journal::default());
-    let (mut states, mut acknowledged) = (0, 0);
+    let journal = RefCell::new(Journal::new(scene));
+    let (mut states, mut acknowledged, mut detected) = (0, 0, 0);
     for life in 0..LIVES {
         // Some lives end with a clean stop.
         let cut = storage.operations() + random.below(600);
@@ -337,6 +483,12 @@ fn power_cuts(seed: u64) -> (u64, u64) {
                     format!("seed {seed}, life {life}, operation {}, {fate:?}", snapshot.operations());
                 let left = snapshot.crash(fate);
                 states += 1;
+                if dice.below(40) == 0 && !left.files().is_empty() {
+                    // Before the check: what it writes lands beside the damage.
+                    let damaged = left.crash(Fate::Kept);
+                    detected += u64::from(check_damaged(&damaged, &journal, &mut dice, &context));
+                    states += 1;
+                }
                 if dice.below(40) == 0 {
                     states += check_recovery(&left, &journal, acknowledged, &context);
                 } else {
@@ -359,7 +511,23 @@ fn power_cuts(seed: u64) -> (u64, u64) {
         (journal.acknowledged, acknowledged) = (sure, acknowledged + sure.saturating_sub(before) as u64);
         storage = left.crash(if random.below(2) == 0 { Fate::Random } else { Fate::Killed });
     }
-    (states, acknowledged)
+    Tried { runs: states, acknowledged, detected }
+}
+
+/// What was tried: runs, acknowledged writes, and damages that were refused.
+#[derive(Debug, Clone, Copy, Default)]
+struct Tried {
+    runs: u64,
+    acknowledged: u64,
+    detected: u64,
+}
+
+impl Tried {
+    fn add(&mut self, other: Self) {
+        self.runs += other.runs;
+        self.acknowledged += other.acknowledged;
+        self.detected += other.detected;
+    }
 }
 
 /// Names the seed of whatever goes wrong.
@@ -374,7 +542,7 @@ impl Drop for Named {
 }
 
 /// Spreads seeds over the processors until `states` have been visited.
-fn campaign(name: &'static str, states: u64, run: fn(u64) -> (u64, u64)) {
+fn campaign(name: &'static str, states: u64, run: fn(u64) -> Tried) {
     let first = setting("RINGKEEP_SEED", 7);
     let begin = Instant::now();
     let workers = std::thread::available_parallelism().map_or(1, usize::from) as u64;
@@ -382,35 +550,48 @@ fn campaign(name: &'static str, states: u64, run: fn(u64) -> (u64, u64)) {
         let handles: Vec<_> = (0..workers)
             .map(|worker| {
                 scope.spawn(move || {
-                    let (mut visited, mut acknowledged, mut seed) = (0, 0, first + worker);
-                    while visited < states.div_ceil(workers) {
-                        let (more, writes) = {
-                            let _named = Named(seed);
-                            run(seed)
-                        };
-                        (visited, acknowledged) = (visited + more, acknowledged + writes);
+                    let (mut tried, mut seed) = (Tried::default(), first + worker);
+                    while tried.runs < states.div_ceil(workers) {
+                        let _named = Named(seed);
+                        tried.add(run(seed));
                         seed += workers;
                     }
-                    (visited, acknowledged)
+                    tried
                 })
             })
             .collect();
-        handles.into_iter().map(|handle| handle.join().unwrap()).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1))
+        let mut totals = Tried::default();
+        handles.into_iter().for_each(|handle| totals.add(handle.join().unwrap()));
+        totals
     });
-    Row { name, runs: totals.0, acknowledged: totals.1, seconds: begin.elapsed(), ..Row::default() }.report();
+    let Tried { runs, acknowledged, detected } = totals;
+    Row { name, runs, acknowledged, detected, seconds: begin.elapsed(), ..Row::default() }.report();
 }
 
 #[test]
 fn p1_p2_p4_a_power_cut_at_every_operation() {
-    campaign("power cut at every operation", setting("RINGKEEP_STATES", 100_000), power_cuts);
+    let states = setting("RINGKEEP_STATES", 100_000);
+    campaign("power cut at every operation", states, |seed| power_cuts(SMALL, seed));
+}
+
+#[test]
+fn p4_a_power_cut_at_every_operation_with_a_sync_now_and_then() {
+    let states = setting("RINGKEEP_STATES", 100_000) / 4;
+    campaign("the same with a sync now and then", states, |seed| power_cuts(INTERVAL, seed));
+}
+
+#[test]
+fn p4_a_power_cut_at_every_operation_with_files_of_several_writes() {
+    let states = setting("RINGKEEP_STATES", 100_000) / 10;
+    campaign("the same with files of several writes", states, |seed| power_cuts(LARGE, seed));
 }
 
 /// A life with a failing operation, for every operation and failure: the first life of a store, or its second.
 /// Returns runs and acknowledged writes.
-fn failures(seed: u64) -> (u64, u64) {
+fn failures(seed: u64) -> Tried {
     let (mut runs, mut acknowledged) = (0, 0);
     let first = SimStorage::new(seed);
-    let journal_before = RefCell::new(Journal::default());
+    let journal_before = RefCell::new(Journal::new(SMALL));
     if seed.is_multiple_of(2) {
         block_on(live(&first, seed, &journal_before)).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
     }
@@ -442,7 +623,7 @@ fn failures(seed: u64) -> (u64, u64) {
             }
         }
     }
-    (runs, acknowledged)
+    Tried { runs, acknowledged, detected: 0 }
 }
 
 #[test]
@@ -457,9 +638,14 @@ fn w3_without_syncs_a_crash_leaves_a_prefix_across_wals() {
             let config = DbConfig { sync_every_group: false, ..CONFIG };
             let storage = SimStorage::new(seed);
             let db = Db::create(storage.clone(), OWNER, config).await.unwrap();
-            let mut journal = Journal::default();
+            let mut journal = Journal::new(INTERVAL);
             for (index, number) in [7, 3, 11, 2, 15, 1].into_iter().enumerate() {
-                db.set(&key(index), &value(number)).unwrap();
+                db.grow_wal().await.unwrap();
+                let value = SMALL.value(number);
+                if db.set(&key(index), &value).is_err() {
+                    db.grow_wal().await.unwrap();
+                    db.set(&key(index), &value).unwrap();
+                }
                 journal.sent.push((index, Some(number)));
                 db.commit_next().await.unwrap();
                 if index == 2 {
@@ -470,7 +656,7 @@ fn w3_without_syncs_a_crash_leaves_a_prefix_across_wals() {
             }
             let after = storage.crash(Fate::Random);
             let (db, _) = Db::open(after, OWNER, config).await.unwrap();
-            let state = found(&db).await.unwrap();
+            let state = found(&db, SMALL).await.unwrap();
             assert!(journal.prefix(&state, 0).is_some(), "seed {seed}: {state:?}");
         });
     }
@@ -490,7 +676,7 @@ fn w1_a_wal_whose_edit_is_lost_is_missed_not_removed() {
         // The last edit of the manifest, which names the second WAL, rots: it cannot be told from a torn one.
         let manifest =
             storage.files().iter().map(|(name, _)| *name).find(|name| matches!(name, FileName::Manifest(_)));
-        storage.corrupt(manifest.unwrap(), 4096 + 512 + 60, 1);
+        storage.corrupt(manifest.unwrap(), FIRST_RECORD + 512 + 60, 1);
         let error = Db::open(storage.clone(), OWNER, CONFIG).await.err().expect("the start is refused");
         assert_eq!(error.kind(), ErrorKind::Corruption);
         assert!(error.to_string().contains("holds write 2"), "{error}");

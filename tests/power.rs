@@ -11,6 +11,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
@@ -112,6 +113,42 @@ impl Disk {
             .map(|file| file.path().strip_prefix(self.data()).unwrap().to_string_lossy().into_owned())
             .collect()
     }
+}
+
+/// Flushes that the device has completed.
+fn flushes(disk: &Disk) -> u64 {
+    let device = fs::metadata(&disk.mount).unwrap().dev();
+    let numbers = [rustix::fs::major(device), rustix::fs::minor(device)].map(|number| number.to_string());
+    let stats = fs::read_to_string("/proc/diskstats").unwrap();
+    let fields = stats.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let line = fields.into_iter().find(|fields| fields[..2] == numbers).expect("the device has a line");
+    line[18].parse().unwrap()
+}
+
+/// The one test that sees whether a sync reaches the device: a lone client has no group to share a flush with.
+#[test]
+#[ignore = "needs root: scripts/power.sh"]
+fn p1_every_answer_of_a_lone_client_is_flushed_by_the_device() {
+    let begin = Instant::now();
+    let mut acknowledged = 0;
+    for kind in ["ext4", "xfs"] {
+        let disk = Disk::new(kind, 320);
+        let server = Server::start(&disk.data(), FLAGS);
+        let mut client = server.client();
+        for number in 0..20 {
+            let before = flushes(&disk);
+            for write in 0..25 {
+                assert_eq!(client.request("POST", &format!("/set?key=k{write}&value={number}")).status, 200);
+            }
+            let count = flushes(&disk) - before;
+            assert!(25 <= count, "{kind}: 25 answers and {count} flushes");
+            acknowledged += 25;
+        }
+        server.kill();
+        disk.unmount();
+    }
+    let name = "a flush for every answer of a lone client";
+    Row { name, runs: 40, acknowledged, seconds: begin.elapsed(), ..Row::default() }.report();
 }
 
 /// How many WALs the server has opened with O_DIRECT.
