@@ -1,25 +1,32 @@
 #!/usr/bin/env bash
-# The reliability campaign: every test of the README's reliability table at its full size, on this machine, with the
-# table as the result. Takes about two and a half hours on two cores. What needs root is skipped without it, and the tests
-# with little memory or a slow disk run without these limits, and say so.
+# The reliability campaign: every test of the README's reliability table, on this machine, with the table as the result.
+# What needs root is skipped without it, and the tests with little memory or a slow disk run without these limits, and
+# say so.
 #
-#   usage: scripts/campaign.sh [SEED]       (default: the time in seconds)
+#   usage: scripts/campaign.sh [--short | --try] [SEED]       (default seed: the time in seconds)
 #
-# RINGKEEP_CAMPAIGN=short runs everything at a hundredth of its size, to try the script. The table goes to standard
-# output and, if the run was a full one, into README.md between its marks.
+# The full form is for releases, and takes about three hours on two cores. --short makes a tenth of the runs, in less than
+# an hour. --try makes a hundredth, to try the script. The table goes to standard output and, except with --try, into
+# README.md between its marks.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+form=full divisor=1 flag=
+case ${1:-} in
+    --short) form=short divisor=10 flag="--short " ;;
+    --try) form=try divisor=100 flag="--try " ;;
+    -*) echo "usage: scripts/campaign.sh [--short | --try] [SEED]"; exit 2 ;;
+esac
+[ "$form" = full ] || shift
 seed=${1:-$(date +%s)}
-size=${RINGKEEP_CAMPAIGN:-full}
-[ -z "$(git status --porcelain)" ] || [ "$size" = short ] || { echo "the checkout has changes: commit them first"; exit 1; }
+[ -z "$(git status --porcelain)" ] || [ "$form" = try ] || { echo "the checkout has changes: commit them first"; exit 1; }
 commit=$(git rev-parse --short HEAD)
 out=target/campaign-report
 rm -rf "$out"
 mkdir -p "$out"
 
-# full size, short size
-pick() { if [ "$size" = full ]; then echo "$1"; else echo "$2"; fi; }
+# The size of a test in this form, at least 1.
+size() { echo $(($1 > divisor ? $1 / divisor : 1)); }
 
 # start NAME COMMAND...: one part; its lines of the table go to a file of its own, its output beside it. It has a process
 # group of its own, so that it ends with all that it has started, whatever ends this script.
@@ -48,24 +55,25 @@ tests() { cargo test --locked --profile campaign "$@"; }
 
 tests --no-run
 # Alone: what looks at time, memory and processors.
-export RINGKEEP_PRESSURE_SECONDS=$(pick 600 6) RINGKEEP_CONFINED_SECONDS=$(pick 120 2) RINGKEEP_STARVED_SECONDS=$(pick 20 2)
-export RINGKEEP_IDLE=$(pick 10000 500) RINGKEEP_ABORTS=$(pick 100000 1000) RINGKEEP_STOPS=$(pick 50 2)
+export RINGKEEP_PRESSURE_SECONDS=$(size 600) RINGKEEP_CONFINED_SECONDS=$(size 120) RINGKEEP_STARVED_SECONDS=$(size 20)
+export RINGKEEP_IDLE=$(size 10000) RINGKEEP_ABORTS=$(size 100000) RINGKEEP_STOPS=$(size 50)
 run resources tests --test resources -- --nocapture --test-threads 1 --skip r9_
 
 # The soak beside the rest.
-RINGKEEP_SOAK_SECONDS=$(pick 7200 10) start soak tests --test resources r9_ -- --nocapture
+RINGKEEP_SOAK_SECONDS=$(size 7200) start soak tests --test resources r9_ -- --nocapture
 # What has found most comes first.
-RINGKEEP_STATES=$(pick 10000000 50000) run crash tests --test crash -- --nocapture --test-threads 1
-RINGKEEP_FLIPS=$(pick 0 20000) run damage tests --test damage -- --nocapture --test-threads 1
-RINGKEEP_CUTS=$(pick 500 5) RINGKEEP_FULL_DISKS=$(pick 20 1) run power scripts/power.sh
-RINGKEEP_KILLS=$(pick 1000 5) run kill tests --test kill p1_ -- --nocapture
-RINGKEEP_HISTORIES=$(pick 200 2) run history tests --test history p3_ -- --nocapture
-run fuzz scripts/fuzz.sh "$(pick 60 1)"
+RINGKEEP_STATES=$(size 10000000) run crash tests --test crash -- --nocapture --test-threads 1
+RINGKEEP_FLIPS=$([ "$form" = full ] && echo 0 || size 2600000) RINGKEEP_CUT_EVERY=$divisor run damage tests --test damage -- --nocapture --test-threads 1
+RINGKEEP_CUTS=$(size 500) RINGKEEP_FULL_DISKS=$(size 20) run power scripts/power.sh
+RINGKEEP_KILLS=$(size 1000) run kill tests --test kill p1_ -- --nocapture
+RINGKEEP_HISTORIES=$(size 200) run history tests --test history p3_ -- --nocapture
+run fuzz scripts/fuzz.sh "$(size 60)"
 finish soak
 [ "$(git rev-parse --short HEAD)" = "$commit" ] || { echo "FAILED: the checkout is no longer $commit"; exit 1; }
 
 table() {
-    echo "Seed $seed, commit $commit, $(date -u +%Y-%m-%d), Linux $(uname -r), $(nproc) cores: \`scripts/campaign.sh $seed\`."
+    [ "$form" = full ] || echo "**The $form form: one run in $divisor of the full campaign, which is made for releases.**"
+    echo "Seed $seed, commit $commit, $(date -u +%Y-%m-%d), Linux $(uname -r), $(nproc) cores: \`scripts/campaign.sh $flag$seed\`."
     echo
     echo "| test | runs | acknowledged | lost | wrong | detected | seconds | command |"
     echo "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
@@ -91,7 +99,7 @@ table() {
 table >"$out/table.md"
 cat "$out/table.md"
 
-if [ "$size" = full ]; then
+if [ "$form" != try ]; then
     awk -v table="$out/table.md" '
         /<!-- campaign: end -->/ { while ((getline line < table) > 0) print line; inside = 0 }
         !inside { print }

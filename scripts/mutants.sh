@@ -1,0 +1,214 @@
+#!/usr/bin/env bash
+# Breaks what durability rests on, one place at a time, and runs the quick tests on each broken copy. A mutation that no
+# test notices is a survivor; there must be none.
+#
+#   usage: scripts/mutants.sh [WORD]       only the mutations whose name contains WORD
+#
+# Works on a copy below target/mutants, and takes about an hour on two cores. One mutation needs root and loop devices to
+# be noticed (scripts/power.sh has the same needs); it is left out otherwise. Exit status 1: a mutation survived, or does
+# not apply to the code any more.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+only=${1:-}
+work=$PWD/target/mutants
+tree=$work/tree
+mkdir -p "$tree"
+export CARGO_TARGET_DIR=$work/build RINGKEEP_LOG=off CARGO_TERM_COLOR=never
+export RINGKEEP_STATES=${RINGKEEP_STATES:-12000} RINGKEEP_FLIPS=8000 RINGKEEP_KILLS=2 RINGKEEP_CUT_EVERY=977
+rm -rf "$tree" && mkdir -p "$tree"
+git ls-files -z | xargs -0 cp --parents -t "$tree"
+
+count=0 survivors=0
+
+# suites: runs the quick tests, the fastest first, until one fails. Fails if one does.
+suites() {
+    timeout 600 cargo test -q --locked --lib &&
+        timeout 600 cargo test -q --locked --test crash --test damage --test bounds --test model --test formats &&
+        timeout 600 cargo test -q --locked --test check --test taken_away --test kill --test http_api
+}
+# The same on a loop device, which counts flushes.
+flushes() {
+    local folder=$work/power
+    mkdir -p "$folder"
+    RINGKEEP_POWER=$folder timeout 600 cargo test -q --locked --test power p1_every_answer -- --ignored
+}
+
+# mutant NAME FILE OLD NEW [SUITES]: replaces the first OLD in FILE by NEW.
+mutant() {
+    local name=$1 file=$2 tests=${5:-suites} begin=$SECONDS
+    [[ $name == *"$only"* ]] || return 0
+    count=$((count + 1))
+    if ! (cd "$tree" && OLD=$3 NEW=$4 perl -0pi -e \
+        'BEGIN { ($old, $new) = @ENV{"OLD", "NEW"} } $hits += s/\Q$old\E/$new/; END { exit !$hits }' "$file"); then
+        echo "DOES NOT APPLY: $name ($file)"
+        survivors=$((survivors + 1))
+    elif ! (cd "$tree" && cargo test -q --locked --no-run) >"$work/log" 2>&1; then
+        echo "DOES NOT BUILD: $name ($file)"
+        survivors=$((survivors + 1))
+    elif (cd "$tree" && "$tests") >"$work/log" 2>&1; then
+        echo "SURVIVED: $name ($file)"
+        survivors=$((survivors + 1))
+    else
+        local by
+        by=$(grep -m 1 -oE '^(---- |test )?[a-z_0-9:]+( stdout ----|.*FAILED)' "$work/log" | awk '{ print ($1 == "----" || $1 == "test") ? $2 : $1 }')
+        echo "noticed in $((SECONDS - begin)) s: $name${by:+, by $by}"
+    fi
+    cp "$file" "$tree/$file"
+}
+
+echo "== unchanged"
+(cd "$tree" && suites) >"$work/log" 2>&1 || { tail -n 40 "$work/log"; echo "FAILED: the unchanged code"; exit 1; }
+
+echo "== group commit"
+mutant 'a group is committed without its sync' src/db/commit.rs \
+    'if self.sync_every_group {' 'if false {'
+mutant 'interval syncs do nothing' src/db/commit.rs \
+    'wal.sync().await.map_err(|error| self.fail(&error))' 'let _ = (wal, |error: Error| self.fail(&error)); Ok(())'
+mutant 'a WAL takes groups before the one before it is synced' src/db/commit.rs \
+    'before.sync().await?; // W3' 'let _ = before;'
+mutant 'a failed commit is answered with success' src/db/commit.rs \
+    'if let Err(error) = self.write(group).await {' 'if let (Err(error), true) = (self.write(group).await, false) {'
+mutant 'what failed meanwhile is not looked at' src/db/commit.rs \
+    'if let Some(error) = self.failure() {
+            outcome' 'if let (Some(error), true) = (self.failure(), false) {
+            outcome'
+mutant 'a WAL without a name is not noticed' src/db/commit.rs \
+    'group.wal.file().check_in_place()?; // C4' ''
+mutant 'writes are visible before they are committed' src/db/mod.rs \
+    'Ok(Lookup::new(self, key, self.0.queue.visible(), Wants::Value))' 'Ok(Lookup::new(self, key, SeqNo(u64::MAX), Wants::Value))'
+mutant 'a write goes ahead of those that wait for room' src/shard/handler.rs \
+    'if db.waits_for_room() {' 'if false {'
+mutant 'writes that wait for room do not wait for their turn' src/shard/handler.rs \
+    'let _turn = tokio::time::timeout_at(deadline, place.first()).await;' 'let _turn = &place;'
+
+echo "== files of records"
+mutant 'a sync covers what was written while it ran' src/record/file.rs \
+    'self.durable.set(end);' 'self.durable.set(self.end.get());'
+mutant 'a failed sync is forgotten' src/record/file.rs \
+    'synced.clone()?;
+            self.durable' 'std::mem::replace(&mut *synced, Ok(()))?;
+            self.durable'
+mutant 'a sync does nothing' src/record/file.rs \
+    'let result = self.file.sync().await;' 'let result: std::io::Result<()> = Ok(());'
+mutant 'a sync does not reach the device' src/storage/uring.rs \
+    'if self.durable_writes {' 'if self.durable_writes || cfg!(unix) {' "$([ "$(id -u)" = 0 ] && [ -e /dev/loop-control ] && echo flushes || echo false)"
+mutant 'a mark says more than is durable' src/record/file.rs \
+    'durable: self.durable.get(), limit, ..last }' 'durable: end, limit: limit.max(end), ..last }'
+mutant 'marks are written to the slot that is not durable yet' src/record/file.rs \
+    'due && self.mark_is_synced()' 'due'
+mutant 'marks always go to the same slot' src/record/mark.rs \
+    'self.number % SLOTS * BLOCK_BYTES as u64' '0'
+mutant 'no marks under load' src/record/file.rs \
+    'due && self.mark_is_synced()' 'false && due'
+mutant 'no mark on request' src/record/file.rs \
+    'self.mark_requested.get() && 0 < news' 'false'
+mutant 'no mark when commits pause' src/record/file.rs \
+    'if self.mark.get().durable < self.durable.get() {' 'if false {'
+mutant 'the limit is not raised before it is crossed' src/record/file.rs \
+    'self.raise_limit(end).await?; // E2' ''
+mutant 'the mark that raises the limit is not synced' src/record/file.rs \
+    'self.write_mark(end).await?;
+            self.sync().await?;
+        }
+        assert!(end <= self.synced_mark.get().limit); // E2' 'self.write_mark(end).await?;
+        }'
+mutant 'the marks of a new file are not synced' src/record/file.rs \
+    'file.sync().await.map_err(|error| Error::io(attempt("sync"), error))?;
+        sync_names' 'sync_names'
+mutant 'the name of a new file is not synced' src/record/file.rs \
+    'sync_names(storage).await?;' ''
+mutant 'the zeros of a longer file are not synced' src/record/file.rs \
+    'file.sync().await.map_err(|error| {
+                Error::io(format!("sync {}, which grew' 'Ok(()).map_err(|error: std::io::Error| {
+                Error::io(format!("sync {}, which grew'
+mutant 'a file is used while it grows' src/record/file.rs \
+    'let result = async {
+            // A descriptor' 'self.allocated.set(length);
+        let result = async {
+            // A descriptor'
+mutant 'a file that is still written to is used again' src/record/file.rs \
+    '!self.growing.get() && self.marking.try_lock().is_ok()' 'true'
+mutant 'a file that was removed or cut is not noticed' src/record/file.rs \
+    'Ok(Some(bytes)) if self.allocated.get() <= bytes => return Ok(()),' '_ if !self.label.is_empty() => return Ok(()), Ok(Some(bytes)) if self.allocated.get() <= bytes => return Ok(()),'
+
+echo "== replay"
+mutant 'what a mark says is not kept to' src/record/replay.rs \
+    'let durable = mark.durable.max(known_end.durable());' 'let durable = known_end.durable();'
+mutant 'what the manifest says is not kept to' src/record/replay.rs \
+    'let durable = mark.durable.max(known_end.durable());' 'let durable = mark.durable;'
+mutant 'what later records say is not looked for' src/record/replay.rs \
+    'if offset < witness {' 'if false && offset < witness {'
+mutant 'records need not follow each other' src/record/replay.rs \
+    'Ok(record) if record.chain == chain => {' 'Ok(record) if record.chain == chain || true => {'
+mutant 'a file that was cut is not noticed' src/record/replay.rs \
+    'if file_bytes < mark.limit {' 'if false {'
+mutant 'one good slot is enough for the limit' src/record/replay.rs \
+    'if bad_slot.is_none() {' 'if true {'
+mutant 'a later version is cut like a torn record' src/record/replay.rs \
+    'Flaw::LaterVersion(reason) => return Err(Error::undecodable(label, offset, reason)),' 'Flaw::LaterVersion(reason) => (reason, 0),'
+mutant 'one unreadable block ends a start' src/record/replay.rs \
+    'Err(error) if error.raw_os_error() == Some(libc::EIO) => {
+                return self.step_by_block' 'Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
+                return self.step_by_block'
+mutant 'nothing is missing when a WAL leaves out writes' src/wal/reader.rs \
+    'if first != expected {' 'if first < expected {'
+mutant 'what was replayed is not synced' src/wal/reader.rs \
+    'file.sync().await.map_err' 'Ok(drop(file)).map_err'
+
+echo "== manifest and names"
+mutant 'edits are not synced' src/manifest/mod.rs \
+    'log.append(record).await?;
+    log.sync().await' 'log.append(record).await.map(|_| ())'
+mutant 'edits carry no marks' src/manifest/mod.rs \
+    'log.request_mark();' ''
+mutant 'CURRENT names a manifest without its snapshot' src/manifest/mod.rs \
+    'append(&log, &payload).await?;' 'if payload.is_empty() { append(&log, &payload).await?; }'
+mutant 'missing files are not missed' src/manifest/presence.rs \
+    'wals.chain(ssts).filter_map(error).collect()' 'wals.chain(ssts).filter_map(error).take(0).collect()'
+mutant 'a WAL that nothing names is removed with its writes' src/manifest/presence.rs \
+    '&& state.flushed < first' '&& state.flushed < first && first.0 == 0'
+mutant 'a file is replaced before it is synced' src/storage/mod.rs \
+    'file.sync().await.map_err(|error| Error::io(attempt("sync"), error))?;' ''
+mutant 'a file is replaced before its name is synced' src/storage/mod.rs \
+    '    sync_names(storage).await?;
+    let uncertain' '    let uncertain'
+mutant 'names are not synced at all' src/storage/mod.rs \
+    'storage.sync_dir().await.map_err' 'Ok(drop(storage.clone())).map_err'
+
+echo "== flush, compaction, recovery"
+mutant 'what is not committed is flushed' src/db/flush.rs \
+    'self.committed_up_to(last).await?; // D3' ''
+mutant 'the name of a flushed SST is not synced' src/db/flush.rs \
+    'sync_names(&inner.storage).await?;
+            Ok(meta)' 'Ok(meta)'
+mutant 'an SST is not synced' src/sst/builder.rs \
+    'self.file.sync().await' 'Ok::<(), std::io::Error>(())'
+mutant 'the names of compacted SSTs are not synced' src/db/compact.rs \
+    'match sync_names(&inner.storage).await {' 'match Ok::<(), Error>(drop(&inner.storage)) {'
+mutant 'a WAL is released before its flush is in the manifest' src/db/flush.rs \
+    'if let Err(error) = self.edit(edit).await {' 'let _ = self.release_wal(frozen).await;
+        if let Err(error) = self.edit(edit).await {'
+mutant 'the end of a replayed WAL is left open' src/db/recovery.rs \
+    'end: KnownEnd::Exactly(end.offset) }' 'end: KnownEnd::AtLeast(end.offset) }'
+mutant 'the WAL of a killed process is written to again' src/db/recovery.rs \
+    'if state.clean_wal == Some(number) && end.bad_slot' 'if memtable.entries() == 0 && end.bad_slot'
+mutant 'the end of a WAL is not noted in the manifest' src/db/mod.rs \
+    'KnownEnd::AtLeast(known) => known < durable,' 'KnownEnd::AtLeast(known) => known < durable && false,'
+mutant 'a write is lost when its memtable is frozen' src/db/mod.rs \
+    'inner.frozen.borrow_mut().push_back(full.freeze());' 'drop(full.freeze());'
+
+echo "== the data directory"
+mutant 'two processes may have one directory' src/data_dir.rs \
+    'lock(directory.file(), path)?;' 'let _ = lock(directory.file(), path);'
+mutant 'the lock of another directory counts' src/data_dir.rs \
+    'if directory.is_in_place().map_err(|error| Error::io(attempt("look at"), error))? {' 'if true {'
+mutant 'names are not looked at' src/shard/mod.rs \
+    'match db.check_names().await {' 'match Ok::<(), Error>(()) {'
+mutant 'a directory that was moved is not noticed' src/storage/uring.rs \
+    'if look_up(&self.0.directory, path).await? != Some(*id) {' 'if false && look_up(&self.0.directory, path).await? != Some(*id) {'
+mutant 'a file that was replaced is not noticed' src/storage/uring.rs \
+    'Ok(look_up(&self.0.directory, Path::new(&name.to_string())).await? == Some(id))' 'let _ = (id, name); Ok(true)'
+
+echo "$count mutations, $survivors survivors"
+[ "$survivors" = 0 ]
