@@ -14,8 +14,8 @@ only=${1:-}
 work=$PWD/target/mutants
 tree=$work/tree
 mkdir -p "$tree"
-export CARGO_TARGET_DIR=$work/build RINGKEEP_LOG=off CARGO_TERM_COLOR=never
-export RINGKEEP_STATES=${RINGKEEP_STATES:-12000} RINGKEEP_FLIPS=8000 RINGKEEP_KILLS=2 RINGKEEP_CUT_EVERY=977
+export CARGO_TARGET_DIR=$work/build CARGO_TERM_COLOR=never
+export RINGKEEP_STATES=${RINGKEEP_STATES:-8000} RINGKEEP_FLIPS=8000 RINGKEEP_KILLS=2 RINGKEEP_CUT_EVERY=977
 rm -rf "$tree" && mkdir -p "$tree"
 git ls-files -z | xargs -0 cp --parents -t "$tree"
 

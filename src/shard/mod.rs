@@ -33,7 +33,7 @@ pub type Engine = Db<UringStorage>;
 const RETRY_TIME: Duration = Duration::from_secs(1);
 /// Without a commit for this long the end of the WAL is marked. Looked at as often, so that it takes at most twice as
 /// long after the queue of groups has run empty.
-const MARK_IDLE_TIME: Duration = Duration::from_millis(4);
+const MARK_IDLE_TIME: Duration = Duration::from_millis(3);
 /// After this long without a commit the end of the WAL is noted in the manifest as well.
 const NOTE_IDLE_TIME: Duration = Duration::from_millis(100);
 /// Under load a mark goes with a group this often.
