@@ -50,7 +50,7 @@ pub enum SyncMode {
     Always,
     /// After its group was written; a sync follows at this interval. A power cut may take that much time.
     Interval(Duration),
-    /// After its group was written; the system syncs when it likes.
+    /// After its group was written. The log syncs itself every few MiB, and nothing else waits for that.
     Never,
 }
 

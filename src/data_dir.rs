@@ -240,4 +240,26 @@ mod tests {
         drop(second);
         DataDir::open(&path).unwrap();
     }
+
+    #[test]
+    fn y3_a_directory_that_was_replaced_while_its_lock_was_waited_for_is_not_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("data");
+        let first = DataDir::open_or_create(&path).unwrap();
+        let opened = || {
+            let links = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+            links.filter(|link| std::fs::read_link(link.path()).is_ok_and(|leads| leads == path)).count()
+        };
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| DataDir::open(&path));
+            while opened() < 2 {
+                std::thread::yield_now();
+            }
+            // It waits for the lock of a directory that is moved away meanwhile.
+            std::fs::rename(&path, folder.path().join("moved")).unwrap();
+            std::fs::create_dir(&path).unwrap();
+            drop(first);
+            assert!(second.join().unwrap().unwrap().directory().is_in_place().unwrap());
+        });
+    }
 }

@@ -82,6 +82,12 @@ pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
+/// Whether the device cannot give back what is stored in a place, while the rest of it works. Linux says EIO, and of a
+/// medium error, by its kind, ENODATA, EILSEQ or EREMOTEIO (`blk_errors` in its block layer).
+pub fn is_unreadable(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EIO | libc::ENODATA | libc::EILSEQ | libc::EREMOTEIO))
+}
+
 impl Error {
     /// An error whose sentence says it all.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
@@ -131,7 +137,7 @@ impl Error {
 }
 
 /// `io::Error` is not `Clone`; its code, or its kind and text, say the same.
-fn clone_io(error: &io::Error) -> io::Error {
+pub fn clone_io(error: &io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(code) => io::Error::from_raw_os_error(code),
         None => io::Error::new(error.kind(), error.to_string()),

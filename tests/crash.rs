@@ -49,9 +49,11 @@ const CONFIG: DbConfig = DbConfig {
 struct Scene {
     config: DbConfig,
     lengths: [usize; 4],
+    /// Lives of one store.
+    lives: u64,
 }
 
-const SMALL: Scene = Scene { config: CONFIG, lengths: [0, 3, 500, 6_000] };
+const SMALL: Scene = Scene { config: CONFIG, lengths: [0, 3, 500, 6_000], lives: 5 };
 /// Groups are committed before their sync, and synced now and then.
 const INTERVAL: Scene = Scene { config: DbConfig { sync_every_group: false, ..CONFIG }, ..SMALL };
 /// Sorted files take several writes.
@@ -64,6 +66,7 @@ const LARGE: Scene = Scene {
         ..CONFIG
     },
     lengths: [0, 500, 60_000, 190_000],
+    lives: 2,
 };
 
 impl Scene {
@@ -83,8 +86,6 @@ impl Scene {
 
 /// How each state of the disk is left by a crash.
 const FATES: [Fate; 5] = [Fate::Lost, Fate::Kept, Fate::Killed, Fate::Random, Fate::Random];
-/// Lives of one store.
-const LIVES: u64 = 5;
 const KEYS: usize = 12;
 
 /// What each key holds: the number that its value was made of.
@@ -469,7 +470,7 @@ fn power_cuts(scene: Scene, seed: u64) -> Tried {
     let mut random = Random::new(seed);
     let journal = RefCell::new(Journal::new(scene));
     let (mut states, mut acknowledged, mut detected) = (0, 0, 0);
-    for life in 0..LIVES {
+    for life in 0..scene.lives {
         // Some lives end with a clean stop.
         let cut = storage.operations() + random.below(600);
         let before = journal.borrow().acknowledged;
@@ -680,6 +681,66 @@ fn w1_a_wal_whose_edit_is_lost_is_missed_not_removed() {
         let error = Db::open(storage.clone(), OWNER, CONFIG).await.err().expect("the start is refused");
         assert_eq!(error.kind(), ErrorKind::Corruption);
         assert!(error.to_string().contains("holds write 2"), "{error}");
+    });
+}
+
+#[test]
+fn w1_a_wal_that_nothing_names_and_whose_writes_are_damaged_is_not_removed() {
+    block_on(async {
+        let storage = SimStorage::new(1);
+        let db = Db::create(storage.clone(), OWNER, CONFIG).await.unwrap();
+        let set = async |key: &[u8]| {
+            db.set(key, b"1").unwrap();
+            db.commit_next().await.unwrap();
+        };
+        set(b"a").await;
+        db.request_flush();
+        db.prepare_spare().await.unwrap();
+        set(b"b").await;
+        db.mark().await.unwrap();
+        let manifest =
+            storage.files().iter().map(|file| file.0).find(|name| matches!(name, FileName::Manifest(_)));
+        storage.corrupt(manifest.unwrap(), FIRST_RECORD + 512 + 60, 1);
+        let wal = FileName::Wal(db.durable().unwrap().0);
+        storage.corrupt(wal, FIRST_RECORD + 60, 1);
+        let error = Db::open(storage.clone(), OWNER, CONFIG).await.err().expect("the start is refused");
+        assert!(
+            error.kind() == ErrorKind::Corruption && error.to_string().contains(&wal.to_string()),
+            "{error}"
+        );
+        assert!(storage.files().iter().any(|(name, _)| *name == wal), "it is there still");
+    });
+}
+
+#[test]
+fn p6_a_wal_that_was_taken_away_while_it_waits_for_its_flush_is_noticed() {
+    block_on(async {
+        for flush in [false, true] {
+            let storage = SimStorage::new(1);
+            let db = Db::create(storage.clone(), OWNER, CONFIG).await.unwrap();
+            db.set(b"a", b"1").unwrap();
+            db.commit_next().await.unwrap();
+            let wal = FileName::Wal(db.durable().unwrap().0);
+            db.request_flush();
+            db.prepare_spare().await.unwrap();
+            assert!(db.has_frozen());
+            db.check_names().await.unwrap();
+            // Somebody puts another file in its place.
+            let foreign = storage.bytes(wal);
+            storage.lose(wal);
+            storage.create(wal).await.unwrap();
+            storage.overwrite(wal, &foreign);
+            let result = if flush { db.flush_next().await } else { db.check_names().await };
+            let error = result.expect_err("it is noticed");
+            assert!(
+                error.kind() == ErrorKind::Poisoned && error.to_string().contains(&wal.to_string()),
+                "{error}"
+            );
+            assert_eq!(storage.bytes(wal), foreign, "nothing is written to it");
+            assert!(db.set(b"b", b"2").is_err());
+            let files = storage.files();
+            assert!(db.remove_next().await.is_none() && storage.files() == files);
+        }
     });
 }
 

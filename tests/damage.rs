@@ -417,6 +417,11 @@ fn w4_what_a_mark_knows_of_a_wal_under_load_is_never_cut() {
 
     shard.try_bytes(&whole, u64::MAX, "nothing");
     shard.try_bytes(&vec![0; whole.len()], 0, "replaced by zeros");
+    for start in (0..FIRST_RECORD).step_by(64) {
+        let mut zeroed = whole.clone();
+        zeroed[start as usize..].fill(0);
+        shard.try_bytes(&zeroed, start, &format!("zeroed from offset {start} on"));
+    }
     for group in 0..shard.ends.len() {
         let start = shard.start_of(group);
         let mut zeroed = whole.clone();
@@ -436,6 +441,53 @@ fn w4_what_a_mark_knows_of_a_wal_under_load_is_never_cut() {
         shard.try_bytes(&whole[..length], length as u64, &format!("cut to {length} bytes"));
     }
     report("a WAL under load, cut, zeroed and flipped", &shard.counts, begin);
+}
+
+/// The tail of a WAL that is not the last one is witnessed by the next WAL.
+#[test]
+fn w4_the_second_group_of_a_wal_witnesses_the_wal_before() {
+    block_on(async {
+        let owner = Owner { store_id: 9, shard: ShardId(0) };
+        let storage = SimStorage::new(1);
+        let db = Db::create(storage.clone(), owner, UnderLoad::CONFIG).await.unwrap();
+        let set = async |key: u8| {
+            let ticket = db.set(&[key], &[key; 100]).unwrap();
+            db.commit_next().await.unwrap();
+            ticket.await.unwrap();
+            db.durable().unwrap().0
+        };
+        let first = FileName::Wal(set(1).await);
+        db.request_flush();
+        db.prepare_spare().await.unwrap();
+        assert_ne!(first, FileName::Wal(set(2).await), "it goes to the next WAL");
+        set(3).await;
+        assert!(!db.is_witnessed(), "the last group is not");
+        let mut bytes = storage.bytes(first);
+        bytes[FIRST_RECORD as usize..].fill(0);
+        let damaged = storage.crash(Fate::Kept);
+        damaged.overwrite(first, &bytes);
+        let error = Db::open(damaged, owner, UnderLoad::CONFIG).await.err().expect("the start is refused");
+        assert!(error.to_string().contains("writes are missing"), "{error}");
+        // And if the first group of the next WAL is gone as well, it is missed itself.
+        let next = FileName::Wal(db.durable().unwrap().0);
+        let damaged = storage.crash(Fate::Kept);
+        damaged.overwrite(first, &bytes);
+        let mut bytes = storage.bytes(next);
+        bytes[FIRST_RECORD as usize..].fill(0);
+        damaged.overwrite(next, &bytes);
+        let error = Db::open(damaged, owner, UnderLoad::CONFIG).await.err().expect("the start is refused");
+        assert!(error.to_string().contains(&next.to_string()), "{error}");
+
+        // What is flushed needs no witness any more.
+        db.mark().await.unwrap();
+        set(4).await;
+        db.prepare_spare().await.unwrap();
+        db.request_flush();
+        while db.has_frozen() {
+            db.flush_next().await.unwrap();
+        }
+        assert!(db.is_witnessed());
+    });
 }
 
 /// A torn write that damages the rest of its block as well, which is more than R1 allows for.

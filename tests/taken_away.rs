@@ -151,6 +151,16 @@ fn p1_nothing_is_acknowledged_in_a_log_that_was_removed_or_cut() {
 }
 
 #[test]
+fn a_stop_does_not_hide_that_the_directory_was_moved() {
+    let (folder, data) = folder();
+    let server = Watched::start(&data);
+    set(&mut server.server.client(), "a");
+    fs::rename(&data, folder.path().join("moved")).unwrap();
+    server.server.signal("-TERM");
+    server.ends_with_74("a stop", "moved, removed or replaced");
+}
+
+#[test]
 fn p1_a_backup_restored_over_a_running_server_ends_it() {
     let (folder, data) = folder();
     let server = Server::start(&data, SMALL);

@@ -208,6 +208,8 @@ impl<F: File> CommitQueue<F> {
         let before = self.last_wal.borrow().clone();
         if let Some(before) = before.filter(|before| !Rc::ptr_eq(before, &group.wal)) {
             before.sync().await?; // W3
+            // The second group of the new WAL witnesses the first, and with it the whole of the WAL before (W1).
+            group.wal.file().request_mark();
         }
         self.last_wal.replace(Some(group.wal.clone()));
         let buffer = group.wal.append(group.builder).await?;
@@ -236,7 +238,10 @@ impl<F: File> CommitQueue<F> {
 
     /// Whether a durable mark says how far the last WAL is durable (W4).
     pub(super) fn is_witnessed(&self) -> bool {
-        self.last_wal.borrow().as_ref().is_none_or(|wal| wal.file().durable() <= wal.file().witnessed())
+        self.last_wal.borrow().as_ref().is_none_or(|wal| {
+            // What a retired WAL held is in an SST.
+            wal.file().is_retired() || wal.file().durable() <= wal.file().witnessed()
+        })
     }
 
     /// Lets the next group carry a mark (W4).

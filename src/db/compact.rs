@@ -72,6 +72,9 @@ impl<S: Storage> Db<S> {
     /// Cancel safety: not safe.
     pub async fn remove_next(&self) -> Option<u64> {
         let inner = &*self.0;
+        if inner.queue.failure().is_some() {
+            return None; // the names may be those of somebody else by now
+        }
         let free = inner.obsolete.borrow().iter().position(|meta| Rc::strong_count(meta) == 1)?;
         let meta = inner.obsolete.borrow_mut().swap_remove(free);
         inner.open_files.borrow_mut().remove(&meta.number);

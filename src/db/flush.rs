@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::{Active, Db, Frozen, Work, wal_sizes};
+use super::{Active, Db, Frozen, TAKEN, Work, wal_sizes};
 use crate::compaction::executor::ENTRY_COST_BYTES;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
@@ -10,6 +10,7 @@ use crate::key::SeqNo;
 use crate::manifest::{VersionEdit, WalMeta};
 use crate::memtable::{InOrder, Memtable};
 use crate::record::Kind;
+use crate::record::file::taken_away;
 use crate::record::replay::KnownEnd;
 use crate::sst::SstMeta;
 use crate::sst::builder::SstBuilder;
@@ -161,6 +162,12 @@ impl<S: Storage> Db<S> {
             let attempt = || format!("remove {}", inner.storage.label(name));
             inner.storage.remove(name).await.map_err(|error| Error::io(attempt(), error))
         };
+        let name = FileName::Wal(frozen.wal);
+        let leads = inner.storage.leads_to(name, &frozen.file).await;
+        if !leads.map_err(|error| Error::io(format!("look at {}", inner.storage.label(name)), error))? {
+            // It would be somebody else's file that is removed, or used again.
+            return Err(self.poison(&taken_away(&inner.storage.label(name), TAKEN)));
+        }
         let wanted = inner.spare.borrow().is_none() && !inner.spare_coming.get();
         let usable = frozen.written.as_ref().filter(|wal| wal.retire(inner.config.wal_bytes));
         let Some(from) = usable.filter(|_| wanted) else {
@@ -317,6 +324,10 @@ impl<S: Storage> Db<S> {
             ..VersionEdit::default()
         };
         self.edit(edit).await?;
+        match self.check_store().await {
+            Err(error) if error.kind() == ErrorKind::Poisoned => return Err(error),
+            _ => {} // what cannot be looked at proves nothing
+        }
         watch(CloseStep::WalCleaned);
         Ok(())
     }

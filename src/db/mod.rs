@@ -55,6 +55,7 @@ use self::values::ValueCache;
 use crate::compaction::{Limits, debt_bytes};
 use crate::config::{DbConfig, KEY_BYTES_MAX, WRITE_OVERHEAD_BYTES_MAX};
 use crate::error::{Error, ErrorKind, Result};
+use crate::file_name::FileName;
 use crate::key::{FileNumber, KeyHash, SeqNo, ValueKind};
 use crate::manifest::{Manifest, SharedMeta, State, Version, VersionEdit};
 use crate::memtable::Memtable;
@@ -68,6 +69,8 @@ use crate::wal::writer::Wal;
 
 /// Most keys that are prefetched together; what is beyond is left out.
 const PREFETCHED: usize = 64;
+/// What has happened to a file whose name does not lead to it any more.
+const TAKEN: &str = "moved, removed or replaced";
 /// Reads up to this size are not counted one by one.
 const SMALL_READ_BYTES: usize = 64 << 10;
 
@@ -93,6 +96,8 @@ struct Frozen<S: Storage> {
     /// The WAL, if this process wrote it. One that was replayed is never used again: the kernel may still finish a write
     /// of the killed process there.
     written: Option<Rc<Wal<S::File>>>,
+    /// The file of the WAL.
+    file: S::File,
 }
 
 impl<S: Storage> Active<S> {
@@ -101,7 +106,8 @@ impl<S: Storage> Active<S> {
     }
 
     fn freeze(self) -> Rc<Frozen<S>> {
-        Rc::new(Frozen { memtable: self.memtable, wal: self.wal.number(), written: Some(self.wal) })
+        let (wal, file) = (self.wal.number(), self.wal.file().file().clone());
+        Rc::new(Frozen { memtable: self.memtable, wal, written: Some(self.wal), file })
     }
 }
 
@@ -462,8 +468,8 @@ impl<S: Storage> Db<S> {
         .await
     }
 
-    /// Checks that the names of the shard still lead to the files that are in use: the directory, the WAL for the next
-    /// write and the manifest. If they do not, somebody has moved, removed or replaced them, and what is written now
+    /// Checks that the names of the shard still lead to the files that are in use: the directory, the WALs and the
+    /// manifest. If they do not, somebody has moved, removed or replaced them, and what is written now
     /// would be lost.
     ///
     /// # Errors
@@ -471,13 +477,10 @@ impl<S: Storage> Db<S> {
     ///
     /// Cancel safety: not safe.
     pub async fn check_names(&self) -> Result<()> {
+        self.check_store().await?;
         let inner = &*self.0;
         let storage = &inner.storage;
-        let label = storage.directory_label();
-        let look = |error| Error::io(format!("look at {label}"), error);
-        if !storage.is_in_place().await.map_err(look)? {
-            return Err(self.poison(&taken_away(&label, "moved, removed or replaced")));
-        }
+        let look = |error| Error::io(format!("look at {}", storage.directory_label()), error);
         let wals = [Some(inner.active.borrow().wal.clone()), inner.spare.borrow().clone()];
         for wal in wals.into_iter().flatten() {
             let file = wal.file();
@@ -489,6 +492,27 @@ impl<S: Storage> Db<S> {
                 self.check_file(file, leads)?;
             }
         }
+        let frozen: Vec<_> = inner.frozen.borrow().iter().cloned().collect();
+        for frozen in frozen {
+            let name = FileName::Wal(frozen.wal);
+            let leads = storage.leads_to(name, &frozen.file).await.map_err(look)?;
+            let still = inner.frozen.borrow().iter().any(|now| Rc::ptr_eq(now, &frozen));
+            if !leads && still {
+                return Err(self.poison(&taken_away(&storage.label(name), TAKEN)));
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Self::check_names`], of the directory and the manifest alone.
+    pub(super) async fn check_store(&self) -> Result<()> {
+        let inner = &*self.0;
+        let storage = &inner.storage;
+        let label = storage.directory_label();
+        let look = |error| Error::io(format!("look at {label}"), error);
+        if !storage.is_in_place().await.map_err(look)? {
+            return Err(self.poison(&taken_away(&label, TAKEN)));
+        }
         let manifest = inner.manifest.lock().await;
         let log = manifest.log();
         let leads = storage.leads_to(log.name(), log.file()).await.map_err(look)?;
@@ -496,11 +520,8 @@ impl<S: Storage> Db<S> {
     }
 
     fn check_file(&self, file: &RecordFile<S::File>, name_leads_to_it: bool) -> Result<()> {
-        let result = if name_leads_to_it {
-            file.check_in_place()
-        } else {
-            Err(taken_away(file.label(), "moved, removed or replaced"))
-        };
+        let result =
+            if name_leads_to_it { file.check_in_place() } else { Err(taken_away(file.label(), TAKEN)) };
         result.map_err(|error| self.poison(&error))
     }
 

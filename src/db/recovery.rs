@@ -214,6 +214,7 @@ impl<S: Storage> Db<S> {
             }
         };
         state.next_file = state.next_file.max(wal.number().next());
+        state.clean_wal = None;
         state.wals = std::mem::take(&mut replayed.wals);
         state.wals.insert(wal.number(), unused(&wal));
         match Manifest::create(storage.clone(), owner, state, config.manifest_bytes).await {
@@ -295,7 +296,7 @@ async fn replay_all<S: Storage>(
         let known_end = state.known_end(number);
         let source = Source { number, file_bytes, known_end };
         let mut memtable = Memtable::new(config.key_hash);
-        let end = replay(storage, owner, source, &mut next, |entry| {
+        let (file, end) = replay(storage, owner, source, &mut next, |entry| {
             memtable.insert(entry.key, entry.seqno, entry.kind, entry.value);
         })
         .await?;
@@ -320,7 +321,7 @@ async fn replay_all<S: Storage>(
         recovered.writes += memtable.entries();
         recovered.wal_bytes += end.offset - FIRST_RECORD;
         wals.insert(number, WalMeta { bytes, end: KnownEnd::Exactly(end.offset) });
-        frozen.push_back(Rc::new(Frozen { memtable, wal: number, written: None }));
+        frozen.push_back(Rc::new(Frozen { memtable, wal: number, written: None, file }));
     }
     Ok(Replayed { next, frozen, wals, clean, recovered })
 }

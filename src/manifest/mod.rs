@@ -109,6 +109,7 @@ impl State {
             flushed: Some(self.flushed),
             add_wals: self.wals.iter().map(|(&number, &wal)| (number, wal)).collect(),
             keep_wals: self.kept_wals.iter().map(|(&number, &bytes)| (number, bytes)).collect(),
+            clean_wal: self.clean_wal,
             ..VersionEdit::default()
         };
         for (level, files) in self.version.levels() {

@@ -61,7 +61,7 @@ pub fn missing<S: Storage>(storage: &S, state: &State, files: &Files) -> Vec<Err
 /// it holds was flushed, or written so late by a killed process that recovery had fixed the end before it.
 ///
 /// # Errors
-/// `Io`.
+/// `Corruption` if such a WAL is damaged; `Io`.
 pub async fn unnamed<S: Storage>(
     storage: &S,
     owner: Owner,

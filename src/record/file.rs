@@ -256,6 +256,11 @@ impl<F: File> RecordFile<F> {
         allocated < self.sizes.capacity && left < (allocated / 2).min(GROWTH_STEPS_MAX / 2 * self.sizes.step)
     }
 
+    /// Whether [`Self::retire`] was called.
+    pub fn is_retired(&self) -> bool {
+        self.retired.get()
+    }
+
     /// Ends the use of a file whose records nobody needs any more: it takes no mark and does not grow from now on. `false`
     /// if it must not be used again, because a mark or zeros may still be on their way to it.
     pub fn retire(&self) -> bool {
@@ -327,7 +332,7 @@ impl<F: File> RecordFile<F> {
     /// Whether the record that ends at `end` should carry a mark.
     fn mark_is_due(&self, end: u64) -> bool {
         let (mark, step) = (self.mark.get(), self.sizes.step);
-        let news = self.durable.get() - mark.durable;
+        let news = self.durable.get().saturating_sub(mark.durable);
         let due = MARK_STEPS * step <= news
             || (self.mark_requested.get() && 0 < news)
             || (mark.limit < end + step && mark.limit < self.allocated.get());
@@ -344,7 +349,9 @@ impl<F: File> RecordFile<F> {
         let last = self.mark.get();
         let limit = self.allocated.get().min(end + LIMIT_STEPS * self.sizes.step).max(last.limit);
         let mark = Mark { number: last.number + 1, durable: self.durable.get(), limit, ..last };
-        self.mark_requested.set(false);
+        if last.durable < mark.durable {
+            self.mark_requested.set(false);
+        }
         let (result, _) = self.file.write_at(mark.encode(self.identity), mark.offset()).await;
         result.map_err(|error| {
             Error::io(format!("write a mark at offset {} of {}", mark.offset(), self.label), error)
@@ -428,20 +435,39 @@ impl<F: File> RecordFile<F> {
         if length <= allocated || self.retired.get() || self.growing.replace(true) {
             return Ok(());
         }
-        let result = async {
-            // A descriptor of its own: the kernel tells each one by itself what failed.
-            let file = open_file(storage, self.name, Access::Write).await?;
-            write_zeros(&file, &self.label, allocated, length).await?;
-            file.sync().await.map_err(|error| {
-                Error::io(format!("sync {}, which grew to {length} bytes", self.label), error)
-                    .with_kind(ErrorKind::Poisoned)
-            })
-        }
-        .await;
+        let result = self.grow_to(storage, allocated, length, least).await;
         self.growing.set(false);
-        result?;
-        self.allocated.set(length);
+        self.allocated.set(result?);
         Ok(())
+    }
+
+    /// Returns the new length: `length`, or if the disk is too full for that, what is needed and no more.
+    async fn grow_to<S: Storage<File = F>>(
+        &self,
+        storage: &S,
+        allocated: u64,
+        length: u64,
+        least: u64,
+    ) -> Result<u64> {
+        // A descriptor of its own: the kernel tells each one by itself what failed.
+        let file = open_file(storage, self.name, Access::Write).await?;
+        let needed = align_up(least.max(allocated + self.sizes.step), BLOCK_BYTES as u64).min(length);
+        let mut length = length;
+        while let Err(error) = write_zeros(&file, &self.label, allocated, length).await {
+            // What a failed attempt has taken may be just what a flush needs, which would make room.
+            if let Err(error) = file.release(allocated).await {
+                tracing::warn!(file = self.label, %error, "cannot give back space that is not used");
+            }
+            if error.kind() != ErrorKind::DiskFull || length == needed {
+                return Err(error);
+            }
+            length = needed;
+        }
+        file.sync().await.map_err(|error| {
+            Error::io(format!("sync {}, which grew to {length} bytes", self.label), error)
+                .with_kind(ErrorKind::Poisoned)
+        })?;
+        Ok(length)
     }
 }
 
@@ -625,21 +651,28 @@ pub(crate) mod tests {
             let file = create(&storage, SIZES).await;
             append(&file, b"one").await;
             let before = file.allocated();
+            let full = |operation: u64, for_ever: bool| {
+                let (operation, failure) = (storage.operations() + operation, Failure::Errno(libc::ENOSPC));
+                storage.set_fault(Some(Fault { operation, failure, for_ever }));
+            };
             // Open, allocate, write.
             for operation in [2, 3] {
-                let operation = storage.operations() + operation;
-                storage.set_fault(Some(Fault {
-                    operation,
-                    failure: Failure::Errno(libc::ENOSPC),
-                    for_ever: false,
-                }));
+                full(operation, true);
                 let error = file.grow(&storage, 0).await.unwrap_err();
                 assert_eq!((error.kind(), file.allocated()), (ErrorKind::DiskFull, before));
             }
+            storage.set_fault(None);
             file.sync().await.unwrap();
+            // With little space, what is needed is taken, and what was tried before is given back.
+            full(3, false);
+            file.grow(&storage, before + 1).await.unwrap();
+            assert_eq!(file.allocated(), before + STEP);
+            storage.set_fault(None);
+            let before = file.allocated();
             file.grow(&storage, 0).await.unwrap();
-            assert!(before < file.allocated());
-            let operation = storage.operations() + 2 + (2 * before).div_ceil(ZEROS_BYTES as u64) + 1;
+            assert_eq!(file.allocated(), 2 * before);
+            let before = file.allocated();
+            let operation = storage.operations() + 2 + before.div_ceil(ZEROS_BYTES as u64) + 1;
             storage.set_fault(Some(Fault { operation, failure: Failure::Errno(libc::EIO), for_ever: false }));
             assert_eq!(
                 file.grow(&storage, 0).await.unwrap_err().kind(),

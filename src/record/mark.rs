@@ -19,7 +19,8 @@
 //! E3  Marks alternate between the slots, and a slot is written only after the mark in the other slot was synced. A
 //!     torn mark therefore leaves the mark before it. A bad slot is reported; the limit may have been in that slot,
 //!     so the whole file is searched. A file with two bad slots is refused.
-//! E4  Both slots are written and synced before anything names the file, whether it is new or used again.
+//! E4  Both slots are written and synced before anything names the file, whether it is new or used again. A slot of zeros
+//!     is therefore not torn but zeroed, and the file is refused.
 //!
 //! What E1 to E4 cannot see: a file that is replaced, whole, by an older copy of itself. The owner of the file has to know
 //! from elsewhere how far it was durable ([`KnownEnd`](super::replay::KnownEnd)).

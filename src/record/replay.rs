@@ -14,7 +14,10 @@
 //!
 //! A record whose checksum fits and whose version is not known refuses the file wherever it is.
 //!
-//! A block that cannot be read (EIO) counts as one that does not verify: the same three steps decide. Large reads that
+//! An end that the caller knows exactly is the end, unless a mark says more: then one of the two is not what was written,
+//! and the file is refused.
+//!
+//! A block that the device cannot read counts as one that does not verify: the same three steps decide. Large reads that
 //! fail are repeated block by block.
 
 use std::future::ready;
@@ -26,7 +29,7 @@ use super::file::FIRST_RECORD;
 use super::mark::Mark;
 use super::{Flaw, Identity, decode};
 use crate::codec::{align_up, to_usize};
-use crate::error::{CorruptionReason, Error, Result};
+use crate::error::{CorruptionReason, Error, Result, clone_io, is_unreadable};
 use crate::storage::{AlignedBuf, BLOCK_BYTES, File, SECTOR_BYTES, Storage};
 
 /// Records are read in steps of this many bytes, one ahead.
@@ -122,6 +125,14 @@ async fn walk<S: Storage>(
     let mut chain = 0;
     let (flaw, unread) = loop {
         if known_end == KnownEnd::Exactly(offset) {
+            if offset < mark.durable {
+                let reason = format_args!(
+                    "the manifest says that the records end here, and a mark says that {} bytes are durable: one of \
+                     the two is an old copy",
+                    mark.durable
+                );
+                return Err(Error::corruption(label, offset, reason)); // E1
+            }
             return Ok(end(offset));
         }
         match window.record(identity, offset).await? {
@@ -173,6 +184,19 @@ async fn walk<S: Storage>(
     Ok(End { torn_bytes, torn_reason, unread, ..end(offset) })
 }
 
+/// The newest mark of a file, however its records are.
+///
+/// # Errors
+/// As [`replay`], about the marks.
+///
+/// Cancel safety: not safe.
+pub async fn newest_mark<S: Storage>(storage: &S, file: &S::File, extent: Extent<'_>) -> Result<Mark> {
+    let mut window = Window::new(storage, file, extent.label, extent.file_bytes);
+    let newest = marks(&mut window, extent).await;
+    window.close().await;
+    newest.map(|(mark, _)| mark)
+}
+
 /// The newest mark, and what is wrong with the other slot (E3).
 async fn marks<S: Storage>(
     window: &mut Window<'_, S>,
@@ -180,6 +204,15 @@ async fn marks<S: Storage>(
 ) -> Result<(Mark, Option<CorruptionReason>)> {
     let Extent { label, identity, file_bytes, .. } = extent;
     let slots = to_usize(FIRST_RECORD);
+    window.bytes(0, slots).await?;
+    for at in (0..FIRST_RECORD).step_by(BLOCK_BYTES) {
+        let unread = window.unread(at, BLOCK_BYTES).is_some();
+        let slot = window.bytes(at, BLOCK_BYTES).await?;
+        // E4: both slots held a mark before the file had a name. No torn write leaves zeros.
+        if !unread && !slot.is_empty() && slot.iter().all(|byte| *byte == 0) {
+            return Err(Error::corruption(label, at, "the mark there is gone"));
+        }
+    }
     let newest = Mark::newest(window.bytes(0, slots).await?, identity);
     let (mark, bad_slot) = newest.map_err(|reason| match (reason, window.unread(0, slots)) {
         (CorruptionReason::Damaged(why), None) => {
@@ -228,8 +261,8 @@ struct Window<'a, S: Storage> {
     buffer: AlignedBuf,
     start: u64,
     ahead: Option<Ahead>,
-    /// Blocks that could not be read, in order; they are zeros in `buffer`.
-    unread: Vec<u64>,
+    /// Blocks that could not be read, and what the system said of each; they are zeros in `buffer`.
+    unread: Vec<(u64, io::Error)>,
 }
 
 /// The step after a window.
@@ -271,9 +304,8 @@ impl<'a, S: Storage> Window<'a, S> {
     fn unread(&self, offset: u64, count: usize) -> Option<Error> {
         let from = offset / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
         let end = offset.saturating_add(count as u64);
-        let at = self.unread.iter().find(|at| (from..end).contains(*at))?;
-        let attempt = format!("read {BLOCK_BYTES} bytes at offset {at} of {}", self.label);
-        Some(Error::io(attempt, io::Error::from_raw_os_error(libc::EIO)))
+        let (at, error) = self.unread.iter().find(|(at, _)| (from..end).contains(at))?;
+        Some(self.cannot_read(BLOCK_BYTES, *at, clone_io(error)))
     }
 
     async fn first_nonzero(&mut self, mut offset: u64) -> Result<Option<u64>> {
@@ -309,9 +341,7 @@ impl<'a, S: Storage> Window<'a, S> {
         let length = read.len();
         let count = match result {
             Ok(count) => count,
-            Err(error) if error.raw_os_error() == Some(libc::EIO) => {
-                return self.step_by_block(start, length).await;
-            }
+            Err(error) if is_unreadable(&error) => return self.step_by_block(start, length).await,
             Err(error) => return Err(self.cannot_read(length, start, error)),
         };
         self.buffer.extend_from_slice(&read[..count]);
@@ -349,8 +379,8 @@ impl<'a, S: Storage> Window<'a, S> {
                         break;
                     }
                 }
-                Err(error) if error.raw_os_error() == Some(libc::EIO) => {
-                    self.unread.push(at);
+                Err(error) if is_unreadable(&error) => {
+                    self.unread.push((at, error));
                     self.buffer.resize(self.buffer.len() + BLOCK_BYTES);
                 }
                 Err(error) => return Err(self.cannot_read(BLOCK_BYTES, at, error)),
@@ -440,6 +470,48 @@ mod tests {
             storage.corrupt(NAME, FIRST_RECORD + SECTOR + 60, 1);
             let error = read(&storage).await.unwrap_err();
             assert!(error.to_string().contains("the file was durable up to offset 9216"), "{error}");
+        });
+    }
+
+    #[test]
+    fn e1_an_end_that_is_known_exactly_is_not_below_what_a_mark_knows() {
+        block_on(async {
+            let storage = SimStorage::new(1);
+            let file = create(&storage, Sizes::fixed(1 << 16)).await;
+            append(&file, b"one").await;
+            file.sync().await.unwrap();
+            let replay_to = async |offset| {
+                let opened = storage.open(NAME, crate::storage::Access::Read).await.unwrap();
+                let known_end = KnownEnd::Exactly(offset);
+                let identity = crate::record::tests::IDENTITY;
+                let extent = Extent { label: "w", identity, file_bytes: 1 << 16, known_end };
+                replay(&storage, &opened, extent, |_, _| Ok(ControlFlow::Continue(()))).await
+            };
+            assert_eq!(replay_to(FIRST_RECORD).await.unwrap().offset, FIRST_RECORD);
+            file.mark().await.unwrap();
+            let error = replay_to(FIRST_RECORD).await.unwrap_err();
+            assert!(
+                error.kind() == ErrorKind::Corruption && error.to_string().contains("old copy"),
+                "{error}"
+            );
+            assert_eq!(replay_to(FIRST_RECORD + SECTOR).await.unwrap().offset, FIRST_RECORD + SECTOR);
+        });
+    }
+
+    #[test]
+    fn e4_a_slot_of_zeros_is_refused() {
+        block_on(async {
+            let storage = SimStorage::new(1);
+            create(&storage, Sizes::fixed(1 << 16)).await;
+            let whole = storage.bytes(NAME);
+            for slot in 0..2 {
+                let mut zeroed = whole.clone();
+                zeroed[slot * BLOCK_BYTES..][..BLOCK_BYTES].fill(0);
+                storage.overwrite(NAME, &zeroed);
+                let message =
+                    format!("w is damaged at offset {}: the mark there is gone", slot * BLOCK_BYTES);
+                assert_eq!(read(&storage).await.unwrap_err().to_string(), message);
+            }
         });
     }
 
@@ -575,7 +647,8 @@ mod tests {
                         assert!(!marked && found.len() == 2 && end.unread.is_some() && 0 < end.torn_bytes);
                     }
                 }
-                assert!(try_block(3).await.is_err(), "the last record says that it was durable");
+                let error = try_block(3).await.unwrap_err();
+                assert!(error.to_string().contains("No data available"), "a later record knows it: {error}");
                 let (found, end) = try_block(9).await.unwrap();
                 assert!(found.len() == 3 && end.torn_bytes == 0 && end.unread.is_some(), "it held nothing");
                 let (found, end) = try_block(0).await.unwrap();

@@ -25,8 +25,10 @@ use crate::http::{Command, Handler, PIPELINE_MAX, Reply, Response};
 use crate::key::ShardId;
 use crate::storage::uring::UringStorage;
 
-/// How long a write waits for room before it is refused (P9).
+/// How long a write waits for room before it is refused (P9), and how long for each MiB of its value more: the WAL may
+/// have to grow by as much. A disk that takes longer is overloaded.
 const ROOM_TIME: Duration = Duration::from_millis(500);
+const ROOM_TIME_PER_MIB: Duration = Duration::from_millis(50);
 
 /// Lines for a client that asked for the stop and watches it.
 pub type StopLines = mpsc::UnboundedSender<String>;
@@ -317,7 +319,7 @@ fn set(db: &Engine, tasks: &Tasks, key: &[u8], value: &[u8]) -> Started {
             let (db, key, value) = (db.clone(), key.to_vec(), value.to_vec());
             let place = db.wait_for_room();
             let task = async move {
-                let ticket = with_room(&db, place, || db.set(&key, &value)).await?;
+                let ticket = with_room(&db, place, value.len(), || db.set(&key, &value)).await?;
                 ticket.await.map(|()| Answer::Written)
             };
             Started::Barrier(Waiting::Task(tasks.spawn(task)))
@@ -341,7 +343,7 @@ fn delete(db: &Engine, tasks: &Tasks, key: &[u8]) -> Started {
             let (db, key) = (db.clone(), key.to_vec());
             let place = db.wait_for_room();
             let task = async move {
-                let (ticket, lookup) = with_room(&db, place, || db.delete(&key)).await?;
+                let (ticket, lookup) = with_room(&db, place, 0, || db.delete(&key)).await?;
                 deleted(&db, &key, ticket, lookup).await
             };
             Started::Barrier(Waiting::Task(tasks.spawn(task)))
@@ -378,9 +380,11 @@ fn in_turn(db: &Engine) -> Result<()> {
 async fn with_room<R>(
     db: &Engine,
     place: Place<UringStorage>,
+    value_bytes: usize,
     mut write: impl FnMut() -> Result<R>,
 ) -> Result<R> {
-    let deadline = tokio::time::Instant::now() + ROOM_TIME;
+    let mebibytes = u32::try_from(value_bytes >> 20).unwrap_or(u32::MAX);
+    let deadline = tokio::time::Instant::now() + ROOM_TIME + ROOM_TIME_PER_MIB.saturating_mul(mebibytes);
     // Those in front may take the whole time; then there is still one try.
     let _turn = tokio::time::timeout_at(deadline, place.first()).await;
     loop {

@@ -104,6 +104,9 @@ pub trait File: Clone + 'static {
     /// Reserves space and sets the length to at least `bytes`; new bytes read as zero.
     async fn allocate(&self, bytes: u64) -> io::Result<()>;
 
+    /// Gives back the space of all bytes from `offset` on; they read as zeros, and the length stays.
+    async fn release(&self, offset: u64) -> io::Result<()>;
+
     /// Makes all writes so far durable, and the length with them (S2).
     async fn sync(&self) -> io::Result<()>;
 

@@ -26,7 +26,7 @@
 //!
 //! 1. Everything that a mark knows is refused, or there (W4). Damage to what was synced after the newest mark looks like
 //!    the torn end of a crash: it is cut and reported. An older copy of the last WAL is noticed once the manifest says how
-//!    far the WAL was durable, which takes 100 ms without a write.
+//!    far the WAL was durable, which takes 200 ms without a write.
 //! 2. Damage to the last edit looks like a torn end. What it named or released is then looked for: either the state
 //!    before it gives the same answers, or a file is missing or too many, and the start is refused.
 //!
@@ -127,7 +127,7 @@ struct Inode {
     taken: usize,
     /// A sync failed, or lied: live bytes may differ from durable ones without being on the list.
     diverged: bool,
-    /// Blocks that cannot be read, by their numbers, until they are written.
+    /// Blocks that cannot be read, by their numbers, until they are written. What the system says alternates.
     unreadable: BTreeSet<usize>,
 }
 
@@ -434,7 +434,7 @@ impl SimStorage {
         }
     }
 
-    /// Lets every read of one block of a file fail with EIO, until the block is written.
+    /// Lets every read of one block of a file fail, with EIO or ENODATA, until the block is written.
     ///
     /// # Panics
     /// If there is no such file.
@@ -644,8 +644,8 @@ impl File for SimFile {
         if let Err(error) = self.storage.operation().await {
             return (Err(error), buffer);
         }
-        if self.is_unreadable(offset, buffer.len()) {
-            return (Err(io::Error::from_raw_os_error(libc::EIO)), buffer);
+        if let Some(error) = self.medium_error(offset, buffer.len()) {
+            return (Err(error), buffer);
         }
         let disk = self.storage.0.borrow();
         let count = disk.files[self.inode].live.read(to_usize(offset), &mut buffer);
@@ -695,6 +695,14 @@ impl File for SimFile {
         Ok(())
     }
 
+    async fn release(&self, offset: u64) -> io::Result<()> {
+        self.storage.operation().await?;
+        let mut inode = self.inode();
+        let bytes = inode.live.length.saturating_sub(to_usize(offset));
+        inode.write(to_usize(offset), vec![0; bytes].into());
+        Ok(())
+    }
+
     async fn sync(&self) -> io::Result<()> {
         // What is written while it runs is not its concern.
         let covered = {
@@ -739,11 +747,13 @@ impl File for SimFile {
 }
 
 impl SimFile {
-    fn is_unreadable(&self, offset: u64, bytes: usize) -> bool {
+    /// What the system says of a read that covers an unreadable block.
+    fn medium_error(&self, offset: u64, bytes: usize) -> Option<io::Error> {
         let disk = self.storage.0.borrow();
         let blocks = &disk.files[self.inode].unreadable;
         let first = to_usize(offset) / BLOCK_BYTES;
-        blocks.range(first..first + bytes.div_ceil(BLOCK_BYTES)).next().is_some()
+        let block = blocks.range(first..first + bytes.div_ceil(BLOCK_BYTES)).next()?;
+        Some(io::Error::from_raw_os_error([libc::EIO, libc::ENODATA][block % 2]))
     }
 
     fn inode(&self) -> std::cell::RefMut<'_, Inode> {

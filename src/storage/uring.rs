@@ -399,6 +399,19 @@ impl File for UringFile {
         }
     }
 
+    async fn release(&self, offset: u64) -> io::Result<()> {
+        let bytes = attributes(&self.file, StatxFlags::SIZE)?.stx_size.saturating_sub(offset);
+        if bytes == 0 {
+            return Ok(());
+        }
+        let flags = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        match self.file.fallocate(offset, bytes, flags).await {
+            // No holes on this file system: the space stays taken.
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+            result => result,
+        }
+    }
+
     async fn sync(&self) -> io::Result<()> {
         if self.durable_writes {
             return Ok(());
@@ -449,6 +462,9 @@ mod tests {
             let (count, buffer) = file.read_at(AlignedBuf::zeroed(8 * BLOCK_BYTES), 0).await;
             assert_eq!(count.unwrap(), 4 * BLOCK_BYTES, "a read stops at the end of the file");
             assert_eq!(buffer[5000], 7);
+            file.release(BLOCK_BYTES as u64).await.unwrap();
+            let (count, buffer) = file.read_at(AlignedBuf::zeroed(8 * BLOCK_BYTES), 0).await;
+            assert!(count.unwrap() == 4 * BLOCK_BYTES && buffer[5000] == 0, "the length stays");
 
             let other = FileName::Wal(FileNumber(4));
             storage.rename(name, other).await.unwrap();

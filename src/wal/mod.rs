@@ -28,7 +28,7 @@
 //! W4  The end of the log is witnessed: a mark near the front of the WAL says how far it is durable (see
 //!     [`crate::record::mark`]). Everything below the newest mark is refused when it is damaged or gone. A mark is due
 //!     every second, every 4 MiB, and a few milliseconds after the queue of groups has run empty. Only what was
-//!     acknowledged since can be taken for the torn end of a crash; it is then cut, and reported. After 100 ms without a
+//!     acknowledged since can be taken for the torn end of a crash; it is then cut, and reported. After 200 ms without a
 //!     write the manifest knows the end as well: from then on an older copy of the whole WAL does not pass for it.
 //!
 //! The end of a WAL that is not the last one is witnessed by the next WAL as well: its first group continues the SeqNos.

@@ -6,7 +6,8 @@ use super::decode_group;
 use crate::error::{CorruptionReason, Error, ErrorKind, Result};
 use crate::file_name::FileName;
 use crate::key::{Entry, FileNumber, SeqNo};
-use crate::record::replay::{End, Extent, KnownEnd, replay as replay_records};
+use crate::record::file::FIRST_RECORD;
+use crate::record::replay::{End, Extent, KnownEnd, newest_mark, replay as replay_records};
 use crate::record::{Kind, Owner};
 use crate::storage::{Access, File, Storage, open_file};
 
@@ -22,7 +23,7 @@ pub struct Source {
 }
 
 /// Gives every write to `visit`, in order. `next` is the SeqNo that must come first; it is advanced (W1).
-/// What was replayed is synced before the return, so that it may be shown to readers (P2).
+/// What was replayed is synced before the return, so that it may be shown to readers (P2). Returns the open file as well.
 ///
 /// # Errors
 /// `Corruption` with file and offset; `Configuration` if a later version wrote it; `Poisoned` if the sync failed; `Io`.
@@ -34,16 +35,16 @@ pub async fn replay<S: Storage>(
     source: Source,
     next: &mut SeqNo,
     visit: impl FnMut(Entry<'_>),
-) -> Result<End> {
+) -> Result<(S::File, End)> {
     let (file, end) = read(storage, owner, source, next, visit).await?;
     let label = storage.label(FileName::Wal(source.number));
     file.sync().await.map_err(|error| {
         Error::io(format!("sync {label} after its replay"), error).with_kind(ErrorKind::Poisoned) // P6
     })?;
-    Ok(end)
+    Ok((file, end))
 }
 
-/// As [`replay`], but only reads: what it gives out may not be durable. Returns the open file as well.
+/// As [`replay`], but only reads: what it gives out may not be durable.
 ///
 /// # Errors
 /// As [`replay`].
@@ -90,10 +91,11 @@ pub async fn read<S: Storage>(
     Ok((file, end))
 }
 
-/// The SeqNo of the first write of a WAL; `None` if it holds no group that verifies.
+/// The SeqNo of the first write of a WAL; `None` if it holds no group, or was never finished.
 ///
 /// # Errors
-/// `Io`; `Configuration` if a later version wrote it.
+/// `Corruption` if a mark says that it holds a group, and the group does not verify; `Io`; `Configuration` if a later
+/// version wrote it.
 ///
 /// Cancel safety: not safe.
 pub async fn first_write<S: Storage>(
@@ -115,8 +117,13 @@ pub async fn first_write<S: Storage>(
     })
     .await;
     match result {
-        // A file that was never finished has no marks.
-        Err(error) if error.kind() == ErrorKind::Corruption => Ok(found),
+        Err(error) if error.kind() == ErrorKind::Corruption => {
+            match newest_mark(storage, &file, extent).await {
+                Ok(mark) if FIRST_RECORD < mark.durable => Err(error),
+                // A file that was never finished has no marks.
+                _ => Ok(None),
+            }
+        }
         result => result.map(|_| found),
     }
 }
