@@ -140,6 +140,11 @@ mutant 'a file is used while it grows' src/record/file.rs \
             // A descriptor' 'self.allocated.set(length);
         let result = async {
             // A descriptor'
+mutant 'a file grows after a failed sync' src/record/file.rs \
+    'self.check_synced().map_err(|error| error.with_kind(ErrorKind::Poisoned))?;' ''
+mutant 'a mark is written after a failed sync' src/record/file.rs \
+    '        self.check_synced()?;
+' ''
 mutant 'a file that is still written to is used again' src/record/file.rs \
     '!self.growing.get() && self.marking.try_lock().is_ok()' 'true'
 mutant 'a file that was removed or cut is not noticed' src/record/file.rs \

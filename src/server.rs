@@ -373,7 +373,7 @@ impl Server {
 
     /// The WAL or the manifest is lost: those who wait are told, then the process ends (P6).
     async fn fail(&mut self, error: Error) -> Error {
-        tracing::error!(%error, "what is on disk is uncertain; the process ends, and the next start recovers");
+        tracing::error!(%error, "nothing more is acknowledged, and the process ends");
         self.phase.send_replace(Phase::Draining);
         tokio::time::sleep(FATAL_TIME).await;
         error

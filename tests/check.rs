@@ -2,13 +2,12 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Instant;
 
-use common::{PATIENCE, SMALL, Server, folder};
+use common::{PATIENCE, SMALL, Server, contents, folder};
 use ringkeep::codec::crc32;
 use ringkeep::record::file::FIRST_RECORD;
 use ringkeep::record::{HEADER_BYTES, record_bytes};
@@ -122,20 +121,6 @@ fn what_a_later_version_wrote_is_refused_by_name() {
     fs::write(data.join("STORE"), store).unwrap();
     let server = Server::start(&data, SMALL);
     assert_eq!(server.client().request("GET", "/get?key=a").status, 200);
-}
-
-/// Every file below a folder, with its bytes.
-fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(contents(&path));
-        } else {
-            found.insert(path.clone(), fs::read(&path).unwrap());
-        }
-    }
-    found
 }
 
 #[test]

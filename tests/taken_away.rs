@@ -3,11 +3,10 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{Client, SMALL, Server, folder};
+use common::{Client, SMALL, Server, contents, folder};
 
 /// A server with a log that the test reads when it has ended.
 struct Watched {
@@ -41,19 +40,6 @@ fn find(data: &Path, matches: impl Fn(&str) -> bool) -> PathBuf {
     found.expect("the file is there")
 }
 
-fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(contents(&path));
-        } else {
-            found.insert(path.clone(), fs::read(&path).unwrap());
-        }
-    }
-    found
-}
-
 #[test]
 fn a_directory_that_was_removed_or_moved_ends_the_server_and_the_next_one_is_not_touched() {
     for moved in [false, true] {
@@ -74,7 +60,8 @@ fn a_directory_that_was_removed_or_moved_ends_the_server_and_the_next_one_is_not
         assert_eq!(server.wait().code(), Some(0));
         fs::rename(&other, &data).unwrap();
         let before = contents(&data);
-        old.ends_with_74(&format!("moved: {moved}"), "moved, removed or replaced");
+        let words = format!("the directory {} was moved, removed or replaced", data.display());
+        old.ends_with_74(&format!("moved: {moved}"), &words);
         assert!(before == contents(&data), "nothing is touched under the path");
         let server = Server::start(&data, SMALL);
         assert_eq!(server.client().request("GET", "/get?key=b").status, 200);

@@ -510,8 +510,8 @@ impl<S: Storage> Db<S> {
         let storage = &inner.storage;
         let label = storage.directory_label();
         let look = |error| Error::io(format!("look at {label}"), error);
-        if !storage.is_in_place().await.map_err(look)? {
-            return Err(self.poison(&taken_away(&label, TAKEN)));
+        if let Some(path) = storage.lost_path().await.map_err(look)? {
+            return Err(self.poison(&taken_away(&path, TAKEN)));
         }
         let manifest = inner.manifest.lock().await;
         let log = manifest.log();

@@ -345,6 +345,7 @@ impl<F: File> RecordFile<F> {
 
     /// Writes the next mark, for a file that will end at `end`. The caller holds `marking`.
     async fn write_mark(&self, end: u64) -> Result<()> {
+        self.check_synced()?;
         assert!(self.mark_is_synced(), "one mark at a time is not synced"); // E3
         let last = self.mark.get();
         let limit = self.allocated.get().min(end + LIMIT_STEPS * self.sizes.step).max(last.limit);
@@ -359,6 +360,12 @@ impl<F: File> RecordFile<F> {
         self.mark.set(mark);
         self.writes.set(self.writes.get() + 1);
         Ok(())
+    }
+
+    /// Fails if a sync has failed: what was written before it is uncertain, whatever later syncs say (S4).
+    fn check_synced(&self) -> Result<()> {
+        // While a sync is running, none has failed before it.
+        self.synced.try_lock().map_or(Ok(()), |synced| synced.clone())
     }
 
     /// Makes a mark durable whose limit is at least `end`.
@@ -467,6 +474,7 @@ impl<F: File> RecordFile<F> {
             Error::io(format!("sync {}, which grew to {length} bytes", self.label), error)
                 .with_kind(ErrorKind::Poisoned)
         })?;
+        self.check_synced().map_err(|error| error.with_kind(ErrorKind::Poisoned))?;
         Ok(length)
     }
 }
@@ -474,8 +482,8 @@ impl<F: File> RecordFile<F> {
 /// The error of a process whose files somebody else has taken away. `what` is what happened, as in `removed`.
 pub fn taken_away(label: &str, what: &str) -> Error {
     let message = format!(
-        "{label} was {what} while this process was using it: nothing more is acknowledged. Make sure that nothing else \
-         changes the data directory, and start again"
+        "{label} was {what} while this process was using it: nothing more is acknowledged. Put back what was there, make \
+         sure that nothing else changes the data directory, and start again"
     );
     Error::new(ErrorKind::Poisoned, message)
 }
@@ -694,6 +702,24 @@ pub(crate) mod tests {
                 assert!(one.is_err() && two.is_err() && file.sync().await.is_err(), "seed {seed}");
                 assert_eq!(file.durable(), FIRST_RECORD);
             }
+        });
+    }
+
+    /// The failed sync may have taken the zeros along, and the sync of the growth would not tell.
+    #[test]
+    fn s4_a_file_does_not_grow_and_takes_no_mark_after_a_failed_sync() {
+        block_on(async {
+            let storage = SimStorage::new(1);
+            let file = create(&storage, SIZES).await;
+            append(&file, b"one").await;
+            file.sync().await.unwrap();
+            append(&file, b"two").await;
+            let (allocated, mark) = (file.allocated(), file.mark.get());
+            fail_next(&storage, Failure::Errno(libc::EIO));
+            assert!(file.sync().await.is_err());
+            assert_eq!(file.grow(&storage, 0).await.unwrap_err().kind(), ErrorKind::Poisoned);
+            assert!(file.mark().await.is_err());
+            assert_eq!((file.allocated(), file.mark.get()), (allocated, mark));
         });
     }
 

@@ -79,9 +79,9 @@ pub trait Storage: Clone + 'static {
     /// were lost may be those of another task, whose own sync must not succeed for nothing (S4).
     async fn sync_dir(&self) -> io::Result<()>;
 
-    /// Whether the path of the directory still leads to this directory. All other methods use the directory itself,
-    /// wherever it is by now.
-    async fn is_in_place(&self) -> io::Result<bool>;
+    /// The path of the directory, or of one above it, if it does not lead to the same directory any more. All other
+    /// methods use the directory itself, wherever it is by now.
+    async fn lost_path(&self) -> io::Result<Option<String>>;
 
     /// Whether `name` still leads to `file`.
     async fn leads_to(&self, name: FileName, file: &Self::File) -> io::Result<bool>;

@@ -607,9 +607,9 @@ impl Storage for SimStorage {
         Ok(())
     }
 
-    async fn is_in_place(&self) -> io::Result<bool> {
+    async fn lost_path(&self) -> io::Result<Option<String>> {
         self.operation().await?;
-        Ok(!self.0.borrow().moved)
+        Ok(self.0.borrow().moved.then(|| self.directory_label()))
     }
 
     async fn leads_to(&self, name: FileName, file: &SimFile) -> io::Result<bool> {

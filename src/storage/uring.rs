@@ -204,7 +204,7 @@ pub struct UringStorage(Rc<Shared>);
 struct Shared {
     /// The directory itself: every operation starts there, and no path is looked up.
     directory: Rc<fs::File>,
-    /// Where it was found, and what was there: see [`Storage::is_in_place`].
+    /// Where it was found, and what was there: see [`Storage::lost_path`].
     paths: Vec<(PathBuf, InodeId)>,
     /// How messages call the directory: empty for the data directory, `shard-000/` for a shard's.
     prefix: String,
@@ -314,13 +314,13 @@ impl Storage for UringStorage {
         Ok(())
     }
 
-    async fn is_in_place(&self) -> io::Result<bool> {
+    async fn lost_path(&self) -> io::Result<Option<String>> {
         for (path, id) in &self.0.paths {
             if look_up(&self.0.directory, path).await? != Some(*id) {
-                return Ok(false);
+                return Ok(Some(format!("the directory {}", path.display())));
             }
         }
-        Ok(true)
+        Ok(None)
     }
 
     async fn leads_to(&self, name: FileName, file: &UringFile) -> io::Result<bool> {
