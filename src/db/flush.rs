@@ -163,21 +163,24 @@ impl<S: Storage> Db<S> {
             inner.storage.remove(name).await.map_err(|error| Error::io(attempt(), error))
         };
         let name = FileName::Wal(frozen.wal);
-        let leads = inner.storage.leads_to(name, &frozen.file).await;
+        let Some(held) = frozen.held.take() else { return Ok(()) };
+        let leads = inner.storage.leads_to(name, &held.file).await;
         if !leads.map_err(|error| Error::io(format!("look at {}", inner.storage.label(name)), error))? {
             // It would be somebody else's file that is removed, or used again.
             return Err(self.poison(&taken_away(&inner.storage.label(name), TAKEN)));
         }
         let wanted = inner.spare.borrow().is_none() && !inner.spare_coming.get();
-        let usable = frozen.written.as_ref().filter(|wal| wal.retire(inner.config.wal_bytes));
-        let Some(from) = usable.filter(|_| wanted) else {
+        let usable = held.written.as_ref().filter(|wal| wal.retire(inner.config.wal_bytes));
+        let Some(from) = usable.filter(|_| wanted).cloned() else {
+            // Closed first: whoever lets go of it last frees its blocks, and the ring does that on a thread of its own.
+            drop(held);
             return remove(frozen.wal).await;
         };
         let number = self.new_file();
         inner.spare_coming.set(true);
         let result = async {
             let sizes = wal_sizes(&inner.config);
-            let wal = Wal::recycle(&inner.storage, inner.owner, from, number, sizes).await?;
+            let wal = Wal::recycle(&inner.storage, inner.owner, &from, number, sizes).await?;
             self.adopt_spare(wal).await
         }
         .await;

@@ -93,11 +93,22 @@ struct Active<S: Storage> {
 struct Frozen<S: Storage> {
     memtable: Memtable,
     wal: FileNumber,
+    /// The open WAL, until it is released.
+    held: RefCell<Option<Held<S>>>,
+}
+
+/// The open WAL of a frozen memtable.
+struct Held<S: Storage> {
+    file: S::File,
     /// The WAL, if this process wrote it. One that was replayed is never used again: the kernel may still finish a write
     /// of the killed process there.
     written: Option<Rc<Wal<S::File>>>,
-    /// The file of the WAL.
-    file: S::File,
+}
+
+impl<S: Storage> Frozen<S> {
+    fn new(memtable: Memtable, wal: FileNumber, held: Held<S>) -> Rc<Self> {
+        Rc::new(Self { memtable, wal, held: RefCell::new(Some(held)) })
+    }
 }
 
 impl<S: Storage> Active<S> {
@@ -107,7 +118,7 @@ impl<S: Storage> Active<S> {
 
     fn freeze(self) -> Rc<Frozen<S>> {
         let (wal, file) = (self.wal.number(), self.wal.file().file().clone());
-        Rc::new(Frozen { memtable: self.memtable, wal, written: Some(self.wal), file })
+        Frozen::new(self.memtable, wal, Held { file, written: Some(self.wal) })
     }
 }
 
@@ -495,7 +506,9 @@ impl<S: Storage> Db<S> {
         let frozen: Vec<_> = inner.frozen.borrow().iter().cloned().collect();
         for frozen in frozen {
             let name = FileName::Wal(frozen.wal);
-            let leads = storage.leads_to(name, &frozen.file).await.map_err(look)?;
+            let file = frozen.held.borrow().as_ref().map(|held| held.file.clone());
+            let Some(file) = file else { continue };
+            let leads = storage.leads_to(name, &file).await.map_err(look)?;
             let still = inner.frozen.borrow().iter().any(|now| Rc::ptr_eq(now, &frozen));
             if !leads && still {
                 return Err(self.poison(&taken_away(&storage.label(name), TAKEN)));
@@ -642,7 +655,7 @@ impl<S: Storage> Db<S> {
     fn copy_for_reader(&self, value: &[u8]) -> Result<Bytes> {
         Ok(match self.hold_for_reader(value.len())? {
             None => Bytes::copy_from_slice(value),
-            Some(permit) => Bytes::from_owner(Held(value.to_vec(), permit)),
+            Some(permit) => Bytes::from_owner(HeldValue(value.to_vec(), permit)),
         })
     }
 
@@ -692,9 +705,9 @@ impl<S: Storage> Drop for Place<S> {
 }
 
 /// A value on its way to a reader, and the leave to hold it.
-struct Held(Vec<u8>, #[allow(dead_code, reason = "it is there to be dropped")] OwnedSemaphorePermit);
+struct HeldValue(Vec<u8>, #[allow(dead_code, reason = "it is there to be dropped")] OwnedSemaphorePermit);
 
-impl AsRef<[u8]> for Held {
+impl AsRef<[u8]> for HeldValue {
     fn as_ref(&self) -> &[u8] {
         &self.0
     }

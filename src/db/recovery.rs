@@ -34,7 +34,7 @@ use tokio::sync::{Mutex, Semaphore};
 use super::commit::CommitQueue;
 use super::flush::unused;
 use super::values::ValueCache;
-use super::{Active, Db, Events, Frozen, Inner, wal_sizes};
+use super::{Active, Db, Events, Frozen, Held, Inner, wal_sizes};
 use crate::compaction::{Limits, debt_bytes};
 use crate::config::DbConfig;
 use crate::error::{Error, ErrorKind, Result};
@@ -321,7 +321,7 @@ async fn replay_all<S: Storage>(
         recovered.writes += memtable.entries();
         recovered.wal_bytes += end.offset - FIRST_RECORD;
         wals.insert(number, WalMeta { bytes, end: KnownEnd::Exactly(end.offset) });
-        frozen.push_back(Rc::new(Frozen { memtable, wal: number, written: None, file }));
+        frozen.push_back(Frozen::new(memtable, number, Held { file, written: None }));
     }
     Ok(Replayed { next, frozen, wals, clean, recovered })
 }
