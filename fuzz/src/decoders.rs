@@ -116,9 +116,11 @@ pub fn record_file(data: &[u8]) {
     };
     // One of the slots may be bad.
     let bad = u64::from(extent / 2 % 3);
-    for number in (0..2).filter(|number| *number != bad) {
+    for number in 0..2 {
         let mark = Mark { number, durable, limit, used_before };
-        file[mark.offset() as usize..][..BLOCK_BYTES].copy_from_slice(&mark.encode(IDENTITY));
+        let slot = &mut file[mark.offset() as usize..][..BLOCK_BYTES];
+        slot.copy_from_slice(&mark.encode(IDENTITY));
+        slot[HEADER_BYTES] ^= u8::from(number == bad);
     }
     let mut wanted = last;
     match known_end {
