@@ -578,13 +578,13 @@ fn p1_p2_p4_a_power_cut_at_every_operation() {
 #[test]
 fn p4_a_power_cut_at_every_operation_with_a_sync_now_and_then() {
     let states = setting("RINGKEEP_STATES", 100_000) / 4;
-    campaign("the same with a sync now and then", states, |seed| power_cuts(INTERVAL, seed));
+    campaign("power cut at every operation, synced now and then", states, |seed| power_cuts(INTERVAL, seed));
 }
 
 #[test]
 fn p4_a_power_cut_at_every_operation_with_files_of_several_writes() {
     let states = setting("RINGKEEP_STATES", 100_000) / 10;
-    campaign("the same with files of several writes", states, |seed| power_cuts(LARGE, seed));
+    campaign("power cut at every operation, files of several writes", states, |seed| power_cuts(LARGE, seed));
 }
 
 /// A life with a failing operation, for every operation and failure: the first life of a store, or its second.
