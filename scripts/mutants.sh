@@ -24,7 +24,7 @@ count=0 survivors=0
 # suites [FIRST]: runs the quick tests until one fails: FIRST, then the fastest. Fails if one does.
 suites() {
     local suite
-    for suite in ${1:+"$1"} lib crash damage check taken_away bounds model formats kill http_api; do
+    for suite in ${1:+"$1"} lib decoders crash damage check taken_away bounds model formats kill http_api; do
         case $suite in
             lib) timeout 600 cargo test -q --locked --lib || return 1 ;;
             # On a loop device, which counts flushes.

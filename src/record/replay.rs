@@ -499,6 +499,23 @@ mod tests {
     }
 
     #[test]
+    fn a_record_that_does_not_follow_the_one_before_it_ends_the_file() {
+        block_on(async {
+            let storage = SimStorage::new(1);
+            let file = create(&storage, Sizes::fixed(1 << 16)).await;
+            append(&file, b"one").await;
+            append(&file, b"two").await;
+            let mut bytes = storage.bytes(NAME);
+            let at = FIRST_RECORD + SECTOR;
+            let second = &mut bytes[to_usize(at)..][..SECTOR_BYTES];
+            crate::record::seal(second, 3, crate::record::tests::IDENTITY, at, 7, FIRST_RECORD);
+            storage.overwrite(NAME, &bytes);
+            let (found, end) = read(&storage).await.unwrap();
+            assert_eq!((found.len(), end.offset, end.torn_bytes), (1, at, SECTOR));
+        });
+    }
+
+    #[test]
     fn e4_a_slot_of_zeros_is_refused() {
         block_on(async {
             let storage = SimStorage::new(1);
