@@ -115,7 +115,7 @@ mutant 'marks always go to the same slot' src/record/mark.rs \
 mutant 'no marks under load' src/record/file.rs \
     'due && self.mark_is_synced()' 'false && due'
 mutant 'no mark on request' src/record/file.rs \
-    'self.mark_requested.get() && 0 < news' 'false'
+    'self.mark_requested.get() && 0 < news' 'false' damage
 mutant 'no mark when commits pause' src/record/file.rs \
     'if self.mark.get().durable < self.durable.get() {' 'if false {' check
 mutant 'the limit is not raised before it is crossed' src/record/file.rs \
@@ -133,13 +133,11 @@ mutant 'the name of a new file is not synced' src/record/file.rs \
     'sync_names(storage).await?;' ''
 mutant 'the zeros of a longer file are not synced' src/record/file.rs \
     'file.sync().await.map_err(|error| {
-                Error::io(format!("sync {}, which grew' 'Ok(()).map_err(|error: std::io::Error| {
-                Error::io(format!("sync {}, which grew'
+            Error::io(format!("sync {}, which grew' 'Ok(()).map_err(|error: std::io::Error| {
+            Error::io(format!("sync {}, which grew'
 mutant 'a file is used while it grows' src/record/file.rs \
-    'let result = async {
-            // A descriptor' 'self.allocated.set(length);
-        let result = async {
-            // A descriptor'
+    'let result = self.grow_to' 'self.allocated.set(length);
+        let result = self.grow_to'
 mutant 'a file grows after a failed sync' src/record/file.rs \
     'self.check_synced().map_err(|error| error.with_kind(ErrorKind::Poisoned))?;' ''
 mutant 'a mark is written after a failed sync' src/record/file.rs \

@@ -724,6 +724,22 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn e4_a_file_is_not_used_again_while_zeros_or_a_mark_are_on_their_way_to_it() {
+        block_on(async {
+            for grow in [false, true] {
+                let storage = SimStorage::new(1);
+                let file = create(&storage, SIZES).await;
+                append(&file, b"one").await;
+                file.sync().await.unwrap();
+                let work = async { if grow { file.grow(&storage, 0).await } else { file.mark().await } };
+                let (done, usable) = tokio::join!(biased; work, async { file.retire() });
+                done.unwrap();
+                assert!(!usable && file.retire(), "grow: {grow}");
+            }
+        });
+    }
+
+    #[test]
     fn e4_a_recycled_file_shows_nothing_of_its_past() {
         block_on(async {
             let storage = SimStorage::new(1);
