@@ -150,9 +150,9 @@ mutant 'a file that was removed or cut is not noticed' src/record/file.rs \
 
 echo "== replay"
 mutant 'what a mark says is not kept to' src/record/replay.rs \
-    'let durable = mark.durable.max(known_end.durable());' 'let durable = known_end.durable();'
+    'let witnessed = mark.durable.max(known_end.durable());' 'let witnessed = known_end.durable();'
 mutant 'what the manifest says is not kept to' src/record/replay.rs \
-    'let durable = mark.durable.max(known_end.durable());' 'let durable = mark.durable;' damage
+    'let witnessed = mark.durable.max(known_end.durable());' 'let witnessed = mark.durable;' damage
 mutant 'what later records say is not looked for' src/record/replay.rs \
     'if offset < witness {' 'if false && offset < witness {'
 mutant 'records need not follow each other' src/record/replay.rs \

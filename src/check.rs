@@ -229,11 +229,11 @@ impl<S: Storage> Check<'_, S> {
                     report.add_error(error); // the groups are read all the same
                 }
                 if self.state().clean_wal.is_none() {
-                    let witnessed = end.mark.durable.max(known_end.durable());
                     report.log_ends.push(format!(
-                        "{} ends at offset {}, and is witnessed up to offset {witnessed}",
+                        "{} ends at offset {}, and is witnessed up to offset {}",
                         self.storage.label(name),
-                        end.offset
+                        end.offset,
+                        end.witnessed
                     ));
                 }
                 match foreign {

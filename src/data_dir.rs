@@ -83,8 +83,7 @@ impl DataDir {
     /// # Errors
     /// `Io`.
     pub fn storage(&self, device: Device) -> Result<UringStorage> {
-        UringStorage::new(&self.directory, device, true)
-            .map_err(|error| Error::io(format!("use {}", self.directory.path().display()), error))
+        open_storage(&self.directory, device, true)
     }
 
     /// The directory of a shard.
@@ -206,11 +205,11 @@ fn sync_names_above(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The files of a shard, on the ring of the calling thread.
+/// The files of a directory, on the ring of the calling thread. See [`UringStorage::new`].
 ///
 /// # Errors
 /// `Io`.
-pub fn shard_storage(directory: &Directory, device: Device, sync_every_write: bool) -> Result<UringStorage> {
+pub fn open_storage(directory: &Directory, device: Device, sync_every_write: bool) -> Result<UringStorage> {
     UringStorage::new(directory, device, sync_every_write)
         .map_err(|error| Error::io(format!("use {}", directory.path().display()), error))
 }

@@ -344,7 +344,7 @@ impl UnderLoad {
     const CONFIG: DbConfig =
         DbConfig { wal_bytes: DbConfig::wal_bytes_for(1 << 20, 3_000), memtable_bytes: 4 << 20, ..CONFIG };
 
-    /// `groups` of one write each, none of them followed by a pause; as many groups as a second takes are `a_second`.
+    /// Commits `groups` of one write each, without a pause. A mark is requested every `a_second` groups.
     fn new(groups: u64, a_second: u64) -> Self {
         block_on(async {
             let owner = Owner { store_id: 9, shard: ShardId(0) };

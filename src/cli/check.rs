@@ -8,7 +8,7 @@ use indicatif::ProgressBar;
 
 use super::styled;
 use crate::check::{Report, bytes_to_read, check_shard};
-use crate::data_dir::{DataDir, shard_storage};
+use crate::data_dir::{DataDir, open_storage};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::{FileName, shard_directory};
 use crate::host;
@@ -111,7 +111,7 @@ async fn check(data_dir: &DataDir) -> Result<Report> {
             }
         }
         match data_dir.shard(shard) {
-            Ok(directory) => shards.push((owner, shard_storage(&directory, device, false)?)),
+            Ok(directory) => shards.push((owner, open_storage(&directory, device, false)?)),
             Err(error) => report.add_error(error),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::{Active, Db, Frozen, TAKEN, Work, wal_sizes};
+use super::{Active, Db, Frozen, Held, TAKEN, Work, wal_sizes};
 use crate::compaction::executor::ENTRY_COST_BYTES;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
@@ -164,17 +164,19 @@ impl<S: Storage> Db<S> {
         };
         let name = FileName::Wal(frozen.wal);
         let Some(held) = frozen.held.take() else { return Ok(()) };
-        let leads = inner.storage.leads_to(name, &held.file).await;
+        let leads = inner.storage.leads_to(name, held.file()).await;
         if !leads.map_err(|error| Error::io(format!("look at {}", inner.storage.label(name)), error))? {
             // It would be somebody else's file that is removed, or used again.
             return Err(self.poison(&taken_away(&inner.storage.label(name), TAKEN)));
         }
         let wanted = inner.spare.borrow().is_none() && !inner.spare_coming.get();
-        let usable = held.written.as_ref().filter(|wal| wal.retire(inner.config.wal_bytes));
-        let Some(from) = usable.filter(|_| wanted).cloned() else {
-            // Closed first: whoever lets go of it last frees its blocks, and the ring does that on a thread of its own.
-            drop(held);
-            return remove(frozen.wal).await;
+        let from = match held {
+            Held::Written(wal) if wal.retire(inner.config.wal_bytes) && wanted => wal,
+            held => {
+                // The WAL is closed before its name goes. Otherwise the close would free its blocks, on this thread.
+                drop(held);
+                return remove(frozen.wal).await;
+            }
         };
         let number = self.new_file();
         inner.spare_coming.set(true);

@@ -98,11 +98,20 @@ struct Frozen<S: Storage> {
 }
 
 /// The open WAL of a frozen memtable.
-struct Held<S: Storage> {
-    file: S::File,
-    /// The WAL, if this process wrote it. One that was replayed is never used again: the kernel may still finish a write
-    /// of the killed process there.
-    written: Option<Rc<Wal<S::File>>>,
+enum Held<S: Storage> {
+    /// This process wrote it.
+    Written(Rc<Wal<S::File>>),
+    /// It was replayed, and is never used again: the kernel may still finish a write of the killed process there.
+    Replayed(S::File),
+}
+
+impl<S: Storage> Held<S> {
+    fn file(&self) -> &S::File {
+        match self {
+            Self::Written(wal) => wal.file().file(),
+            Self::Replayed(file) => file,
+        }
+    }
 }
 
 impl<S: Storage> Frozen<S> {
@@ -117,8 +126,7 @@ impl<S: Storage> Active<S> {
     }
 
     fn freeze(self) -> Rc<Frozen<S>> {
-        let (wal, file) = (self.wal.number(), self.wal.file().file().clone());
-        Frozen::new(self.memtable, wal, Held { file, written: Some(self.wal) })
+        Frozen::new(self.memtable, self.wal.number(), Held::Written(self.wal))
     }
 }
 
@@ -506,7 +514,7 @@ impl<S: Storage> Db<S> {
         let frozen: Vec<_> = inner.frozen.borrow().iter().cloned().collect();
         for frozen in frozen {
             let name = FileName::Wal(frozen.wal);
-            let file = frozen.held.borrow().as_ref().map(|held| held.file.clone());
+            let file = frozen.held.borrow().as_ref().map(|held| held.file().clone());
             let Some(file) = file else { continue };
             let leads = storage.leads_to(name, &file).await.map_err(look)?;
             let still = inner.frozen.borrow().iter().any(|now| Rc::ptr_eq(now, &frozen));

@@ -115,14 +115,7 @@ impl<S: Storage> Db<S> {
             let message = format!("{} is missing: the shard was here", storage.label(FileName::Current));
             return Err(Error::new(ErrorKind::Corruption, message));
         };
-        if let Some(reason) = end.torn_reason {
-            let file = storage.label(FileName::Manifest(number));
-            tracing::warn!(file, offset = end.offset, bytes = end.torn_bytes, %reason, "cut a torn version edit");
-        }
-        if let Some(reason) = end.bad_slot {
-            let file = storage.label(FileName::Manifest(number));
-            tracing::warn!(file, %reason, "one of the two marks is bad: the file was searched to its end");
-        }
+        report(&storage.label(FileName::Manifest(number)), "version edit", &end);
         if let Some(error) = missing(&storage, &state, &list(&storage)?).into_iter().next() {
             return Err(error);
         }
@@ -300,12 +293,11 @@ async fn replay_all<S: Storage>(
             memtable.insert(entry.key, entry.seqno, entry.kind, entry.value);
         })
         .await?;
-        report(&storage.label(FileName::Wal(number)), &end);
+        report(&storage.label(FileName::Wal(number)), "commit group", &end);
         recovered.torn_bytes += end.torn_bytes;
         let written = 0 < memtable.entries();
         if state.clean_wal.is_none() && (written || recovered.log_end.is_none()) {
-            let witnessed = end.mark.durable.max(known_end.durable());
-            recovered.log_end = Some(LogEnd { wal: number, offset: end.offset, witnessed });
+            recovered.log_end = Some(LogEnd { wal: number, offset: end.offset, witnessed: end.witnessed });
         }
         if state.clean_wal == Some(number)
             && end.bad_slot.is_none()
@@ -321,21 +313,21 @@ async fn replay_all<S: Storage>(
         recovered.writes += memtable.entries();
         recovered.wal_bytes += end.offset - FIRST_RECORD;
         wals.insert(number, WalMeta { bytes, end: KnownEnd::Exactly(end.offset) });
-        frozen.push_back(Frozen::new(memtable, number, Held { file, written: None }));
+        frozen.push_back(Frozen::new(memtable, number, Held::Replayed(file)));
     }
     Ok(Replayed { next, frozen, wals, clean, recovered })
 }
 
-/// Logs what is not as a process leaves it that is not interrupted.
-fn report(file: &str, end: &End) {
+/// Logs what an uninterrupted process does not leave at the end of a file. `what` is what its records hold.
+fn report(file: &str, what: &str, end: &End) {
     if let Some(reason) = end.torn_reason {
-        tracing::warn!(file, offset = end.offset, bytes = end.torn_bytes, %reason, "cut a torn commit group");
+        tracing::warn!(file, offset = end.offset, bytes = end.torn_bytes, %reason, "cut a torn {what}");
     }
     if let Some(reason) = end.bad_slot {
         tracing::warn!(file, %reason, "one of the two marks is bad: the file was searched to its end");
     }
     if let Some(error) = &end.unread {
-        tracing::warn!(file, %error, "a part of the file cannot be read; nothing shows that it held a write");
+        tracing::warn!(file, %error, "a part of the file cannot be read; nothing shows that it held a {what}");
     }
 }
 

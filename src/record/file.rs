@@ -21,8 +21,8 @@
 //! - while the file grows: a longer file with zeros at its end. The length that the manifest knows is a lower bound;
 //! - during an append: the record does not verify, and neither does anything after it: a torn end, cut and reported;
 //! - during an append with a mark: the record as above, and the old mark or the new one (E3), both true (E1);
-//! - without syncs (`--sync never`), records after a lost one may verify; none of them says that the lost one was
-//!   durable: cut;
+//! - without syncs (`--sync never`), records after a lost record may verify. No record says that the lost record was
+//!   durable, so all of them are cut;
 //! - later damage to a record that was synced is told from a torn end by what the newest mark and later records say was
 //!   durable (R2), by numbers without gaps across WALs, and by the files that the manifest must name.
 
@@ -83,8 +83,8 @@ pub struct RecordFile<F: File> {
     label: String,
     identity: Identity,
     sizes: Sizes,
-    /// Bytes that were written and synced, be it as zeros. `durable <= end <= allocated <= capacity`, and none of them
-    /// ever shrinks.
+    /// Bytes that were written and synced, as records or as zeros. `durable <= end <= allocated <= capacity`, and no
+    /// value ever shrinks.
     allocated: Cell<u64>,
     /// End of the last record.
     end: Cell<u64>,

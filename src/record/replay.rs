@@ -82,6 +82,8 @@ pub struct End {
     pub torn_reason: Option<CorruptionReason>,
     /// What the system said of a block at or after the end that it could not read.
     pub unread: Option<Error>,
+    /// Bytes that the newest mark, or what the caller knows of the end, says were durable.
+    pub witnessed: u64,
     /// The newest mark.
     pub mark: Mark,
     /// What is wrong with the other slot, if it is bad.
@@ -119,8 +121,9 @@ async fn walk<S: Storage>(
     if bad_slot.is_none() {
         window.file_bytes = window.file_bytes.min(mark.limit); // E2
     }
-    let durable = mark.durable.max(known_end.durable());
-    let end = |offset| End { offset, torn_bytes: 0, torn_reason: None, unread: None, mark, bad_slot };
+    let witnessed = mark.durable.max(known_end.durable());
+    let end =
+        |offset| End { offset, torn_bytes: 0, torn_reason: None, unread: None, witnessed, mark, bad_slot };
     let mut offset = FIRST_RECORD;
     let mut chain = 0;
     let (flaw, unread) = loop {
@@ -171,8 +174,8 @@ async fn walk<S: Storage>(
         Some(error) => error.clone(),
         None => Error::corruption(label, offset, format_args!("{reason}, and {by}")),
     };
-    if offset < durable {
-        return Err(refused(format_args!("the file was durable up to offset {durable}"))); // E1
+    if offset < witnessed {
+        return Err(refused(format_args!("the file was durable up to offset {witnessed}"))); // E1
     }
     let witness = window.last_durable_witness(identity, offset).await?;
     if offset < witness {

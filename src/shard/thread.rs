@@ -27,7 +27,7 @@ use super::mailbox::{Ends, Mailbox};
 use super::router::{Router, ThreadId};
 use super::{Background, Engine};
 use crate::config::Config;
-use crate::data_dir::shard_storage;
+use crate::data_dir::open_storage;
 use crate::db::{CloseStep, Db, LogEnd, Recovered};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
@@ -437,7 +437,7 @@ async fn wait_for(phases: &mut watch::Receiver<Phase>, phase: Phase) {
 
 async fn open(config: &Config, plan: ShardPlan) -> Result<(Engine, Recovered)> {
     let always = config.sync == crate::config::SyncMode::Always;
-    let storage = shard_storage(&plan.directory, plan.device, always)?;
+    let storage = open_storage(&plan.directory, plan.device, always)?;
     if plan.create {
         let engine = Db::create(storage, plan.owner, plan.config).await?;
         return Ok((engine, Recovered::default()));

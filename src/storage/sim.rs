@@ -1,7 +1,8 @@
 //! Storage in memory that fails as disks fail: what a crash may take is exactly what was not synced.
 //!
 //! Owns: live and durable bytes of every file, live and durable names, the count of operations, planned faults.
-//! Knows nothing of what the bytes mean. Single-threaded, seeded, no clock: the same calls give the same faults.
+//! Knows nothing of what the bytes mean. Every fault meets live and durable state at once, so they share this file, long as
+//! it is. Single-threaded, seeded, no clock: the same calls give the same faults.
 //!
 //! ```text
 //!   write ──► live bytes ──► (sync) ──► durable bytes      create, rename, remove ──► live names
