@@ -5,31 +5,16 @@
                         between their marks, and benches/plots/*.svg
     report.py --print   medians and spread of every line under target/bench, on standard output
 
-Plots need matplotlib; it is installed into target/venv if it is not there.
+Needs nothing but Python. A second run changes nothing.
 """
 
 import json
-import os
-import pathlib
 import re
 import statistics
-import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-RAW = ROOT / "target" / "bench"
-KEPT = ROOT / "benches" / "raw"
-PLOTS = ROOT / "benches" / "plots"
-
-
-def load(folder):
-    found = {}
-    for path in sorted(folder.glob("*.json")):
-        report = json.loads(path.read_text())
-        if "question" in report:
-            found[report["question"]] = report
-    return found
-
+import plots
+from answers import KEPT, RAW, ROOT, Lines, load, number, spread
 
 # A host that takes more of the processors than this is what was measured.
 STOLEN_MAX = 0.05
@@ -53,42 +38,6 @@ def keep(reports):
             print(f"{question}: not kept, the host gave {taken:.0%} of the processors to others")
         else:
             (KEPT / f"{question}.json").write_text(json.dumps(report, indent=1) + "\n")
-
-
-class Lines:
-    """The lines of one question."""
-
-    def __init__(self, report):
-        self.report = report
-        self.lines = report["lines"]
-
-    def samples(self, name):
-        return self.lines[name]["samples"]
-
-    def median(self, name):
-        return statistics.median(self.samples(name))
-
-    def details(self, name, key):
-        return [detail.get(key) for detail in self.lines[name]["details"]]
-
-    def ratios(self, name, peer, less_is_better=False):
-        """One ratio for each pair of neighbours."""
-        pairs = zip(self.samples(name), self.samples(peer))
-        return [b / a if less_is_better else a / b for a, b in pairs]
-
-    def has(self, *names):
-        return all(name in self.lines for name in names)
-
-
-def number(value):
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def spread(samples):
-    """The median, the least and the most."""
-    return f"{number(statistics.median(samples))} ({number(min(samples))} to {number(max(samples))})"
 
 
 def table(head, rows):
@@ -170,14 +119,14 @@ def lone_set(lines):
 
 
 def connections(lines):
-    counts = sorted({int(name.split("/")[1]) for name in lines.lines})
+    counts = lines.counts()
     def group_size(count):
         found = [size for size in lines.details(f"set/{count}", "writes_per_flush") if size]
         return number(statistics.median(found)) if found else ""
     rows = [[str(count), spread(lines.samples(f"get/{count}")), spread(lines.samples(f"set/{count}")), group_size(count)]
             for count in counts]
     return (table(["connections", "GET a second", "SET a second", "writes in a device flush"], rows)
-            + "\n\n![throughput against connections](benches/plots/connections.svg)\n![writes in a group](benches/plots/groups.svg)\n\n"
+            + "\n\n![throughput against connections](benches/plots/connections.svg)\n\n"
             + commands(lines, ("get/64", "set/64")))
 
 
@@ -222,8 +171,7 @@ def mixes(lines):
 
 
 def sizes(lines):
-    keys = sorted({int(name.split("/")[1]) for name in lines.lines})
-    rows = [[number(count), spread(lines.samples(f"read/{count}")), spread(lines.samples(f"overwrite/{count}"))] for count in keys]
+    rows = [[number(count), spread(lines.samples(f"read/{count}")), spread(lines.samples(f"overwrite/{count}"))] for count in lines.counts()]
     return (table(["keys", "GET a second", "SET a second (`--sync 100ms`)"], rows)
             + "\n\n![throughput against data](benches/plots/sizes.svg)\n\n" + commands(lines, list(lines.lines)[:2]))
 
@@ -362,87 +310,6 @@ BLOCKS = {function.__name__: function for function in (
     gets, sets, rocksdb_sync, lone_set, connections, latencies, mixes, sizes, shapes, shards, cold_reads, fill, steady)}
 
 
-def pyplot():
-    """matplotlib, from target/venv if the system has none."""
-    try:
-        import matplotlib
-    except ImportError:
-        venv = ROOT / "target" / "venv"
-        if not (venv / "bin" / "python").exists():
-            subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-            subprocess.run([venv / "bin" / "pip", "install", "--quiet", "matplotlib"], check=True)
-        if pathlib.Path(sys.prefix) != venv:
-            os.execv(venv / "bin" / "python", [str(venv / "bin" / "python"), "-B", *sys.argv])
-        raise
-    matplotlib.use("svg")
-    # The same data give the same file.
-    matplotlib.rcParams.update({"svg.hashsalt": "ringkeep", "svg.fonttype": "none", "axes.grid": True, "grid.alpha": 0.3,
-                                "axes.spines.top": False, "axes.spines.right": False, "figure.figsize": (7, 4), "font.size": 10})
-    import matplotlib.pyplot as plt
-    return plt
-
-
-def plots(reports):
-    plt = pyplot()
-    PLOTS.mkdir(parents=True, exist_ok=True)
-
-    def save(name, figure, axes):
-        axes.legend(frameon=False)
-        figure.savefig(PLOTS / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight", transparent=False)
-        plt.close(figure)
-
-    def with_spread(axes, lines, workload, places, label):
-        samples = [lines.samples(f"{workload}/{place}") for place in places]
-        middle = [statistics.median(each) for each in samples]
-        axes.plot(places, middle, marker="o", markersize=4, label=label)
-        axes.fill_between(places, [min(each) for each in samples], [max(each) for each in samples], alpha=0.15)
-
-    if "connections" in reports:
-        lines = Lines(reports["connections"])
-        counts = sorted({int(name.split("/")[1]) for name in lines.lines})
-        figure, axes = plt.subplots()
-        with_spread(axes, lines, "get", counts, "GET, cached")
-        with_spread(axes, lines, "set", counts, "SET, on disk")
-        axes.set(xscale="log", xlabel="connections", ylabel="requests a second", ylim=(0, None))
-        axes.set_xticks(counts, [str(count) for count in counts])
-        save("connections", figure, axes)
-        sized = {count: [size for size in lines.details(f"set/{count}", "writes_per_flush") if size] for count in counts}
-        sized = {count: statistics.median(found) for count, found in sized.items() if found}
-        figure, axes = plt.subplots()
-        axes.plot(list(sized), list(sized.values()), marker="o", markersize=4, label="writes in a device flush")
-        axes.set(xscale="log", yscale="log", xlabel="connections", ylabel="writes")
-        axes.set_xticks(list(sized), [str(count) for count in sized])
-        save("groups", figure, axes)
-    if "latencies" in reports:
-        lines = Lines(reports["latencies"])
-        percentiles = ("p50", "p99", "p99.9", "p99.99")
-        figure, axes = plt.subplots()
-        for name in lines.lines:
-            middle = [statistics.median(lines.details(name, each)) for each in percentiles]
-            style = {"read": "-", "overwrite": "--", "device": ":"}[name.split("/")[0]]
-            axes.plot(percentiles, middle, marker="o", markersize=4, linestyle=style, label=latency_label(name))
-        axes.set(yscale="log", xlabel="percentile", ylabel="latency in µs")
-        save("latency", figure, axes)
-    if "sizes" in reports:
-        lines = Lines(reports["sizes"])
-        keys = sorted({int(name.split("/")[1]) for name in lines.lines})
-        figure, axes = plt.subplots()
-        with_spread(axes, lines, "read", keys, "GET")
-        with_spread(axes, lines, "overwrite", keys, "SET")
-        axes.set(xscale="log", xlabel="keys of 16 bytes with values of 100", ylabel="requests a second", ylim=(0, None))
-        save("sizes", figure, axes)
-    if "fill" in reports:
-        lines = Lines(reports["fill"])
-        series = lines.details("fill/ringkeep", "series")[-1]
-        each = 1000 // series["interval_ms"]
-        answered = series["answered"]
-        seconds = [sum(answered[at:at + each]) for at in range(0, len(answered) - each + 1, each)]
-        figure, axes = plt.subplots()
-        axes.plot(range(len(seconds)), seconds, linewidth=1, label="keys a second")
-        axes.set(xlabel="seconds", ylabel="keys a second", ylim=(0, None))
-        save("fill", figure, axes)
-
-
 def main():
     if "--print" in sys.argv:
         for report in load(RAW).values():
@@ -452,7 +319,7 @@ def main():
         return
     keep(load(RAW))
     reports = load(KEPT)
-    plots(reports)
+    plots.draw(reports)
     blocks = {name: BLOCKS[name](Lines(report)) + "\n\n" + origin(report) for name, report in reports.items() if name in BLOCKS}
     blocks["machine"] = machine(reports)
     blocks["targets"] = targets(reports)
