@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Turns raw answers into the tables and plots of BENCHMARKS.md, and the figures of the README.
 
-    report.py           takes what is new under target/bench into benches/raw, and writes from there: the parts of both
-                        between their marks, and benches/plots/*.svg
+    report.py           copies new answers from target/bench to benches/raw; then writes, from benches/raw alone, the parts
+                        of both pages between their markers, and benches/plots/*.svg
     report.py --print   medians and spread of every line under target/bench, on standard output
 
 Needs nothing but Python. A second run changes nothing.
@@ -16,17 +16,17 @@ import sys
 import plots
 from answers import KEPT, RAW, ROOT, Lines, load, number, spread
 
-# A host that takes more of the processors than this is what was measured.
+# If the hypervisor takes more of the processors than this, the run measures the other machines of the host.
 STOLEN_MAX = 0.05
 
 
 def stolen(report):
-    """Shares of the processors that the host gave to others, one for each sample."""
+    """Shares of the processors that the hypervisor gave to others, one for each sample."""
     return [detail["stolen"] for line in report["lines"].values() for detail in line["details"] if "stolen" in detail]
 
 
 def keep(reports):
-    """The newest answer to each question stays in the repository, but for quick runs and busy hosts: nobody compares those."""
+    """Keeps the newest answer to each question in the repository, except quick runs and runs on a busy host."""
     KEPT.mkdir(parents=True, exist_ok=True)
     kept = load(KEPT)
     for question, report in reports.items():
@@ -35,9 +35,13 @@ def keep(reports):
             continue
         taken = statistics.median(stolen(report) or [0])
         if STOLEN_MAX < taken:
-            print(f"{question}: not kept, the host gave {taken:.0%} of the processors to others")
+            print(f"{question}: not kept, the hypervisor gave {percent(taken)} of the processors to others")
         else:
             (KEPT / f"{question}.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+def percent(share):
+    return f"{share:.0%}".replace("%", " %")
 
 
 def table(head, rows):
@@ -47,13 +51,17 @@ def table(head, rows):
 
 def origin(report):
     shares = stolen(report)
-    taken = f" The host gave {statistics.median(shares):.0%} ({max(shares):.0%} at most) of the processors to others." if shares else ""
+    taken = f" Steal time: {percent(statistics.median(shares))} of the processors, {percent(max(shares))} at most." if shares else ""
     counts = [len(line["samples"]) for line in report["lines"].values()]
     least, most = min(counts), max(counts)
     samples = f"{least} to {most}" if least < most else f"{most}"
     repeat = f"--repeat {report['repeat']} " if "repeat" in report else ""
     return (f"Commit `{report['commit']}`, {report['date']}, {samples} samples of each line: "
             f"`scripts/bench.sh {repeat}{report['question']}`.{taken}")
+
+
+def picture(name, alternative):
+    return f"![{alternative}](benches/plots/{name}.svg)\n\n"
 
 
 def commands(lines, names):
@@ -68,7 +76,7 @@ def commands(lines, names):
 def busy(lines, name):
     """Shares of their processors that the server and its load used."""
     shares = (statistics.median(lines.details(name, key)) for key in ("server_busy", "load_busy"))
-    return ", ".join(f"{share:.0%}" for share in shares)
+    return ", ".join(percent(share) for share in shares)
 
 
 def compared(lines, groups, peers, unit):
@@ -83,20 +91,20 @@ def compared(lines, groups, peers, unit):
         for peer in peers:
             name = f"{group}/{peer}"
             if lines.has(name):
-                rows.append(["", peer, spread(lines.samples(name)), busy(lines, name), spread(lines.ratios(own, name)) + " ×"])
+                rows.append(["", plots.NAMES.get(peer, peer), spread(lines.samples(name)), busy(lines, name), spread(lines.ratios(own, name)) + " ×"])
                 names.append(name)
-    head = ["work", "server", f"{unit}, median (least to most)", "server, load busy", "ringkeep is"]
+    head = ["work", "server", f"{unit}, median (least to most)", "busy: server, load", "ringkeep ÷ server"]
     return table(head, rows) + "\n\n" + commands(lines, names)
 
 
 def gets(lines):
     groups = (("64", "GET, 64 connections"), ("64x16", "GET, 64 connections, 16 requests pipelined"))
-    return compared(lines, groups, ("nginx", "redis", "webdis"), "requests a second")
+    return compared(lines, groups, ("nginx", "redis", "webdis"), "requests per second")
 
 
 def sets(lines):
     groups = (("64", "SET, 64 connections"), ("256", "SET, 256 connections"), ("64x16", "SET, 64 connections, 16 requests pipelined"))
-    text = compared(lines, groups, ("redis", "webdis"), "writes a second")
+    text = compared(lines, groups, ("redis", "webdis"), "writes per second")
     if lines.has("get_256/ringkeep"):
         ratio = lines.ratios("256/ringkeep", "get_256/ringkeep")
         text += f"\n\nSET against GET of ringkeep itself, 256 connections: {spread(ratio)} ×."
@@ -104,17 +112,17 @@ def sets(lines):
 
 
 def rocksdb_sync(lines):
-    rows = [[name, spread(lines.samples(name))] for name in ("ringkeep", "rocksdb")]
-    text = table(["64 clients", "writes a second"], rows)
-    return text + f"\n\nringkeep is {spread(lines.ratios('ringkeep', 'rocksdb'))} ×.\n\n" + commands(lines, ("ringkeep", "rocksdb"))
+    rows = [[label, spread(lines.samples(name))] for name, label in (("ringkeep", "ringkeep"), ("rocksdb", "RocksDB"))]
+    text = table(["64 clients", "writes per second"], rows)
+    return text + f"\n\nringkeep is {spread(lines.ratios('ringkeep', 'rocksdb'))} × RocksDB.\n\n" + commands(lines, ("ringkeep", "rocksdb"))
 
 
 def lone_set(lines):
-    names = {"device": "the device: write 4 KiB in place, fdatasync", "ringkeep": "ringkeep, SET",
-             "get": "ringkeep, GET from memory: an answer without the device", "redis": "Redis, SET"}
+    names = {"device": "the device alone: write 4 KiB in place, then fdatasync", "ringkeep": "ringkeep, SET",
+             "get": "ringkeep, GET from memory: no access to the device", "redis": "Redis, SET"}
     rows = [[label, spread(lines.samples(name))] for name, label in names.items() if name in lines.lines]
-    text = table(["one request after the other", "p50 in µs"], rows)
-    return (text + f"\n\nA set takes {spread(lines.ratios('device', 'ringkeep', True))} × what the device takes.\n\n"
+    text = table(["one request after the other", "p50, µs"], rows)
+    return (text + f"\n\nA SET takes {spread(lines.ratios('device', 'ringkeep', True))} × as long as the device.\n\n"
             + commands(lines, ("ringkeep", "get", "redis")))
 
 
@@ -125,20 +133,20 @@ def connections(lines):
         return number(statistics.median(found)) if found else ""
     rows = [[str(count), spread(lines.samples(f"get/{count}")), spread(lines.samples(f"set/{count}")), group_size(count)]
             for count in counts]
-    return (table(["connections", "GET a second", "SET a second", "writes in a device flush"], rows)
-            + "\n\n![throughput against connections](benches/plots/connections.svg)\n\n"
-            + commands(lines, ("get/64", "set/64")))
+    return (picture("connections", "throughput and group size against connections")
+            + table(["connections", "GET per second", "SET per second", "writes in one device flush"], rows)
+            + "\n\n" + commands(lines, ("get/64", "set/64")))
 
 
 def latency_label(name):
     if name == "device":
-        return "the device alone: fdatasync after 4 KiB in place, from when it began"
+        return "the device alone: fdatasync after 4 KiB in place, from the start of the sync"
     workload, share = name.split("/")
     return f"{'GET' if workload == 'read' else 'SET'} at {share} % of the top rate"
 
 
 def sent_late(details):
-    """The share of requests that the load sent over a millisecond late by itself; nothing where it was not counted."""
+    """The share of requests that the load itself sent over a millisecond late; nothing where it was not counted."""
     shares = [each["sent_late"] / each["count"] for each in details if "sent_late" in each]
     return f"{100 * statistics.median(shares):.2g} %" if shares else ""
 
@@ -149,17 +157,17 @@ def bare_loops(lines):
     if not found:
         return ""
     uneven, stops = [loop["fastest"] / loop["slowest"] for loop in found], [loop["longest_stop_ms"] for loop in found]
-    return ("\n\nBefore each sample a bare loop ran for four seconds on the server's processor, and one on the load's. The server's "
-            f"did {spread(uneven)} × as many turns in its fastest tenth of a second as in its slowest, and stood still for up to {spread(stops)} ms.")
+    return ("\n\nBefore each sample a bare loop ran on each processor for four seconds. On the server's processor it ran "
+            f"{spread(uneven)} × as many iterations in its fastest tenth of a second as in its slowest. It stood still for up to {spread(stops)} ms.")
 
 
 def latencies(lines):
     rows = []
-    for name in lines.lines:
+    for name in sorted(lines.lines, key=lambda name: name == "device"):
         cells = [number(statistics.median(lines.details(name, key))) for key in ("p50", "p99", "p99.9", "p99.99", "max")]
         rows.append([latency_label(name), number(lines.details(name, "rate")[0]), *cells, sent_late(lines.lines[name]["details"])])
-    return (table(["open loop, 64 connections", "a second", "p50 µs", "p99", "p99.9", "p99.99", "max", "sent late"], rows)
-            + bare_loops(lines) + "\n\n![latency against percentile](benches/plots/latency.svg)\n\n" + commands(lines, ("read/25", "overwrite/25", "device")))
+    return (table(["open loop, 64 connections", "requests per second", "p50, µs", "p99, µs", "p99.9, µs", "p99.99, µs", "max, µs", "sent late"], rows)
+            + bare_loops(lines) + "\n\n" + commands(lines, ("read/25", "overwrite/25", "device")))
 
 
 def mixes(lines):
@@ -167,13 +175,14 @@ def mixes(lines):
     for name in lines.lines:
         p99 = [latency["p99"] for latency in lines.details(name, "latency_us")]
         rows.append([name, spread(lines.samples(name)), number(statistics.median(p99))])
-    return table(["mix", "operations a second", "p99 µs"], rows) + "\n\n" + commands(lines, ("ycsb-a",))
+    return table(["mix", "operations per second", "p99, µs"], rows) + "\n\n" + commands(lines, ("ycsb-a",))
 
 
 def sizes(lines):
     rows = [[number(count), spread(lines.samples(f"read/{count}")), spread(lines.samples(f"overwrite/{count}"))] for count in lines.counts()]
-    return (table(["keys", "GET a second", "SET a second (`--sync 100ms`)"], rows)
-            + "\n\n![throughput against data](benches/plots/sizes.svg)\n\n" + commands(lines, list(lines.lines)[:2]))
+    return (picture("sizes", "throughput against the amount of data")
+            + table(["keys", "GET per second", "SET per second (`--sync 100ms`)"], rows)
+            + "\n\n" + commands(lines, list(lines.lines)[:2]))
 
 
 def shapes(lines):
@@ -187,21 +196,21 @@ def shapes(lines):
             p99 = statistics.median(latency["p99"] for latency in lines.details(line, "latency_us"))
             return [spread(lines.samples(line)), number(p99)]
         rows.append([key, value, *cells("overwrite"), *cells("read")])
-    return table(["key bytes", "value bytes", "SET a second", "p99 µs", "GET a second", "p99 µs"], rows) + "\n\n" + commands(lines, list(lines.lines)[:2])
+    return table(["key bytes", "value bytes", "SET per second", "p99, µs", "GET per second", "p99, µs"], rows) + "\n\n" + commands(lines, list(lines.lines)[:2])
 
 
 def shards(lines):
     rows = [[verb.upper(), spread(lines.samples(f"{verb}/own")), spread(lines.samples(f"{verb}/any")),
-             spread(lines.ratios(f"{verb}/any", f"{verb}/own"))] for verb in ("get", "set")]
-    head = ["2 shards on 2 threads, 32 connections", "own keys: requests a second of processor time", "any keys", "any is"]
+             spread(lines.ratios(f"{verb}/any", f"{verb}/own")) + " ×"] for verb in ("get", "set")]
+    head = ["2 shards on 2 threads, 32 connections", "own keys, requests per second of CPU time", "any keys", "any against own"]
     return table(head, rows) + "\n\n" + commands(lines, ("get/own",))
 
 
 def cold_reads(lines):
     rows = [["fio, random 4 KiB, O_DIRECT, depth 64", spread(lines.samples("fio"))],
             ["GET, 64 connections, data 8 × the cache", spread(lines.samples("ringkeep"))]]
-    text = table(["reads", "a second"], rows)
-    return text + f"\n\nringkeep is {spread(lines.ratios('ringkeep', 'fio'))} ×.\n\n" + commands(lines, ("fio", "ringkeep"))
+    text = table(["reads", "per second"], rows)
+    return text + f"\n\nringkeep is {spread(lines.ratios('ringkeep', 'fio'))} × fio.\n\n" + commands(lines, ("fio", "ringkeep"))
 
 
 def fill(lines):
@@ -211,17 +220,17 @@ def fill(lines):
             continue
         middle = lambda key: (lambda found: number(statistics.median(found)) if found else "")([v for v in lines.details(name, key) if v is not None])
         rows.append([label, spread(lines.samples(name)), middle("fill_seconds"), middle("write_amplification"), middle("space_amplification")])
-    text = table(["20 million random keys", "keys a second, until compaction is quiet", "s to the last answer", "write amplification", "space amplification"], rows)
+    text = table(["20 million random keys", "keys per second, until compaction is quiet", "seconds to the last answer", "write amplification", "space amplification"], rows)
     if lines.has("fill/ringkeep", "fill/rocksdb"):
-        text += f"\n\nringkeep is {spread(lines.ratios('fill/ringkeep', 'fill/rocksdb'))} ×."
+        text += f"\n\nringkeep is {spread(lines.ratios('fill/ringkeep', 'fill/rocksdb'))} × RocksDB."
     gap = lines.details("fill/ringkeep", "longest_gap_ms")
     memory = [bytes_ / 2**20 for bytes_ in lines.details("fill/ringkeep", "resident_bytes")]
-    text += f"\n\nLongest time without an answer: {spread(gap)} ms. Resident memory once its cache of 256 MiB is full: {spread(memory)} MiB."
-    text += "\n\n![throughput over time](benches/plots/fill.svg)\n\n"
+    text += f"\n\nLongest time without an answer: {spread(gap)} ms. Resident memory once the cache of 256 MiB is full: {spread(memory)} MiB.\n\n"
+    text += picture("fill", "throughput of the fill over time")
     rows = [[label, spread(lines.samples(name))] for name, label in (("start/clean", "after a clean stop"), ("start/replay_100", "after `kill -9`, with 300,000 sets of 100 bytes to replay"),
              ("start/replay_1000", "after `kill -9`, with 50,000 sets of 1,000 bytes to replay"))
             if lines.has(name)]
-    text += table(["start with that data", "seconds until it listens"], rows)
+    text += table(["start with this data", "seconds until the server listens"], rows)
     speeds = " and ".join(spread(replay_speeds(lines, size)) for size in (100, 1000) if lines.has(f"start/replay_{size}"))
     return text + f"\n\nThe WAL was replayed at {speeds} MB/s.\n\n" + commands(lines, ("fill/ringkeep", "fill/rocksdb"))
 
@@ -229,12 +238,12 @@ def fill(lines):
 def steady(lines):
     gap, rate = lines.details("open_loop", "longest_gap_ms"), lines.details("open_loop", "rate")[0]
     late = sent_late([{**each, "count": each["latency_us"]["count"]} for each in lines.lines["open_loop"]["details"]])
-    return (f"{number(rate)} sets a second with `--sync 100ms`, half of the top rate: p99.9 {spread([us / 1000 for us in lines.samples('open_loop')])} ms, "
-            f"longest time without an answer {spread(gap)} ms; {late} of them were sent late by the load itself." + bare_loops(lines) + "\n\n" + commands(lines, ("open_loop",)))
+    return (f"{number(rate)} sets per second with `--sync 100ms`, half of the top rate: p99.9 {spread([us / 1000 for us in lines.samples('open_loop')])} ms, "
+            f"longest time without an answer {spread(gap)} ms. The load itself sent {late} of the requests late." + bare_loops(lines) + "\n\n" + commands(lines, ("open_loop",)))
 
 
 def replay_speeds(lines, value_bytes=100):
-    """Megabytes of WAL a second, from what the starts logged."""
+    """Megabytes of WAL per second, from what the starts logged."""
     return [each["wal_bytes"] / 1000 / each["milliseconds"] for each in lines.lines[f"start/replay_{value_bytes}"]["details"]]
 
 
@@ -242,30 +251,31 @@ def ratio(name, peer, less_is_better=False):
     return lambda lines: lines.ratios(name, peer, less_is_better)
 
 
-# What was asked of ringkeep: work, question, at least or at most, samples, unit.
+# The goals: work, question, at least or at most, goal, samples, unit.
 TARGETS = (
-    ("GET in cache, 64 connections, against nginx `return 200`", "gets", "at least", 1.0, ratio("64/ringkeep", "64/nginx"), "×"),
-    ("the same against Redis", "gets", "at least", 1.5, ratio("64/ringkeep", "64/redis"), "×"),
-    ("the same against Webdis", "gets", "at least", 3.3, ratio("64/ringkeep", "64/webdis"), "×"),
-    ("GET, 64 × 16 pipelined, against Redis", "gets", "at least", 1.2, ratio("64x16/ringkeep", "64x16/redis"), "×"),
-    ("the same against nginx", "gets", "at least", 8, ratio("64x16/ringkeep", "64x16/nginx"), "×"),
+    ("GET from memory, 64 connections, against nginx `return 200`", "gets", "at least", 1.0, ratio("64/ringkeep", "64/nginx"), "×"),
+    ("GET from memory, 64 connections, against Redis", "gets", "at least", 1.5, ratio("64/ringkeep", "64/redis"), "×"),
+    ("GET from memory, 64 connections, against Webdis", "gets", "at least", 3.3, ratio("64/ringkeep", "64/webdis"), "×"),
+    ("GET from memory, 64 × 16 pipelined, against Redis", "gets", "at least", 1.2, ratio("64x16/ringkeep", "64x16/redis"), "×"),
+    ("GET from memory, 64 × 16 pipelined, against nginx `return 200`", "gets", "at least", 8, ratio("64x16/ringkeep", "64x16/nginx"), "×"),
     ("SET, 64 connections, against Redis", "sets", "at least", 1.6, ratio("64/ringkeep", "64/redis"), "×"),
     ("SET, 256 connections, against Redis", "sets", "at least", 1.4, ratio("256/ringkeep", "256/redis"), "×"),
     ("SET, 64 × 16 pipelined, against Redis", "sets", "at least", 2.0, ratio("64x16/ringkeep", "64x16/redis"), "×"),
     ("SET, 64 connections, against Webdis", "sets", "at least", 3.8, ratio("64/ringkeep", "64/webdis"), "×"),
     ("SET against GET of ringkeep, 256 connections", "sets", "at least", 0.8, ratio("256/ringkeep", "get_256/ringkeep"), "×"),
-    ("SET, 1 connection: p50, against the device's", "lone_set", "at most", 1.6, ratio("device", "ringkeep", True), "×"),
-    ("SET, 64 connections, against db_bench that syncs", "rocksdb_sync", "at least", 2.2, ratio("ringkeep", "rocksdb"), "×"),
-    ("GET, any key against own keys, for each second of processor time", "shards", "at least", 0.8, ratio("get/any", "get/own"), "×"),
-    ("SET, the same", "shards", "at least", 0.8, ratio("set/any", "set/own"), "×"),
+    ("SET, 1 connection, p50 against that of the device", "lone_set", "at most", 1.6, ratio("device", "ringkeep", True), "×"),
+    ("SET, 64 connections, against db_bench with a sync for each write group", "rocksdb_sync", "at least", 2.2, ratio("ringkeep", "rocksdb"), "×"),
+    ("GET, any keys against own keys, per second of CPU time", "shards", "at least", 0.8, ratio("get/any", "get/own"), "×"),
+    ("SET, any keys against own keys, per second of CPU time", "shards", "at least", 0.8, ratio("set/any", "set/own"), "×"),
     ("GET, data 8 × the cache, against fio", "cold_reads", "at least", 0.6, ratio("ringkeep", "fio"), "×"),
-    ("fill of 20 million random keys, `--sync 100ms`, against db_bench", "fill", "at least", 1.0, ratio("fill/ringkeep", "fill/rocksdb"), "×"),
-    ("the same: longest time without an answer", "fill", "at most", 200, lambda l: l.details("fill/ringkeep", "longest_gap_ms"), "ms"),
-    ("open loop at half the top rate of a fill, `--sync 100ms`: p99.9", "steady", "at most", 20, lambda l: [us / 1000 for us in l.samples("open_loop")], "ms"),
-    ("resident with that data and a full cache, above 256 MiB of cache and 64 MiB of memtable", "fill", "at most", 64,
+    ("Fill with 20 million random keys, `--sync 100ms`, against db_bench", "fill", "at least", 1.0, ratio("fill/ringkeep", "fill/rocksdb"), "×"),
+    ("The same fill: longest time without an answer", "fill", "at most", 200, lambda l: l.details("fill/ringkeep", "longest_gap_ms"), "ms"),
+    ("Open loop of sets at half the top rate, that data, `--sync 100ms`: p99.9", "steady", "at most", 20,
+     lambda l: [us / 1000 for us in l.samples("open_loop")], "ms"),
+    ("Resident memory with that data and a full cache, beyond 256 MiB of cache and 64 MiB of memtable", "fill", "at most", 64,
      lambda l: [bytes_ / 2**20 - 320 for bytes_ in l.details("fill/ringkeep", "resident_bytes")], "MiB"),
-    ("start after a clean stop with that data", "fill", "at most", 1, lambda l: l.samples("start/clean"), "s"),
-    ("replay of a WAL", "fill", "at least", 400, replay_speeds, "MB/s"),
+    ("Start after a clean stop with that data", "fill", "at most", 1, lambda l: l.samples("start/clean"), "s"),
+    ("Replay of a WAL", "fill", "at least", 400, replay_speeds, "MB/s"),
 )
 
 
@@ -278,7 +288,7 @@ def targets(reports):
         middle = statistics.median(found)
         met = middle >= asked if bound == "at least" else middle <= asked
         rows.append([work, f"{bound} {asked:g} {unit}", f"{spread(found)} {unit}", "yes" if met else "**no**"])
-    return table(["work", "asked", "median (least to most)", "reached"], rows)
+    return table(["work", "goal", "median (least to most)", "met"], rows)
 
 
 # What the README shows: work, question, line, its peer, what the peer is.
@@ -301,9 +311,62 @@ def headlines(reports):
     return table(["64 connections, server and load a core each", "a second", "in the same run"], rows)
 
 
+def answers(reports):
+    """The first page: each question with its plot, then the figures in sentences."""
+    sets, rocksdb, gets, lone, open_loop, fill, cold = (Lines(reports[question]) for question in (
+        "sets", "rocksdb_sync", "gets", "lone_set", "latencies", "fill", "cold_reads"))
+
+    def against(lines, group, peer, what):
+        return f"{spread(lines.ratios(f'{group}/ringkeep', f'{group}/{peer}'))} × {what}"
+
+    def rate(lines, name):
+        return f"{number(lines.median(name))} per second"
+
+    def milliseconds(name, key):
+        return f"{spread([each / 1000 for each in open_loop.details(name, key)])} ms"
+
+    met = sum(1 for row in targets(reports).splitlines()[2:] if row.endswith("yes |"))
+    return "\n".join((
+        "### How many writes per second, each on disk before its answer?", "",
+        picture("writes", "writes per second of ringkeep, Redis, Webdis and RocksDB") +
+        f"- 64 connections: {rate(sets, '64/ringkeep')}. That is {against(sets, '64', 'redis', 'Redis with `appendfsync always`')}, and "
+        f"{against(sets, '64', 'webdis', 'Webdis, which serves that Redis over HTTP')}.",
+        f"- 256 connections: {rate(sets, '256/ringkeep')}, {against(sets, '256', 'redis', 'Redis')}.",
+        f"- 64 connections with 16 requests pipelined: {rate(sets, '64x16/ringkeep')}, {against(sets, '64x16', 'redis', 'Redis')}.",
+        f"- 64 clients, compared with RocksDB in the process of its load: {rate(rocksdb, 'ringkeep')}, {spread(rocksdb.ratios('ringkeep', 'rocksdb'))} × RocksDB "
+        "with a sync for each write group.",
+        "", "### How many reads per second from memory?", "",
+        picture("reads", "reads per second of ringkeep, Redis, nginx and Webdis") +
+        f"- 64 connections: {rate(gets, '64/ringkeep')}. That is {against(gets, '64', 'redis', 'Redis')}, "
+        f"{against(gets, '64', 'nginx', 'nginx `return 200`')}, and {against(gets, '64', 'webdis', 'Webdis')}.",
+        f"- 64 connections with 16 requests pipelined: {rate(gets, '64x16/ringkeep')}. That is {against(gets, '64x16', 'redis', 'Redis')}, and "
+        f"{against(gets, '64x16', 'nginx', 'nginx')}.",
+        "- nginx looks nothing up: it shows what HTTP alone costs.",
+        "", "### How long does a request take?", "",
+        picture("lone", "median latency of one client that waits for each answer") + picture("latency", "latency against percentile") +
+        f"- One client that waits for each answer, p50: a SET takes {spread(lone.samples('ringkeep'))} µs. "
+        f"The device alone takes {spread(lone.samples('device'))} µs for a write and its sync, and Redis {spread(lone.samples('redis'))} µs for a SET.",
+        f"- 64 connections at half the top rate: p99 is {milliseconds('read/50', 'p99')} for GET and {milliseconds('overwrite/50', 'p99')} for SET. "
+        f"p99.9 is {milliseconds('read/50', 'p99.9')} and {milliseconds('overwrite/50', 'p99.9')}.",
+        "- The processors themselves are unsteady: see [Latency](#latency) and [Limits](#limits).",
+        "", "### What if the data is larger than memory?", "",
+        picture("beyond_memory", "fill and random reads with more data than memory") +
+        f"- Fill with 20 million random keys and `--sync 100ms`: {rate(fill, 'fill/ringkeep')} until compaction is quiet. "
+        f"That is {spread(fill.ratios('fill/ringkeep', 'fill/rocksdb'))} × RocksDB, which never syncs.",
+        f"- Reads that miss the cache: {rate(cold, 'ringkeep')}, {spread(cold.ratios('ringkeep', 'fio'))} × fio, which reads the device directly.",
+        f"- A start with that data takes {spread(fill.samples('start/clean'))} s after a clean stop.",
+        "", f"ringkeep meets {met} of its {len(TARGETS)} [goals](#goals). [Limits](#limits) says what stands in the way of the others.",
+    ))
+
+
+MACHINE = {"cpu": "processor", "processors": "processors", "server_on": "the server runs on processor", "load_on": "the load runs on processor", "kernel": "kernel",
+           "file_system": "file system", "mount_options": "mount options", "write_cache": "write cache of the device",
+           "fua": "forced unit access (FUA) of the device", "congestion_control": "TCP congestion control"}
+
+
 def machine(reports):
     facts = {fact for report in reports.values() for fact in report["machine"].items()}
-    return table(["machine", ""], [[key.replace("_", " "), str(value)] for key, value in sorted(facts, key=str)])
+    return table(["", ""], [[MACHINE[key], str(value)] for key, value in sorted(facts, key=lambda fact: (list(MACHINE).index(fact[0]), str(fact[1])))])
 
 
 BLOCKS = {function.__name__: function for function in (
@@ -321,6 +384,7 @@ def main():
     reports = load(KEPT)
     plots.draw(reports)
     blocks = {name: BLOCKS[name](Lines(report)) + "\n\n" + origin(report) for name, report in reports.items() if name in BLOCKS}
+    blocks["answers"] = answers(reports)
     blocks["machine"] = machine(reports)
     blocks["targets"] = targets(reports)
     fill_in(ROOT / "BENCHMARKS.md", blocks)
@@ -328,13 +392,13 @@ def main():
 
 
 def fill_in(path, blocks):
-    """Replaces what stands between the marks of each block."""
+    """Replaces the text between the markers of each block."""
     text = path.read_text()
     for name, block in blocks.items():
         pattern = re.compile(rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)", re.DOTALL)
         text, count = pattern.subn(lambda found: f"{found[1]}{block}\n{found[2]}", text)
         if count != 1:
-            raise SystemExit(f"{path.name} has no place for {name}")
+            raise SystemExit(f"{path.name} has no markers for {name}")
     path.write_text(text)
 
 
