@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The reliability campaign: every test of the README's reliability table, on this machine, with the table as the result.
+# The reliability campaign: every test of docs/reliability.md, on this machine, with its table as the result.
 # What needs root is skipped without it, and the tests with little memory or a slow disk run without these limits, and
 # say so.
 #
@@ -7,7 +7,7 @@
 #
 # The full form is for releases, and takes about three hours on two cores. --short makes a tenth of the runs, in less than
 # an hour. --try makes a hundredth, to try the script. The table goes to standard output and, except with --try, into
-# README.md between its marks.
+# docs/reliability.md between its markers.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -103,7 +103,7 @@ if [ "$form" != try ]; then
     awk -v table="$out/table.md" '
         /<!-- campaign: end -->/ { while ((getline line < table) > 0) print line; inside = 0 }
         !inside { print }
-        /<!-- campaign: begin -->/ { inside = 1 }' README.md >"$out/README.md"
-    cp "$out/README.md" README.md
-    echo "the table is in README.md"
+        /<!-- campaign: begin -->/ { inside = 1 }' docs/reliability.md >"$out/reliability.md"
+    cp "$out/reliability.md" docs/reliability.md
+    echo "the table is in docs/reliability.md"
 fi
