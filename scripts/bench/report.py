@@ -293,12 +293,9 @@ def targets(reports):
 
 # What the README shows: work, question, line, its peer, what the peer is.
 HEADLINES = (
-    ("SET, its 200 on disk", "sets", "64/ringkeep", "64/redis", "Redis, `appendfsync always`"),
-    ("the same, 16 requests pipelined", "sets", "64x16/ringkeep", "64x16/redis", "Redis, `appendfsync always`"),
-    ("SET, beside a library without a network", "rocksdb_sync", "ringkeep", "rocksdb", "RocksDB, a sync for each group"),
+    ("SET, on disk before its 200", "sets", "64/ringkeep", "64/redis", "Redis, `appendfsync always`"),
     ("GET from memory", "gets", "64/ringkeep", "64/redis", "Redis"),
-    ("GET, beside what HTTP costs", "gets", "64/ringkeep", "64/nginx", "nginx, `return 200`"),
-    ("20 million random keys, until compaction is quiet; `--sync 100ms`, 16 requests pipelined", "fill", "fill/ringkeep", "fill/rocksdb", "RocksDB, never synced"),
+    ("fill with 20 million random keys, `--sync 100ms`", "fill", "fill/ringkeep", "fill/rocksdb", "RocksDB, never synced"),
 )
 
 
@@ -307,8 +304,8 @@ def headlines(reports):
     for work, question, own, peer, what in HEADLINES:
         lines = Lines(reports[question]) if question in reports else None
         if lines and lines.has(own, peer):
-            rows.append([work, number(lines.median(own)), f"{spread(lines.ratios(own, peer))} × {what}"])
-    return table(["64 connections, server and load a core each", "a second", "in the same run"], rows)
+            rows.append([work, number(lines.median(own)), f"{spread(lines.ratios(own, peer))} × {what}", f"`{lines.report['commit']}`"])
+    return table(["64 connections", "per second", "ratio in the same run", "commit"], rows)
 
 
 def answers(reports):
