@@ -25,16 +25,19 @@ use std::net::{SocketAddr, TcpStream};
 use std::ops::Bound;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use common::{MEMTABLE_ENTRIES, key, shuffled_key, value};
 use criterion::measurement::WallTime;
 use criterion::{BatchSize, BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use crossbeam_skiplist::SkipMap;
-use ringkeep::key::{Entry, FileNumber, KeyHash, SeqNo, ShardId, ValueKind, filter_hash};
-use ringkeep::memtable::{InOrder, Memtable};
+use ringkeep::key::{Entry, EntryKind, FileNumber, Key, KeyHash, SeqNo, ShardId, filter_hash};
+use ringkeep::memtable::Memtable;
+use ringkeep::memtable::order::{MemtableSource, Wants};
 use ringkeep::random::hash;
 use ringkeep::record::{Identity, Kind};
+use ringkeep::source::{Source, Step};
 use ringkeep::sst::block::{BlockBuilder, BlockKind, Frame, put_frame, seek};
 use ringkeep::sst::filter;
 use ringkeep::storage::{AlignedBuf, BLOCK_BYTES};
@@ -56,23 +59,29 @@ fn look(key: &[u8], value: &[u8]) -> usize {
     usize::from(key[key.len() - 1]) + usize::from(value[0])
 }
 
-impl Ordered for Memtable {
+impl Ordered for Rc<Memtable> {
     fn empty() -> Self {
-        Self::new(KEY_HASH)
+        Self::new(Memtable::new(KEY_HASH))
     }
 
     fn insert(&mut self, key: &[u8], seqno: u64, value: &[u8]) {
-        self.insert(key, SeqNo(seqno), ValueKind::Value, value);
+        Memtable::insert(self, Key::new(key, KEY_HASH), SeqNo(seqno), EntryKind::VALUE, value);
     }
 
     fn contains(&self, key: &[u8]) -> bool {
-        self.get(KEY_HASH.of(key), key, SeqNo(u64::MAX)).is_some()
+        self.get(KEY_HASH.of(key), key, SeqNo(u64::MAX), |_| ()).is_some()
     }
 
     fn walk(&self) -> usize {
-        let mut order = InOrder::new();
-        while order.sort_some(self) {}
-        std::iter::from_fn(|| order.next(self).map(|entry| look(entry.key, entry.value))).sum()
+        let mut source = MemtableSource::new(self.clone(), SeqNo(u64::MAX), Wants::SortedRuns);
+        let mut sum = 0;
+        loop {
+            match source.step().expect("memory does not fail") {
+                Step::Entry => sum += source.read(|entry| look(entry.key, entry.value)),
+                Step::Need => futures_executor::block_on(source.supply()).expect("memory does not fail"),
+                Step::End => return sum,
+            }
+        }
     }
 }
 
@@ -124,7 +133,7 @@ fn memtables(criterion: &mut Criterion) {
     let keys: Vec<Vec<u8>> = (0..MEMTABLE_ENTRIES).map(shuffled_key).collect();
     let mut group = criterion.benchmark_group("memtables");
     group.sample_size(10).throughput(Throughput::Elements(MEMTABLE_ENTRIES));
-    memtable::<Memtable>(&mut group, "hash_index", &keys);
+    memtable::<Rc<Memtable>>(&mut group, "hash_index", &keys);
     memtable::<BTreeMap<_, _>>(&mut group, "btree", &keys);
     memtable::<SkipMap<_, _>>(&mut group, "skip_list", &keys);
 }
@@ -162,10 +171,11 @@ fn memtable<T: Ordered>(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, ke
 fn lookups(criterion: &mut Criterion) {
     const ENTRIES: u64 = 1_000_000;
     const BATCH: usize = 16;
-    let mut memtable = Memtable::new(KEY_HASH);
+    let memtable = Memtable::new(KEY_HASH);
     let value = value(1);
     for number in 0..ENTRIES {
-        memtable.insert(&key(number), SeqNo(number + 1), ValueKind::Value, &value);
+        let key = key(number);
+        memtable.insert(Key::new(&key[..], KEY_HASH), SeqNo(number + 1), EntryKind::VALUE, &value);
     }
     let batches: Vec<Vec<(u64, Vec<u8>)>> = (0..ENTRIES / BATCH as u64)
         .map(|batch| {
@@ -186,7 +196,7 @@ fn lookups(criterion: &mut Criterion) {
                     memtable.prefetch(&hashes);
                 }
                 for (hash, key) in batch {
-                    assert!(memtable.get(*hash, key, SeqNo(u64::MAX)).is_some());
+                    assert!(memtable.get(*hash, key, SeqNo(u64::MAX), |_| ()).is_some());
                 }
             });
         });
@@ -259,7 +269,7 @@ fn block_sizes(criterion: &mut Criterion) {
         while builder.bytes() < pages * BLOCK_BYTES * 3 / 2 {
             let key = key(keys.len() as u64 * 7);
             let (value, seqno) = (value(keys.len() as u64), SeqNo(keys.len() as u64 + 1));
-            builder.add(&Entry { key: &key, seqno, kind: ValueKind::Value, value: &value });
+            builder.add(&Entry { key: &key, seqno, kind: EntryKind::VALUE, value: &value });
             keys.push(key);
         }
         let mut frame = AlignedBuf::with_capacity(1 << 16);

@@ -13,18 +13,21 @@ use std::hint::black_box;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use common::{KEY_BYTES, MEMTABLE_ENTRIES, VALUE_BYTES, key, shuffled_key, value};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use ringkeep::http::head::{HeadEnd, parse};
-use ringkeep::http::response::{Response, Wire, put_head};
-use ringkeep::http::route::{Command, Route};
-use ringkeep::key::{Entry, FileNumber, KeyHash, SeqNo, ShardId, ValueKind, filter_hash};
-use ringkeep::memtable::{InOrder, Memtable};
-use ringkeep::merge::{Merge, Source};
+use ringkeep::http::response::{Heads, Wire};
+use ringkeep::http::route::Route;
+use ringkeep::key::{Entry, EntryKind, FileNumber, Key, KeyHash, SeqNo, ShardId, filter_hash};
+use ringkeep::memtable::Memtable;
+use ringkeep::memtable::order::{MemtableSource, Wants};
+use ringkeep::op::{Op, Outcome};
 use ringkeep::record::{Identity, Kind, decode, record_bytes, seal};
-use ringkeep::shard::mailbox::{Answer, Mailbox, Operation, connect};
+use ringkeep::shard::mailbox::{Mailbox, connect};
 use ringkeep::shard::router::ThreadId;
+use ringkeep::source::merge::Merge;
+use ringkeep::source::newest::Newest;
+use ringkeep::source::{Source, Step};
 use ringkeep::sst::block::{BlockBuilder, BlockKind, Frame, put_frame, seek};
 use ringkeep::sst::filter;
 use ringkeep::storage::AlignedBuf;
@@ -33,7 +36,7 @@ const KEY_HASH: KeyHash = KeyHash::with_seed(1);
 const IDENTITY: Identity = Identity { store_id: 7, shard: ShardId(0), kind: Kind::Wal, file: FileNumber(3) };
 
 fn entry<'a>(key: &'a [u8], value: &'a [u8], seqno: u64) -> Entry<'a> {
-    Entry { key, seqno: SeqNo(seqno), kind: ValueKind::Value, value }
+    Entry { key, seqno: SeqNo(seqno), kind: EntryKind::VALUE, value }
 }
 
 fn record(criterion: &mut Criterion) {
@@ -67,9 +70,9 @@ fn memtable(criterion: &mut Criterion) {
     sorted.sort_unstable();
     let value = value(1);
     let fill = || {
-        let mut memtable = Memtable::new(KEY_HASH);
+        let memtable = Memtable::new(KEY_HASH);
         for (number, key) in keys.iter().enumerate() {
-            memtable.insert(key, SeqNo(number as u64 + 1), ValueKind::Value, &value);
+            memtable.insert(Key::new(key, KEY_HASH), SeqNo(number as u64 + 1), EntryKind::VALUE, &value);
         }
         memtable
     };
@@ -80,12 +83,12 @@ fn memtable(criterion: &mut Criterion) {
             memtable
         });
     });
-    let full = fill();
+    let full = Rc::new(fill());
     group.bench_function("get", |bencher| {
         bencher.iter(|| {
             for key in &sorted {
                 assert_eq!(
-                    full.get(KEY_HASH.of(key), key, SeqNo(u64::MAX)).map(|entry| entry.value.len()),
+                    full.get(KEY_HASH.of(key), key, SeqNo(u64::MAX), |entry| entry.value.len()),
                     Some(VALUE_BYTES)
                 );
             }
@@ -94,20 +97,24 @@ fn memtable(criterion: &mut Criterion) {
     group.bench_function("get_missing", |bencher| {
         bencher.iter(|| {
             for key in &sorted {
-                assert!(full.get(KEY_HASH.of(&key[1..]), &key[1..], SeqNo(u64::MAX)).is_none());
+                assert!(full.get(KEY_HASH.of(&key[1..]), &key[1..], SeqNo(u64::MAX), |_| ()).is_none());
             }
         });
     });
     group.bench_function("in_order", |bencher| {
-        bencher.iter(|| {
-            let mut order = InOrder::new();
-            while order.sort_some(&full) {}
-            let mut expected = sorted.iter();
-            while let Some(entry) = order.next(&full) {
-                assert_eq!(Some(entry.key), expected.next().map(Vec::as_slice));
-            }
-            assert_eq!(expected.next(), None);
-        });
+        // Each memtable is put in order once.
+        bencher.iter_batched_ref(
+            || Rc::new(fill()),
+            |full| {
+                let all = SeqNo(u64::MAX);
+                let mut expected = sorted.iter();
+                walk(MemtableSource::new(full.clone(), all, Wants::SortedRuns), |entry| {
+                    assert_eq!(Some(entry.key), expected.next().map(Vec::as_slice));
+                });
+                assert_eq!(expected.next(), None);
+            },
+            BatchSize::PerIteration,
+        );
     });
 }
 
@@ -203,13 +210,31 @@ struct Run<'a> {
 }
 
 impl Source for Run<'_> {
-    async fn advance(&mut self) -> ringkeep::error::Result<()> {
-        self.next += 1;
-        Ok(())
+    fn seek(&mut self, key: &[u8]) {
+        self.next = self.keys.partition_point(|found| **found < *key);
     }
 
-    fn entry(&self) -> Option<Entry<'_>> {
-        Some(entry(self.keys.get(self.next - 1)?, self.value, 1))
+    fn step(&mut self) -> ringkeep::error::Result<Step> {
+        self.next += 1;
+        Ok(if self.next <= self.keys.len() { Step::Entry } else { Step::End })
+    }
+
+    fn read<R>(&self, read: impl FnOnce(Entry<'_>) -> R) -> R {
+        read(entry(&self.keys[self.next - 1], self.value, 1))
+    }
+
+    async fn supply(&mut self) -> ringkeep::error::Result<()> {
+        Ok(())
+    }
+}
+
+fn walk(mut source: impl Source, mut visit: impl FnMut(Entry<'_>)) {
+    loop {
+        match source.step().expect("memory does not fail") {
+            Step::Entry => source.read(&mut visit),
+            Step::Need => futures_executor::block_on(source.supply()).expect("memory does not fail"),
+            Step::End => return,
+        }
     }
 }
 
@@ -224,15 +249,12 @@ fn merge(criterion: &mut Criterion) {
             (0..runs).map(|run| (0..COUNT / runs).map(|number| key(number * runs + run)).collect()).collect();
         group.bench_function(format!("{runs}_sources"), |bencher| {
             bencher.iter(|| {
-                futures_executor::block_on(async {
-                    let sources = keys.iter().map(|keys| Run { keys, value: &value, next: 0 }).collect();
-                    let mut merge = Merge::new(sources).await.expect("memory does not fail");
-                    let mut expected = sorted.iter();
-                    while let Some(entry) = merge.next().await.expect("memory does not fail") {
-                        assert_eq!(Some(entry.key), expected.next().map(Vec::as_slice));
-                    }
-                    assert_eq!(expected.next(), None);
+                let sources = keys.iter().map(|keys| Run { keys, value: &value, next: 0 }).collect();
+                let mut expected = sorted.iter();
+                walk(Newest::new(Merge::new(sources), SeqNo(u64::MAX)), |entry| {
+                    assert_eq!(Some(entry.key), expected.next().map(Vec::as_slice));
                 });
+                assert_eq!(expected.next(), None);
             });
         });
     }
@@ -248,42 +270,36 @@ fn http(criterion: &mut Criterion) {
         &[b'v'; VALUE_BYTES],
     ]
     .concat();
-    let read = |input: &[u8], expected: &dyn Fn(&Command<'_>) -> bool| {
+    let read = |input: &[u8], expected: &dyn Fn(Op<&[u8]>) -> bool| {
         let end = HeadEnd::default().find(input).expect("it is small").expect("it is whole");
         let head = parse(&input[..end]).expect("it is right");
-        let route = Route::of(&head, &input[head.target.clone()]).expect("it is right");
-        let command = route.command(&input[end..]).expect("it is right");
-        assert!(expected(&command));
+        let route = Route::of(&head, input, KEY_HASH).expect("it is right");
+        assert!(expected(route.op(input, &input[end..]).expect("it is right")));
     };
     group.bench_function("parse_get", |bencher| {
         bencher.iter(|| {
-            read(
-                black_box(get),
-                &|command| matches!(command, Command::Get { key } if key.len() == KEY_BYTES),
-            );
+            read(black_box(get), &|op| matches!(op, Op::Get { key } if key.bytes().len() == KEY_BYTES));
         });
     });
     group.bench_function("parse_set", |bencher| {
         bencher.iter(|| {
-            read(
-                black_box(&set),
-                &|command| matches!(command, Command::Set { value, .. } if value.len() == VALUE_BYTES),
-            );
+            read(black_box(&set), &|op| matches!(op, Op::Set { value, .. } if value.len() == VALUE_BYTES));
         });
     });
-    let wire = Wire { date: "Sun, 06 Nov 1994 08:49:37 GMT", old: false, keep_alive: true, head_only: false };
-    let response = Response::value(Bytes::from(vec![b'v'; VALUE_BYTES]));
+    let wire = Wire { old: false, keep_alive: true, head_only: false };
+    let heads = Heads::new("Sun, 06 Nov 1994 08:49:37 GMT");
+    let outcome = Outcome::Value { value: [b'v'; VALUE_BYTES], seqno: SeqNo(1), expires: None };
     let mut out = Vec::with_capacity(1 << 10);
     group.bench_function("reply_head", |bencher| {
         bencher.iter(|| {
             out.clear();
-            put_head(&mut out, black_box(&response), wire);
+            heads.put_outcome_head(&mut out, black_box(&outcome), wire);
             assert!(out.ends_with(b"content-length: 100\r\n\r\n"));
         });
     });
 }
 
-/// Letters that wait for their answers at a time: what a busy thread has.
+/// Messages that wait for their results at a time: what a busy thread has.
 const WINDOW: u64 = 64;
 
 fn mailbox(criterion: &mut Criterion) {
@@ -305,7 +321,7 @@ fn round_trips(count: u64, window: u64) -> Duration {
                 let (answered, done) = (Cell::new(0), tokio::sync::Notify::new());
                 let receive = mailbox.receive(|requests| {
                     for request in requests {
-                        mailbox.answer(request.sender, request.token, Ok(Answer::Missing));
+                        mailbox.answer(request.sender, request.token, Ok(Outcome::Missing));
                         answered.set(answered.get() + 1);
                     }
                     if answered.get() == count + 1 {
@@ -325,8 +341,8 @@ fn round_trips(count: u64, window: u64) -> Duration {
             let receive = mailbox.clone();
             let receiving = tokio_uring::spawn(async move { receive.receive(|_| {}).await });
             let ask = || {
-                let key = Bytes::from_static(b"0000000000000042");
-                mailbox.ask(ThreadId(1), ShardId(1), key, Operation::Get).expect("there is room")
+                let op = Op::Get { key: Key::new(&b"0000000000000042"[..], KEY_HASH) };
+                mailbox.ask(ThreadId(1), ShardId(1), op).expect("there is room")
             };
             ask().await.expect("it was answered");
             let begin = Instant::now();
@@ -334,7 +350,7 @@ fn round_trips(count: u64, window: u64) -> Duration {
             while 0 < left {
                 let asked: Vec<_> = (0..window.min(left)).map(|_| ask()).collect();
                 for answer in asked {
-                    assert_eq!(answer.await.expect("it was answered"), Answer::Missing);
+                    assert_eq!(answer.await.expect("it was answered"), Outcome::Missing);
                     left -= 1;
                 }
             }

@@ -11,7 +11,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 
-use ringkeep::key::ShardId;
+use ringkeep::key::{ShardId, Slot};
 use ringkeep::random::Random;
 use ringkeep::shard::router::{Router, ThreadId};
 use ringkeep::store::Store;
@@ -146,7 +146,7 @@ fn main() {
     let router = Router::new(Store::new(1, 2).slots, THREADS);
     let mut by_shard: Vec<Vec<u64>> = vec![Vec::new(); THREADS];
     for key in 0..KEYS {
-        by_shard[usize::from(router.shard(format!("{key:016}").as_bytes()).0)].push(key);
+        by_shard[usize::from(router.shard(Slot::of(format!("{key:016}").as_bytes())).0)].push(key);
     }
     let connect = || {
         let stream = TcpStream::connect(&server.address).expect("the server listens");

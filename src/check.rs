@@ -18,16 +18,18 @@ use std::rc::Rc;
 
 use crate::error::{CorruptionReason, Error, ErrorKind, Result};
 use crate::file_name::FileName;
-use crate::key::{SeqNo, ShardId, slot};
+use crate::key::{SeqNo, ShardId, Slot};
 use crate::manifest::presence::{Files, list, missing, unnamed};
 use crate::manifest::{Loaded, State, Version, load};
-use crate::merge::Source as _;
 use crate::record::replay::{End, KnownEnd, first_nonzero};
 use crate::record::{Kind, Owner};
+use crate::source::merge::Merge;
+use crate::source::{Source as _, Step};
 use crate::sst::SstMeta;
 use crate::sst::reader::Sst;
 use crate::sst::run::{OpenSst, Run};
 use crate::sst::verify::verify;
+use crate::sst::window::ReadAhead;
 use crate::storage::{Access, Storage, open_file};
 use crate::wal::reader::{Source, read};
 
@@ -133,7 +135,7 @@ impl<S: Storage> Check<'_, S> {
     }
 
     fn key_belongs(&self, key: &[u8]) -> std::result::Result<(), CorruptionReason> {
-        if self.slots[slot(key)] == self.owner.shard {
+        if self.slots[Slot::of(key).index()] == self.owner.shard {
             Ok(())
         } else {
             Err(CorruptionReason::Damaged("a key belongs to another shard"))
@@ -281,29 +283,38 @@ impl<S: Storage> Check<'_, S> {
         if !(report.damage.is_empty() && report.unread.is_empty() && report.later.is_empty()) {
             return Ok(());
         }
-        let mut runs = runs(self, &self.state().version);
-        for run in &mut runs {
-            run.advance().await?;
-        }
+        // Of one key, entries come from the newest to the oldest, and so from the highest level to the lowest.
+        let mut merge = Merge::new(runs(self, &self.state().version));
+        let (mut key, mut last): (Vec<u8>, Option<(SeqNo, usize)>) = (Vec::new(), None);
         let mut read = 0;
         loop {
-            // The smallest key, and which runs stand at it, from the newest to the oldest.
-            let smallest = runs.iter().filter_map(|run| run.entry()).map(|entry| entry.key).min();
-            let Some(smallest) = smallest.map(<[u8]>::to_vec) else { break };
-            let mut newest: Option<SeqNo> = None;
-            for run in &mut runs {
-                let Some(entry) = run.entry().filter(|entry| *entry.key == *smallest) else { continue };
-                if newest.is_some_and(|newest| newest <= entry.seqno) {
-                    let number = run.file().map(|file| file.number).unwrap_or_default();
-                    let reason = CorruptionReason::Damaged(
-                        "an entry is newer than one of the same key in a level above",
-                    );
-                    return Err(Error::corruption(&self.storage.label(FileName::Sst(number)), 0, reason));
+            match merge.step()? {
+                Step::Entry => {}
+                Step::End => break,
+                Step::Need => {
+                    merge.supply().await?;
+                    continue;
                 }
-                newest = Some(entry.seqno);
-                read += entry.key.len() + entry.value.len();
-                run.advance().await?;
             }
+            let run = merge.current().unwrap_or_default();
+            let (seqno, same) = merge.read(|entry| {
+                read += entry.key.len() + entry.value.len();
+                let same = last.is_some() && *entry.key == *key;
+                if !same {
+                    key.clear();
+                    key.extend_from_slice(entry.key);
+                }
+                (entry.seqno, same)
+            });
+            if let Some((newer, above)) = last.filter(|_| same)
+                && !(seqno < newer && above < run)
+            {
+                let file = merge.sources()[above].file().map(|file| file.number).unwrap_or_default();
+                let reason =
+                    CorruptionReason::Damaged("an entry is newer than one of the same key in a level above");
+                return Err(Error::corruption(&self.storage.label(FileName::Sst(file)), 0, reason));
+            }
+            last = Some((seqno, run));
             if 1 << 20 <= read {
                 progress(std::mem::take(&mut read) as u64);
             }
@@ -318,9 +329,9 @@ fn runs<'a, S: Storage>(check: &'a Check<'a, S>, version: &Version) -> Vec<Run<'
     let mut runs = Vec::new();
     for (level, files) in version.levels() {
         if level == 0 {
-            runs.extend(files.iter().map(|file| Run::new(check, [file.clone()])));
+            runs.extend(files.iter().map(|file| Run::new(check, [file.clone()], ReadAhead::Full)));
         } else {
-            runs.push(Run::new(check, files.iter().cloned()));
+            runs.push(Run::new(check, files.iter().cloned(), ReadAhead::Full));
         }
     }
     runs

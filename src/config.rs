@@ -187,8 +187,8 @@ impl Config {
         Ok(())
     }
 
-    /// The part of one of `shards` shards.
-    pub fn db(&self, shards: u16, open_files_max: usize) -> DbConfig {
+    /// The part of one of `shards` shards. Keys are hashed by `key_hash`.
+    pub fn db(&self, shards: u16, open_files_max: usize, key_hash: KeyHash) -> DbConfig {
         DbConfig {
             sync_every_group: self.sync == SyncMode::Always,
             memtable_bytes: self.memtable_bytes,
@@ -198,7 +198,7 @@ impl Config {
             wal_bytes: DbConfig::wal_bytes_for(self.memtable_bytes, self.value_bytes_max),
             wal_step_bytes: WAL_STEP_BYTES,
             manifest_bytes: MANIFEST_BYTES,
-            key_hash: KeyHash::random(),
+            key_hash,
         }
     }
 }

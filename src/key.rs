@@ -1,23 +1,112 @@
-//! Keys, sequence numbers and value kinds, and the one ordering that everything sorts by. Pure, but
-//! for the seed that [`KeyHash::random`] draws.
+//! Keys, sequence numbers and value kinds, and the one ordering that everything sorts by. Pure, except for the seed
+//! that [`KeyHash::random`] draws.
 //!
-//! Entries sort by user key, bytewise ascending, then by [`SeqNo`] descending: the newest write of a key comes
-//! first. Two hashes of a key are part of the format: one picks its shard, the other feeds the filters. A third, with a
-//! secret seed, finds it in memory.
+//! Entries sort by user key, bytewise ascending, then by [`SeqNo`] descending: the newest write of a key comes first.
+//!
+//! A key has three hashes. The first picks its slot, and with it its shard. The second feeds the filters of sorted files.
+//! Both are part of the format. The third, with a secret seed, finds the key in memory. A [`Key`] carries what a request
+//! needs on every path: the bytes, the slot and the hash for memory, each computed once.
 
 use std::cmp::Ordering;
 use std::hash::{BuildHasher, RandomState};
 
+use bytes::Bytes;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
+use crate::codec::{Reader, VARINT_BYTES_MAX, to_usize, varint};
 use crate::error::CorruptionReason;
 
 /// Slots that keys are spread over; each slot belongs to one shard (the slot map is in `STORE`).
 pub const SLOT_COUNT: usize = 16_384;
 
-/// Seed of the filter hash. It differs from the routing hash (seed 0), because the keys of one shard share
-/// routing-hash bits, which would make filter bits of the same hash collide.
+/// Seed of the filter hash. It differs from the seed of the slot hash (0): the keys of one shard share bits of their slot
+/// hash, and filters built from the same hash would share those bits, too.
 const FILTER_SEED: u64 = 0x72_69_6e_67_6b_65_65_70;
+
+/// A key, and what is computed from it once per request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Key<B> {
+    bytes: B,
+    hash: u64,
+    slot: Slot,
+}
+
+impl<B> Key<B> {
+    /// The [`KeyHash`] of the key, which finds it in memory.
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    /// The slot of the key.
+    pub fn slot(&self) -> Slot {
+        self.slot
+    }
+
+    /// The same key, with other storage for the same bytes.
+    pub fn map<'a, C>(&'a self, bytes: impl FnOnce(&'a B) -> C) -> Key<C> {
+        Key { bytes: bytes(&self.bytes), hash: self.hash, slot: self.slot }
+    }
+}
+
+impl<B: AsRef<[u8]>> Key<B> {
+    /// The key `bytes`, hashed for its slot and for memory.
+    pub fn new(bytes: B, hash: KeyHash) -> Self {
+        let (hash, slot) = (hash.of(bytes.as_ref()), Slot::of(bytes.as_ref()));
+        Self { bytes, hash, slot }
+    }
+
+    /// The bytes of the key.
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.as_ref()
+    }
+
+    /// The same key, borrowed.
+    pub fn as_ref(&self) -> Key<&[u8]> {
+        Key { bytes: self.bytes.as_ref(), hash: self.hash, slot: self.slot }
+    }
+}
+
+impl Key<&[u8]> {
+    /// A copy that owns its bytes.
+    pub fn to_owned(self) -> Key<Bytes> {
+        self.map(|bytes| Bytes::copy_from_slice(bytes))
+    }
+}
+
+/// Number of a slot, from 0 to below [`SLOT_COUNT`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot(u16);
+
+impl Slot {
+    /// The slot of a key. Keys with the same hash tag share a slot. The hash tag is the part between the first `{` and the
+    /// next `}`, if both exist and the part is not empty (the rule of Redis Cluster); without one, the whole key counts.
+    pub fn of(key: &[u8]) -> Self {
+        let slot = to_usize(xxh3_64(hash_tag(key).unwrap_or(key))) % SLOT_COUNT;
+        Self(u16::try_from(slot).expect("SLOT_COUNT fits in 16 bits"))
+    }
+
+    /// The index of the slot in a slot map.
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+const _: () = assert!(SLOT_COUNT <= 1 << 16, "a slot has 16 bits");
+
+fn hash_tag(key: &[u8]) -> Option<&[u8]> {
+    let behind = &key[memchr::memchr(b'{', key)? + 1..];
+    let end = memchr::memchr(b'}', behind)?;
+    (0 < end).then(|| &behind[..end])
+}
+
+/// A moment of the wall clock, in milliseconds since the Unix epoch. The clock may jump, and expiry jumps with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct UnixMillis(pub u64);
+
+impl UnixMillis {
+    /// Before every expiry: at this moment nothing has expired.
+    pub const START: Self = Self(0);
+}
 
 /// Position of a write in the order of its shard. The first write has number 1, and numbers have no gaps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -47,8 +136,8 @@ impl FileNumber {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct ShardId(pub u16);
 
-/// What a write did. On disk the low four bits of one byte, never renumbered; the high four bits are flags,
-/// all zero today, so that later kinds of value (an expiry, say) need no new format.
+/// What a write did. On disk the low four bits of one byte, never renumbered. The high four bits are flags: see
+/// [`EntryKind`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ValueKind {
     /// The key was deleted.
@@ -57,13 +146,71 @@ pub enum ValueKind {
     Value = 1,
 }
 
-impl ValueKind {
-    /// Reads the byte on disk. Flags or kinds of a later version are refused, not guessed at.
-    pub fn decode(byte: u8) -> Result<Self, CorruptionReason> {
+/// The flag of an entry that expires.
+const EXPIRES: u8 = 0x10;
+
+/// How an entry begins wherever it is stored: what was written, and when that expires.
+///
+/// ```text
+///   u8 kind, and 0x10 if the entry expires   varint milliseconds since the Unix epoch, if the entry expires
+/// ```
+///
+/// The other three flags are reserved. A reader refuses them by name: an entry with an unknown flag would be misread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EntryKind {
+    /// What was written.
+    pub value: ValueKind,
+    /// The entry counts as deleted from this moment on. A tombstone never expires.
+    pub expires: Option<UnixMillis>,
+}
+
+/// Bytes of the longest encoded [`EntryKind`].
+pub const ENTRY_KIND_BYTES_MAX: usize = 1 + VARINT_BYTES_MAX;
+
+impl EntryKind {
+    /// A deletion.
+    pub const TOMBSTONE: Self = Self { value: ValueKind::Tombstone, expires: None };
+    /// A value that does not expire.
+    pub const VALUE: Self = Self { value: ValueKind::Value, expires: None };
+
+    /// A value that expires, or does not.
+    pub const fn value(expires: Option<UnixMillis>) -> Self {
+        Self { value: ValueKind::Value, expires }
+    }
+
+    /// Whether a reader finds a value at `now`.
+    #[inline]
+    pub fn is_value_at(self, now: UnixMillis) -> bool {
+        self.value == ValueKind::Value && self.expires.is_none_or(|expires| now < expires)
+    }
+
+    /// Whether the entry has expired at `now`.
+    pub fn has_expired_at(self, now: UnixMillis) -> bool {
+        self.expires.is_some_and(|expires| expires <= now)
+    }
+
+    /// Encodes the kind into `buffer` and returns the bytes that it took.
+    #[inline]
+    pub fn encode(self, buffer: &mut [u8; ENTRY_KIND_BYTES_MAX]) -> &[u8] {
+        buffer[0] = self.value as u8;
+        let Some(UnixMillis(expires)) = self.expires else { return &buffer[..1] };
+        buffer[0] |= EXPIRES;
+        let mut millis = [0; VARINT_BYTES_MAX];
+        let millis = varint(expires, &mut millis);
+        buffer[1..=millis.len()].copy_from_slice(millis);
+        &buffer[..=millis.len()]
+    }
+
+    /// Reads what [`Self::encode`] wrote. Flags and kinds of a later version are refused by name.
+    #[inline]
+    pub fn decode(reader: &mut Reader<'_>) -> Result<Self, CorruptionReason> {
+        let byte = reader.u8()?;
         match byte {
-            0 => Ok(Self::Tombstone),
-            1 => Ok(Self::Value),
-            _ => Err(CorruptionReason::LaterVersion { what: "entry kind", found: byte, known: 1 }),
+            0 => Ok(Self::TOMBSTONE),
+            1 => Ok(Self::VALUE),
+            0x11 => Ok(Self::value(Some(UnixMillis(reader.varint()?)))),
+            0x10 => Err(CorruptionReason::Damaged("a tombstone expires")),
+            _ => Err(CorruptionReason::LaterVersion { what: "entry kind", found: byte, known: 0x11 }),
         }
     }
 }
@@ -75,8 +222,8 @@ pub struct Entry<'a> {
     pub key: &'a [u8],
     /// When it was written.
     pub seqno: SeqNo,
-    /// What was written.
-    pub kind: ValueKind,
+    /// What was written, and when that expires.
+    pub kind: EntryKind,
     /// The value; empty for a tombstone.
     pub value: &'a [u8],
 }
@@ -86,30 +233,25 @@ pub fn compare(a: (&[u8], SeqNo), b: (&[u8], SeqNo)) -> Ordering {
     a.0.cmp(b.0).then(b.1.cmp(&a.1))
 }
 
-/// The slot of a key.
-pub fn slot(key: &[u8]) -> usize {
-    crate::codec::to_usize(xxh3_64(key)) % SLOT_COUNT
-}
-
 /// The hash that filters are built from.
 pub fn filter_hash(key: &[u8]) -> u64 {
     xxh3_64_with_seed(key, FILTER_SEED)
 }
 
-/// The hash that finds keys in memory. Nobody is told its seed, so who chooses the keys cannot compute beforehand which
-/// collide: keys of one hash are compared one by one, and a write of one more would take longer each time.
+/// The hash function that finds keys in memory. Its seed is secret. Keys with the same hash are compared one by one, so
+/// a client who could compute which keys collide could make each write slower than the last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeyHash {
     seed: u64,
 }
 
 impl KeyHash {
-    /// One of this seed, for tests: the same keys collide each time.
+    /// The function with this seed, for tests: the same keys collide each time.
     pub const fn with_seed(seed: u64) -> Self {
         Self { seed }
     }
 
-    /// One of a seed that is drawn.
+    /// The function with a seed drawn at random.
     pub fn random() -> Self {
         Self { seed: RandomState::new().hash_one(()) }
     }
@@ -132,10 +274,62 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kind_of_a_later_version_is_refused_by_name() {
-        assert_eq!(ValueKind::decode(1), Ok(ValueKind::Value));
-        let what = "entry kind";
-        assert_eq!(ValueKind::decode(17), Err(CorruptionReason::LaterVersion { what, found: 17, known: 1 }));
+    fn an_entry_kind_round_trips_and_one_of_a_later_version_is_refused_by_name() {
+        for expires in [None, Some(0), Some(1), Some(1 << 41), Some(u64::MAX)] {
+            for kind in [EntryKind::value(expires.map(UnixMillis)), EntryKind::TOMBSTONE] {
+                let mut buffer = [0; ENTRY_KIND_BYTES_MAX];
+                let bytes = kind.encode(&mut buffer);
+                let mut reader = Reader::new(bytes);
+                assert_eq!(EntryKind::decode(&mut reader), Ok(kind));
+                assert!(reader.is_empty());
+            }
+        }
+        let known = [0, 1, 0x10, 0x11];
+        for byte in (0..=u8::MAX).filter(|byte| !known.contains(byte)) {
+            let later = CorruptionReason::LaterVersion { what: "entry kind", found: byte, known: 0x11 };
+            assert_eq!(EntryKind::decode(&mut Reader::new(&[byte, 0, 0])), Err(later));
+        }
+        assert!(matches!(EntryKind::decode(&mut Reader::new(&[0x10, 1])), Err(CorruptionReason::Damaged(_))));
+    }
+
+    #[test]
+    fn an_entry_expires_at_its_moment_and_not_before() {
+        let kind = EntryKind::value(Some(UnixMillis(5)));
+        assert!(kind.is_value_at(UnixMillis(4)) && !kind.has_expired_at(UnixMillis(4)));
+        assert!(!kind.is_value_at(UnixMillis(5)) && kind.has_expired_at(UnixMillis(5)));
+        assert!(EntryKind::VALUE.is_value_at(UnixMillis(u64::MAX)));
+        assert!(!EntryKind::TOMBSTONE.is_value_at(UnixMillis(0)));
+        assert!(!EntryKind::TOMBSTONE.has_expired_at(UnixMillis(u64::MAX)));
+    }
+
+    #[test]
+    fn keys_with_the_same_hash_tag_share_a_slot() {
+        // The examples of the Redis Cluster specification.
+        for (key, tag) in [
+            ("{user1000}.following", Some("user1000")),
+            ("foo{}{bar}", None),
+            ("foo{{bar}}zap", Some("{bar")),
+            ("foo{bar}{zap}", Some("bar")),
+            ("foo", None),
+            ("}foo{", None),
+            ("foo}{bar}", Some("bar")),
+            ("", None),
+        ] {
+            assert_eq!(hash_tag(key.as_bytes()), tag.map(str::as_bytes), "{key}");
+            assert_eq!(Slot::of(key.as_bytes()), Slot::of(tag.unwrap_or(key).as_bytes()));
+        }
+    }
+
+    #[test]
+    fn a_key_keeps_its_hashes_when_its_bytes_move() {
+        let hash = KeyHash::with_seed(3);
+        let key = Key::new(&b"{a}b"[..], hash);
+        let owned = key.to_owned();
+        assert_eq!(owned.as_ref(), key);
+        assert_eq!(
+            (owned.hash(), owned.slot(), owned.bytes()),
+            (hash.of(b"{a}b"), Slot::of(b"a"), &b"{a}b"[..])
+        );
     }
 
     #[test]
@@ -161,7 +355,7 @@ mod tests {
 
     #[test]
     fn the_hashes_are_part_of_the_format_and_never_change() {
-        assert_eq!(slot(b"key1"), 10_722);
+        assert_eq!(Slot::of(b"key1").index(), 10_722);
         assert_eq!(filter_hash(b"key1"), 0x2de2_e0b6_e655_24f5);
     }
 

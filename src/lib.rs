@@ -5,10 +5,10 @@
 //! # Threads
 //!
 //! ```text
-//!  client ──► any thread (SO_REUSEPORT)         shard = slot map[xxh3(key) mod 16,384]
-//!             │ bytes → command (pure)          a shard belongs to one thread for life
+//!  client ──► any thread (SO_REUSEPORT)         shard = slot map[xxh3(hash tag) mod 16,384]
+//!             │ bytes → operation (pure)        a shard belongs to one thread for life
 //!             ├─ own shard ────────────► Db     Cell and RefCell, no locks, no atomics
-//!             └─ other ──► letter ─────► Db     bounded ring per pair of threads, one wake-up per turn
+//!             └─ other ──► message ────► Db     bounded ring per pair of threads, one wake-up per turn
 //!             ◄─ replies in request order
 //!  per shard: commit (one sync in flight, the next group forms meanwhile) · flush · prepare a WAL · compact · remove
 //!  main thread: ring probed, directory locked, signals, phases of the stop, exit status
@@ -16,18 +16,24 @@
 //!
 //! # The life of a set
 //!
-//! [`http::connection`] takes every complete request out of one read and hands [`http::Command`]s to
-//! [`shard::handler`], which finds the shard. [`db::Db::set`] gives the write the next SeqNo, puts it into the
-//! forming commit group and into the memtable, where no reader sees it yet, and returns a ticket. The commit task
-//! takes the group as soon as the one before is durable, writes it with one O_DIRECT write, syncs, makes its
-//! SeqNos visible and answers all tickets. The connection writes the replies, in order.
+//! [`http::connection`] parses every complete request of one read and hands their operations ([`op::Op`]) to
+//! [`shard::handler`], which finds the shard by the slot of the key. The engine ([`db`]) gives the write the next SeqNo and
+//! puts it into the forming commit group and into the memtable, where no reader sees it yet. The connection gets a ticket.
+//! The commit task takes the group as soon as the group before it is durable, writes it with one O_DIRECT write, syncs,
+//! makes its SeqNos visible and answers all tickets ([`db::commit`]). The connection writes the replies, in order.
 //!
 //! # The life of a get
 //!
-//! Active memtable, frozen memtables, values read lately, L0 from the newest, then one file per level: [`db::read`]
-//! says why the first entry found is the right one. In a file: top index → filter → index → data block, each from
-//! the cache or by one O_DIRECT read. What is cached is answered without a task. Gets that arrive together fetch what
-//! memory holds of their keys together, before the first is answered ([`http::ahead`], [`hash_index`]).
+//! Active memtable, frozen memtables, cached values, L0 from the newest file, then one file per level: [`db::read`] says
+//! why the first entry found is the right one. In a file: top index → filter → index → data block, each from the cache or
+//! by one O_DIRECT read. What is in memory is answered without a task and without a copy of the value: the engine lends it
+//! to the connection. Gets that arrive together fetch what memory holds of their keys together, before the first is
+//! answered ([`hash_index`]).
+//!
+//! # Order
+//!
+//! Sets pay nothing for order. Whatever reads in key order (flush, compaction, scans, `ringkeep check`) reads through one
+//! kind of state machine, a [`source::Source`], over memtables, which are sorted on demand, and over sorted files.
 //!
 //! # Invariants
 //!
@@ -35,19 +41,19 @@
 //! promises:
 //!
 //! - **P1** A write is acknowledged only after its group was written in full and synced ([`db::commit`]).
-//! - **P2** Reads see only durable writes ([`db`], D1).
+//! - **P2** Reads see only durable writes (D1).
 //! - **P3** Per key, operations are linearizable: one thread owns the key.
 //! - **P4** A crash leaves every acknowledged write and a prefix of the others ([`wal`], W1 to W3).
 //! - **P5** Every byte on disk is under a checksum that knows its store, shard, file and place ([`record`], [`sst`]).
-//! - **P6** A failed write or sync of WAL or manifest is final ([`db`], D4; [`manifest`], V3).
+//! - **P6** A failed write or sync of WAL or manifest is final (D4; [`manifest`], V3).
 //! - **P7** File sync → directory sync → manifest edit → release of what it replaces ([`manifest`]).
 //! - **P8** Everything has a bound, checked before memory is taken ([`config`]).
-//! - **P9** No request waits for background work without limit ([`db::stall`]).
+//! - **P9** No request waits for background work without limit ([`db::pressure`]).
 //!
 //! What is deliberately absent: `db` spawns nothing, reads no clock and knows no runtime; `http` knows no engine;
-//! pure modules (`record` except `record::file` and `record::replay`, `hash_index`, `memtable`, `merge`, `sst::block`, `sst::filter`,
-//! `manifest::version`, `compaction::picker`, `db::stall`, `http` but for `connection`) do no I/O. So a seeded test
-//! drives production code on a simulated disk ([`storage::sim`]).
+//! pure modules (`record` except `record::file` and `record::replay`, `hash_index`, `memtable`, `source`, `sst::block`,
+//! `sst::filter`, `manifest::version`, `compaction::picker`, `db::pressure`, `http` except `connection`, `peers` and
+//! `stream`) do no I/O. So a seeded test drives production code on a simulated disk ([`storage::sim`]).
 //!
 //! # Code map, in reading order
 //!
@@ -55,11 +61,11 @@
 //!
 //! | layer | modules |
 //! | --- | --- |
-//! | words that everything shares | [`error`], [`random`], [`codec`], [`key`], [`config`], [`file_name`], [`hash_index`], [`host`] |
-//! | files | [`storage`] |
-//! | bytes with a meaning | [`memtable`], [`merge`], [`record`] |
+//! | words that everything shares | [`error`], [`random`], [`codec`], [`key`], [`op`], [`config`], [`file_name`], [`arena`], [`hash_index`], [`host`] |
+//! | files, and entries in order | [`storage`], [`source`] |
+//! | bytes with a meaning | [`memtable`], [`record`] |
 //! | files with a meaning | [`sst`], [`wal`] |
-//! | what a shard and a store consist of | [`compaction`], [`manifest`], [`store`], [`data_dir`] |
+//! | what a shard and a store consist of | [`cache`], [`compaction`], [`manifest`], [`store`], [`data_dir`] |
 //! | the engine of a shard | [`db`]; beside it [`check`], the same files looked at from outside |
 //! | a client of the server, which shares only the first two layers with it | [`load`] |
 //! | the wire, on the first layer alone | [`http`] |
@@ -69,16 +75,19 @@ pub mod error;
 pub mod random;
 pub mod codec;
 pub mod key;
+pub mod op;
 pub mod config;
 pub mod file_name;
+pub mod arena;
 pub mod hash_index;
 pub mod host;
 pub mod storage;
+pub mod source;
 pub mod memtable;
-pub mod merge;
 pub mod record;
 pub mod sst;
 pub mod wal;
+pub mod cache;
 pub mod compaction;
 pub mod manifest;
 pub mod store;

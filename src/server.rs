@@ -31,6 +31,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::host::{
     RingFlags, give_back_large_buffers, memory_bytes, parallelism, probe_ring, processors, raise_open_files,
 };
+use crate::key::KeyHash;
 use crate::record::Owner;
 use crate::shard::handler::StopLines;
 use crate::shard::mailbox::connect;
@@ -162,7 +163,7 @@ impl Server {
         let balance =
             Arc::new(Balance { connections: (0..threads).map(|_| AtomicUsize::new(0)).collect(), hand });
         let sst_files = open_files.saturating_sub(server.config.connections_max + OTHER_FILES).min(16_384);
-        let db_config = server.config.db(store.shards, sst_files);
+        let db_config = server.config.db(store.shards, sst_files, KeyHash::random());
         for (((id, ends), socket), handed) in
             connect(threads).into_iter().enumerate().zip(sockets).zip(handed)
         {
@@ -185,6 +186,7 @@ impl Server {
                 balance: balance.clone(),
                 phase: follow.clone(),
                 events: teller.clone(),
+                key_hash: db_config.key_hash,
                 request_bytes_max: request_bytes_max(memory, threads, server.config.value_bytes_max),
             };
             let thread = std::thread::Builder::new()

@@ -30,8 +30,11 @@
 //!   kind of entry or block) comes from a program that did not keep to this. It is refused with status 78 as well. It is
 //!   never taken for a torn write: that would discard the log.
 //!
-//! Numbers so far: 1, until November 2026; 2, since then: WALs with marks that grow, and room for a position in an
-//! external log in each commit group.
+//! Numbers so far:
+//!
+//! 1. The first.
+//! 2. WALs grow, and have marks. A commit group has room for a position in an external log.
+//! 3. Entries may expire. The slot of a key comes from its hash tag.
 
 use crate::codec::{Reader, put_varint};
 use crate::error::{CorruptionReason, Error, ErrorKind, Result};
@@ -41,7 +44,7 @@ use crate::record::{Identity, Kind, decode_single, encode_single};
 use crate::storage::{BLOCK_BYTES, Storage, read_file, write_file_atomically};
 
 /// The format of everything under the data directory.
-const FORMAT_VERSION: u32 = 2;
+const FORMAT_VERSION: u32 = 3;
 /// The file has to say who it is before its id is known.
 const IDENTITY: Identity =
     Identity { store_id: 0, shard: ShardId(0), kind: Kind::Store, file: FileNumber(0) };

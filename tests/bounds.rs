@@ -6,10 +6,13 @@ use ringkeep::config::{BLOCK_BYTES, DbConfig};
 use ringkeep::db::Db;
 use ringkeep::error::ErrorKind;
 use ringkeep::file_name::FileName;
-use ringkeep::key::{KeyHash, ShardId};
+use ringkeep::key::{KeyHash, ShardId, UnixMillis};
 use ringkeep::random::Random;
 use ringkeep::record::Owner;
 use ringkeep::storage::sim::{Fate, SimStorage};
+
+/// Before every expiry.
+const NOW: UnixMillis = UnixMillis::START;
 
 const OWNER: Owner = Owner { store_id: 5, shard: ShardId(0) };
 
@@ -55,7 +58,7 @@ fn p8_starts_that_are_killed_before_they_do_anything_leave_no_files_behind() {
     for start in 0..10 {
         storage = storage.crash(Fate::Killed);
         let (db, recovered) = block_on(Db::open(storage.clone(), OWNER, CONFIG)).unwrap();
-        assert_eq!(block_on(db.get(b"key")).unwrap().unwrap(), "value");
+        assert_eq!(block_on(db.get(b"key", NOW)).unwrap().unwrap(), "value");
         assert_eq!(recovered.writes, 1, "start {start}");
         assert_eq!(wals(&storage), 2, "start {start}: one with the write, one for the next");
     }
@@ -100,7 +103,7 @@ fn p8_values_that_unpack_to_many_times_their_blocks_are_counted_as_what_they_tak
             set(&db, format!("{number:04}").as_bytes(), &value).await;
             db.prepare_spare().await.unwrap();
             db.flush_next().await.unwrap();
-            while db.compact_next().await.unwrap() {}
+            while db.compact_next(NOW).await.unwrap() {}
         }
         db.close(|_| {}).await.unwrap();
     });
@@ -113,20 +116,21 @@ fn p8_values_that_unpack_to_many_times_their_blocks_are_counted_as_what_they_tak
     assert!(on_disk < budget as u64 / 4, "{on_disk} bytes: they do not compress");
     let db = block_on(Db::open(storage, OWNER, config)).unwrap().0;
     let mut held = Vec::new();
-    let refused = (0..count).find_map(|number| match block_on(db.get(format!("{number:04}").as_bytes())) {
-        Ok(found) => {
-            held.push(found.unwrap());
-            assert_eq!(held.last().unwrap(), &value);
-            None
-        }
-        Err(error) => Some(error.kind()),
-    });
+    let refused =
+        (0..count).find_map(|number| match block_on(db.get(format!("{number:04}").as_bytes(), NOW)) {
+            Ok(found) => {
+                held.push(found.unwrap());
+                assert_eq!(held.last().unwrap(), &value);
+                None
+            }
+            Err(error) => Some(error.kind()),
+        });
     assert_eq!(refused, Some(ErrorKind::Overloaded), "{} values of {VALUE_BYTES} are held", held.len());
     assert!(held.len() * VALUE_BYTES <= budget);
     // What readers have done with is there for others.
     let last = format!("{:04}", count - 1);
     held.truncate(held.len() / 2);
-    assert_eq!(block_on(db.get(last.as_bytes())).unwrap().unwrap(), value);
+    assert_eq!(block_on(db.get(last.as_bytes(), NOW)).unwrap().unwrap(), value);
 }
 
 #[test]
@@ -144,12 +148,12 @@ fn p8_a_value_larger_than_all_that_readers_may_hold_is_read_alone() {
     });
     assert!(CONFIG.large_reads_bytes_max() < VALUE_BYTES);
     let (db, _) = block_on(Db::open(storage.crash(Fate::Kept), OWNER, CONFIG)).unwrap();
-    let read = || block_on(db.get(b"large")).map(|found| found.unwrap() == value);
+    let read = || block_on(db.get(b"large", NOW)).map(|found| found.unwrap() == value);
     assert!(read().unwrap(), "from a memtable");
     block_on(db.flush_next()).unwrap();
     assert!(read().unwrap(), "from a file");
     // A block that the cache keeps holds leave as well.
-    assert_eq!(block_on(db.get(b"cached")).unwrap().unwrap().len(), CACHED_BYTES);
+    assert_eq!(block_on(db.get(b"cached", NOW)).unwrap().unwrap().len(), CACHED_BYTES);
     assert!(read().unwrap(), "beside a cached block");
 }
 
@@ -174,7 +178,7 @@ fn p5_a_block_whose_length_is_damaged_is_called_damaged_however_much_it_asks_for
         let storage = storage.crash(Fate::Kept);
         storage.corrupt(sst, unpacked_bytes + bit / 8, 1 << (bit % 8));
         let (db, _) = block_on(Db::open(storage, OWNER, config)).unwrap();
-        let error = block_on(db.get(b"large")).unwrap_err();
+        let error = block_on(db.get(b"large", NOW)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corruption, "bit {bit}: {error}");
     }
 }

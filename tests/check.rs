@@ -3,8 +3,9 @@
 mod common;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
 use common::{PATIENCE, SMALL, Server, contents, folder};
@@ -45,12 +46,24 @@ fn witnessed(wal: &[u8]) -> u64 {
     marks.into_iter().max().unwrap().1
 }
 
+/// A start that is refused.
 fn start(data: &Path) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_ringkeep"))
+    let mut server = Command::new(env!("CARGO_BIN_EXE_ringkeep"))
         .args(["--listen", "127.0.0.1:0", "--data-dir"])
         .arg(data)
-        .output()
-        .unwrap()
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A server that serves says so. It would never end by itself.
+    let mut first_line = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut first_line).unwrap();
+    if !first_line.is_empty() {
+        server.kill().unwrap();
+        server.wait().unwrap();
+        panic!("the start was not refused: {first_line}");
+    }
+    server.wait_with_output().unwrap()
 }
 
 #[test]
@@ -106,7 +119,7 @@ fn what_a_later_version_wrote_is_refused_by_name() {
     // The whole store, of a version before and of one after.
     fs::write(&path, &whole).unwrap();
     let store = fs::read(data.join("STORE")).unwrap();
-    for version in [1, 3] {
+    for version in [1, 2, 4] {
         let mut other = store.clone();
         other[HEADER_BYTES..HEADER_BYTES + 4].copy_from_slice(&u32::to_le_bytes(version));
         let crc = crc32(&other[8..]);
@@ -115,7 +128,7 @@ fn what_a_later_version_wrote_is_refused_by_name() {
         for output in [check(&data), start(&data)] {
             assert_eq!(output.status.code(), Some(78), "{}", text(&output));
             assert!(text(&output).contains(&format!("format {version}")), "{}", text(&output));
-            assert!(text(&output).contains("format 2"), "{}", text(&output));
+            assert!(text(&output).contains("format 3"), "{}", text(&output));
         }
     }
     fs::write(data.join("STORE"), store).unwrap();

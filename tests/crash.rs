@@ -22,13 +22,16 @@ use ringkeep::config::DbConfig;
 use ringkeep::db::{Db, LogEnd};
 use ringkeep::error::{ErrorKind, Result};
 use ringkeep::file_name::FileName;
-use ringkeep::key::{FileNumber, KeyHash, ShardId};
+use ringkeep::key::{FileNumber, KeyHash, ShardId, UnixMillis};
 use ringkeep::manifest::load;
 use ringkeep::random::Random;
 use ringkeep::record::Owner;
 use ringkeep::record::file::FIRST_RECORD;
 use ringkeep::storage::sim::{Failure, Fate, Fault, SimStorage};
 use ringkeep::storage::{Access, AlignedBuf, BLOCK_BYTES, File, Storage};
+
+/// Before every expiry.
+const NOW: UnixMillis = UnixMillis::START;
 
 const OWNER: Owner = Owner { store_id: 9, shard: ShardId(0) };
 const CONFIG: DbConfig = DbConfig {
@@ -149,7 +152,7 @@ impl Journal {
 async fn found(db: &Db<SimStorage>, scene: Scene) -> Result<State> {
     let mut state = State::default();
     for (index, slot) in state.iter_mut().enumerate() {
-        *slot = db.get(&key(index)).await?.map(|bytes| scene.number(&bytes));
+        *slot = db.get(&key(index), NOW).await?.map(|bytes| scene.number(&bytes));
     }
     Ok(state)
 }
@@ -180,7 +183,7 @@ async fn write(db: &Db<SimStorage>, journal: &RefCell<Journal>, mut random: Rand
             let number = (random.below(4) != 0).then(|| random.next_u64() as u32);
             let result = match number {
                 Some(number) => db.set(&key(index), &scene.value(number)),
-                None => db.delete(&key(index)).map(|(ticket, _)| ticket),
+                None => db.delete(&key(index), NOW).map(|(ticket, _)| ticket),
             };
             match result {
                 Ok(ticket) => {
@@ -209,7 +212,7 @@ async fn read(db: &Db<SimStorage>, journal: &RefCell<Journal>, mut random: Rando
     for _ in 0..random.below(12) {
         let index = random.below(KEYS as u64) as usize;
         // A read may fail where operations do; it must not be wrong.
-        if let Ok(Some(bytes)) = db.get(&key(index)).await {
+        if let Ok(Some(bytes)) = db.get(&key(index), NOW).await {
             let mut journal = journal.borrow_mut();
             let number = journal.scene.number(&bytes);
             let seen = journal.sent.iter().rposition(|write| *write == (index, Some(number)));
@@ -292,7 +295,7 @@ async fn rounds(db: &Db<SimStorage>, journal: &RefCell<Journal>, mut random: Ran
         };
         let compaction = async {
             if compact {
-                tolerate(db.compact_next().await)?;
+                tolerate(db.compact_next(NOW).await)?;
             }
             if remove {
                 while db.remove_next().await.is_some() {}
@@ -380,7 +383,7 @@ fn check(storage: &SimStorage, journal: &Journal, acknowledged: usize, context: 
         let ticket = ticket.unwrap_or_else(|error| panic!("{context}: {error}"));
         db.commit_next().await.unwrap();
         ticket.await.unwrap();
-        assert_eq!(db.get(b"alive").await.unwrap().unwrap(), "yes");
+        assert_eq!(db.get(b"alive", NOW).await.unwrap().unwrap(), "yes");
         count
     })
 }
@@ -778,10 +781,10 @@ fn p4_a_write_that_lands_late_in_a_released_wal_does_not_stop_a_start() {
             file.write_at(AlignedBuf::from(&late[..]), FIRST_RECORD).await.0.unwrap();
             let loaded = load(&left, OWNER).await.unwrap().expect("the shard is there");
             let (db, _) = Db::open(left, OWNER, CONFIG).await.unwrap();
-            assert_eq!(db.get(b"a").await.unwrap().unwrap(), "1");
+            assert_eq!(db.get(b"a", NOW).await.unwrap().unwrap(), "1");
             // Before, nobody had looked: then it may have been written, and was not acknowledged.
             if !loaded.state.names(written) {
-                assert_eq!(db.get(b"b").await.unwrap(), None, "the start before did not show it");
+                assert_eq!(db.get(b"b", NOW).await.unwrap(), None, "the start before did not show it");
                 released += 1;
             }
         }

@@ -17,12 +17,15 @@ use ringkeep::config::DbConfig;
 use ringkeep::db::Db;
 use ringkeep::error::ErrorKind;
 use ringkeep::file_name::FileName;
-use ringkeep::key::{KeyHash, SLOT_COUNT, ShardId};
+use ringkeep::key::{KeyHash, SLOT_COUNT, ShardId, UnixMillis};
 use ringkeep::random::Random;
 use ringkeep::record::file::FIRST_RECORD;
 use ringkeep::record::mark::Mark;
 use ringkeep::record::{Kind, Owner};
 use ringkeep::storage::sim::{Failure, Fate, Fault, SimStorage};
+
+/// Before every expiry.
+const NOW: UnixMillis = UnixMillis::START;
 
 const CONFIG: DbConfig = DbConfig {
     sync_every_group: true,
@@ -65,7 +68,7 @@ impl Fixture {
                     db.grow_wal().await.unwrap();
                     match &value {
                         Some(value) => drop(db.set(&key, value).unwrap()),
-                        None => drop(db.delete(&key).unwrap()),
+                        None => drop(db.delete(&key, NOW).unwrap()),
                     }
                     content.insert(key, value);
                     db.commit_next().await.unwrap();
@@ -84,7 +87,7 @@ impl Fixture {
                     }
                 }
                 if round == 3 {
-                    assert!(db.compact_next().await.unwrap());
+                    assert!(db.compact_next(NOW).await.unwrap());
                     while db.remove_next().await.is_some() {}
                 }
                 past.push(storage.crash(Fate::Kept));
@@ -133,7 +136,7 @@ impl Fixture {
             };
             let mut refused = None;
             for (key, expected) in &self.content {
-                match db.get(key).await {
+                match db.get(key, NOW).await {
                     Ok(found) if found.as_deref() == expected.as_deref() => {}
                     Ok(_) => return Outcome::Wrong,
                     Err(error) => {
@@ -316,7 +319,7 @@ fn p4_torn_ends_at_every_length_leave_a_prefix_and_are_counted() {
             ends.iter().filter(|end| whole[length.min(**end)..**end].iter().all(|byte| *byte == 0)).count()
                 - 1;
         let found: Vec<bool> =
-            (0..6_u8).map(|number| block_on(db.get(&[b'a' + number])).unwrap().is_some()).collect();
+            (0..6_u8).map(|number| block_on(db.get(&[b'a' + number], NOW)).unwrap().is_some()).collect();
         let expected: Vec<bool> = (0..6).map(|number| number < groups).collect();
         assert_eq!(found, expected, "cut at {length}");
         // A header that says whose record it is tells a torn group from space that was never used.

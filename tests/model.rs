@@ -11,9 +11,12 @@ use proptest::prelude::*;
 use ringkeep::config::DbConfig;
 use ringkeep::db::{Db, Progress, Ticket};
 use ringkeep::error::ErrorKind;
-use ringkeep::key::{KeyHash, ShardId};
+use ringkeep::key::{KeyHash, ShardId, UnixMillis};
 use ringkeep::record::Owner;
 use ringkeep::storage::sim::{Fate, SimStorage};
+
+/// Before every expiry.
+const NOW: UnixMillis = UnixMillis::START;
 
 const OWNER: Owner = Owner { store_id: 77, shard: ShardId(2) };
 
@@ -133,7 +136,7 @@ impl World {
         for _ in 0..200 {
             let result = match &value {
                 Some(value) => self.db.set(&key, value),
-                None => match self.db.delete(&key) {
+                None => match self.db.delete(&key, NOW) {
                     Ok((ticket, lookup)) => {
                         let existed = lookup.finish(&self.db, &key).await.unwrap();
                         assert_eq!(existed.is_some(), self.latest().contains_key(&key));
@@ -153,7 +156,7 @@ impl World {
                     self.db.grow_wal().await.unwrap();
                     self.db.prepare_spare().await.unwrap();
                     self.db.flush_next().await.unwrap();
-                    self.db.compact_next().await.unwrap();
+                    self.db.compact_next(NOW).await.unwrap();
                     self.db.remove_next().await;
                 }
                 Err(error) => panic!("{error}"),
@@ -163,7 +166,7 @@ impl World {
     }
 
     async fn check(&self, key: &[u8]) {
-        let found = self.db.get(key).await.unwrap();
+        let found = self.db.get(key, NOW).await.unwrap();
         assert_eq!(found.as_deref(), self.visible.get(key).map(Vec::as_slice));
     }
 
@@ -178,7 +181,7 @@ impl World {
         self.db = db;
         let mut found = Map::new();
         for number in 0..40 {
-            if let Some(value) = self.db.get(&key(number)).await.unwrap() {
+            if let Some(value) = self.db.get(&key(number), NOW).await.unwrap() {
                 found.insert(key(number), value.to_vec());
             }
         }
@@ -205,7 +208,7 @@ impl World {
                 }
             }
             Step::Compact => {
-                while self.db.compact_next().await.unwrap() {}
+                while self.db.compact_next(NOW).await.unwrap() {}
                 while self.db.remove_next().await.is_some() {}
             }
             Step::Stop => {
@@ -275,7 +278,7 @@ fn f1_a_search_that_a_flush_overtakes_leaves_no_old_value_behind() {
     loop {
         let storage = flushed.crash(Fate::Kept);
         let db = block_on(Db::open(storage, OWNER, CONFIG)).unwrap().0;
-        let mut search = db.lookup(b"key").unwrap();
+        let mut search = db.lookup(b"key", NOW).unwrap();
         assert!(matches!(search.poll_cached(&db, b"key").unwrap(), Progress::NeedsDisk));
         block_on(async {
             set(&db, b"new").await;
@@ -287,12 +290,12 @@ fn f1_a_search_that_a_flush_overtakes_leaves_no_old_value_behind() {
         for _ in 0..steps {
             done = done || flush.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
         }
-        assert_eq!(block_on(search.finish(&db, b"key")).unwrap().unwrap(), "old");
+        assert_eq!(block_on(search.finish(&db, b"key")).unwrap().unwrap().value, "old");
         if !done {
             block_on(flush).unwrap();
         }
         for _ in 0..2 {
-            assert_eq!(block_on(db.get(b"key")).unwrap().unwrap(), "new", "after {steps} steps");
+            assert_eq!(block_on(db.get(b"key", NOW)).unwrap().unwrap(), "new", "after {steps} steps");
         }
         if done {
             break;

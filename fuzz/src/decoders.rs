@@ -7,12 +7,11 @@ use futures_executor::block_on;
 use ringkeep::codec::Reader;
 use ringkeep::error::ErrorKind;
 use ringkeep::file_name::FileName;
-use ringkeep::http::ahead::KeysAhead;
 use ringkeep::http::body::Chunked;
 use ringkeep::http::head::{Framing, HeadEnd, parse};
 use ringkeep::http::query;
 use ringkeep::http::route::Route;
-use ringkeep::key::{FileNumber, ShardId};
+use ringkeep::key::{FileNumber, KeyHash, ShardId};
 use ringkeep::manifest::{State, VersionEdit};
 use ringkeep::record::file::FIRST_RECORD;
 use ringkeep::record::mark::Mark;
@@ -199,6 +198,10 @@ pub fn sst_block(data: &[u8]) {
 fn walk(payload: &bytes::Bytes) {
     let _ = seek(payload, b"a key");
     let mut cursor = Cursor::new(payload.clone());
+    if cursor.seek(b"a key").is_ok() {
+        let _ = cursor.advance();
+    }
+    let mut cursor = Cursor::new(payload.clone());
     let mut walked = 0;
     while let Ok(true) = cursor.advance() {
         let entry = cursor.entry().expect("it has advanced");
@@ -253,8 +256,6 @@ pub fn sst_parts(data: &[u8]) {
 /// Requests on one connection, as the connection takes them from its input. Where the bytes are split into reads must
 /// not matter.
 pub fn http_request(data: &[u8]) {
-    let guessed: usize = KeysAhead::default().of(data).map(<[u8]>::len).sum();
-    assert!(guessed <= data.len(), "the keys of one look overlap");
     let mut rest = data;
     for _ in 0..16 {
         let whole = HeadEnd::default().find(rest);
@@ -276,9 +277,12 @@ pub fn http_request(data: &[u8]) {
             Framing::Length(length) => usize::try_from(length).unwrap_or(usize::MAX).min(rest.len() - bytes),
             Framing::Empty | Framing::Chunked => 0,
         };
-        if let Ok(route) = Route::of(&head, &rest[head.target.clone()]) {
-            let _ = route.touches();
-            let _ = route.command(&rest[bytes..bytes + body]);
+        if let Ok(route) = Route::of(&head, rest, KeyHash::with_seed(1))
+            && route.control().is_none()
+            && let Ok(op) = route.op(rest, &rest[bytes..bytes + body])
+        {
+            assert!(!op.key().bytes().is_empty() && route.only_reads() != op.writes());
+            assert_eq!(route.key().map(|key| key.slot()), Some(op.key().slot()));
         }
         rest = &rest[bytes + body..];
     }

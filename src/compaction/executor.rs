@@ -4,18 +4,24 @@
 //! inputs for outputs.
 //!
 //! X1  Of each key the newest entry stays; a tombstone goes where no deeper level may hold its key.
+//! X4  An entry that has expired becomes a tombstone with the same SeqNo, and X1 decides the rest. So it goes on hiding
+//!     older entries of its key for as long as there may be one. If the wall clock is set back afterwards, the key may
+//!     stay lost, but an older value never comes back.
 //! X2  Between two pauses at most a slice of work is done, so that requests on this thread wait no longer.
 //! X3  After an error no output is left behind, unless removing fails too; then the next open removes it.
 
 use super::picker::{Compaction, Limits};
 use crate::error::Result;
 use crate::file_name::FileName;
-use crate::key::{FileNumber, ValueKind};
-use crate::manifest::Version;
-use crate::merge::Merge;
+use crate::key::{Entry, EntryKind, FileNumber, SeqNo, UnixMillis, ValueKind};
+use crate::manifest::{SharedMeta, Version};
+use crate::source::merge::Merge;
+use crate::source::newest::Newest;
+use crate::source::{Source, Step};
 use crate::sst::SstMeta;
 use crate::sst::builder::SstBuilder;
 use crate::sst::run::{OpenSst, Run};
+use crate::sst::window::ReadAhead;
 use crate::storage::Storage;
 
 /// What an entry costs beside its bytes when it is flushed or merged: comparing, hashing, encoding.
@@ -37,7 +43,7 @@ pub trait Environment: OpenSst<File = <Self::Storage as Storage>::File> {
     async fn spend(&self, bytes: usize) -> Result<()>;
 }
 
-/// Merges. The outputs are synced; the directory is not.
+/// Merges. Entries that have expired at `now` become tombstones. The outputs are synced; the directory is not.
 ///
 /// # Errors
 /// Any; no output is left behind (X3).
@@ -46,9 +52,10 @@ pub async fn execute<E: Environment>(
     compaction: &Compaction,
     version: &Version,
     limits: &Limits,
+    now: UnixMillis,
 ) -> Result<Vec<SstMeta>> {
     let mut created = Vec::new();
-    let result = merge(environment, compaction, version, limits, &mut created).await;
+    let result = merge(environment, compaction, version, limits, now, &mut created).await;
     if result.is_err() {
         for number in created {
             // X3: nothing names the file; if it cannot be removed now, the next open does it.
@@ -63,20 +70,32 @@ async fn merge<E: Environment>(
     compaction: &Compaction,
     version: &Version,
     limits: &Limits,
+    now: UnixMillis,
     created: &mut Vec<FileNumber>,
 ) -> Result<Vec<SstMeta>> {
-    let mut runs = Vec::new();
-    for input in &compaction.inputs {
-        runs.push(Run::new(environment, vec![input.clone()]));
-    }
-    runs.push(Run::new(environment, compaction.overlapping.clone()));
-    let mut merge = Merge::new(runs).await?;
+    let run = |files: &[SharedMeta]| Run::new(environment, files.iter().cloned(), ReadAhead::Full);
+    let mut runs: Vec<_> = compaction.inputs.iter().map(|input| run(std::slice::from_ref(input))).collect();
+    runs.push(run(&compaction.overlapping));
+    let mut source = Newest::new(Merge::new(runs), SeqNo(u64::MAX)); // X1
     let mut outputs = Vec::new();
     let mut builder: Option<SstBuilder<_>> = None;
-    while let Some(entry) = merge.next().await? {
-        environment.spend(entry.key.len() + entry.value.len() + ENTRY_COST_BYTES).await?;
-        if entry.kind == ValueKind::Tombstone && !version.may_hold_below(compaction.target(), entry.key) {
-            continue; // X1
+    loop {
+        match source.step()? {
+            Step::Entry => {}
+            Step::End => break,
+            Step::Need => {
+                source.supply().await?;
+                continue;
+            }
+        }
+        let (bytes, stays) = source.read(|entry| {
+            let tombstone = what_stays(entry, now).kind.value == ValueKind::Tombstone;
+            let stays = !tombstone || version.may_hold_below(compaction.target(), entry.key); // X1
+            (entry.key.len() + entry.value.len(), stays)
+        });
+        environment.spend(bytes + ENTRY_COST_BYTES).await?;
+        if !stays {
+            continue;
         }
         if builder.as_ref().is_some_and(|builder| limits.sst_bytes <= builder.bytes())
             && let Some(full) = builder.take()
@@ -91,10 +110,20 @@ async fn merge<E: Environment>(
                 builder.insert(SstBuilder::create(environment.storage(), identity).await?)
             }
         };
-        output.add(&entry).await?;
+        source.read(|entry| output.add(&what_stays(entry, now)));
+        output.write_full().await?;
     }
     if let Some(last) = builder {
         outputs.push(last.finish().await?);
     }
     Ok(outputs)
+}
+
+/// The entry, or the tombstone that takes its place once it has expired (X4).
+fn what_stays(entry: Entry<'_>, now: UnixMillis) -> Entry<'_> {
+    if entry.kind.has_expired_at(now) {
+        Entry { kind: EntryKind::TOMBSTONE, value: b"", ..entry }
+    } else {
+        entry
+    }
 }

@@ -7,6 +7,7 @@ use crate::compaction::executor::Environment;
 use crate::compaction::{Compaction, execute, pick};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
+use crate::key::UnixMillis;
 use crate::manifest::{SharedMeta, VersionEdit};
 use crate::record::{Identity, Kind};
 use crate::sst::SstMeta;
@@ -14,34 +15,37 @@ use crate::sst::reader::Sst;
 use crate::sst::run::OpenSst;
 use crate::storage::{Storage, sync_names};
 
+/// An entry is removed for good only when it expired this long ago. A clock that is set back by less brings it back.
+const EXPIRY_MARGIN_MILLIS: u64 = 60_000;
+
 impl<S: Storage> Db<S> {
     /// Waits until the version has changed.
     ///
     /// Cancel safety: safe.
     pub async fn compaction_due(&self) {
-        self.0.events.version.notified().await;
+        self.0.catalog.changed().await;
     }
 
-    /// Runs the compaction that is due. `false` if none is.
+    /// Runs the compaction that is due at `now`. `false` if none is.
     ///
     /// # Errors
     /// `Poisoned` ends the process (P6); `ShuttingDown` if the engine is closing. After any other error the inputs
     /// are in force and it can be tried again; after `Corruption` the same inputs would fail again.
     ///
     /// Cancel safety: not safe.
-    pub async fn compact_next(&self) -> Result<bool> {
-        let result = self.compact().await;
-        self.note(Work::Compaction, result)
+    pub async fn compact_next(&self, now: UnixMillis) -> Result<bool> {
+        let result = self.compact(UnixMillis(now.0.saturating_sub(EXPIRY_MARGIN_MILLIS))).await;
+        self.0.admission.note(Work::Compaction, result)
     }
 
-    async fn compact(&self) -> Result<bool> {
+    async fn compact(&self, now: UnixMillis) -> Result<bool> {
         let inner = &*self.0;
         let version = self.version();
-        let Some(compaction) = pick(&version, &inner.limits) else { return Ok(false) };
+        let Some(compaction) = pick(&version, &inner.tree.limits) else { return Ok(false) };
         let outputs = if compaction.is_move() {
             Vec::new()
         } else {
-            execute(self, &compaction, &version, &inner.limits).await?
+            execute(&Inputs(self), &compaction, &version, &inner.tree.limits, now).await?
         };
         let mut edit = VersionEdit::default();
         let removed = |level: usize| move |file: &SharedMeta| (level, file.number);
@@ -72,12 +76,10 @@ impl<S: Storage> Db<S> {
     /// Cancel safety: not safe.
     pub async fn remove_next(&self) -> Option<u64> {
         let inner = &*self.0;
-        if inner.queue.failure().is_some() {
+        if inner.writes.queue.failure().is_some() {
             return None; // the names may be those of somebody else by now
         }
-        let free = inner.obsolete.borrow().iter().position(|meta| Rc::strong_count(meta) == 1)?;
-        let meta = inner.obsolete.borrow_mut().swap_remove(free);
-        inner.open_files.borrow_mut().remove(&meta.number);
+        let meta = inner.tree.take_obsolete()?;
         let name = FileName::Sst(meta.number);
         if let Err(error) = inner.storage.remove(name).await {
             tracing::warn!(file = inner.storage.label(name), %error, "cannot remove an SST; the next start will");
@@ -99,40 +101,43 @@ fn log(compaction: &Compaction, outputs: &[SstMeta]) {
     );
 }
 
-impl<S: Storage> OpenSst for Db<S> {
+/// What a compaction sees of its shard.
+struct Inputs<'a, S: Storage>(&'a Db<S>);
+
+impl<S: Storage> OpenSst for Inputs<'_, S> {
     type File = S::File;
 
     /// Inputs are opened past the cache of open files: a merge would throw out what readers use.
     async fn open(&self, meta: &SstMeta) -> Result<Rc<Sst<S::File>>> {
-        match self.opened_sst(meta.number) {
+        let Db(inner) = self.0;
+        match inner.tree.opened(meta.number) {
             Some(sst) => Ok(sst),
             None => {
-                let identity = self.0.owner.identity(Kind::Sst, meta.number);
-                Ok(Rc::new(Sst::open(&self.0.storage, identity, meta.bytes).await?))
+                let identity = inner.owner.identity(Kind::Sst, meta.number);
+                Ok(Rc::new(Sst::open(&inner.storage, identity, meta.bytes).await?))
             }
         }
     }
 }
 
-impl<S: Storage> Environment for Db<S> {
+impl<S: Storage> Environment for Inputs<'_, S> {
     type Storage = S;
 
     fn storage(&self) -> &S {
-        &self.0.storage
+        &self.0.0.storage
     }
 
     fn new_file(&self) -> Identity {
-        self.0.owner.identity(Kind::Sst, Db::new_file(self))
+        let Db(inner) = self.0;
+        inner.owner.identity(Kind::Sst, inner.catalog.new_file())
     }
 
     async fn spend(&self, bytes: usize) -> Result<()> {
-        self.slice(Work::Compaction, bytes).await;
-        if self.0.closing.get() {
+        self.0.slice(Work::Compaction, bytes).await;
+        let Db(inner) = self.0;
+        if inner.admission.is_closing() {
             return Err(Error::new(ErrorKind::ShuttingDown, "the compaction ends: the server is stopping"));
         }
-        if let Some(error) = self.0.queue.failure() {
-            return Err(error);
-        }
-        Ok(())
+        inner.writes.queue.failure().map_or(Ok(()), Err)
     }
 }

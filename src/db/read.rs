@@ -1,46 +1,42 @@
-//! Finds the value of a key: memtables at once, then SSTs block by block.
+//! Finds the value of a key: memtables at once, then sorted files block by block.
 //!
-//! Owns: the order in which sources are asked, and why the first answer is the right one. A [`Lookup`] decides
-//! what to read next and never reads; [`Lookup::poll_cached`] walks as far as cached blocks go, without an
-//! await, and [`Lookup::finish`] reads the rest.
+//! Owns: the order in which sources are asked, and why the first answer is the right one. A [`Lookup`] decides what to read
+//! next and never reads. [`Lookup::poll_cached`] walks as far as cached blocks go, without an await;
+//! [`Lookup::finish`] reads the rest.
 //!
-//! Why the first entry found is the newest visible one: memtables hold newer writes than any SST (D3), a cached value
-//! is what the SSTs say (F1 of `values`), and among SSTs N3 holds. Everything in an SST was committed (D3), so it
-//! is visible to every reader, and no SST entry needs to be compared with the snapshot. The memtables and the version
-//! are looked at in one synchronous step, so no flush can move an entry between them unseen.
+//! The first entry found is the newest visible one:
+//!
+//! - Memtables hold newer writes than any sorted file (D3), and newer memtables hold newer writes than older ones.
+//! - A cached value is what the sorted files say (F1).
+//! - Of two entries of a key in sorted files, the newer one is in the higher level (N3).
+//! - Everything in a sorted file was committed (D3), so it is visible to every reader, and its SeqNo need not be compared
+//!   with the snapshot.
+//! - Memtables and version are taken in one synchronous step, so no flush can move an entry between them unseen.
+//!
+//! The newest entry alone decides. If it has expired the key is absent, whatever older entries say (P10).
 
 use std::rc::Rc;
 
 use bytes::Bytes;
 
-use super::Db;
+use super::{Db, SeqNo};
 use crate::error::Result;
-use crate::key::{SeqNo, ValueKind, filter_hash};
+use crate::key::{Entry, Key, UnixMillis, filter_hash};
 use crate::manifest::{LEVELS, SharedMeta, Version};
-use crate::memtable::Memtable;
 use crate::sst::BlockHandle;
 use crate::sst::block::Block;
-use crate::sst::reader::{PointLookup, Sst, Step};
+use crate::sst::reader::{LookupStep, PointLookup, Sst};
 use crate::storage::Storage;
 
-/// A search for one key.
-pub struct Lookup<S: Storage>(State<S>);
-
-enum State<S: Storage> {
-    /// The memtables had the answer.
-    Known(Option<Result<Bytes>>),
-    /// The SSTs of this version have it.
-    Searching {
-        version: Rc<Version>,
-        /// Of the key, for the filters.
-        filter_hash: u64,
-        /// Of the key, for what is in memory.
-        key_hash: u64,
-        wants: Wants,
-        /// The next file to look at.
-        place: Place,
-        current: Option<(Rc<Sst<S::File>>, PointLookup)>,
-    },
+/// A value that a lookup has found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// The value. If the lookup wanted only to know whether there is one, these may be other bytes.
+    pub value: Bytes,
+    /// The SeqNo of the write that set it.
+    pub seqno: SeqNo,
+    /// When it expires.
+    pub expires: Option<UnixMillis>,
 }
 
 /// What a lookup is for.
@@ -48,13 +44,36 @@ enum State<S: Storage> {
 pub(super) enum Wants {
     /// The value.
     Value,
-    /// Only whether there is one; the answer then holds no bytes, or others.
+    /// Only whether there is a value.
     Existence,
 }
 
-/// A place in the order of the search.
+/// A search for one key.
+pub struct Lookup<S: Storage>(State<S>);
+
+enum State<S: Storage> {
+    /// Memory had the answer.
+    Known(Option<Found>),
+    /// The answer is in the sorted files of a version.
+    Searching(Search<S>),
+}
+
+struct Search<S: Storage> {
+    version: Rc<Version>,
+    /// Of the key, for the filters.
+    filter_hash: u64,
+    /// Of the key, for what is in memory.
+    key_hash: u64,
+    wants: Wants,
+    now: UnixMillis,
+    /// The next file to look at.
+    position: Position,
+    current: Option<(Rc<Sst<S::File>>, PointLookup)>,
+}
+
+/// A position in the order of the search.
 #[derive(Clone, Copy)]
-struct Place {
+struct Position {
     level: usize,
     /// Index of the file; in L0 only.
     index: usize,
@@ -63,7 +82,7 @@ struct Place {
 /// How far a lookup came without reading.
 pub enum Progress {
     /// It is finished.
-    Done(Option<Bytes>),
+    Done(Option<Found>),
     /// It needs the disk: see [`Lookup::finish`].
     NeedsDisk,
 }
@@ -73,142 +92,173 @@ enum Need<S: Storage> {
     Block(Rc<Sst<S::File>>, BlockHandle),
 }
 
-impl<S: Storage> Lookup<S> {
-    pub(super) fn new(db: &Db<S>, key: &[u8], snapshot: SeqNo, wants: Wants) -> Self {
-        let inner = &*db.0;
-        let hash = inner.config.key_hash.of(key);
-        let in_memtable = |memtable: &Memtable| {
-            memtable.get(hash, key, snapshot).map(|entry| match entry.kind {
-                ValueKind::Value if wants == Wants::Existence => Some(Ok(Bytes::new())),
-                ValueKind::Value => Some(db.copy_for_reader(entry.value)),
-                ValueKind::Tombstone => None,
-            })
-        };
-        let known = in_memtable(&inner.active.borrow().memtable)
-            .or_else(|| inner.frozen.borrow().iter().rev().find_map(|frozen| in_memtable(&frozen.memtable)))
-            .or_else(|| inner.values.get(hash, key).map(|value| Some(Ok(value))));
-        Self(match known {
-            Some(answer) => State::Known(answer),
-            None => State::Searching {
-                version: inner.version.borrow().clone(),
-                filter_hash: filter_hash(key),
-                key_hash: hash,
-                wants,
-                place: Place { level: 0, index: 0 },
-                current: None,
-            },
+impl<S: Storage> Db<S> {
+    /// Lends the entry that decides about a key at `snapshot`, if memory has it. It may be a tombstone, or have expired.
+    pub(super) fn in_memory<R>(
+        &self,
+        key: Key<&[u8]>,
+        snapshot: SeqNo,
+        mut read: impl FnMut(Entry<'_>) -> R,
+    ) -> Option<R> {
+        let inner = &*self.0;
+        inner
+            .writes
+            .find(key.hash(), key.bytes(), snapshot, &mut read)
+            .or_else(|| inner.tree.values.get(key.hash(), key.bytes(), &mut read))
+    }
+
+    /// A search for a key in memory and, if need be, in sorted files.
+    pub(super) fn begin_lookup(
+        &self,
+        key: Key<&[u8]>,
+        snapshot: SeqNo,
+        wants: Wants,
+        now: UnixMillis,
+    ) -> Result<Lookup<S>> {
+        let known = self.in_memory(key, snapshot, |entry| {
+            if !entry.kind.is_value_at(now) {
+                return Ok(None);
+            }
+            let value = match wants {
+                Wants::Value => self.0.tree.budget.copy(entry.value)?,
+                Wants::Existence => Bytes::new(),
+            };
+            Ok(Some(Found { value, seqno: entry.seqno, expires: entry.kind.expires }))
+        });
+        Ok(match known {
+            Some(answer) => Lookup(State::Known(answer?)),
+            None => self.search(key, wants, now),
         })
     }
 
+    /// A search for a key that memory knows nothing of, in the sorted files in force.
+    pub(super) fn search(&self, key: Key<&[u8]>, wants: Wants, now: UnixMillis) -> Lookup<S> {
+        Lookup(State::Searching(Search {
+            version: self.version(),
+            filter_hash: filter_hash(key.bytes()),
+            key_hash: key.hash(),
+            wants,
+            now,
+            position: Position { level: 0, index: 0 },
+            current: None,
+        }))
+    }
+}
+
+impl<S: Storage> Lookup<S> {
     /// Walks as far as cached blocks go.
     ///
     /// # Errors
     /// `Corruption` if a block does not decode.
     pub fn poll_cached(&mut self, db: &Db<S>, key: &[u8]) -> Result<Progress> {
-        Ok(match self.advance(db, key, None)? {
-            Ok(answer) => Progress::Done(answer),
-            Err(_) => Progress::NeedsDisk,
+        Ok(match &mut self.0 {
+            State::Known(found) => Progress::Done(found.clone()),
+            State::Searching(search) => match search.advance(db, key, None)? {
+                Ok(found) => Progress::Done(found),
+                Err(_) => Progress::NeedsDisk,
+            },
         })
     }
 
-    /// Walks to the end, reading what is not cached. The engine may freeze, flush and compact meanwhile: the
-    /// lookup keeps the version that it began with, and files of it are not removed.
+    /// Walks to the end and reads what is not cached. The engine may freeze, flush and compact meanwhile: the lookup keeps
+    /// the version that it began with, and files of that version are not removed.
     ///
     /// # Errors
-    /// `Corruption` or `Io`.
+    /// `Corruption` or `Io`; `Overloaded` if too many large values are being read.
     ///
     /// Cancel safety: safe; a read in flight is finished by the ring.
-    pub async fn finish(mut self, db: &Db<S>, key: &[u8]) -> Result<Option<Bytes>> {
+    pub async fn finish(self, db: &Db<S>, key: &[u8]) -> Result<Option<Found>> {
+        let mut search = match self.0 {
+            State::Known(found) => return Ok(found),
+            State::Searching(search) => search,
+        };
         let mut supplied = None;
         loop {
-            match self.advance(db, key, supplied.take())? {
-                Ok(answer) => return Ok(answer),
+            match search.advance(db, key, supplied.take())? {
+                Ok(found) => return Ok(found),
                 Err(Need::Open(meta)) => {
-                    let sst = db.open_sst(&meta).await?;
-                    if let State::Searching { current, filter_hash, .. } = &mut self.0 {
-                        let lookup = PointLookup::new(&sst, *filter_hash);
-                        *current = Some((sst, lookup));
-                    }
+                    let sst = db.0.tree.open(&db.0.storage, db.0.owner, &meta).await?;
+                    let lookup = PointLookup::new(&sst, search.filter_hash);
+                    search.current = Some((sst, lookup));
                 }
-                Err(Need::Block(sst, handle)) => {
-                    let checks = matches!(self.0, State::Searching { wants: Wants::Existence, .. });
-                    let hold = async |bytes| {
-                        if checks { Ok(db.hold_for_check(bytes).await) } else { db.hold_for_reader(bytes) }
-                    };
-                    let mut guard = hold(handle.bytes as usize).await?;
-                    let frame = sst.read_frame(handle).await?;
-                    // Small on disk, it may be large in memory. A check that has leave holds it, or four of them would
-                    // wait for each other.
-                    let bytes = frame.unpacked_bytes();
-                    if (handle.bytes as usize) < bytes && !(checks && guard.is_some()) {
-                        guard = hold(bytes).await?;
-                    }
-                    // The cache would keep the leave of a check, and those that wait for one would wait for ever.
-                    let cached = !(checks && guard.is_some());
-                    let block = Rc::new(sst.unpack(handle, frame, guard)?);
-                    if cached {
-                        db.0.cache.insert(sst.number(), handle.offset, block.clone());
-                    }
-                    // Handed over directly: a small cache may have dropped it again.
-                    supplied = Some(block);
-                }
+                // Handed over directly: a small cache may have dropped it again.
+                Err(Need::Block(sst, handle)) => supplied = Some(search.load(db, &sst, handle).await?),
             }
         }
     }
+}
 
+impl<S: Storage> Search<S> {
     /// The answer, or what is missing for it.
     fn advance(
         &mut self,
         db: &Db<S>,
         key: &[u8],
         mut supplied: Option<Rc<Block>>,
-    ) -> Result<std::result::Result<Option<Bytes>, Need<S>>> {
-        let State::Searching { version, filter_hash, key_hash, place, current, wants } = &mut self.0 else {
-            let State::Known(answer) = &self.0 else { unreachable!("the other state was matched above") };
-            return answer.clone().transpose().map(Ok);
-        };
+    ) -> Result<std::result::Result<Option<Found>, Need<S>>> {
         loop {
-            if let Some((sst, lookup)) = current {
+            if let Some((sst, lookup)) = &mut self.current {
                 let handle = lookup.wanted();
-                let cached = supplied.take().or_else(|| db.0.cache.get(sst.number(), handle.offset));
-                let Some(block) = cached else { return Ok(Err(Need::Block(sst.clone(), handle))) };
+                let block = supplied.take().or_else(|| db.0.tree.blocks.get(sst.number(), handle.offset));
+                let Some(block) = block else { return Ok(Err(Need::Block(sst.clone(), handle))) };
                 match lookup.step(key, &block).map_err(|reason| sst.corruption(handle, reason))? {
-                    Step::More => continue,
-                    Step::Absent => {
-                        place.pass();
-                        *current = None;
+                    LookupStep::More => continue,
+                    LookupStep::Absent => {
+                        self.position.pass();
+                        self.current = None;
                     }
-                    Step::Found { kind: ValueKind::Tombstone, .. } => return Ok(Ok(None)),
-                    Step::Found { kind: ValueKind::Value, value, .. } => {
-                        if *wants == Wants::Value && db.is_current(version, *key_hash, key) {
-                            db.0.values.insert(*key_hash, key, &value);
+                    LookupStep::Found { kind, seqno, value } => {
+                        if !kind.is_value_at(self.now) {
+                            return Ok(Ok(None));
                         }
-                        return Ok(Ok(Some(value)));
+                        if self.wants == Wants::Value && db.is_current(&self.version, self.key_hash, key) {
+                            db.0.tree.values.insert(self.key_hash, Entry { key, seqno, kind, value: &value });
+                        }
+                        return Ok(Ok(Some(Found { value, seqno, expires: kind.expires })));
                     }
                 }
             }
-            let Some(meta) = place.next_file(version, key) else { return Ok(Ok(None)) };
-            let Some(sst) = db.opened_sst(meta.number) else { return Ok(Err(Need::Open(meta.clone()))) };
-            let lookup = PointLookup::new(&sst, *filter_hash);
-            *current = Some((sst, lookup));
+            let Some(meta) = self.position.next_file(&self.version, key) else { return Ok(Ok(None)) };
+            let Some(sst) = db.0.tree.opened(meta.number) else { return Ok(Err(Need::Open(meta.clone()))) };
+            let lookup = PointLookup::new(&sst, self.filter_hash);
+            self.current = Some((sst, lookup));
         }
+    }
+
+    /// Reads a block, within the budget.
+    async fn load(&self, db: &Db<S>, sst: &Sst<S::File>, handle: BlockHandle) -> Result<Rc<Block>> {
+        let budget = &db.0.tree.budget;
+        let checks = self.wants == Wants::Existence;
+        let permit = async |bytes| {
+            if checks { Ok(budget.for_check(bytes).await) } else { budget.for_reader(bytes) }
+        };
+        let mut held = permit(handle.bytes as usize).await?;
+        let frame = sst.read_frame(handle).await?;
+        // Small on disk, the block may be large in memory. A check keeps the permit that it has (B2).
+        let bytes = frame.unpacked_bytes();
+        if (handle.bytes as usize) < bytes && !(checks && held.is_some()) {
+            held = permit(bytes).await?;
+        }
+        // The cache would keep the permit of a check, and other checks would wait for it for ever (B2).
+        let cached = !(checks && held.is_some());
+        let block = Rc::new(sst.unpack(handle, frame, held)?);
+        if cached {
+            db.0.tree.blocks.insert(sst.number(), handle.offset, block.clone());
+        }
+        Ok(block)
     }
 }
 
 impl<S: Storage> Db<S> {
-    /// Whether what a search of `version` has found for `key` is still what files say, and no memtable hides it
-    /// (F1 of `values`).
+    /// Whether what a search of `version` has found for a key is still what files say, and no memtable hides it (F1).
     fn is_current(&self, version: &Rc<Version>, hash: u64, key: &[u8]) -> bool {
-        let inner = &*self.0;
-        let hides = |memtable: &Memtable| memtable.get(hash, key, SeqNo(u64::MAX)).is_some();
-        Rc::ptr_eq(version, &inner.version.borrow())
-            && !hides(&inner.active.borrow().memtable)
-            && !inner.frozen.borrow().iter().any(|frozen| hides(&frozen.memtable))
+        self.0.catalog.is_in_force(version)
+            && self.0.writes.find(hash, key, SeqNo(u64::MAX), |_| ()).is_none()
     }
 }
 
-impl Place {
-    /// The next file that may hold the key, from here on; the place is then at that file.
+impl Position {
+    /// The next file that may hold the key, from here on; the position is then at that file.
     fn next_file<'a>(&mut self, version: &'a Version, key: &[u8]) -> Option<&'a SharedMeta> {
         if self.level == 0 {
             let files = version.level(0);
@@ -229,7 +279,7 @@ impl Place {
         None
     }
 
-    /// Moves on behind the file that was looked at.
+    /// Moves on to what follows the file that was looked at.
     fn pass(&mut self) {
         if self.level == 0 {
             self.index += 1;

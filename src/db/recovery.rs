@@ -23,19 +23,15 @@
 //!
 //! After an unclean stop the log says where the log of the shard ended, and how far a mark had witnessed it (W4).
 
-use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
-use std::sync::Arc;
 
-use quick_cache::unsync::Cache;
-use tokio::sync::{Mutex, Semaphore};
-
-use super::commit::CommitQueue;
-use super::flush::unused;
-use super::values::ValueCache;
-use super::{Active, Db, Events, Frozen, Held, Inner, wal_sizes};
-use crate::compaction::{Limits, debt_bytes};
+use super::admission::Admission;
+use super::catalog::Catalog;
+use super::tree::Tree;
+use super::wals::{unused, wal_sizes};
+use super::writes::{Frozen, Held, Writes};
+use super::{Db, Inner};
 use crate::config::DbConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
@@ -47,13 +43,9 @@ use crate::record::Owner;
 use crate::record::file::FIRST_RECORD;
 use crate::record::mark::Mark;
 use crate::record::replay::{End, KnownEnd};
-use crate::sst::cache::BlockCache;
 use crate::storage::Storage;
 use crate::wal::reader::{Source, replay};
 use crate::wal::writer::Wal;
-
-/// Large blocks that are read at a time for deletes.
-const LARGE_CHECKS: usize = 4;
 
 /// What an open found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -152,38 +144,15 @@ impl<S: Storage> Db<S> {
             state.names(name) || name == FileName::Current || name == FileName::Manifest(number)
         })
         .await?;
-        let limits = Limits::for_memtables(config.memtable_bytes);
         let inner = Inner {
+            writes: Writes::new(&config, next, wal, frozen),
+            tree: Tree::new(&config, &state.version),
+            admission: Admission::default(),
+            catalog: Catalog::new(manifest),
             storage,
             owner,
-            limits,
-            next: Cell::new(next),
-            queue: CommitQueue::new(SeqNo(next.0 - 1), config.sync_every_group),
-            active: RefCell::new(Active::new(Rc::new(wal), config.key_hash)),
-            frozen: RefCell::new(frozen),
-            spare: RefCell::new(None),
-            spare_coming: Cell::new(false),
-            freeze_due: Cell::new(false),
-            wal_bytes_wanted: Cell::new(0),
-            debt: Cell::new(debt_bytes(&state.version, &limits)),
-            version: RefCell::new(state.version.clone()),
-            manifest: Mutex::new(manifest),
-            next_file: Cell::new(state.next_file.0),
-            cache: BlockCache::new(config.cache_bytes - config.cache_bytes / 2),
-            values: ValueCache::new(config.cache_bytes / 2, config.key_hash),
-            open_files: RefCell::new(Cache::new(config.open_files_max)),
-            obsolete: RefCell::new(Vec::new()),
-            slice_left: Default::default(),
-            trouble: RefCell::default(),
-            closing: Cell::new(false),
-            waiting: Cell::new(0),
-            turnstile: Mutex::new(()),
-            large_checks: Arc::new(Semaphore::new(LARGE_CHECKS)),
-            large_reads: Arc::new(Semaphore::new(config.large_reads_bytes_max() / 1024)),
-            events: Events::default(),
             config,
         };
-        inner.events.version.notify_one();
         Ok((Self(Rc::new(inner)), recovered))
     }
 
@@ -288,9 +257,9 @@ async fn replay_all<S: Storage>(
         let file_bytes = files.get(&FileName::Wal(number)).copied().unwrap_or_default();
         let known_end = state.known_end(number);
         let source = Source { number, file_bytes, known_end };
-        let mut memtable = Memtable::new(config.key_hash);
+        let memtable = Memtable::new(config.key_hash);
         let (file, end) = replay(storage, owner, source, &mut next, |entry| {
-            memtable.insert(entry.key, entry.seqno, entry.kind, entry.value);
+            memtable.insert_entry(entry);
         })
         .await?;
         report(&storage.label(FileName::Wal(number)), "commit group", &end);
@@ -313,7 +282,7 @@ async fn replay_all<S: Storage>(
         recovered.writes += memtable.entries();
         recovered.wal_bytes += end.offset - FIRST_RECORD;
         wals.insert(number, WalMeta { bytes, end: KnownEnd::Exactly(end.offset) });
-        frozen.push_back(Frozen::new(memtable, number, Held::Replayed(file)));
+        frozen.push_back(Frozen::new(Rc::new(memtable), number, bytes, Held::Replayed(file)));
     }
     Ok(Replayed { next, frozen, wals, clean, recovered })
 }

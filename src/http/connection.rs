@@ -1,227 +1,68 @@
-//! One connection: reads, frames, hands commands to the handler, and writes replies in request order.
+//! One connection: parses requests, begins their operations, and writes replies in request order.
 //!
-//! Owns: the buffers of a connection, and its end. Knows nothing of what a command does.
+//! A turn of a connection has four steps, so that the writes among its requests join one commit group, and the lookups
+//! among them wait for memory together:
 //!
 //! ```text
+//!   parse everything that has arrived ──► prefetch the keys ──► begin all operations ──► write the replies in order
+//!
 //!   Idle ──bytes──► Reading ──request complete──► Working ──reply known──► Writing ──► Idle
+//!                                                    └──(/shutdown)──► Watching ──► Lingering ──► closed
 //! ```
 //!
-//! All complete requests of one read are begun before the first reply is awaited, so the writes among them join
-//! one commit group. Reads are never dropped in flight (the ring would still fill their buffer): whoever wants a
-//! connection to end calls `shutdown(2)` on its socket ([`Peers`] does, for time-outs and for a stop), and the
-//! read or write returns.
-//!
-//! Sockets go through the ring as files do, so one loop drives both. Through `tokio_uring::net` a request and its reply
-//! took 8.6 µs (7.6 to 10.1), through `tokio::net` 8.2 µs (7.6 to 8.5), the client's part of it included
-//! (`cargo bench --bench designs -- sockets`, on the machine of BENCHMARKS.md): no reason for a second loop.
+//! A reply that is known at once, with nothing before it under way, is written to the output as it becomes known. After
+//! the last reply of a connection, what its client still sends is read and dropped for a while (Lingering), so that the
+//! reply is not lost to a reset.
 
-use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::net::Shutdown;
+use std::ops::Range;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
-use tokio_uring::buf::BoundedBuf;
-use tokio_uring::net::TcpStream;
+use bytes::Bytes;
 
-use super::ahead::KeysAhead;
-use super::body::{BODY_TOO_LONG, Chunked};
-use super::head::{Framing, Head, HeadEnd, parse};
-use super::response::{Body, Response, Wire, put_head, put_line_chunk};
-use super::route::{Route, Touches};
-use super::{Handler, PIPELINE_MAX, Refusal, Reply, Status};
+use super::body::Chunked;
+use super::head::{Framing, Head};
+use super::input::{Begun, Front, Input, Parsed};
+use super::peers::{Peer, Peers, Phase};
+use super::response::{Body, Response, Wire, put_line_chunk};
+use super::route::Route;
+use super::stream::Stream;
+use super::{Handler, IDLE_BUFFER_BYTES, PIPELINE_MAX, Refusal, Reply, Status};
 use crate::codec::to_usize;
+use crate::error::Result as EngineResult;
+use crate::key::{Slot, UnixMillis};
+use crate::op::Outcome;
 
-/// The buffer of an idle connection.
-const IDLE_BUFFER_BYTES: usize = 4 << 10;
-/// Values up to this size are copied behind their head; larger ones are written from where they are.
+/// Values up to this size are copied into the output after their head; larger values are written from where they are.
 const COPY_BYTES_MAX: usize = 32 << 10;
 /// Replies are written when this much of them is ready, even if more follow.
 const OUTPUT_BYTES: usize = 64 << 10;
-/// Output buffers that are kept for the next connection that needs one: 4 MiB at most.
-const SPARE_OUTPUTS: usize = 64;
 /// Replies that wait for their turn hold so much, and one value more (H5).
 const HELD_BYTES_MAX: usize = 1 << 20;
-/// How long a value on its way is taken to be at first; then as the ones before it were, but not less than the least.
+/// How long a value on its way is expected to be at first; then as the values before it were, but not less than the least.
 const EXPECTED_BYTES_FIRST: usize = 64 << 10;
 const EXPECTED_BYTES_MIN: usize = 4 << 10;
-/// After a refusal at most this much of what the client still sends is read and dropped, so that the refusal
-/// reaches it before the reset does.
+/// After a refusal at most this much of what the client still sends is read and dropped, so that the refusal reaches the
+/// client before the reset does.
 const LINGER_BYTES_MAX: usize = 1 << 20;
-/// Buffers up to this size are every connection's own; what is above counts against the budget of all.
+/// Buffers up to this size are every connection's own; larger ones count against the budget of all.
 const FREE_BUFFER_BYTES: usize = 64 << 10;
-
-/// How long a connection may stay in a state without progress.
-const IDLE_TIME: Duration = Duration::from_secs(75);
-const READING_TIME: Duration = Duration::from_secs(30);
-const WRITING_TIME: Duration = Duration::from_secs(60);
-const LINGER_TIME: Duration = Duration::from_secs(2);
-/// Each byte of a request or of a large reply buys its client this much more time: 64 KiB a second are asked for in
-/// the long run.
-const TIME_PER_BYTE: Duration = Duration::from_nanos(15_259);
-/// Parts that a large value is written in; each one shows progress.
+/// Parts that a large value is written in; each of them shows progress.
 const PART_BYTES: usize = 256 << 10;
 
-/// What all connections of a thread share.
-pub struct Peers {
-    open: RefCell<BTreeMap<u64, Rc<Peer>>>,
-    next_id: Cell<u64>,
-    /// The `Date` header, renewed every second.
-    date: RefCell<Rc<str>>,
-    now: Cell<Instant>,
-    draining: Cell<bool>,
-    /// Nothing waits for a client any more.
-    aborting: Cell<bool>,
-    /// Bytes that large request buffers may still take, all connections together (P8).
-    budget: Cell<usize>,
-    value_bytes_max: usize,
-    keys_ahead: KeysAhead,
-    /// Output buffers that no connection uses at the moment: idle ones hold none.
-    spare_outputs: RefCell<Vec<Vec<u8>>>,
-    /// Connections that watch the stop.
-    watchers: Cell<usize>,
-    watcher_came: Notify,
-}
-
-/// A connection, as the others see it.
-struct Peer {
-    stream: TcpStream,
-    phase: Cell<Phase>,
-    since: Cell<Instant>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    /// No byte of a request has come.
-    Idle,
-    /// A request has begun, and is not complete.
-    Reading,
-    /// A request is under way.
-    Working,
-    /// A reply is being written.
-    Writing,
-    /// The stop is being watched.
-    Watching,
-    /// The last reply is written; what still comes is dropped.
-    Lingering,
-}
-
-impl Peers {
-    /// No connections yet. `request_bytes_max` bounds the memory of large requests of all of them.
-    pub fn new(value_bytes_max: usize, request_bytes_max: usize, now: Instant, date: &str) -> Self {
-        Self {
-            open: RefCell::new(BTreeMap::new()),
-            next_id: Cell::new(0),
-            date: RefCell::new(date.into()),
-            now: Cell::new(now),
-            draining: Cell::new(false),
-            aborting: Cell::new(false),
-            budget: Cell::new(request_bytes_max),
-            value_bytes_max,
-            keys_ahead: KeysAhead::default(),
-            spare_outputs: RefCell::new(Vec::new()),
-            watchers: Cell::new(0),
-            watcher_came: Notify::new(),
-        }
-    }
-
-    /// An empty buffer for replies.
-    fn take_output(&self) -> Vec<u8> {
-        self.spare_outputs.borrow_mut().pop().unwrap_or_default()
-    }
-
-    /// Takes an empty buffer back, for the next connection that has something to say.
-    fn give_output(&self, output: Vec<u8>) {
-        let mut spare = self.spare_outputs.borrow_mut();
-        if spare.len() < SPARE_OUTPUTS && (1..=OUTPUT_BYTES).contains(&output.capacity()) {
-            spare.push(output);
-        }
-    }
-
-    /// Connections that are open only to watch the stop.
-    pub fn watchers(&self) -> usize {
-        self.watchers.get()
-    }
-
-    /// Waits until another connection watches the stop. Cancel safety: safe.
-    pub async fn watcher_came(&self) {
-        self.watcher_came.notified().await;
-    }
-
-    /// Called about once a second: renews the date, and ends connections that made no progress for too long.
-    pub fn tick(&self, now: Instant, date: &str) {
-        self.now.set(now);
-        if **self.date.borrow() != *date {
-            self.date.replace(date.into());
-        }
-        for peer in self.open.borrow().values() {
-            let limit = match peer.phase.get() {
-                Phase::Idle => IDLE_TIME,
-                Phase::Reading => READING_TIME,
-                Phase::Writing => WRITING_TIME,
-                Phase::Lingering => LINGER_TIME,
-                // The engine answers every request; a client that waits for one is not to blame.
-                Phase::Working | Phase::Watching => continue,
-            };
-            if limit < now.saturating_duration_since(peer.since.get()) {
-                end(peer, Shutdown::Both);
-            }
-        }
-    }
-
-    /// Lets requests in flight finish, and closes every connection behind its last reply.
-    pub fn drain(&self) {
-        self.draining.set(true);
-        for peer in self.open.borrow().values() {
-            match peer.phase.get() {
-                // What has come all the same is still read, and answered.
-                Phase::Idle => end(peer, Shutdown::Read),
-                Phase::Lingering => end(peer, Shutdown::Both),
-                Phase::Reading | Phase::Working | Phase::Writing | Phase::Watching => {}
-            }
-        }
-    }
-
-    /// Ends every connection, whatever it does.
-    pub fn cut_off(&self) {
-        for peer in self.open.borrow().values() {
-            end(peer, Shutdown::Both);
-        }
-    }
-
-    /// Ends every connection that waits for its client.
-    pub fn abort(&self) {
-        self.draining.set(true);
-        self.aborting.set(true);
-        for peer in self.open.borrow().values() {
-            if !matches!(peer.phase.get(), Phase::Working | Phase::Watching) {
-                end(peer, Shutdown::Both);
-            }
-        }
-    }
-}
-
-fn end(peer: &Peer, how: Shutdown) {
-    // It fails only on a socket that the client has already left: then the read returns anyway.
-    let _ = peer.stream.shutdown(how);
-}
+const OVER_BUDGET: Refusal =
+    Refusal::new(Status::ServiceUnavailable, "too many large requests are under way; try again later");
 
 /// Serves a connection to its end.
 ///
 /// Cancel safety: not safe; a read or write is in flight nearly always.
-pub async fn serve<H: Handler>(stream: TcpStream, handler: &H, peers: &Peers) {
-    let id = peers.next_id.get();
-    peers.next_id.set(id + 1);
-    let peer = Rc::new(Peer { stream, phase: Cell::new(Phase::Idle), since: Cell::new(peers.now.get()) });
-    peers.open.borrow_mut().insert(id, peer.clone());
+pub async fn serve<S: Stream, H: Handler>(stream: S, handler: &H, peers: &Peers<S>) {
+    let (id, peer) = peers.add(stream);
     let mut connection = Connection {
         peer,
         peers,
         handler,
-        input: Vec::with_capacity(IDLE_BUFFER_BYTES),
-        start: 0,
-        head_end: HeadEnd::default(),
+        input: Input::new(),
         output: Vec::new(),
         reserved: 0,
         held: 0,
@@ -230,43 +71,91 @@ pub async fn serve<H: Handler>(stream: TcpStream, handler: &H, peers: &Peers) {
     };
     connection.run().await;
     connection.release_budget();
-    peers.open.borrow_mut().remove(&id);
+    peers.remove(id);
 }
 
 /// The client is gone, or must go.
 struct Gone;
 
-/// A request that is under way.
-struct Begun<P> {
-    reply: Reply<P>,
-    wire: RequestWire,
+/// Whether a connection stays open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    GoOn,
+    Close,
 }
 
-/// What the reply has to know of its request.
-#[derive(Clone, Copy)]
-struct RequestWire {
-    old: bool,
-    keep_alive: bool,
-    head_only: bool,
+/// A request whose reply is not in the output yet.
+struct Pending<P> {
+    answer: Answer<P>,
+    wire: Wire,
 }
 
-impl RequestWire {
-    /// Nothing is known of a request that could not be read.
-    const UNKNOWN: Self = Self { old: false, keep_alive: false, head_only: false };
+enum Answer<P> {
+    /// It is known, and a request before it is under way.
+    Known(EngineResult<Outcome<Bytes>>),
+    /// As `Known`, for a request that is no operation.
+    Response(Response),
+    /// It is under way.
+    Later(P),
 }
 
-struct Connection<'a, H: Handler> {
-    peer: Rc<Peer>,
-    peers: &'a Peers,
+/// The requests of a turn.
+struct Turn<P> {
+    /// Complete, and not begun.
+    parsed: Vec<Parsed>,
+    /// Begun, in order.
+    pending: Vec<Pending<P>>,
+    /// The slots of keys that begun requests write (H4). Two keys may share a slot; then a request waits in vain.
+    written: Vec<Slot>,
+}
+
+/// The body of a request, complete.
+enum RequestBody {
+    /// These bytes of the input.
+    Input(Range<usize>),
+    /// Unpacked; `input_bytes` of the input still belong to it.
+    Unpacked { chunked: Chunked, input_bytes: usize },
+}
+
+impl RequestBody {
+    fn bytes<'a>(&'a self, input: &'a Input) -> &'a [u8] {
+        match self {
+            Self::Input(range) => input.range(range.clone()),
+            Self::Unpacked { chunked, .. } => chunked.body(),
+        }
+    }
+
+    fn input_bytes(&self) -> usize {
+        match self {
+            Self::Input(range) => range.len(),
+            Self::Unpacked { input_bytes, .. } => *input_bytes,
+        }
+    }
+}
+
+/// Why the parsing of a turn has stopped.
+enum Stop {
+    /// As many requests are parsed as may be under way.
+    Full,
+    /// The last request asks to close the connection.
+    Last,
+    /// The next request has a body that has to be read.
+    Body(Begun),
+    /// The next bytes are refused.
+    Refused(Refusal, Wire),
+    /// Nothing complete is left.
+    Incomplete,
+}
+
+struct Connection<'a, S, H> {
+    peer: Rc<Peer<S>>,
+    peers: &'a Peers<S>,
     handler: &'a H,
-    /// Bytes read; those before `start` are used up.
-    input: Vec<u8>,
-    start: usize,
-    head_end: HeadEnd,
+    input: Input,
     output: Vec<u8>,
     /// Bytes taken from the budget.
     reserved: usize,
-    /// Bytes that replies under way hold, or are expected to.
+    /// Bytes that pending replies hold, or are expected to hold.
     held: usize,
     /// How long the next value may be: as long as the last ones were.
     expected: usize,
@@ -274,209 +163,245 @@ struct Connection<'a, H: Handler> {
     has_read: bool,
 }
 
-impl<H: Handler> Connection<'_, H> {
+impl<S: Stream, H: Handler> Connection<'_, S, H> {
     async fn run(&mut self) {
-        // Requests under way, and the slots of the keys that they write (H4).
-        let (mut begun, mut written) = (Vec::new(), Vec::new());
+        let mut turn = Turn { parsed: Vec::new(), pending: Vec::new(), written: Vec::new() };
         loop {
-            match self.turn(&mut begun, &mut written).await {
-                Ok(true) => {}
-                Ok(false) => return self.linger().await,
+            match self.turn(&mut turn).await {
+                Ok(Then::GoOn) => {}
+                Ok(Then::Close) => return self.linger().await,
                 Err(Gone) => return,
             }
         }
     }
 
-    /// Begins every complete request in the input, answers them, and reads on. `false` if the connection is to
-    /// be closed.
-    async fn turn(
-        &mut self,
-        begun: &mut Vec<Begun<H::Pending>>,
-        written: &mut Vec<usize>,
-    ) -> Result<bool, Gone> {
-        self.handler.prefetch(self.peers.keys_ahead.of(&self.input[self.start..]));
+    /// Serves every complete request in the input, and reads on.
+    async fn turn(&mut self, turn: &mut Turn<H::Pending>) -> Result<Then, Gone> {
         loop {
-            let keep_alive = match self.next_request(begun, written).await? {
-                Next::Begun { keep_alive } => {
-                    if PIPELINE_MAX <= begun.len() || HELD_BYTES_MAX <= self.held {
-                        self.settle(begun, written).await?; // H3, H5
-                    }
-                    keep_alive
-                }
-                Next::Refused(refusal, wire) => {
-                    self.settle(begun, written).await?;
-                    self.put(Response::refusal(&refusal), wire).await?;
-                    wire.keep_alive
-                }
-                Next::Incomplete => break,
-            };
-            if !keep_alive {
-                self.settle(begun, written).await?;
+            let stop = self.parse(turn);
+            let mut then = self.begin_all(turn).await?;
+            match stop {
+                _ if then == Then::Close => {}
+                Stop::Full => continue,
+                Stop::Last => then = Then::Close,
+                Stop::Body(begun) => then = self.serve_with_body(begun, turn).await?,
+                Stop::Refused(refusal, wire) => then = self.refuse(&refusal, wire, turn).await?,
+                Stop::Incomplete => break,
+            }
+            if then == Then::Close {
+                self.settle(turn).await?;
                 self.flush().await?;
-                return Ok(false);
+                return Ok(Then::Close);
             }
         }
-        self.settle(begun, written).await?;
+        self.settle(turn).await?;
         self.flush().await?;
-        if self.peers.draining.get() && self.has_read && self.start == self.input.len() {
-            return Ok(false);
+        if self.peers.is_draining() && self.has_read && self.input.unparsed() == 0 {
+            return Ok(Then::Close);
         }
-        if !self.input.is_empty() && !self.reserve_for(0) {
-            self.put(Response::refusal(&OVER_BUDGET), RequestWire::UNKNOWN).await?;
+        if self.input.unparsed() != 0 && !self.reserve_for(0) {
+            self.refuse(&OVER_BUDGET, Wire::UNKNOWN, turn).await?;
             self.flush().await?;
-            return Ok(false);
+            return Ok(Then::Close);
         }
         self.read().await?;
-        Ok(true)
+        Ok(Then::GoOn)
     }
 
-    /// Takes the next complete request from the input and begins it. A request whose body has not arrived is
-    /// waited for, once all before it are answered.
-    async fn next_request(
+    /// Parses complete requests, until no more may be under way.
+    fn parse(&mut self, turn: &mut Turn<H::Pending>) -> Stop {
+        turn.parsed.clear();
+        while turn.parsed.len() < PIPELINE_MAX {
+            match self.input.parse(self.peers.value_bytes_max, self.peers.key_hash) {
+                Front::Complete(mut parsed) => {
+                    parsed.wire = self.while_draining(parsed.wire);
+                    let last = !parsed.wire.keep_alive;
+                    turn.parsed.push(parsed);
+                    if last {
+                        return Stop::Last;
+                    }
+                }
+                Front::Body(mut begun) => {
+                    begun.wire = self.while_draining(begun.wire);
+                    return Stop::Body(begun);
+                }
+                Front::Refused(refusal, wire) => return Stop::Refused(refusal, self.while_draining(wire)),
+                Front::Incomplete => return Stop::Incomplete,
+            }
+        }
+        Stop::Full
+    }
+
+    /// While the server drains, every reply is the last of its connection.
+    fn while_draining(&self, wire: Wire) -> Wire {
+        Wire { keep_alive: wire.keep_alive && !self.peers.is_draining(), ..wire }
+    }
+
+    /// Begins every parsed request.
+    async fn begin_all(&mut self, turn: &mut Turn<H::Pending>) -> Result<Then, Gone> {
+        if turn.parsed.is_empty() {
+            return Ok(Then::GoOn);
+        }
+        let keys = turn.parsed.iter().filter(|parsed| parsed.route.only_reads());
+        self.handler.prefetch(keys.filter_map(|parsed| parsed.route.key()));
+        let now = self.handler.now();
+        let mut parsed = std::mem::take(&mut turn.parsed);
+        let mut then = Then::GoOn;
+        for Parsed { route, wire, at, body } in parsed.drain(..) {
+            let body = RequestBody::Input(body);
+            then = self.begin(&route, wire, (at, &body), now, turn).await?;
+            if then == Then::Close {
+                break;
+            }
+        }
+        turn.parsed = parsed;
+        Ok(then)
+    }
+
+    /// Begins a request that starts at `at` in the input.
+    async fn begin(
         &mut self,
-        begun: &mut Vec<Begun<H::Pending>>,
-        written: &mut Vec<usize>,
-    ) -> Result<Next, Gone> {
-        let head = match self.head_end.find(&self.input[self.start..]) {
-            Ok(None) => return Ok(Next::Incomplete),
-            Ok(Some(bytes)) => parse(&self.input[self.start..self.start + bytes]),
-            Err(refusal) => Err(refusal),
+        route: &Route,
+        wire: Wire,
+        (at, body): (usize, &RequestBody),
+        now: UnixMillis,
+        turn: &mut Turn<H::Pending>,
+    ) -> Result<Then, Gone> {
+        if let Some(control) = route.control() {
+            let response = self.handler.control(control);
+            let watches = matches!(response.body, Body::Lines(_));
+            turn.pending.push(Pending { answer: Answer::Response(response), wire });
+            // After the request to stop nothing is served.
+            return Ok(if watches { Then::Close } else { Then::GoOn });
+        }
+        let slot = route.key().map(|key| key.slot());
+        if route.only_reads() && slot.is_some_and(|slot| turn.written.contains(&slot)) {
+            self.settle(turn).await?; // H4
+        }
+        let Self { input, output, handler, peers, expected, .. } = self;
+        let op = match route.op(input.from(at), body.bytes(input)) {
+            Ok(op) => op,
+            Err(refusal) => return self.refuse(&refusal, wire, turn).await,
         };
-        let head = match head {
-            Ok(head) => head,
-            Err(refusal) => return Ok(Next::Refused(refusal, RequestWire::UNKNOWN)), // H1
-        };
-        let wire = RequestWire {
-            old: head.old,
-            keep_alive: head.keep_alive && !self.peers.draining.get(),
-            head_only: head.method == super::head::Method::Head,
-        };
-        // A refused request without a body leaves the connection in step; one with a body does not (H1).
-        let refused_wire =
-            RequestWire { keep_alive: wire.keep_alive && head.framing == Framing::Empty, ..wire };
-        let route = match Route::of(&head, &self.input[self.target(&head)]) {
-            Ok(route) => route,
-            Err(refusal) => {
-                self.consume(head.bytes);
-                return Ok(Next::Refused(refusal, refused_wire));
+        let direct = turn.pending.is_empty();
+        let mut kept = None;
+        let reply = handler.begin(op, now, |outcome| {
+            if direct && outcome.value_bytes() <= COPY_BYTES_MAX {
+                if output.capacity() == 0 {
+                    *output = peers.take_output();
+                }
+                *expected = expected_after(*expected, &outcome);
+                peers.heads().put_outcome(output, &outcome, wire);
+            } else {
+                kept = Some(outcome.to_owned());
+            }
+        });
+        let mut barrier = false;
+        let answer = match reply {
+            Reply::Lent => kept.map(|outcome| Answer::Known(Ok(outcome))),
+            Reply::Known(result) => Some(Answer::Known(result)),
+            Reply::Later(pending) => Some(Answer::Later(pending)),
+            Reply::Barrier(pending) => {
+                barrier = true;
+                Some(Answer::Later(pending))
             }
         };
-        let touches = route.touches();
-        let waits = matches!(touches, Touches::Reads(slot) if written.contains(&slot)); // H4
-        let mut used = head.bytes;
-        let result = if head.framing == Framing::Empty && !waits {
-            route.command(&[]).map(|command| self.handler.handle(command))
-        } else {
-            let body = match self.body(&head, waits, begun, written).await? {
-                Ok(body) => body,
-                Err(refusal) => return Ok(Next::Refused(refusal, refused_wire)),
-            };
-            let bytes = match &body {
-                Arrived::Input(length) => {
-                    used += length;
-                    let at = self.start + head.bytes;
-                    &self.input[at..at + length]
+        match answer {
+            None => {
+                if OUTPUT_BYTES <= self.output.len() {
+                    self.flush().await?;
                 }
-                Arrived::Unpacked(chunked, trailing) => {
-                    used += trailing;
-                    chunked.body()
+            }
+            Some(answer) => {
+                self.held += match &answer {
+                    Answer::Known(Ok(outcome)) => outcome.value_bytes(),
+                    Answer::Later(_) if route.only_reads() => self.expected,
+                    _ => 0,
+                };
+                turn.pending.push(Pending { answer, wire });
+                turn.written.extend(slot.filter(|_| !route.only_reads()));
+                if barrier || PIPELINE_MAX <= turn.pending.len() || HELD_BYTES_MAX <= self.held {
+                    self.settle(turn).await?; // H3, H5
                 }
-            };
-            // Reading has moved the bytes; the route is what it was.
-            Route::of(&head, &self.input[self.target(&head)])
-                .and_then(|route| route.command(bytes))
-                .map(|command| self.handler.handle(command))
-        };
-        self.consume(used);
-        let reply = match result {
-            Ok(reply) => reply,
-            Err(refusal) => return Ok(Next::Refused(refusal, wire)),
-        };
-        if let Touches::Writes(slot) = touches {
-            written.push(slot);
+            }
         }
-        let barrier = matches!(reply, Reply::Barrier(_));
-        // Behind the request to stop nothing is served.
-        let last = matches!(&reply, Reply::Now(Response { body: Body::Lines(_), .. }));
-        let keep_alive = wire.keep_alive && !last;
-        self.held += match (&reply, touches) {
-            (Reply::Now(Response { body: Body::Value(value), .. }), _) => value.len(),
-            (Reply::Later(_), Touches::Reads(_)) => self.expected,
-            _ => 0,
-        };
-        begun.push(Begun { reply, wire });
-        if barrier {
-            self.settle(begun, written).await?;
-        }
-        Ok(Next::Begun { keep_alive })
+        Ok(Then::GoOn)
     }
 
-    /// Reads the body of the request at the front of the input. Requests before it are answered first, unless the
-    /// body is here already and nothing `waits` for them.
-    async fn body(
+    /// Refuses a request, after the replies to those before it.
+    async fn refuse(
+        &mut self,
+        refusal: &Refusal,
+        wire: Wire,
+        turn: &mut Turn<H::Pending>,
+    ) -> Result<Then, Gone> {
+        self.settle(turn).await?;
+        self.put(Response::refusal(refusal), wire).await?;
+        Ok(if wire.keep_alive { Then::GoOn } else { Then::Close })
+    }
+
+    /// Reads the body of the request at the front of the input, and begins the request.
+    async fn serve_with_body(&mut self, begun: Begun, turn: &mut Turn<H::Pending>) -> Result<Then, Gone> {
+        let Begun { route, wire, head } = begun;
+        let body = match self.read_body(&head, turn).await? {
+            Ok(body) => body,
+            // What is left of the body could be taken for a request (H1).
+            Err(refusal) => return self.refuse(&refusal, Wire { keep_alive: false, ..wire }, turn).await,
+        };
+        let at = self.input.start();
+        self.input.consume(head.bytes + body.input_bytes());
+        let now = self.handler.now();
+        let then = self.begin(&route, wire, (at, &body), now, turn).await?;
+        Ok(if wire.keep_alive { then } else { Then::Close })
+    }
+
+    /// Reads the rest of a body. Requests before it are answered first, and a client that waits for it is told to send it.
+    async fn read_body(
         &mut self,
         head: &Head,
-        waits: bool,
-        begun: &mut Vec<Begun<H::Pending>>,
-        written: &mut Vec<usize>,
-    ) -> Result<Result<Arrived, Refusal>, Gone> {
-        if waits {
-            self.settle(begun, written).await?;
+        turn: &mut Turn<H::Pending>,
+    ) -> Result<Result<RequestBody, Refusal>, Gone> {
+        let Framing::Length(length) = head.framing else { return self.read_chunks(head, turn).await };
+        let length = to_usize(length); // parsing has refused what is longer than a value
+        if self.input.unparsed() < head.bytes + length {
+            self.settle(turn).await?;
+            self.go_ahead(head).await?;
         }
-        match head.framing {
-            Framing::Empty => Ok(Ok(Arrived::Input(0))),
-            Framing::Length(length) if (self.peers.value_bytes_max as u64) < length => Ok(Err(BODY_TOO_LONG)),
-            Framing::Length(length) => {
-                let wanted = head.bytes + to_usize(length);
-                if self.input.len() - self.start < wanted {
-                    self.settle(begun, written).await?;
-                    self.go_ahead(head).await?;
-                }
-                while self.input.len() - self.start < wanted {
-                    if !self.reserve_for(0) {
-                        return Ok(Err(OVER_BUDGET));
-                    }
-                    self.read().await?;
-                }
-                Ok(Ok(Arrived::Input(to_usize(length))))
+        while self.input.unparsed() < head.bytes + length {
+            if !self.reserve_for(0) {
+                return Ok(Err(OVER_BUDGET));
             }
-            Framing::Chunked => {
-                let mut chunked = Chunked::default();
-                let mut asked = false;
-                loop {
-                    let from = self.start + head.bytes;
-                    let taken = match chunked.take(&self.input[from..], self.peers.value_bytes_max) {
-                        Ok(taken) => taken,
-                        Err(refusal) => return Ok(Err(refusal)),
-                    };
-                    if chunked.is_done() {
-                        return Ok(Ok(Arrived::Unpacked(chunked, taken)));
-                    }
-                    // What was unpacked is not kept twice.
-                    self.input.drain(from..from + taken);
-                    if !std::mem::replace(&mut asked, true) {
-                        self.settle(begun, written).await?;
-                        self.go_ahead(head).await?;
-                    }
-                    if !self.reserve_for(chunked.body().len()) {
-                        return Ok(Err(OVER_BUDGET));
-                    }
-                    self.read().await?;
-                }
-            }
+            self.read().await?;
         }
+        let from = self.input.start() + head.bytes;
+        Ok(Ok(RequestBody::Input(from..from + length)))
     }
 
-    fn target(&self, head: &Head) -> std::ops::Range<usize> {
-        self.start + head.target.start..self.start + head.target.end
-    }
-
-    fn consume(&mut self, bytes: usize) {
-        self.start += bytes;
-        self.head_end = HeadEnd::default();
-        if self.start == self.input.len() {
-            self.input.clear();
-            self.start = 0;
+    async fn read_chunks(
+        &mut self,
+        head: &Head,
+        turn: &mut Turn<H::Pending>,
+    ) -> Result<Result<RequestBody, Refusal>, Gone> {
+        let mut chunked = Chunked::default();
+        let mut asked = false;
+        loop {
+            let from = self.input.start() + head.bytes;
+            let taken = match chunked.take(self.input.from(from), self.peers.value_bytes_max) {
+                Ok(taken) => taken,
+                Err(refusal) => return Ok(Err(refusal)),
+            };
+            if chunked.is_done() {
+                return Ok(Ok(RequestBody::Unpacked { chunked, input_bytes: taken }));
+            }
+            self.input.remove(from..from + taken); // what was unpacked is not kept twice
+            if !std::mem::replace(&mut asked, true) {
+                self.settle(turn).await?;
+                self.go_ahead(head).await?;
+            }
+            if !self.reserve_for(chunked.body().len()) {
+                return Ok(Err(OVER_BUDGET));
+            }
+            self.read().await?;
         }
     }
 
@@ -488,78 +413,83 @@ impl<H: Handler> Connection<'_, H> {
         self.flush().await
     }
 
-    /// Awaits every request that is under way and puts the replies in order (H3); nothing is unanswered then.
-    async fn settle(
-        &mut self,
-        begun: &mut Vec<Begun<H::Pending>>,
-        written: &mut Vec<usize>,
-    ) -> Result<(), Gone> {
-        written.clear();
+    /// Awaits every request that is under way and puts the replies into the output, in order (H3).
+    async fn settle(&mut self, turn: &mut Turn<H::Pending>) -> Result<(), Gone> {
+        turn.written.clear();
         self.held = 0;
-        for Begun { reply, wire } in begun.drain(..) {
-            let response = match reply {
-                Reply::Now(response) => response,
-                Reply::Later(pending) | Reply::Barrier(pending) => {
-                    self.phase(Phase::Working);
+        for Pending { answer, wire } in turn.pending.drain(..) {
+            let result = match answer {
+                Answer::Known(result) => result,
+                Answer::Response(response) => {
+                    self.put(response, wire).await?;
+                    continue;
+                }
+                Answer::Later(pending) => {
+                    self.enter(Phase::Working);
                     pending.await
                 }
             };
-            self.put(response, wire).await?;
+            match result {
+                Ok(outcome) => self.put_outcome(outcome, wire).await?,
+                Err(error) => self.put(Response::error(&error), wire).await?,
+            }
         }
         Ok(())
     }
 
-    /// Puts a reply behind those that wait to be written.
-    async fn put(&mut self, response: Response, wire: RequestWire) -> Result<(), Gone> {
+    /// Puts the reply to an outcome into the output. A large value is written from where it is.
+    async fn put_outcome(&mut self, outcome: Outcome<Bytes>, wire: Wire) -> Result<(), Gone> {
+        self.take_output();
+        let heads = self.peers.heads();
+        self.expected = expected_after(self.expected, &outcome);
+        if outcome.value_bytes() <= COPY_BYTES_MAX || wire.head_only {
+            heads.put_outcome(&mut self.output, &outcome, wire);
+            return self.flush_if_full().await;
+        }
+        heads.put_outcome_head(&mut self.output, &outcome, wire);
+        self.flush().await?;
+        self.enter(Phase::Writing);
+        let Outcome::Value { value, .. } = outcome else { return Ok(()) };
+        for at in (0..value.len()).step_by(PART_BYTES) {
+            let part = value.slice(at..value.len().min(at + PART_BYTES));
+            let bytes = part.len();
+            self.peer.stream.write_bytes(part).await.map_err(|_| Gone)?;
+            self.peers.progress(&self.peer, bytes);
+        }
+        Ok(())
+    }
+
+    /// Puts a reply into the output. Lines are written as they come.
+    async fn put(&mut self, response: Response, wire: Wire) -> Result<(), Gone> {
+        self.take_output();
+        let keep_alive = wire.keep_alive && !matches!(response.body, Body::Lines(_));
+        self.peers.heads().put_reply(&mut self.output, &response, Wire { keep_alive, ..wire });
+        let Body::Lines(mut lines) = response.body else { return self.flush_if_full().await };
+        self.peers.add_watcher();
+        let mut here = self.flush().await;
+        self.enter(Phase::Watching);
+        while let Some(line) = lines.recv().await {
+            put_line_chunk(&mut self.output, &line, wire.old);
+            // The stop goes on even if nobody watches any more.
+            here = if here.is_ok() { self.flush().await } else { here };
+            self.enter(Phase::Watching);
+        }
+        self.peers.remove_watcher();
+        here?;
+        if !wire.old {
+            self.output.extend_from_slice(b"0\r\n\r\n");
+        }
+        Ok(())
+    }
+
+    fn take_output(&mut self) {
         if self.output.capacity() == 0 {
             self.output = self.peers.take_output();
         }
-        let keep_alive = wire.keep_alive && !matches!(response.body, Body::Lines(_));
-        let date = self.peers.date.borrow().clone();
-        let RequestWire { old, head_only, .. } = wire;
-        put_head(&mut self.output, &response, Wire { date: &date, old, keep_alive, head_only });
-        if let Body::Value(value) = &response.body {
-            self.expected = value.len().max(self.expected / 2).max(EXPECTED_BYTES_MIN);
-        }
-        match response.body {
-            _ if head_only => {}
-            Body::Text(text) => {
-                self.output.extend_from_slice(text.as_bytes());
-                self.output.push(b'\n');
-            }
-            Body::Value(ref value) if value.len() <= COPY_BYTES_MAX => self.output.extend_from_slice(value),
-            Body::Value(ref value) => {
-                self.flush().await?;
-                self.phase(Phase::Writing);
-                for at in (0..value.len()).step_by(PART_BYTES) {
-                    let part = value.slice(at..value.len().min(at + PART_BYTES));
-                    let bytes = part.len();
-                    self.peer.stream.write_all(part).await.0.map_err(|_| Gone)?;
-                    self.progress(bytes);
-                }
-            }
-            Body::Lines(mut lines) => {
-                self.peers.watchers.set(self.peers.watchers.get() + 1);
-                self.peers.watcher_came.notify_one();
-                let mut here = self.flush().await;
-                self.phase(Phase::Watching);
-                while let Some(line) = lines.recv().await {
-                    put_line_chunk(&mut self.output, &line, old);
-                    // The stop goes on even if nobody watches any more.
-                    here = if here.is_ok() { self.flush().await } else { here };
-                    self.phase(Phase::Watching);
-                }
-                self.peers.watchers.set(self.peers.watchers.get() - 1);
-                here?;
-                if !old {
-                    self.output.extend_from_slice(b"0\r\n\r\n");
-                }
-            }
-        }
-        if OUTPUT_BYTES <= self.output.len() {
-            self.flush().await?;
-        }
-        Ok(())
+    }
+
+    async fn flush_if_full(&mut self) -> Result<(), Gone> {
+        if OUTPUT_BYTES <= self.output.len() { self.flush().await } else { Ok(()) }
     }
 
     /// Writes the replies that wait.
@@ -567,104 +497,74 @@ impl<H: Handler> Connection<'_, H> {
         if self.output.is_empty() {
             return Ok(());
         }
-        self.phase(Phase::Writing);
-        let output = std::mem::take(&mut self.output);
-        let length = output.len();
-        let (result, buffer) = self.peer.stream.write_all(output.slice(..length)).await;
+        self.enter(Phase::Writing);
+        let (result, output) = self.peer.stream.write_all(std::mem::take(&mut self.output)).await;
         result.map_err(|_| Gone)?;
-        self.output = buffer.into_inner();
+        self.output = output;
         self.output.clear();
         Ok(())
     }
 
-    /// Reads more input behind what there is.
+    /// Reads more input.
     async fn read(&mut self) -> Result<(), Gone> {
-        if 0 < self.start {
-            self.input.drain(..self.start);
-            self.start = 0;
-        }
-        let idle = self.input.is_empty();
+        let idle = self.input.unparsed() == 0;
         if idle {
             self.release_budget();
-            if IDLE_BUFFER_BYTES < self.input.capacity() {
-                self.input.shrink_to(IDLE_BUFFER_BYTES);
-            }
             self.peers.give_output(std::mem::take(&mut self.output));
+            self.enter(Phase::Idle);
+        } else if self.peer.phase() != Phase::Reading {
+            self.enter(Phase::Reading);
         }
-        if self.input.capacity() - self.input.len() < IDLE_BUFFER_BYTES / 4 {
-            // Doubled: memory follows the bytes that arrived (H2).
-            self.input.reserve(self.input.len().max(IDLE_BUFFER_BYTES));
-        }
-        if idle {
-            self.phase(Phase::Idle);
-        } else if self.peer.phase.get() != Phase::Reading {
-            self.phase(Phase::Reading);
-        }
-        let input = std::mem::take(&mut self.input);
-        let filled = input.len();
-        let (result, slice) = self.peer.stream.read(input.slice(filled..)).await;
-        self.input = slice.into_inner();
+        let (result, buffer) = self.peer.stream.read(self.input.lend_for_read()).await;
+        self.input.give_back(buffer);
         match result {
             Ok(0) | Err(_) => Err(Gone),
             Ok(count) => {
                 self.has_read = true;
                 if idle {
-                    self.phase(Phase::Reading);
+                    self.enter(Phase::Reading);
                 }
-                self.progress(count);
+                self.peers.progress(&self.peer, count);
                 Ok(())
             }
         }
     }
 
-    /// Gives the client time for `bytes` that it has sent or taken. Its time is counted from the first byte, so that
-    /// one now and then does not hold a connection, and what it holds, for ever.
-    fn progress(&self, bytes: usize) {
-        let more = TIME_PER_BYTE.saturating_mul(u32::try_from(bytes).unwrap_or(u32::MAX));
-        self.peer.since.set((self.peer.since.get() + more).min(self.peers.now.get()));
+    fn enter(&self, phase: Phase) {
+        self.peers.enter(&self.peer, phase);
     }
 
-    fn phase(&mut self, phase: Phase) {
-        self.peer.phase.set(phase);
-        self.peer.since.set(self.peers.now.get());
-        if self.peers.aborting.get() && !matches!(phase, Phase::Working | Phase::Watching) {
-            end(&self.peer, Shutdown::Both);
-        } else if phase == Phase::Idle && self.peers.draining.get() {
-            end(&self.peer, Shutdown::Read);
-        }
-    }
-
-    /// Takes from the budget what the input, and `more` beside it, is going to hold. `false` if it is used up.
+    /// Takes from the budget what the input, and `more` besides, is going to hold. `false` if the budget is used up.
     fn reserve_for(&mut self, more: usize) -> bool {
         let held = self.input.capacity() + more;
         // It may double with the next read.
         let wanted = if held <= FREE_BUFFER_BYTES { 0 } else { 2 * held };
         let Some(missing) = wanted.checked_sub(self.reserved) else { return true };
-        let Some(left) = self.peers.budget.get().checked_sub(missing) else { return false };
-        self.peers.budget.set(left);
+        if !self.peers.reserve(missing) {
+            return false;
+        }
         self.reserved = wanted;
         true
     }
 
     fn release_budget(&mut self) {
-        self.peers.budget.set(self.peers.budget.get() + std::mem::take(&mut self.reserved));
+        self.peers.release(std::mem::take(&mut self.reserved));
     }
 
     /// Closes for writing, then reads and drops for a while, so that the last reply is not lost to a reset.
     async fn linger(&mut self) {
-        end(&self.peer, Shutdown::Write);
-        self.phase(Phase::Lingering);
-        if self.peers.draining.get() {
+        self.peer.end(Shutdown::Write);
+        self.enter(Phase::Lingering);
+        if self.peers.is_draining() {
             // Nothing is worth waiting for: only a client that sends on would see a reset.
-            end(&self.peer, Shutdown::Read);
+            self.peer.end(Shutdown::Read);
         }
+        let mut buffer = Vec::with_capacity(IDLE_BUFFER_BYTES);
         let mut dropped = 0;
         while dropped < LINGER_BYTES_MAX {
-            let mut buffer = std::mem::take(&mut self.input);
             buffer.clear();
-            buffer.reserve(IDLE_BUFFER_BYTES);
-            let (result, buffer) = self.peer.stream.read(buffer).await;
-            self.input = buffer;
+            let (result, back) = self.peer.stream.read(buffer).await;
+            buffer = back;
             match result {
                 Ok(0) | Err(_) => return,
                 Ok(count) => dropped += count,
@@ -673,23 +573,10 @@ impl<H: Handler> Connection<'_, H> {
     }
 }
 
-const OVER_BUDGET: Refusal =
-    Refusal::new(Status::ServiceUnavailable, "too many large requests are under way; try again later");
-
-/// A body that is complete.
-enum Arrived {
-    /// So many bytes of input behind the head.
-    Input(usize),
-    /// Unpacked; and so many bytes of input behind the head belong to it still.
-    Unpacked(Chunked, usize),
-}
-
-/// What became of the input.
-enum Next {
-    /// A request was begun.
-    Begun { keep_alive: bool },
-    /// A request was refused.
-    Refused(Refusal, RequestWire),
-    /// The next request is not complete.
-    Incomplete,
+/// How long the next value is expected to be, after this outcome.
+fn expected_after<B: AsRef<[u8]>>(expected: usize, outcome: &Outcome<B>) -> usize {
+    match outcome {
+        Outcome::Value { value, .. } => value.as_ref().len().max(expected / 2).max(EXPECTED_BYTES_MIN),
+        Outcome::Written { .. } | Outcome::Missing => expected,
+    }
 }

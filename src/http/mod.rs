@@ -1,11 +1,12 @@
-//! HTTP/1.1 outside: bytes in, commands to a handler, replies out in request order.
+//! HTTP/1.1 outside: bytes in, operations to a handler, replies out in request order.
 //!
-//! Owns: the wire format, its limits, and one connection. Knows nothing of shards or the engine: whoever serves
-//! gives it a [`Handler`]. Everything but [`connection`] is a pure function over bytes.
+//! Owns: the wire format, its limits, and connections. Whoever serves gives it a [`Handler`] for the operations and a
+//! [`stream::Stream`] for the bytes. Everything except [`connection`], [`peers`] and [`stream`] is a pure function over
+//! bytes.
 //!
 //! ```text
-//!   socket ──► head ──► body ──► route ──► Command ──► Handler ──► Response ──► socket
-//!              (framing, strict)  (path, query, escapes)            (request order)
+//!   stream ──► input: head ──► route ──► body ──► Op ──► Handler ──► Outcome ──► response ──► stream
+//!              (framing, strict)  (path, query, escapes)                    (request order)
 //! ```
 //!
 //! H1  Bytes that are not certainly a request are refused with a status and the connection is closed: what
@@ -14,21 +15,29 @@
 //! H3  Replies leave in the order of their requests, and at most `PIPELINE_MAX` requests of a connection are
 //!     under way.
 //! H4  A request sees what an earlier request of its connection did to the same key, pipelined or not.
-//! H5  Replies that wait for their turn hold about a MiB, as far as the values before them tell: a client that does
-//!     not read is soon not read from either.
+//! H5  Replies that wait for their turn hold about a MiB, as far as the lengths of earlier values tell. So a client that
+//!     does not read is soon not read from either.
 
-pub mod ahead;
 pub mod body;
 pub mod connection;
 pub mod head;
+mod input;
+pub mod peers;
 pub mod query;
 pub mod response;
 pub mod route;
+pub mod stream;
 
 use std::future::Future;
 
+use bytes::Bytes;
+
 pub use response::{Response, Status};
-pub use route::Command;
+pub use route::Control;
+
+use crate::error::Result as EngineResult;
+use crate::key::{Key, UnixMillis};
+use crate::op::{Op, Outcome};
 
 /// Longest request target: a value may travel in the query.
 pub const TARGET_BYTES_MAX: usize = 128 << 10;
@@ -39,27 +48,43 @@ pub const HEADERS_MAX: usize = 64;
 /// Most requests of one connection that are under way together.
 pub const PIPELINE_MAX: usize = 64;
 
-/// What a request comes to.
+/// The input buffer of an idle connection.
+const IDLE_BUFFER_BYTES: usize = 4 << 10;
+
+/// How an operation begins.
 pub enum Reply<P> {
-    /// The answer is known.
-    Now(Response),
-    /// The answer will be known. Later requests may go ahead meanwhile.
+    /// The outcome was lent to the caller.
+    Lent,
+    /// The outcome is known.
+    Known(EngineResult<Outcome<Bytes>>),
+    /// The outcome will be known. Later requests may go ahead meanwhile.
     Later(P),
-    /// The answer will be known, and nothing of this connection may go ahead of it.
+    /// The outcome will be known, and nothing of this connection may go ahead of it.
     Barrier(P),
 }
 
-/// Whoever carries out commands.
+/// Whoever carries out requests.
 pub trait Handler {
-    /// An answer on its way. Dropping it abandons the answer, not the command.
-    type Pending: Future<Output = Response> + Unpin;
+    /// An outcome on its way. Dropping it abandons the outcome, not the operation.
+    type Pending: Future<Output = EngineResult<Outcome<Bytes>>> + Unpin;
 
-    /// These keys are going to be read, as far as one can guess: what memory holds of the first `PIPELINE_MAX` of them
-    /// may be brought near the processor, all together. Changes nothing but how long [`Self::handle`] takes.
-    fn prefetch<'a>(&self, keys: impl Iterator<Item = &'a [u8]>);
+    /// The time at which the operations that begin now take place.
+    fn now(&self) -> UnixMillis;
 
-    /// Begins a command.
-    fn handle(&self, command: Command<'_>) -> Reply<Self::Pending>;
+    /// These keys are going to be read: what memory holds of at most `PIPELINE_MAX` of them may be brought near the
+    /// processor, all together. Changes nothing but how long [`Self::begin`] takes.
+    fn prefetch(&self, keys: impl Iterator<Item = Key<()>>);
+
+    /// Begins an operation. An outcome that is known at once may be lent to `lend`, with a value that stays where it is.
+    fn begin(
+        &self,
+        op: Op<&[u8]>,
+        now: UnixMillis,
+        lend: impl FnOnce(Outcome<&[u8]>),
+    ) -> Reply<Self::Pending>;
+
+    /// Answers a request that is not an operation.
+    fn control(&self, control: Control) -> Response;
 }
 
 /// A request that is refused before it reaches the handler.

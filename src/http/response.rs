@@ -1,10 +1,13 @@
-//! Replies: statuses, the table from error kinds to statuses, and the bytes on the wire. Pure.
+//! Replies: statuses, the reply to each outcome and each kind of error, and the bytes on the wire. Pure.
+//!
+//! The outcomes of operations are by far the most frequent replies. Their heads differ only in the length of a value, so
+//! they are kept ready ([`Heads`]) and copied; any other reply is put together field by field ([`Heads::put_reply`]).
 
-use bytes::Bytes;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::Refusal;
 use crate::error::{Error, ErrorKind};
+use crate::op::Outcome;
 
 /// Every status that we send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,18 +54,16 @@ impl Status {
     }
 }
 
-/// What a reply carries.
+/// What a reply carries, if it is not the outcome of an operation.
 #[derive(Debug)]
 pub enum Body {
-    /// A sentence; a newline is put behind it.
+    /// A sentence; a newline follows it.
     Text(&'static str),
-    /// The bytes of a value.
-    Value(Bytes),
-    /// Lines, sent as they come; the connection is closed behind the last.
+    /// Lines, sent as they come; the connection is closed after the last.
     Lines(UnboundedReceiver<String>),
 }
 
-/// A reply.
+/// A reply that is not the outcome of an operation.
 #[derive(Debug)]
 pub struct Response {
     /// Its status.
@@ -76,17 +77,9 @@ pub struct Response {
 impl Response {
     /// 200 and a sentence.
     pub const OK: Self = Self::text(Status::Ok, "OK");
-    /// 404 for a key that is not there.
-    pub const KEY_NOT_FOUND: Self = Self::text(Status::NotFound, "key not found");
-
     /// A status and a sentence, without its newline.
     pub const fn text(status: Status, text: &'static str) -> Self {
         Self { status, body: Body::Text(text), allow: None, retry_after: false }
-    }
-
-    /// 200 and a value.
-    pub fn value(value: Bytes) -> Self {
-        Self { status: Status::Ok, body: Body::Value(value), allow: None, retry_after: false }
     }
 
     /// 200 and lines as they come.
@@ -140,11 +133,9 @@ impl Response {
     }
 }
 
-/// What the head of a reply depends on beside the reply.
+/// What a reply depends on in its request.
 #[derive(Debug, Clone, Copy)]
-pub struct Wire<'a> {
-    /// The value of the `Date` header.
-    pub date: &'a str,
+pub struct Wire {
     /// The request was HTTP/1.0.
     pub old: bool,
     /// The connection stays open.
@@ -153,29 +144,124 @@ pub struct Wire<'a> {
     pub head_only: bool,
 }
 
-/// Appends the head of a reply.
-pub fn put_head(out: &mut Vec<u8>, response: &Response, wire: Wire<'_>) {
-    out.extend_from_slice(response.status.line().as_bytes());
+impl Wire {
+    /// Nothing is known of a request that could not be read.
+    pub const UNKNOWN: Self = Self { old: false, keep_alive: false, head_only: false };
+
+    /// The header that says what becomes of the connection, and the end of the head.
+    fn end_of_head(self) -> &'static [u8] {
+        match (self.keep_alive, self.old) {
+            (false, _) => b"\r\nconnection: close\r\n\r\n",
+            (true, true) => b"\r\nconnection: keep-alive\r\n\r\n",
+            (true, false) => b"\r\n\r\n",
+        }
+    }
+}
+
+/// The heads of the most frequent replies, ready to be copied.
+#[derive(Debug)]
+pub struct Heads {
+    date: String,
+    /// Up to the length of the value.
+    value: Vec<u8>,
+    /// With its length.
+    written: Vec<u8>,
+    /// With its length.
+    missing: Vec<u8>,
+}
+
+const WRITTEN: &str = "OK";
+const MISSING: &str = "key not found";
+
+impl Heads {
+    /// Heads with this date.
+    pub fn new(date: &str) -> Self {
+        let text = |status, text: &'static str| {
+            let mut head = Vec::new();
+            put_fields(&mut head, date, &Response::text(status, text), false);
+            head
+        };
+        let mut value = Vec::new();
+        put_status_and_date(&mut value, Status::Ok, date);
+        // A browser must not take stored bytes for a page.
+        value.extend_from_slice(
+            b"\r\ncontent-type: application/octet-stream\r\nx-content-type-options: nosniff\r\ncontent-length: ",
+        );
+        Self {
+            date: date.into(),
+            value,
+            written: text(Status::Ok, WRITTEN),
+            missing: text(Status::NotFound, MISSING),
+        }
+    }
+
+    /// The date.
+    pub fn date(&self) -> &str {
+        &self.date
+    }
+
+    /// Appends the reply to an outcome, but of a value only the head.
+    #[inline]
+    pub fn put_outcome_head<B: AsRef<[u8]>>(&self, out: &mut Vec<u8>, outcome: &Outcome<B>, wire: Wire) {
+        let (head, text) = match outcome {
+            Outcome::Value { value, .. } => {
+                out.extend_from_slice(&self.value);
+                put_decimal(out, value.as_ref().len());
+                out.extend_from_slice(wire.end_of_head());
+                return;
+            }
+            Outcome::Written { .. } => (&self.written, WRITTEN),
+            Outcome::Missing => (&self.missing, MISSING),
+        };
+        out.extend_from_slice(head);
+        out.extend_from_slice(wire.end_of_head());
+        if !wire.head_only {
+            out.extend_from_slice(text.as_bytes());
+            out.push(b'\n');
+        }
+    }
+
+    /// Appends the reply to an outcome whose value is short.
+    #[inline]
+    pub fn put_outcome<B: AsRef<[u8]>>(&self, out: &mut Vec<u8>, outcome: &Outcome<B>, wire: Wire) {
+        self.put_outcome_head(out, outcome, wire);
+        if let Outcome::Value { value, .. } = outcome
+            && !wire.head_only
+        {
+            out.extend_from_slice(value.as_ref());
+        }
+    }
+
+    /// Appends a reply; of one that is sent in lines, the head.
+    pub fn put_reply(&self, out: &mut Vec<u8>, response: &Response, wire: Wire) {
+        put_fields(out, &self.date, response, wire.old);
+        out.extend_from_slice(wire.end_of_head());
+        if let Body::Text(text) = response.body
+            && !wire.head_only
+        {
+            out.extend_from_slice(text.as_bytes());
+            out.push(b'\n');
+        }
+    }
+}
+
+fn put_status_and_date(out: &mut Vec<u8>, status: Status, date: &str) {
+    out.extend_from_slice(status.line().as_bytes());
     out.extend_from_slice(b"date: ");
-    out.extend_from_slice(wire.date.as_bytes());
+    out.extend_from_slice(date.as_bytes());
+}
+
+/// Appends the head of a reply, except what becomes of the connection.
+fn put_fields(out: &mut Vec<u8>, date: &str, response: &Response, old: bool) {
+    put_status_and_date(out, response.status, date);
+    out.extend_from_slice(b"\r\ncontent-type: text/plain; charset=utf-8");
     match &response.body {
         Body::Text(text) => {
-            out.extend_from_slice(b"\r\ncontent-type: text/plain; charset=utf-8");
-            put_length(out, text.len() + 1);
+            out.extend_from_slice(b"\r\ncontent-length: ");
+            put_decimal(out, text.len() + 1);
         }
-        Body::Value(value) => {
-            // A browser must not take stored bytes for a page.
-            out.extend_from_slice(
-                b"\r\ncontent-type: application/octet-stream\r\nx-content-type-options: nosniff",
-            );
-            put_length(out, value.len());
-        }
-        Body::Lines(_) => {
-            out.extend_from_slice(b"\r\ncontent-type: text/plain; charset=utf-8");
-            if !wire.old {
-                out.extend_from_slice(b"\r\ntransfer-encoding: chunked");
-            }
-        }
+        Body::Lines(_) if old => {}
+        Body::Lines(_) => out.extend_from_slice(b"\r\ntransfer-encoding: chunked"),
     }
     if let Some(allow) = response.allow {
         out.extend_from_slice(b"\r\nallow: ");
@@ -184,26 +270,19 @@ pub fn put_head(out: &mut Vec<u8>, response: &Response, wire: Wire<'_>) {
     if response.retry_after {
         out.extend_from_slice(b"\r\nretry-after: 1");
     }
-    if !wire.keep_alive {
-        out.extend_from_slice(b"\r\nconnection: close");
-    } else if wire.old {
-        out.extend_from_slice(b"\r\nconnection: keep-alive");
-    }
-    out.extend_from_slice(b"\r\n\r\n");
 }
 
-fn put_length(out: &mut Vec<u8>, mut length: usize) {
+fn put_decimal(out: &mut Vec<u8>, mut number: usize) {
     let mut digits = [0; 20];
     let mut at = digits.len();
     loop {
         at -= 1;
-        digits[at] = b'0' + (length % 10) as u8;
-        length /= 10;
-        if length == 0 {
+        digits[at] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
             break;
         }
     }
-    out.extend_from_slice(b"\r\ncontent-length: ");
     out.extend_from_slice(&digits[at..]);
 }
 
@@ -219,33 +298,65 @@ pub fn put_line_chunk(out: &mut Vec<u8>, line: &str, old: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key::SeqNo;
 
-    const WIRE: Wire<'_> =
-        Wire { date: "Thu, 01 Jan 1970 00:00:00 GMT", old: false, keep_alive: true, head_only: false };
+    const WIRE: Wire = Wire { old: false, keep_alive: true, head_only: false };
+    const DATE: &str = "Thu, 01 Jan 1970 00:00:00 GMT";
 
-    fn head(response: &Response, wire: Wire<'_>) -> String {
+    fn outcome(outcome: &Outcome<&[u8]>, wire: Wire) -> String {
         let mut out = Vec::new();
-        put_head(&mut out, response, wire);
+        Heads::new(DATE).put_outcome(&mut out, outcome, wire);
+        String::from_utf8(out).unwrap()
+    }
+
+    fn reply(response: &Response, wire: Wire) -> String {
+        let mut out = Vec::new();
+        Heads::new(DATE).put_reply(&mut out, response, wire);
         String::from_utf8(out).unwrap()
     }
 
     #[test]
-    fn heads_say_length_and_fate_of_the_connection() {
-        let value = Response::value(Bytes::from_static(b"twelve bytes"));
+    fn every_outcome_has_its_reply() {
+        let value = Outcome::Value { value: &b"twelve bytes"[..], seqno: SeqNo(1), expires: None };
+        let head = "HTTP/1.1 200 OK\r\ndate: Thu, 01 Jan 1970 00:00:00 GMT\r\n\
+            content-type: application/octet-stream\r\nx-content-type-options: nosniff\r\ncontent-length: 12\r\n\r\n";
+        assert_eq!(outcome(&value, WIRE), format!("{head}twelve bytes"));
+        assert_eq!(outcome(&value, Wire { head_only: true, ..WIRE }), head);
         assert_eq!(
-            head(&value, WIRE),
-            "HTTP/1.1 200 OK\r\ndate: Thu, 01 Jan 1970 00:00:00 GMT\r\ncontent-type: application/octet-stream\r\n\
-             x-content-type-options: nosniff\r\ncontent-length: 12\r\n\r\n"
+            outcome(&Outcome::Written { seqno: SeqNo(1) }, WIRE),
+            "HTTP/1.1 200 OK\r\ndate: Thu, 01 Jan 1970 00:00:00 GMT\r\n\
+             content-type: text/plain; charset=utf-8\r\ncontent-length: 3\r\n\r\nOK\n"
         );
+        let missing = outcome(&Outcome::Missing, WIRE);
+        assert!(missing.starts_with("HTTP/1.1 404 Not Found\r\n"));
+        assert!(missing.ends_with("content-length: 14\r\n\r\nkey not found\n"));
         assert!(
-            head(&Response::OK, Wire { keep_alive: false, ..WIRE }).contains("\r\nconnection: close\r\n")
+            outcome(&Outcome::Missing, Wire { head_only: true, ..WIRE })
+                .ends_with("content-length: 14\r\n\r\n")
         );
-        assert!(head(&Response::OK, Wire { old: true, ..WIRE }).contains("\r\nconnection: keep-alive\r\n"));
-        assert!(head(&Response::OK, WIRE).contains("\r\ncontent-length: 3\r\n"));
-        let mut length = Vec::new();
-        put_length(&mut length, 0);
-        put_length(&mut length, 1_234_567_890);
-        assert_eq!(length, b"\r\ncontent-length: 0\r\ncontent-length: 1234567890");
+    }
+
+    #[test]
+    fn heads_say_what_becomes_of_the_connection() {
+        for (wire, expected) in [
+            (Wire { keep_alive: false, ..WIRE }, "\r\nconnection: close\r\n\r\n"),
+            (Wire { keep_alive: false, old: true, ..WIRE }, "\r\nconnection: close\r\n\r\n"),
+            (Wire { old: true, ..WIRE }, "\r\nconnection: keep-alive\r\n\r\n"),
+        ] {
+            let value = Outcome::Value { value: &b""[..], seqno: SeqNo(1), expires: None };
+            assert!(outcome(&value, wire).ends_with(expected));
+            assert!(reply(&Response::OK, wire).contains(expected));
+        }
+        assert!(!reply(&Response::OK, WIRE).contains("connection:"));
+    }
+
+    #[test]
+    fn lengths_are_decimal_numbers() {
+        for number in [0, 7, 10, 1_234_567_890, usize::MAX] {
+            let mut out = Vec::new();
+            put_decimal(&mut out, number);
+            assert_eq!(out, number.to_string().into_bytes());
+        }
     }
 
     #[test]
@@ -257,6 +368,6 @@ mod tests {
             [413, 503, 507, 500]
         );
         let overloaded = Response::error(&Error::new(ErrorKind::Overloaded, "why"));
-        assert!(head(&overloaded, WIRE).contains("\r\nretry-after: 1\r\n"));
+        assert!(reply(&overloaded, WIRE).contains("\r\nretry-after: 1\r\n"));
     }
 }

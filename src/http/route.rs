@@ -1,37 +1,23 @@
-//! Path, method and query → command. Pure.
+//! Path, method and query → operation. Pure.
 //!
-//! The raw bytes of the path must be one of ours: nothing is decoded or normalised, so that a proxy that filters
-//! paths and we never disagree. Parameters are checked before the body is read ([`Route::of`]), the rest with
-//! the body ([`Route::command`]).
+//! The raw bytes of the path must be one of ours: nothing is decoded or normalised, so a proxy that filters paths and this
+//! server never disagree. A request is routed once, when its head is complete ([`Route::of`]). A route borrows nothing: it
+//! holds ranges of the request, and decoded copies where the query has escapes. So the input may grow, and move, while the
+//! body arrives; then [`Route::op`] puts the operation together.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use super::head::{Framing, Head, Method};
 use super::query::{decode, parameters};
 use super::{Refusal, Status};
 use crate::config::KEY_BYTES_MAX;
-use crate::key::slot;
+use crate::key::{Key, KeyHash};
+use crate::op::Op;
 
-/// What a client wants.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Command<'a> {
-    /// Set a key.
-    Set {
-        /// The key.
-        key: Cow<'a, [u8]>,
-        /// Its value.
-        value: Cow<'a, [u8]>,
-    },
-    /// Get a key.
-    Get {
-        /// The key.
-        key: Cow<'a, [u8]>,
-    },
-    /// Delete a key.
-    Delete {
-        /// The key.
-        key: Cow<'a, [u8]>,
-    },
+/// A request that is not an operation on keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Control {
     /// Stop the server.
     Shutdown,
     /// Is the process alive?
@@ -40,23 +26,30 @@ pub enum Command<'a> {
     Readyz,
 }
 
-/// Which slot of keys a request looks at or changes. Two keys may share one; then a request waits in vain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Touches {
-    /// It reads a key of this slot.
-    Reads(usize),
-    /// It writes one. Writes reach the shard of their key in order, so they need not wait for each other.
-    Writes(usize),
-    /// It has no key.
-    Nothing,
-}
-
 /// A request whose head is right.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Route<'a> {
+pub struct Route {
     endpoint: Endpoint,
-    key: Cow<'a, [u8]>,
-    value: Option<Cow<'a, [u8]>>,
+    key: Option<Key<Text>>,
+    value: Option<Text>,
+}
+
+/// Bytes that a request gives in its query.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Text {
+    /// These bytes of the request, as they are.
+    In(Range<usize>),
+    /// Decoded bytes.
+    Decoded(Box<[u8]>),
+}
+
+impl Text {
+    fn bytes<'a>(&'a self, request: &'a [u8]) -> &'a [u8] {
+        match self {
+            Self::In(range) => &request[range.clone()],
+            Self::Decoded(bytes) => bytes,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,9 +57,7 @@ enum Endpoint {
     Set,
     Get,
     Delete,
-    Shutdown,
-    Livez,
-    Readyz,
+    Control(Control),
 }
 
 impl Endpoint {
@@ -75,9 +66,9 @@ impl Endpoint {
             b"/set" => Self::Set,
             b"/get" => Self::Get,
             b"/del" => Self::Delete,
-            b"/shutdown" => Self::Shutdown,
-            b"/livez" => Self::Livez,
-            b"/readyz" => Self::Readyz,
+            b"/shutdown" => Self::Control(Control::Shutdown),
+            b"/livez" => Self::Control(Control::Livez),
+            b"/readyz" => Self::Control(Control::Readyz),
             _ => return None,
         })
     }
@@ -86,20 +77,26 @@ impl Endpoint {
     fn methods(self) -> (&'static [Method], &'static str) {
         match self {
             Self::Set => (&[Method::Post, Method::Put], "POST, PUT"),
-            Self::Get | Self::Livez | Self::Readyz => (&[Method::Get, Method::Head], "GET, HEAD"),
+            Self::Get | Self::Control(Control::Livez | Control::Readyz) => {
+                (&[Method::Get, Method::Head], "GET, HEAD")
+            }
             Self::Delete => (&[Method::Delete, Method::Post], "DELETE, POST"),
-            Self::Shutdown => (&[Method::Get, Method::Post], "GET, POST"),
+            Self::Control(Control::Shutdown) => (&[Method::Get, Method::Post], "GET, POST"),
         }
+    }
+
+    fn has_key(self) -> bool {
+        !matches!(self, Self::Control(_))
     }
 }
 
-impl<'a> Route<'a> {
-    /// Checks everything but the body.
+impl Route {
+    /// Checks everything but the body. `request` are the bytes of the request, of which `head` is the head.
     ///
     /// # Errors
     /// 404, 405, 400 or 414 with their sentence.
-    pub fn of(head: &Head, target: &'a [u8]) -> Result<Self, Refusal> {
-        let target = without_authority(target);
+    pub fn of(head: &Head, request: &[u8], key_hash: KeyHash) -> Result<Self, Refusal> {
+        let target = without_authority(&request[head.target.clone()]);
         let (path, query) = match memchr::memchr(b'?', target) {
             Some(at) => (&target[..at], &target[at + 1..]),
             None => (target, &[][..]),
@@ -116,68 +113,89 @@ impl<'a> Route<'a> {
         let (mut key, mut value) = (None, None);
         for parameter in parameters(query) {
             let (name, encoded) = parameter?;
-            let slot = match (endpoint, name) {
+            let place = match (endpoint, name) {
                 (Endpoint::Set | Endpoint::Get | Endpoint::Delete, b"key") => &mut key,
                 (Endpoint::Set, b"value") => &mut value,
                 _ => return Err(Refusal::bad("the path does not take this query parameter")),
             };
-            if slot.replace(decode(encoded)?).is_some() {
+            if place.replace(decode(encoded)?).is_some() {
                 return Err(Refusal::bad("a query parameter is given twice"));
             }
         }
-        let needs_key = matches!(endpoint, Endpoint::Set | Endpoint::Get | Endpoint::Delete);
+        // The query lies within the request: its range is what remains once it is borrowed no more.
+        let text = |bytes: Cow<'_, [u8]>| match bytes {
+            Cow::Borrowed(bytes) => {
+                let start = bytes.as_ptr().addr() - request.as_ptr().addr();
+                Text::In(start..start + bytes.len())
+            }
+            Cow::Owned(bytes) => Text::Decoded(bytes.into_boxed_slice()),
+        };
         let key = match key {
             Some(key) if key.is_empty() => return Err(Refusal::bad("the key is empty")),
-            Some(key) if KEY_BYTES_MAX < key.len() => {
-                return Err(Refusal::new(Status::UriTooLong, "the key is longer than 16384 bytes"));
+            Some(key) if KEY_BYTES_MAX < key.len() => return Err(KEY_TOO_LONG),
+            Some(key) => {
+                let hashed = Key::new(&*key, key_hash).map(|_| ());
+                Some(hashed.map(|()| text(key)))
             }
-            Some(key) => key,
-            None if needs_key => return Err(Refusal::bad("the query parameter `key` is missing")),
-            None => Cow::Borrowed(&[][..]),
+            None if endpoint.has_key() => return Err(Refusal::bad("the query parameter `key` is missing")),
+            None => None,
         };
         if endpoint == Endpoint::Set && value.is_none() && head.framing == Framing::Empty {
             return Err(Refusal::bad("a value is missing: give the query parameter `value`, or a body"));
         }
-        Ok(Self { endpoint, key, value })
+        Ok(Self { endpoint, key, value: value.map(text) })
     }
 
-    /// What the request looks at or changes.
-    pub fn touches(&self) -> Touches {
+    /// What the request asks of the server, if it is not an operation.
+    pub fn control(&self) -> Option<Control> {
         match self.endpoint {
-            Endpoint::Get => Touches::Reads(slot(&self.key)),
-            Endpoint::Set | Endpoint::Delete => Touches::Writes(slot(&self.key)),
-            Endpoint::Shutdown | Endpoint::Livez | Endpoint::Readyz => Touches::Nothing,
+            Endpoint::Control(control) => Some(control),
+            Endpoint::Set | Endpoint::Get | Endpoint::Delete => None,
         }
     }
 
-    /// The command, now that the body is here.
+    /// The hashes of the key, if the request has one.
+    pub fn key(&self) -> Option<Key<()>> {
+        self.key.as_ref().map(|key| key.map(|_| ()))
+    }
+
+    /// Whether the request reads its key and changes nothing.
+    pub fn only_reads(&self) -> bool {
+        self.endpoint == Endpoint::Get
+    }
+
+    /// The operation, now that the body is here. `request` are the bytes of the request again.
     ///
     /// # Errors
     /// 400 if there are two values.
-    pub fn command(self, body: &'a [u8]) -> Result<Command<'a>, Refusal> {
-        let Self { endpoint, key, value } = self;
-        Ok(match endpoint {
+    ///
+    /// # Panics
+    /// If the request is no operation (see [`Self::control`]).
+    pub fn op<'a>(&'a self, request: &'a [u8], body: &'a [u8]) -> Result<Op<&'a [u8]>, Refusal> {
+        let key = self.key.as_ref().expect("an operation has a key");
+        let key = key.map(|text| text.bytes(request));
+        Ok(match self.endpoint {
             Endpoint::Set => {
-                let value = match value {
+                let value = match &self.value {
                     Some(_) if !body.is_empty() => {
                         return Err(Refusal::bad(
                             "there are two values: the query parameter `value`, and a body",
                         ));
                     }
-                    Some(value) => value,
-                    None => Cow::Borrowed(body),
+                    Some(value) => value.bytes(request),
+                    None => body,
                 };
-                Command::Set { key, value }
+                Op::Set { key, value, expires: None }
             }
             // A body that means nothing here was read and is dropped.
-            Endpoint::Get => Command::Get { key },
-            Endpoint::Delete => Command::Delete { key },
-            Endpoint::Shutdown => Command::Shutdown,
-            Endpoint::Livez => Command::Livez,
-            Endpoint::Readyz => Command::Readyz,
+            Endpoint::Get => Op::Get { key },
+            Endpoint::Delete => Op::Delete { key },
+            Endpoint::Control(_) => unreachable!("it has no key"),
         })
     }
 }
+
+const KEY_TOO_LONG: Refusal = Refusal::new(Status::UriTooLong, "the key is longer than 16384 bytes");
 
 /// The absolute form of a target (RFC 9112, 3.2.2), reduced to path and query.
 fn without_authority(target: &[u8]) -> &[u8] {
@@ -201,13 +219,20 @@ mod tests {
             bytes: 0,
         };
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Route::of(&head, target.as_bytes())
-            .and_then(|route| route.command(body.unwrap_or("").as_bytes()))
-            .map(|command| match command {
-                Command::Set { key, value } => format!("set {}={}", text(&key), text(&value)),
-                Command::Get { key } => format!("get {}", text(&key)),
-                Command::Delete { key } => format!("delete {}", text(&key)),
-                other => format!("{other:?}"),
+        let route = Route::of(&head, target.as_bytes(), KeyHash::with_seed(1))
+            .map_err(|refusal| refusal.status.code())?;
+        if let Some(control) = route.control() {
+            return Ok(format!("{control:?}"));
+        }
+        route
+            .op(target.as_bytes(), body.unwrap_or("").as_bytes())
+            .map(|op| {
+                let key = text(op.key().bytes());
+                match op {
+                    Op::Set { value, .. } => format!("set {key}={}", text(value)),
+                    Op::Get { .. } => format!("get {key}"),
+                    Op::Delete { .. } => format!("delete {key}"),
+                }
             })
             .map_err(|refusal| refusal.status.code())
     }

@@ -111,6 +111,7 @@ pub(crate) mod tests {
             last: SeqNo(number * 10 + 9),
             entries: 10,
             tombstones: 0,
+            expiry: None,
         }
     }
 

@@ -238,6 +238,16 @@ impl RecordBuilder {
         self.buffer[from..from + bytes.len()].copy_from_slice(bytes);
     }
 
+    /// The payload so far.
+    pub fn payload(&self) -> &[u8] {
+        &self.buffer[self.front() + HEADER_BYTES..]
+    }
+
+    /// Where the payload lies in the blocks that are written for the record.
+    pub fn payload_range(&self) -> std::ops::Range<usize> {
+        self.front() + HEADER_BYTES..self.buffer.len()
+    }
+
     /// Where in the file the record starts.
     pub fn offset(&self) -> u64 {
         self.offset

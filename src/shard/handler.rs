@@ -1,32 +1,31 @@
-//! Carries out commands: on an engine of this thread at once, on another thread's by letter.
+//! Carries out operations: those on a shard of this thread at once, the others by a message to the thread that has the
+//! shard.
 //!
-//! Owns: the way from a command to its answer. Knows nothing of sockets.
-//!
-//! What can be answered from memory is answered on the spot, without a task; what needs the disk or has to wait
-//! for room gets one.
+//! What memory can answer is answered on the spot, without a task. What needs the disk, or has to wait for room, gets a
+//! task. The engine says which of the two; this module knows no verbs.
 
 use std::cell::Cell;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::Engine;
-use super::mailbox::{Answer, Awaited, Mailbox, Operation, Request};
+use super::mailbox::{Awaited, Mailbox, Request};
 use super::router::{Router, ThreadId};
-use crate::db::{Lookup, Place, Progress, Ticket};
+use crate::db::{Started, Ticket, WaitPosition};
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::{Command, Handler, PIPELINE_MAX, Reply, Response};
-use crate::key::ShardId;
-use crate::storage::uring::UringStorage;
+use crate::http::{Control, Handler, PIPELINE_MAX, Reply, Response};
+use crate::key::{Key, ShardId, UnixMillis};
+use crate::op::{Op, Outcome};
 
-/// How long a write waits for room before it is refused (P9), and how long for each MiB of its value more: the WAL may
-/// have to grow by as much. A disk that takes longer is overloaded.
+/// How long a write waits for room before it is refused (P9), and how long it waits in addition for each MiB of its value:
+/// the WAL may have to grow by as much. A disk that takes longer is overloaded.
 const ROOM_TIME: Duration = Duration::from_millis(500);
 const ROOM_TIME_PER_MIB: Duration = Duration::from_millis(50);
 
@@ -41,7 +40,7 @@ pub trait Status {
     fn unready(&self) -> Option<&'static str>;
 }
 
-/// The handler of a thread's connections, and of the letters of other threads.
+/// The handler of a thread's connections, and of the messages of other threads.
 pub struct Dispatcher<T> {
     id: ThreadId,
     router: Router,
@@ -52,7 +51,7 @@ pub struct Dispatcher<T> {
     tasks: Tasks,
 }
 
-/// The tasks that commands have started, so that the end of the last one can be waited for.
+/// The tasks that operations have started, so that the end of the last one can be waited for.
 #[derive(Clone, Default)]
 struct Tasks(Rc<Cell<usize>>);
 
@@ -68,67 +67,32 @@ impl Tasks {
     }
 }
 
-/// An answer of an engine of this thread.
-enum Started {
-    Now(Result<Answer>),
-    Later(Waiting),
-    /// The write waits for room, and others of its sender must not go ahead of it.
-    Barrier(Waiting),
+/// An outcome on its way.
+pub enum Pending {
+    /// This one, once the write is durable.
+    Write(Ticket, Outcome<Bytes>),
+    /// From a task of this thread.
+    Task(JoinHandle<Result<Outcome<Bytes>>>),
+    /// From another thread.
+    Message(Awaited),
 }
 
-/// An answer on its way.
-pub enum Waiting {
-    /// A write, and what to answer when it is durable.
-    Write(Ticket, Answer),
-    /// A task of this thread.
-    Task(JoinHandle<Result<Answer>>),
-    /// Another thread.
-    Letter(Awaited),
-}
+impl Future for Pending {
+    type Output = Result<Outcome<Bytes>>;
 
-impl Future for Waiting {
-    type Output = Result<Answer>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<Answer>> {
-        Poll::Ready(match &mut *self {
-            Self::Write(ticket, answer) => {
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let result = match &mut *self {
+            Self::Write(ticket, outcome) => {
                 let result = ready!(Pin::new(ticket).poll(context));
-                result.map(|()| std::mem::replace(answer, Answer::Written))
+                result.map(|()| std::mem::replace(outcome, Outcome::Missing))
             }
             Self::Task(task) => match ready!(Pin::new(task).poll(context)) {
                 Ok(result) => result,
                 Err(error) => Err(Error::new(ErrorKind::Io, format!("a task ended badly: {error}"))),
             },
-            Self::Letter(awaited) => ready!(Pin::new(awaited).poll(context)),
-        })
-    }
-}
-
-/// An answer on its way to a client.
-pub struct Pending(Waiting);
-
-impl Future for Pending {
-    type Output = Response;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Response> {
-        Pin::new(&mut self.0).poll(context).map(respond)
-    }
-}
-
-fn respond(result: Result<Answer>) -> Response {
-    match result {
-        Ok(Answer::Written) => Response::OK,
-        Ok(Answer::Value(value)) => Response::value(value),
-        Ok(Answer::Missing) => Response::KEY_NOT_FOUND,
-        Err(error) => {
-            if matches!(
-                error.kind(),
-                ErrorKind::Corruption | ErrorKind::Configuration | ErrorKind::Io | ErrorKind::Permission
-            ) {
-                log_failure(&error);
-            }
-            Response::error(&error)
-        }
+            Self::Message(awaited) => ready!(Pin::new(awaited).poll(context)),
+        };
+        Poll::Ready(logged(result))
     }
 }
 
@@ -136,19 +100,27 @@ fn respond(result: Result<Answer>) -> Response {
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 thread_local! {
-    /// When this thread last logged a failure, and how many it has kept to itself since.
+    /// When this thread last logged a failure, and how many failures it has not logged since.
     static LOGGED: Cell<(Option<Instant>, u64)> = const { Cell::new((None, 0)) };
 }
 
-fn log_failure(error: &Error) {
-    let (last, silent) = LOGGED.get();
-    let now = Instant::now();
-    if last.is_some_and(|last| now.duration_since(last) < LOG_INTERVAL) {
-        LOGGED.set((last, silent + 1));
-    } else {
-        LOGGED.set((Some(now), 0));
-        tracing::error!(%error, unlogged = silent, "a request failed");
+/// Logs a failure that its client cannot do anything about.
+fn logged<R>(result: Result<R>) -> Result<R> {
+    let Err(error) = &result else { return result };
+    if matches!(
+        error.kind(),
+        ErrorKind::Corruption | ErrorKind::Configuration | ErrorKind::Io | ErrorKind::Permission
+    ) {
+        let (last, silent) = LOGGED.get();
+        let now = Instant::now();
+        if last.is_some_and(|last| now.duration_since(last) < LOG_INTERVAL) {
+            LOGGED.set((last, silent + 1));
+        } else {
+            LOGGED.set((Some(now), 0));
+            tracing::error!(%error, unlogged = silent, "a request failed");
+        }
     }
+    result
 }
 
 impl<T: Status> Dispatcher<T> {
@@ -176,7 +148,7 @@ impl<T: Status> Dispatcher<T> {
         self.tasks.spawn(task);
     }
 
-    /// Tasks that commands have started and that have not ended.
+    /// Tasks that operations have started and that have not ended.
     pub fn tasks(&self) -> usize {
         self.tasks.0.get()
     }
@@ -186,24 +158,22 @@ impl<T: Status> Dispatcher<T> {
         engine.expect("the router sends a shard's keys to the thread that has it")
     }
 
-    /// Carries out the letters of one turn. Answers go back in letters of their own.
+    /// Carries out the requests that came in one turn. Their results go back in messages of their own.
     pub fn carry_out(&self, requests: Vec<Request>) {
+        let now = self.now();
         let mut writes = Vec::new();
-        for Request { shard, key, operation, sender, token } in requests {
-            let db = self.engine(shard);
-            let started = match operation {
-                Operation::Get => get(db, &self.tasks, &key),
-                Operation::Set(value) => set(db, &self.tasks, &key, &value),
-                Operation::Delete => delete(db, &self.tasks, &key),
-            };
-            match started {
-                Started::Now(result) => self.mailbox.answer(sender, token, result),
-                Started::Later(Waiting::Write(ticket, answer)) => {
-                    writes.push((sender, token, ticket, answer))
+        for Request { shard, op, sender, token } in requests {
+            let answer = |result| self.mailbox.answer(sender, token, result);
+            let lend = |outcome: Outcome<&[u8]>| answer(Ok(outcome.to_owned()));
+            match begin(self.engine(shard), &self.tasks, op.as_ref(), now, lend) {
+                Reply::Lent => {}
+                Reply::Known(result) => answer(result),
+                Reply::Later(Pending::Write(ticket, outcome)) => {
+                    writes.push((sender, token, ticket, outcome))
                 }
-                Started::Later(waiting) | Started::Barrier(waiting) => {
+                Reply::Later(pending) | Reply::Barrier(pending) => {
                     let mailbox = self.mailbox.clone();
-                    self.tasks.spawn(async move { mailbox.answer(sender, token, waiting.await) });
+                    self.tasks.spawn(async move { mailbox.answer(sender, token, pending.await) });
                 }
             }
         }
@@ -211,36 +181,11 @@ impl<T: Status> Dispatcher<T> {
             // Tickets are answered in order, so one task can wait for all of them.
             let mailbox = self.mailbox.clone();
             self.tasks.spawn(async move {
-                for (sender, token, ticket, answer) in writes {
+                for (sender, token, ticket, outcome) in writes {
                     let result = ticket.await;
-                    mailbox.answer(sender, token, result.map(|()| answer));
+                    mailbox.answer(sender, token, result.map(|()| outcome));
                 }
             });
-        }
-    }
-
-    fn ask(&self, to: ThreadId, shard: ShardId, key: &[u8], operation: Operation) -> Reply<Pending> {
-        match self.mailbox.ask(to, shard, Bytes::copy_from_slice(key), operation) {
-            Ok(awaited) => Reply::Later(Pending(Waiting::Letter(awaited))),
-            Err(error) => Reply::Now(respond(Err(error))),
-        }
-    }
-
-    fn dispatch(
-        &self,
-        key: &[u8],
-        here: impl FnOnce(&Engine) -> Started,
-        operation: impl FnOnce() -> Operation,
-    ) -> Reply<Pending> {
-        let shard = self.router.shard(key);
-        let thread = self.router.thread(shard);
-        if thread != self.id {
-            return self.ask(thread, shard, key, operation());
-        }
-        match here(self.engine(shard)) {
-            Started::Now(result) => Reply::Now(respond(result)),
-            Started::Later(waiting) => Reply::Later(Pending(waiting)),
-            Started::Barrier(waiting) => Reply::Barrier(Pending(waiting)),
         }
     }
 }
@@ -248,13 +193,17 @@ impl<T: Status> Dispatcher<T> {
 impl<T: Status> Handler for Dispatcher<T> {
     type Pending = Pending;
 
-    fn prefetch<'a>(&self, mut keys: impl Iterator<Item = &'a [u8]>) {
-        // One alone leaves nothing to do meanwhile.
+    fn now(&self) -> UnixMillis {
+        wall_clock()
+    }
+
+    fn prefetch(&self, mut keys: impl Iterator<Item = Key<()>>) {
+        // A single key leaves nothing to do meanwhile.
         let (Some(first), Some(second)) = (keys.next(), keys.next()) else { return };
-        let mut found = [(ShardId(0), &b""[..]); PIPELINE_MAX];
+        let mut found = [(ShardId(0), 0); PIPELINE_MAX];
         let mut count = 0;
         for (found, key) in found.iter_mut().zip([first, second].into_iter().chain(keys)) {
-            *found = (self.router.shard(key), key);
+            *found = (self.router.shard(key.slot()), key.hash());
             count += 1;
         }
         let found = &mut found[..count];
@@ -262,141 +211,100 @@ impl<T: Status> Handler for Dispatcher<T> {
         for of_shard in found.chunk_by(|(a, _), (b, _)| a == b) {
             let shard = usize::from(of_shard[0].0.0);
             if let Some(Some(engine)) = self.engines.get(shard) {
-                engine.prefetch(of_shard.iter().map(|(_, key)| *key));
+                engine.prefetch(of_shard.iter().map(|(_, hash)| *hash));
             }
         }
     }
 
-    fn handle(&self, command: Command<'_>) -> Reply<Pending> {
-        match command {
-            Command::Get { key } => self.dispatch(&key, |db| get(db, &self.tasks, &key), || Operation::Get),
-            Command::Set { key, value } => self.dispatch(
-                &key,
-                |db| set(db, &self.tasks, &key, &value),
-                || Operation::Set(Bytes::copy_from_slice(&value)),
-            ),
-            Command::Delete { key } => {
-                self.dispatch(&key, |db| delete(db, &self.tasks, &key), || Operation::Delete)
-            }
-            Command::Livez => Reply::Now(Response::OK),
-            Command::Readyz => Reply::Now(match self.status.unready() {
+    fn begin(&self, op: Op<&[u8]>, now: UnixMillis, lend: impl FnOnce(Outcome<&[u8]>)) -> Reply<Pending> {
+        let shard = self.router.shard(op.key().slot());
+        let thread = self.router.thread(shard);
+        if thread == self.id {
+            return begin(self.engine(shard), &self.tasks, op, now, lend);
+        }
+        match self.mailbox.ask(thread, shard, op) {
+            Ok(awaited) => Reply::Later(Pending::Message(awaited)),
+            Err(error) => Reply::Known(Err(error)),
+        }
+    }
+
+    fn control(&self, control: Control) -> Response {
+        match control {
+            Control::Livez => Response::OK,
+            Control::Readyz => match self.status.unready() {
                 None => Response::OK,
                 Some(why) => Response::unavailable(why),
-            }),
-            Command::Shutdown => {
+            },
+            Control::Shutdown => {
                 let (watcher, lines) = mpsc::unbounded_channel();
                 self.status.stop(watcher);
-                Reply::Now(Response::lines(lines))
+                Response::lines(lines)
             }
         }
     }
 }
 
-fn get(db: &Engine, tasks: &Tasks, key: &[u8]) -> Started {
-    let mut lookup = match db.lookup(key) {
-        Ok(lookup) => lookup,
-        Err(error) => return Started::Now(Err(error)),
-    };
-    match lookup.poll_cached(db, key) {
-        Ok(Progress::Done(value)) => Started::Now(Ok(found(value))),
-        Ok(Progress::NeedsDisk) => {
-            let (db, key) = (db.clone(), key.to_vec());
-            let task = async move { lookup.finish(&db, &key).await.map(found) };
-            Started::Later(Waiting::Task(tasks.spawn(task)))
+/// The wall clock.
+pub fn wall_clock() -> UnixMillis {
+    // A clock before 1970 is wrong, and nothing has expired by it.
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Begins an operation on an engine of this thread.
+fn begin(
+    db: &Engine,
+    tasks: &Tasks,
+    op: Op<&[u8]>,
+    now: UnixMillis,
+    lend: impl FnOnce(Outcome<&[u8]>),
+) -> Reply<Pending> {
+    match db.start(op, now, lend) {
+        Ok(Started::Lent) => Reply::Lent,
+        Ok(Started::Known(outcome)) => Reply::Known(Ok(outcome)),
+        Ok(Started::Committing(ticket, outcome)) => Reply::Later(Pending::Write(ticket, outcome)),
+        Ok(Started::Pending(pending)) => {
+            let db = db.clone();
+            Reply::Later(Pending::Task(tasks.spawn(async move { pending.finish(&db).await })))
         }
-        Err(error) => Started::Now(Err(error)),
-    }
-}
-
-fn found(value: Option<Bytes>) -> Answer {
-    value.map_or(Answer::Missing, Answer::Value)
-}
-
-fn set(db: &Engine, tasks: &Tasks, key: &[u8], value: &[u8]) -> Started {
-    match in_turn(db).and_then(|()| db.set(key, value)) {
-        Ok(ticket) => Started::Later(Waiting::Write(ticket, Answer::Written)),
-        Err(error) if can_wait(&error) => {
-            let (db, key, value) = (db.clone(), key.to_vec(), value.to_vec());
-            let place = db.wait_for_room();
-            let task = async move {
-                let ticket = with_room(&db, place, value.len(), || db.set(&key, &value)).await?;
-                ticket.await.map(|()| Answer::Written)
-            };
-            Started::Barrier(Waiting::Task(tasks.spawn(task)))
+        Err(error) if op.writes() && can_wait(&error) => {
+            let (db, op, position) = (db.clone(), op.to_owned(), db.wait_for_room());
+            Reply::Barrier(Pending::Task(tasks.spawn(async move { in_turn(&db, &op, position).await })))
         }
-        Err(error) => Started::Now(Err(error)),
+        Err(error) => Reply::Known(logged(Err(error))),
     }
-}
-
-fn delete(db: &Engine, tasks: &Tasks, key: &[u8]) -> Started {
-    match in_turn(db).and_then(|()| db.delete(key)) {
-        Ok((ticket, mut lookup)) => match lookup.poll_cached(db, key) {
-            Ok(Progress::Done(value)) => Started::Later(Waiting::Write(ticket, existed(value))),
-            Ok(Progress::NeedsDisk) => {
-                let (db, key) = (db.clone(), key.to_vec());
-                let task = async move { deleted(&db, &key, ticket, lookup).await };
-                Started::Later(Waiting::Task(tasks.spawn(task)))
-            }
-            Err(error) => Started::Now(Err(error)),
-        },
-        Err(error) if can_wait(&error) => {
-            let (db, key) = (db.clone(), key.to_vec());
-            let place = db.wait_for_room();
-            let task = async move {
-                let (ticket, lookup) = with_room(&db, place, 0, || db.delete(&key)).await?;
-                deleted(&db, &key, ticket, lookup).await
-            };
-            Started::Barrier(Waiting::Task(tasks.spawn(task)))
-        }
-        Err(error) => Started::Now(Err(error)),
-    }
-}
-
-/// The answer to a delete, once its tombstone is durable and what it deleted is known.
-async fn deleted(db: &Engine, key: &[u8], ticket: Ticket, lookup: Lookup<UringStorage>) -> Result<Answer> {
-    // The value that it found is not held until the group is durable.
-    let answer = lookup.finish(db, key).await.map(existed);
-    ticket.await?;
-    answer
-}
-
-fn existed(value: Option<Bytes>) -> Answer {
-    if value.is_some() { Answer::Written } else { Answer::Missing }
 }
 
 fn can_wait(error: &Error) -> bool {
     error.kind() == ErrorKind::Overloaded
 }
 
-/// Refuses a write while others wait for room: it must not go ahead of them.
-fn in_turn(db: &Engine) -> Result<()> {
-    if db.waits_for_room() {
-        return Err(Error::new(ErrorKind::Overloaded, "other writes wait for room"));
-    }
-    Ok(())
-}
-
-/// Tries a write that was refused for want of room until there is room, for a while, in the order of the calls.
-async fn with_room<R>(
-    db: &Engine,
-    place: Place<UringStorage>,
-    value_bytes: usize,
-    mut write: impl FnMut() -> Result<R>,
-) -> Result<R> {
-    let mebibytes = u32::try_from(value_bytes >> 20).unwrap_or(u32::MAX);
+/// Carries out a write that was refused for want of room: tries again whenever there may be room, for a while, in the order
+/// in which writes began to wait.
+async fn in_turn(db: &Engine, op: &Op<Bytes>, position: WaitPosition) -> Result<Outcome<Bytes>> {
+    let mebibytes = u32::try_from(op.value_bytes() >> 20).unwrap_or(u32::MAX);
     let deadline = tokio::time::Instant::now() + ROOM_TIME + ROOM_TIME_PER_MIB.saturating_mul(mebibytes);
-    // Those in front may take the whole time; then there is still one try.
-    let _turn = tokio::time::timeout_at(deadline, place.first()).await;
-    loop {
-        let room = db.room();
-        match write() {
-            Err(error) if can_wait(&error) => {
-                if tokio::time::timeout_at(deadline, room).await.is_err() {
-                    return Err(error);
+    let started = {
+        // Writes that wait longer may take the whole time; then there is still one try.
+        let _turn = tokio::time::timeout_at(deadline, position.first()).await;
+        loop {
+            let room = db.room();
+            match db.start_in_turn(op.as_ref(), wall_clock(), &position) {
+                Err(error) if can_wait(&error) => {
+                    if tokio::time::timeout_at(deadline, room).await.is_err() {
+                        return Err(error);
+                    }
                 }
+                started => break started?,
             }
-            result => return result,
         }
+    };
+    drop(position); // the next write may go on while this one is committed
+    match started {
+        Started::Lent => unreachable!("a write lends nothing"),
+        Started::Known(outcome) => Ok(outcome),
+        Started::Committing(ticket, outcome) => ticket.await.map(|()| outcome),
+        Started::Pending(pending) => pending.finish(db).await,
     }
 }
 
@@ -408,7 +316,7 @@ mod tests {
     use crate::key::KeyHash;
     use crate::record::Owner;
     use crate::storage::directory::Directory;
-    use crate::storage::uring::Device;
+    use crate::storage::uring::{Device, UringStorage};
 
     const CONFIG: DbConfig = DbConfig {
         sync_every_group: true,
@@ -429,6 +337,12 @@ mod tests {
         }
     }
 
+    fn write(db: &Engine, tasks: &Tasks, delete_it: bool) -> Reply<Pending> {
+        let key = db.key(b"k");
+        let op = if delete_it { Op::Delete { key } } else { Op::Set { key, value: b"v", expires: None } };
+        begin(db, tasks, op, wall_clock(), |_| panic!("a write lends nothing"))
+    }
+
     #[test]
     fn p9_a_write_does_not_go_ahead_of_those_that_wait_for_room() {
         let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
@@ -443,9 +357,7 @@ mod tests {
             for delete_it in [false, true] {
                 let waiting = db.wait_for_room();
                 let first = waiting.first().await;
-                let started =
-                    if delete_it { delete(&db, &tasks, b"k") } else { set(&db, &tasks, b"k", b"v") };
-                let Started::Barrier(Waiting::Task(task)) = started else {
+                let Reply::Barrier(Pending::Task(task)) = write(&db, &tasks, delete_it) else {
                     panic!("delete: {delete_it}: it went ahead of a write that waits")
                 };
                 settle(&db).await;
@@ -457,9 +369,9 @@ mod tests {
                 db.commit_next().await.unwrap();
                 task.await.unwrap().unwrap();
             }
-            assert!(!db.waits_for_room() && tasks.0.get() == 0);
+            assert_eq!(tasks.0.get(), 0);
             // Without anybody who waits it is taken at once.
-            let Started::Later(Waiting::Write(ticket, _)) = set(&db, &tasks, b"k", b"w") else {
+            let Reply::Later(Pending::Write(ticket, _)) = write(&db, &tasks, false) else {
                 panic!("there is room")
             };
             db.commit_next().await.unwrap();

@@ -1,7 +1,7 @@
-//! Letters between threads: a request to the thread that owns a key, and its answer back.
+//! Messages between threads: a request to the thread that owns a key, and its result back.
 //!
-//! Owns: one bounded ring per ordered pair of threads, the letters that wait for room in one, and who waits for
-//! which answer. Knows nothing of what a request does.
+//! Owns: one bounded ring per ordered pair of threads, the messages that wait for room in a ring, and who waits for which
+//! result.
 //!
 //! ```text
 //!   connection ──post──► outbox ──(once a turn)──► ring ──(one wake-up)──► owner's loop ──► engine
@@ -9,15 +9,15 @@
 //!        └──── answered ◄── own loop ◄──(one wake-up)── ring ◄──(once a turn)── outbox ◄─────┘
 //! ```
 //!
-//! Q1  Letters from one thread to another arrive in the order in which they were posted.
-//! Q2  Posting never waits. What finds no room in the ring stays in the outbox, whose bytes are bounded: beyond
-//!     that the request is refused as overloaded. Answers are never refused; each belongs to a request that
-//!     its thread has counted.
-//! Q3  The letters of one turn cost at most one wake-up per target: they leave together, after every task that
-//!     was ready has run.
+//! Q1  Messages from one thread to another arrive in the order in which they were posted.
+//! Q2  Posting never waits. What finds no room in the ring stays in the outbox, whose bytes are bounded: beyond that bound
+//!     a request is refused as overloaded. Results are never refused: each belongs to a request that its thread has
+//!     counted.
+//! Q3  The messages of one turn cost at most one wake-up per target. They leave together, after every task that was ready
+//!     has run.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -30,71 +30,45 @@ use tokio::sync::Notify;
 use super::router::ThreadId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::ShardId;
+use crate::op::{Op, Outcome};
 
-/// Letters in a ring. A turn of a busy thread makes fewer.
-const RING_LETTERS: usize = 1024;
+/// Messages in a ring. A turn of a busy thread makes fewer.
+const RING_MESSAGES: usize = 1024;
 /// When to look again for room in a full ring.
 const FULL_RING_REST: std::time::Duration = std::time::Duration::from_millis(1);
-/// Bytes of letters that may wait for room in one ring.
+/// Bytes of messages that may wait for room in one ring.
 const OUTBOX_BYTES_MAX: usize = 64 << 20;
-
-/// What the owner of a key is asked to do.
-#[derive(Debug)]
-pub enum Operation {
-    /// Look up.
-    Get,
-    /// Set to this value.
-    Set(Bytes),
-    /// Delete.
-    Delete,
-}
-
-/// What it answers, if it did not fail.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
-    /// The write is durable.
-    Written,
-    /// The value.
-    Value(Bytes),
-    /// There is no such key (durably so).
-    Missing,
-}
 
 /// A request on its way.
 #[derive(Debug)]
 pub struct Request {
     /// The shard of the key.
     pub shard: ShardId,
-    /// The key.
-    pub key: Bytes,
     /// What to do.
-    pub operation: Operation,
-    /// Where the answer goes.
+    pub op: Op<Bytes>,
+    /// Where the result goes.
     pub sender: ThreadId,
     /// What the sender knows it by.
     pub token: u64,
 }
 
-enum Letter {
+enum Message {
     Request(Request),
-    Answer { token: u64, result: Result<Answer> },
+    Result { token: u64, result: Result<Outcome<Bytes>> },
 }
 
 const _: () = {
     const fn is_send<T: Send>() {}
-    is_send::<Letter>();
+    is_send::<Message>();
 };
 
-impl Letter {
+impl Message {
     fn bytes(&self) -> usize {
         size_of::<Self>()
             + match self {
-                Self::Request(Request { key, operation: Operation::Set(value), .. }) => {
-                    key.len() + value.len()
-                }
-                Self::Request(Request { key, .. }) => key.len(),
-                Self::Answer { result: Ok(Answer::Value(value)), .. } => value.len(),
-                Self::Answer { .. } => 0,
+                Self::Request(Request { op, .. }) => op.key().bytes().len() + op.value_bytes(),
+                Self::Result { result: Ok(outcome), .. } => outcome.value_bytes(),
+                Self::Result { result: Err(_), .. } => 0,
             }
     }
 }
@@ -102,8 +76,8 @@ impl Letter {
 /// The ends of all rings of one thread, made before the threads are.
 pub struct Ends {
     id: ThreadId,
-    to: Vec<Option<rtrb::Producer<Letter>>>,
-    from: Vec<Option<rtrb::Consumer<Letter>>>,
+    to: Vec<Option<rtrb::Producer<Message>>>,
+    from: Vec<Option<rtrb::Consumer<Message>>>,
     wake: Vec<Arc<Notify>>,
 }
 
@@ -120,7 +94,7 @@ pub fn connect(threads: usize) -> Vec<Ends> {
         .collect();
     for sender in 0..threads {
         for receiver in (0..threads).filter(|receiver| *receiver != sender) {
-            let (producer, consumer) = rtrb::RingBuffer::new(RING_LETTERS);
+            let (producer, consumer) = rtrb::RingBuffer::new(RING_MESSAGES);
             ends[sender].to[receiver] = Some(producer);
             ends[receiver].from[sender] = Some(consumer);
         }
@@ -132,37 +106,36 @@ pub fn connect(threads: usize) -> Vec<Ends> {
 pub struct Mailbox {
     id: ThreadId,
     outboxes: RefCell<Vec<Outbox>>,
-    inboxes: RefCell<Vec<Option<rtrb::Consumer<Letter>>>>,
+    inboxes: RefCell<Vec<Option<rtrb::Consumer<Message>>>>,
     wake: Vec<Arc<Notify>>,
     /// Something was posted in this turn.
     posted: Notify,
-    waiting: RefCell<Waiting>,
+    /// Who waits for a result, by token.
+    waiting: RefCell<HashMap<u64, Rc<Arrival>>>,
     next_token: Cell<u64>,
 }
 
 struct Outbox {
-    letters: VecDeque<Letter>,
+    messages: VecDeque<Message>,
     bytes: usize,
-    ring: Option<rtrb::Producer<Letter>>,
+    ring: Option<rtrb::Producer<Message>>,
 }
 
-/// Those who wait for an answer, by token.
-type Waiting = std::collections::HashMap<u64, Rc<Slot>>;
-
+/// Where a result arrives.
 #[derive(Default)]
-struct Slot {
-    result: Cell<Option<Result<Answer>>>,
+struct Arrival {
+    result: Cell<Option<Result<Outcome<Bytes>>>>,
     waker: Cell<Option<Waker>>,
 }
 
-/// An answer on its way.
-pub struct Awaited(Rc<Slot>);
+/// The result of a request, on its way.
+pub struct Awaited(Rc<Arrival>);
 
 impl Future for Awaited {
-    type Output = Result<Answer>;
+    type Output = Result<Outcome<Bytes>>;
 
-    /// Cancel safety: the request is carried out whether or not anyone waits for its answer.
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<Answer>> {
+    /// Cancel safety: the request is carried out whether or not anyone waits for its result.
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match self.0.result.take() {
             Some(result) => Poll::Ready(result),
             None => {
@@ -177,14 +150,14 @@ impl Mailbox {
     /// The mailbox over the ends of this thread.
     pub fn new(ends: Ends) -> Self {
         let outboxes =
-            ends.to.into_iter().map(|ring| Outbox { letters: VecDeque::new(), bytes: 0, ring }).collect();
+            ends.to.into_iter().map(|ring| Outbox { messages: VecDeque::new(), bytes: 0, ring }).collect();
         Self {
             id: ends.id,
             outboxes: RefCell::new(outboxes),
             inboxes: RefCell::new(ends.from),
             wake: ends.wake,
             posted: Notify::new(),
-            waiting: RefCell::new(Waiting::new()),
+            waiting: RefCell::default(),
             next_token: Cell::new(0),
         }
     }
@@ -193,32 +166,32 @@ impl Mailbox {
     ///
     /// # Errors
     /// `Overloaded` if too much waits for that thread already.
-    pub fn ask(&self, to: ThreadId, shard: ShardId, key: Bytes, operation: Operation) -> Result<Awaited> {
+    pub fn ask(&self, to: ThreadId, shard: ShardId, op: Op<&[u8]>) -> Result<Awaited> {
         if OUTBOX_BYTES_MAX < self.outboxes.borrow()[to.0].bytes {
             return Err(Error::new(ErrorKind::Overloaded, "too many requests wait for another thread"));
         }
         let token = self.next_token.get();
         self.next_token.set(token + 1);
-        let slot = Rc::new(Slot::default());
-        self.waiting.borrow_mut().insert(token, slot.clone());
-        self.post(to, Letter::Request(Request { shard, key, operation, sender: self.id, token }));
-        Ok(Awaited(slot))
+        let arrival = Rc::new(Arrival::default());
+        self.waiting.borrow_mut().insert(token, arrival.clone());
+        self.post(to, Message::Request(Request { shard, op: op.to_owned(), sender: self.id, token }));
+        Ok(Awaited(arrival))
     }
 
-    /// Answers a request.
-    pub fn answer(&self, to: ThreadId, token: u64, result: Result<Answer>) {
-        self.post(to, Letter::Answer { token, result });
+    /// Sends the result of a request back.
+    pub fn answer(&self, to: ThreadId, token: u64, result: Result<Outcome<Bytes>>) {
+        self.post(to, Message::Result { token, result });
     }
 
-    fn post(&self, to: ThreadId, letter: Letter) {
+    fn post(&self, to: ThreadId, message: Message) {
         let outbox = &mut self.outboxes.borrow_mut()[to.0];
-        outbox.bytes += letter.bytes();
-        outbox.letters.push_back(letter);
+        outbox.bytes += message.bytes();
+        outbox.messages.push_back(message);
         self.posted.notify_one();
     }
 
     /// Sends what was posted, for ever. It runs once a turn: tasks run in the order in which they were woken, so
-    /// everything that was ready when the first letter was posted has run before (Q3).
+    /// everything that was ready when the first message was posted has run before (Q3).
     ///
     /// Cancel safety: safe.
     pub async fn send(&self) {
@@ -240,22 +213,22 @@ impl Mailbox {
             let Some(ring) = &mut outbox.ring else { continue };
             let mut sent = false;
             while !ring.is_full() {
-                let Some(letter) = outbox.letters.pop_front() else { break };
-                outbox.bytes -= letter.bytes();
+                let Some(message) = outbox.messages.pop_front() else { break };
+                outbox.bytes -= message.bytes();
                 sent = true;
-                if ring.push(letter).is_err() {
+                if ring.push(message).is_err() {
                     unreachable!("there was room, and this thread is the only one to fill it");
                 }
             }
             if sent {
                 self.wake[to].notify_one();
             }
-            all &= outbox.letters.is_empty();
+            all &= outbox.messages.is_empty();
         }
         all
     }
 
-    /// Takes in letters, for ever: requests go to `carry_out`, answers to those who wait for them.
+    /// Takes in messages, for ever: requests go to `carry_out`, results to those who wait for them.
     ///
     /// Cancel safety: safe.
     pub async fn receive(&self, mut carry_out: impl FnMut(Vec<Request>)) {
@@ -265,8 +238,8 @@ impl Mailbox {
                 // Only what is there now: a busy sender must not keep this loop from the others.
                 for _ in 0..ring.slots() {
                     match ring.pop() {
-                        Ok(Letter::Request(request)) => requests.push(request),
-                        Ok(Letter::Answer { token, result }) => self.answered(token, result),
+                        Ok(Message::Request(request)) => requests.push(request),
+                        Ok(Message::Result { token, result }) => self.answered(token, result),
                         Err(_) => break,
                     }
                 }
@@ -278,11 +251,11 @@ impl Mailbox {
         }
     }
 
-    fn answered(&self, token: u64, result: Result<Answer>) {
+    fn answered(&self, token: u64, result: Result<Outcome<Bytes>>) {
         // Nobody waits if the connection is gone.
-        if let Some(slot) = self.waiting.borrow_mut().remove(&token) {
-            slot.result.set(Some(result));
-            if let Some(waker) = slot.waker.take() {
+        if let Some(arrival) = self.waiting.borrow_mut().remove(&token) {
+            arrival.result.set(Some(result));
+            if let Some(waker) = arrival.waker.take() {
                 waker.wake();
             }
         }
@@ -292,9 +265,14 @@ impl Mailbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key::{Key, KeyHash, SeqNo};
+
+    fn echo(key: &[u8]) -> Outcome<Bytes> {
+        Outcome::Value { value: Bytes::copy_from_slice(key), seqno: SeqNo(1), expires: None }
+    }
 
     #[test]
-    fn q1_letters_arrive_in_order_and_none_is_lost_when_rings_are_full() {
+    fn q1_messages_arrive_in_order_and_none_is_lost_when_rings_are_full() {
         let threads: Vec<_> = connect(2)
             .into_iter()
             .map(|ends| {
@@ -312,16 +290,16 @@ mod tests {
 
     /// Thread 0 asks far more than a ring holds; thread 1 checks the order and answers with the key.
     async fn converse(ends: Ends) {
-        const COUNT: u32 = 10 * RING_LETTERS as u32;
+        const COUNT: u32 = 10 * RING_MESSAGES as u32;
         let mailbox = Rc::new(Mailbox::new(ends));
         let done = Rc::new(Notify::new());
         let expected = Rc::new(Cell::new(0_u32));
         let (answerer, finished) = (mailbox.clone(), done.clone());
         let carry_out = move |requests: Vec<Request>| {
             for request in requests {
-                assert_eq!(request.key[..], expected.get().to_le_bytes());
+                assert_eq!(request.op.key().bytes(), expected.get().to_le_bytes());
                 expected.set(expected.get() + 1);
-                answerer.answer(request.sender, request.token, Ok(Answer::Value(request.key)));
+                answerer.answer(request.sender, request.token, Ok(echo(request.op.key().bytes())));
             }
             if expected.get() == COUNT {
                 finished.notify_one();
@@ -333,19 +311,18 @@ mod tests {
         let receiving = tokio::task::spawn_local(async move { receiver.receive(carry_out).await });
         if mailbox.id == ThreadId(0) {
             let ask = |n: u32| {
-                let key = Bytes::copy_from_slice(&n.to_le_bytes());
-                mailbox
-                    .ask(ThreadId(1), ShardId(1), key.clone(), Operation::Get)
-                    .map(|awaited| (key, awaited))
+                let key = n.to_le_bytes();
+                let op = Op::Get { key: Key::new(&key[..], KeyHash::with_seed(1)) };
+                mailbox.ask(ThreadId(1), ShardId(1), op).map(|awaited| (key, awaited))
             };
             let asked: Vec<_> = (0..COUNT).map(|n| ask(n).unwrap()).collect();
             for (key, awaited) in asked {
-                assert_eq!(awaited.await.unwrap(), Answer::Value(key));
+                assert_eq!(awaited.await.unwrap(), echo(&key));
             }
         } else {
             done.notified().await;
             // The last answers leave with the next turn of the sender.
-            while mailbox.outboxes.borrow().iter().any(|outbox| !outbox.letters.is_empty()) {
+            while mailbox.outboxes.borrow().iter().any(|outbox| !outbox.messages.is_empty()) {
                 tokio::task::yield_now().await;
             }
         }

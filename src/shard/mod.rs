@@ -21,6 +21,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use self::handler::wall_clock;
 use crate::config::{Config, SyncMode};
 use crate::db::Db;
 use crate::error::{Error, ErrorKind, Result};
@@ -179,7 +180,7 @@ impl Worker {
         };
         while self.wait(due()).await {
             loop {
-                match db.compact_next().await {
+                match db.compact_next(wall_clock()).await {
                     Ok(true) if !*self.stopped.borrow() => {}
                     Ok(_) => break,
                     Err(error)

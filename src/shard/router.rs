@@ -1,9 +1,9 @@
-//! Key → shard → thread. Pure.
+//! Slot → shard → thread. Pure.
 //!
-//! The slot map says which shard a key belongs to; it is part of the store. Which thread a shard belongs to is
-//! decided at each start, so a store made on 2 processors opens on 1 or 16.
+//! The slot map says which shard a slot belongs to; it is part of the store. Which thread a shard belongs to is decided at
+//! each start, so a store made on 2 processors opens on 1 or 16.
 
-use crate::key::{ShardId, slot};
+use crate::key::{ShardId, Slot};
 
 /// Number of a thread of this process, from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -22,9 +22,9 @@ impl Router {
         Self { slots, threads }
     }
 
-    /// The shard of a key.
-    pub fn shard(&self, key: &[u8]) -> ShardId {
-        self.slots[slot(key)]
+    /// The shard of a slot.
+    pub fn shard(&self, slot: Slot) -> ShardId {
+        self.slots[slot.index()]
     }
 
     /// The thread of a shard.
@@ -56,7 +56,7 @@ mod tests {
             all.sort_unstable();
             assert_eq!(all, (0..shards).map(ShardId).collect::<Vec<_>>());
             for key in [&b"a"[..], b"b", b"key1"] {
-                let shard = router.shard(key);
+                let shard = router.shard(Slot::of(key));
                 assert!(router.shards(router.thread(shard)).contains(&shard));
             }
         }

@@ -32,7 +32,9 @@ use crate::db::{CloseStep, Db, LogEnd, Recovered};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
 use crate::host::{RingFlags, descriptor, pin};
-use crate::http::connection::{Peers, serve};
+use crate::http::connection::serve;
+use crate::http::peers::Peers;
+use crate::key::KeyHash;
 use crate::record::Owner;
 use crate::storage::Storage;
 use crate::storage::directory::Directory;
@@ -113,6 +115,8 @@ pub struct Plan {
     pub events: mpsc::UnboundedSender<Event>,
     /// Bytes that large requests may take on this thread.
     pub request_bytes_max: usize,
+    /// The hash function that finds keys in memory, for all threads.
+    pub key_hash: KeyHash,
 }
 
 /// One shard of a thread.
@@ -187,7 +191,7 @@ struct Thread {
     id: ThreadId,
     balance: Arc<Balance>,
     connections_max: usize,
-    peers: Peers,
+    peers: Peers<TcpStream>,
     dispatcher: Dispatcher<Follower>,
     phase: watch::Receiver<Phase>,
     events: mpsc::UnboundedSender<Event>,
@@ -232,7 +236,7 @@ impl Thread {
             id,
             balance,
             connections_max: config.connections_max,
-            peers: Peers::new(config.value_bytes_max, plan.request_bytes_max, now, &date),
+            peers: Peers::new(config.value_bytes_max, plan.request_bytes_max, plan.key_hash, now, &date),
             dispatcher: Dispatcher::new(id, router, engines.clone(), mailbox.clone(), follower),
             phase: phase.clone(),
             events: events.clone(),

@@ -5,7 +5,7 @@
 //! holds its whole key, so that a lookup can search the restart points by bisection:
 //!
 //! ```text
-//!   varint shared  varint unshared  u8 kind  varint seqno  varint value bytes   unshared key bytes   value
+//!   varint shared  varint unshared  kind (see `EntryKind`)  varint seqno  varint value bytes   unshared key bytes   value
 //!   …
 //!   u32 offset of each restart point   u32 restart points
 //! ```
@@ -23,7 +23,7 @@ use bytes::Bytes;
 use super::BlockHandle;
 use crate::codec::{Reader, VARINT_BYTES_MAX, put_varint, to_usize, varint};
 use crate::error::CorruptionReason;
-use crate::key::{Entry, SeqNo, ValueKind, common_prefix};
+use crate::key::{ENTRY_KIND_BYTES_MAX, Entry, EntryKind, SeqNo, common_prefix};
 use crate::record::Identity;
 use crate::storage::{AlignedBuf, BLOCK_BYTES};
 
@@ -238,7 +238,7 @@ impl BlockBuilder {
 
     /// Bytes that another entry adds at most.
     pub fn entry_bytes_max(entry: &Entry<'_>) -> usize {
-        4 * VARINT_BYTES_MAX + 1 + 4 + entry.key.len() + entry.value.len()
+        4 * VARINT_BYTES_MAX + ENTRY_KIND_BYTES_MAX + 4 + entry.key.len() + entry.value.len()
     }
 
     /// The key added last.
@@ -261,7 +261,7 @@ impl BlockBuilder {
         let unshared = &entry.key[shared..];
         put_varint(&mut self.payload, shared as u64);
         put_varint(&mut self.payload, unshared.len() as u64);
-        self.payload.push(entry.kind as u8);
+        self.payload.extend_from_slice(entry.kind.encode(&mut [0; ENTRY_KIND_BYTES_MAX]));
         put_varint(&mut self.payload, entry.seqno.0);
         let mut length = [0; VARINT_BYTES_MAX];
         self.payload.extend_from_slice(varint(entry.value.len() as u64, &mut length));
@@ -310,6 +310,21 @@ impl<'a> Parts<'a> {
         self.restarts.get(index).map_or(self.entries.len(), |bytes| u32::from_le_bytes(*bytes) as usize)
     }
 
+    /// The last restart point whose key is at or below `key`, or the first one.
+    fn last_restart_at_or_below(&self, key: &[u8]) -> Result<usize, CorruptionReason> {
+        // `low` is at or below, `high` is not.
+        let (mut low, mut high) = (0, self.restarts.len());
+        while 1 < high - low.min(high) {
+            let middle = low.midpoint(high);
+            if self.entry(self.restart(middle))?.suffix <= key {
+                low = middle;
+            } else {
+                high = middle;
+            }
+        }
+        Ok(low)
+    }
+
     #[inline]
     fn entry(&self, at: usize) -> Result<RawEntry<'a>, CorruptionReason> {
         let bytes =
@@ -317,7 +332,7 @@ impl<'a> Parts<'a> {
         let mut reader = Reader::new(bytes);
         let shared = reader.length()?;
         let unshared = reader.length()?;
-        let kind = ValueKind::decode(reader.u8()?)?;
+        let kind = EntryKind::decode(&mut reader)?;
         let seqno = SeqNo(reader.varint()?);
         let value_bytes = reader.length()?;
         let suffix = reader.bytes(unshared)?;
@@ -331,7 +346,7 @@ impl<'a> Parts<'a> {
 struct RawEntry<'a> {
     shared: usize,
     suffix: &'a [u8],
-    kind: ValueKind,
+    kind: EntryKind,
     seqno: SeqNo,
     value: Range<usize>,
 }
@@ -342,7 +357,7 @@ pub struct Located {
     /// Whether its key is the key searched for; else it is the next greater one.
     pub exact: bool,
     /// Its kind.
-    pub kind: ValueKind,
+    pub kind: EntryKind,
     /// Its SeqNo.
     pub seqno: SeqNo,
     /// The place of its value in the payload.
@@ -354,16 +369,7 @@ pub struct Located {
 /// is smaller still.
 pub fn seek(payload: &[u8], key: &[u8]) -> Result<Option<Located>, CorruptionReason> {
     let parts = Parts::of(payload)?;
-    // The last restart point at or below the key: `low` is, `high` is not.
-    let (mut low, mut high) = (0, parts.restarts.len());
-    while 1 < high - low.min(high) {
-        let middle = low.midpoint(high);
-        if parts.entry(parts.restart(middle))?.suffix <= key {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
+    let low = parts.last_restart_at_or_below(key)?;
     let mut at = parts.restart(low);
     let mut next_restart = low;
     let mut matched = 0;
@@ -397,17 +403,37 @@ pub struct Cursor {
     payload: Bytes,
     next: usize,
     key: Vec<u8>,
-    current: Option<(SeqNo, ValueKind, Range<usize>)>,
+    current: Option<(SeqNo, EntryKind, Range<usize>)>,
+    /// The cursor has sought the current entry, and the next advance stays there.
+    sought: bool,
 }
 
 impl Cursor {
     /// A cursor before the first entry.
     pub fn new(payload: Bytes) -> Self {
-        Self { payload, next: 0, key: Vec::new(), current: None }
+        Self { payload, next: 0, key: Vec::new(), current: None, sought: false }
+    }
+
+    /// Moves in front of the first entry at or above `key`.
+    pub fn seek(&mut self, key: &[u8]) -> Result<(), CorruptionReason> {
+        let parts = Parts::of(&self.payload)?;
+        self.next = parts.restart(parts.last_restart_at_or_below(key)?);
+        self.key.clear();
+        self.sought = false;
+        while self.advance()? {
+            if key <= &*self.key {
+                self.sought = true;
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Moves to the next entry; `false` at the end.
     pub fn advance(&mut self) -> Result<bool, CorruptionReason> {
+        if std::mem::take(&mut self.sought) {
+            return Ok(true);
+        }
         let parts = Parts::of(&self.payload)?;
         self.current = None;
         if parts.entries.len() <= self.next {
@@ -480,7 +506,7 @@ mod tests {
         let mut builder = BlockBuilder::default();
         for (index, (key, value)) in model.iter().enumerate() {
             let seqno = SeqNo(index as u64);
-            builder.add(&Entry { key, seqno, kind: ValueKind::Value, value });
+            builder.add(&Entry { key, seqno, kind: EntryKind::VALUE, value });
         }
         builder.finish().to_vec()
     }
@@ -502,6 +528,15 @@ mod tests {
                 );
             }
             let mut cursor = Cursor::new(payload.into());
+            for probe in &probes {
+                cursor.seek(probe).unwrap();
+                for (key, value) in model.range(probe.clone()..).take(10) {
+                    prop_assert!(cursor.advance().unwrap());
+                    let entry = cursor.entry().unwrap();
+                    prop_assert_eq!((entry.key, entry.value), (&key[..], &value[..]));
+                }
+            }
+            cursor.seek(b"").unwrap();
             for (key, value) in &model {
                 prop_assert!(cursor.advance().unwrap());
                 let entry = cursor.entry().unwrap();
@@ -514,6 +549,7 @@ mod tests {
         fn decoders_survive_any_payload(payload in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = seek(&payload, b"key");
             let mut cursor = Cursor::new(payload.into());
+            let _ = cursor.seek(b"key");
             while let Ok(true) = cursor.advance() {}
         }
 

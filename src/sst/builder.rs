@@ -8,7 +8,7 @@ use super::block::{BlockBuilder, BlockKind, TARGET_PAGES_MAX, put_frame, raw_byt
 use super::{BlockHandle, SstMeta, filter};
 use crate::error::{Error, Result};
 use crate::file_name::FileName;
-use crate::key::{Entry, SeqNo, ValueKind, filter_hash};
+use crate::key::{Entry, EntryKind, SeqNo, filter_hash};
 use crate::record::{Identity, encode_single};
 use crate::storage::{AlignedBuf, BLOCK_BYTES, File, Storage};
 
@@ -70,8 +70,8 @@ impl<F: File> SstBuilder<F> {
         self.written + (self.out.len() + self.data.bytes()) as u64
     }
 
-    /// Adds an entry. Keys only grow.
-    pub async fn add(&mut self, entry: &Entry<'_>) -> Result<()> {
+    /// Adds an entry. Keys only grow. The caller then calls [`Self::write_full`].
+    pub fn add(&mut self, entry: &Entry<'_>) {
         if let Some(handle) = self.unindexed.take() {
             self.index_block(handle, Some(entry.key));
         }
@@ -88,10 +88,14 @@ impl<F: File> SstBuilder<F> {
         if self.data_target <= self.data.bytes() {
             self.unindexed = Some(self.end_data_block());
         }
-        if WRITE_BYTES <= self.out.len() {
-            self.write_out().await?;
-        }
-        Ok(())
+    }
+
+    /// Writes the blocks that are complete, if they are enough for a write.
+    ///
+    /// # Errors
+    /// `Io` or `DiskFull`.
+    pub async fn write_full(&mut self) -> Result<()> {
+        if WRITE_BYTES <= self.out.len() { self.write_out().await } else { Ok(()) }
     }
 
     /// Completes, writes and syncs the file. At least one entry was added.
@@ -192,5 +196,5 @@ impl<F: File> SstBuilder<F> {
 }
 
 fn index_entry<'a>(key: &'a [u8], value: &'a [u8]) -> Entry<'a> {
-    Entry { key, seqno: SeqNo(0), kind: ValueKind::Value, value }
+    Entry { key, seqno: SeqNo(0), kind: EntryKind::VALUE, value }
 }

@@ -32,15 +32,15 @@
 
 pub mod block;
 pub mod builder;
-pub mod cache;
 pub mod filter;
 pub mod reader;
 pub mod run;
 pub mod verify;
+pub mod window;
 
 use crate::codec::{Reader, put_bytes, put_varint};
 use crate::error::CorruptionReason;
-use crate::key::{Entry, FileNumber, SeqNo, ValueKind};
+use crate::key::{Entry, FileNumber, SeqNo, UnixMillis, ValueKind};
 use crate::storage::BLOCK_BYTES;
 
 /// Where a frame is: both numbers are multiples of the page size.
@@ -89,6 +89,19 @@ pub struct SstMeta {
     pub entries: u64,
     /// Tombstones.
     pub tombstones: u64,
+    /// What is known of the entries that expire; `None` if there is none.
+    pub expiry: Option<Expiry>,
+}
+
+/// The entries of a file that expire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expiry {
+    /// How many there are.
+    pub entries: u64,
+    /// When the first of them expires.
+    pub first: UnixMillis,
+    /// When the last of them expires.
+    pub last: UnixMillis,
 }
 
 impl SstMeta {
@@ -103,6 +116,7 @@ impl SstMeta {
             last: SeqNo(0),
             entries: 0,
             tombstones: 0,
+            expiry: None,
         }
     }
 
@@ -112,7 +126,15 @@ impl SstMeta {
             self.smallest = entry.key.into();
         }
         self.entries += 1;
-        self.tombstones += u64::from(entry.kind == ValueKind::Tombstone);
+        self.tombstones += u64::from(entry.kind.value == ValueKind::Tombstone);
+        if let Some(at) = entry.kind.expires {
+            let so_far = self.expiry.unwrap_or(Expiry { entries: 0, first: at, last: at });
+            self.expiry = Some(Expiry {
+                entries: so_far.entries + 1,
+                first: so_far.first.min(at),
+                last: so_far.last.max(at),
+            });
+        }
         self.first = self.first.min(entry.seqno);
         self.last = self.last.max(entry.seqno);
     }
@@ -132,6 +154,11 @@ impl SstMeta {
         for number in [self.number.0, self.bytes, self.first.0, self.last.0, self.entries, self.tombstones] {
             put_varint(out, number);
         }
+        put_varint(out, self.expiry.map_or(0, |expiry| expiry.entries));
+        if let Some(expiry) = self.expiry {
+            put_varint(out, expiry.first.0);
+            put_varint(out, expiry.last.0);
+        }
         put_bytes(out, &self.smallest);
         put_bytes(out, &self.largest);
     }
@@ -143,9 +170,20 @@ impl SstMeta {
             *number = reader.varint()?;
         }
         let [number, bytes, first, last, entries, tombstones] = numbers;
+        let expiry = match reader.varint()? {
+            0 => None,
+            entries => {
+                let (first, last) = (UnixMillis(reader.varint()?), UnixMillis(reader.varint()?));
+                Some(Expiry { entries, first, last })
+            }
+        };
+        let expiry_fits = expiry.is_none_or(|expiry| {
+            expiry.first <= expiry.last
+                && tombstones.checked_add(expiry.entries).is_some_and(|sum| sum <= entries)
+        });
         let smallest = reader.length_and_bytes()?.into();
         let largest = reader.length_and_bytes()?.into();
-        if largest < smallest || last < first || entries < tombstones || entries == 0 {
+        if largest < smallest || last < first || entries < tombstones || entries == 0 || !expiry_fits {
             return Err(CorruptionReason::Damaged("the description of a sorted file contradicts itself"));
         }
         Ok(Self {
@@ -157,6 +195,41 @@ impl SstMeta {
             last: SeqNo(last),
             entries,
             tombstones,
+            expiry,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::EntryKind;
+
+    #[test]
+    fn a_description_counts_what_expires_and_round_trips() {
+        let entry = |key: &'static [u8], kind| Entry { key, seqno: SeqNo(3), kind, value: b"" };
+        let mut meta = SstMeta::new(FileNumber(1));
+        let round_trip = |meta: &SstMeta| {
+            let mut bytes = Vec::new();
+            meta.encode(&mut bytes);
+            SstMeta::decode(&mut Reader::new(&bytes))
+        };
+        for (key, kind) in [
+            (&b"a"[..], EntryKind::VALUE),
+            (b"b", EntryKind::value(Some(UnixMillis(70)))),
+            (b"c", EntryKind::TOMBSTONE),
+            (b"d", EntryKind::value(Some(UnixMillis(7_000)))),
+            (b"e", EntryKind::value(Some(UnixMillis(700)))),
+        ] {
+            meta.count(&entry(key, kind));
+            meta.largest = key.into();
+            assert_eq!(round_trip(&meta), Ok(meta.clone()));
+        }
+        assert_eq!(meta.expiry, Some(Expiry { entries: 3, first: UnixMillis(70), last: UnixMillis(7_000) }));
+        let too_many = Expiry { entries: 5, ..meta.expiry.unwrap() };
+        let reversed = Expiry { first: UnixMillis(8_000), ..meta.expiry.unwrap() };
+        for wrong in [too_many, reversed] {
+            assert!(round_trip(&SstMeta { expiry: Some(wrong), ..meta.clone() }).is_err());
+        }
     }
 }

@@ -1,29 +1,25 @@
-//! Reads a sorted file: one key by filter and index, or all entries in order.
+//! Reads a sorted file: its blocks, and one key by filter and index.
 //!
-//! Owns: the way from a key to its block, and the checks on it. A [`PointLookup`] decides and never reads: it
-//! names the block that it wants, and the caller brings it from the cache or the disk. Knows nothing of levels.
+//! Owns: the way from a key to its block, and the checks on it. A [`PointLookup`] decides and never reads: it names the
+//! block that it wants, and the caller brings that block from the cache or the disk. Entries in order: [`super::run`].
 
 use bytes::Bytes;
 
-use super::block::{Block, BlockKind, Cursor, FRAME_BYTES, Frame, frame_bytes, seek};
+use super::block::{Block, BlockKind, Frame, seek};
 use super::{BlockHandle, SstMeta, filter};
-use crate::codec::{Reader, to_usize};
-use crate::error::{CorruptionReason, Error, ErrorKind, Result};
+use crate::codec::Reader;
+use crate::error::{CorruptionReason, Error, Result};
 use crate::file_name::FileName;
-use crate::key::{Entry, FileNumber, SeqNo, ValueKind};
-use crate::merge::Source;
+use crate::key::{EntryKind, FileNumber, SeqNo};
 use crate::record::{Identity, decode_single};
 use crate::storage::{Access, AlignedBuf, BLOCK_BYTES, File, Storage, open_file};
 
-/// Bytes that a scan reads at a time.
-const SCAN_BYTES: usize = 256 << 10;
-
 /// An open sorted file.
 pub struct Sst<F: File> {
-    file: F,
-    label: String,
-    identity: Identity,
-    bytes: u64,
+    pub(super) file: F,
+    pub(super) label: String,
+    pub(super) identity: Identity,
+    pub(super) bytes: u64,
     pub(super) top: BlockHandle,
     pub(super) properties: BlockHandle,
 }
@@ -61,13 +57,18 @@ impl<F: File> Sst<F> {
     /// # Errors
     /// `Corruption` or `Io`, with file and offset.
     pub async fn read_frame(&self, handle: BlockHandle) -> Result<Frame> {
-        if self.bytes < handle.offset + u64::from(handle.bytes) {
-            return Err(
-                self.corruption(handle, CorruptionReason::Damaged("the block is past the end of the file"))
-            );
-        }
+        self.check_handle(handle)?;
         let bytes = read(&self.file, &self.label, handle.offset, handle.bytes as usize).await?;
         Frame::verify(bytes, self.identity, handle.offset).map_err(|reason| self.corruption(handle, reason))
+    }
+
+    /// Refuses a handle that points past the end of the file.
+    pub(super) fn check_handle(&self, handle: BlockHandle) -> Result<()> {
+        if self.bytes < handle.offset + u64::from(handle.bytes) {
+            let reason = CorruptionReason::Damaged("the block is past the end of the file");
+            return Err(self.corruption(handle, reason));
+        }
+        Ok(())
     }
 
     /// Unpacks the frame that was at `handle`. `guard` is kept as long as the block is in memory.
@@ -78,7 +79,7 @@ impl<F: File> Sst<F> {
         frame.unpack(guard).map_err(|reason| self.corruption(handle, reason))
     }
 
-    async fn read_block(&self, handle: BlockHandle) -> Result<Block> {
+    pub(super) async fn read_block(&self, handle: BlockHandle) -> Result<Block> {
         self.unpack(handle, self.read_frame(handle).await?, ())
     }
 
@@ -96,7 +97,8 @@ impl<F: File> Sst<F> {
     }
 }
 
-async fn read<F: File>(file: &F, label: &str, offset: u64, bytes: usize) -> Result<AlignedBuf> {
+/// Reads exactly `bytes`.
+pub(super) async fn read<F: File>(file: &F, label: &str, offset: u64, bytes: usize) -> Result<AlignedBuf> {
     let (result, mut buffer) = file.read_at(AlignedBuf::zeroed(bytes), offset).await;
     let count = result
         .map_err(|error| Error::io(format!("read {bytes} bytes at offset {offset} of {label}"), error))?;
@@ -110,15 +112,15 @@ async fn read<F: File>(file: &F, label: &str, offset: u64, bytes: usize) -> Resu
 
 /// What a lookup found out from a block.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Step {
+pub enum LookupStep {
     /// The lookup wants another block: see [`PointLookup::wanted`].
     More,
     /// The file does not hold the key.
     Absent,
     /// The file's entry for the key.
     Found {
-        /// What was written.
-        kind: ValueKind,
+        /// What was written, and when that expires.
+        kind: EntryKind,
         /// When.
         seqno: SeqNo,
         /// The value: a slice of the block.
@@ -152,7 +154,7 @@ impl PointLookup {
     }
 
     /// Takes one step with the wanted block.
-    pub fn step(&mut self, key: &[u8], block: &Block) -> Result<Step, CorruptionReason> {
+    pub fn step(&mut self, key: &[u8], block: &Block) -> Result<LookupStep, CorruptionReason> {
         let expect = |kind| {
             if block.kind == kind {
                 Ok(())
@@ -163,7 +165,7 @@ impl PointLookup {
         match self.stage {
             Stage::Top => {
                 expect(BlockKind::Top)?;
-                let Some(located) = seek(&block.payload, key)? else { return Ok(Step::Absent) };
+                let Some(located) = seek(&block.payload, key)? else { return Ok(LookupStep::Absent) };
                 let mut reader = Reader::new(&block.payload[located.value]);
                 let index = BlockHandle::decode(&mut reader)?;
                 self.wanted = BlockHandle::decode(&mut reader)?;
@@ -172,156 +174,30 @@ impl PointLookup {
             Stage::Filter { index } => {
                 expect(BlockKind::Filter)?;
                 if !filter::may_contain(&block.payload, self.hash)? {
-                    return Ok(Step::Absent);
+                    return Ok(LookupStep::Absent);
                 }
                 self.wanted = index;
                 self.stage = Stage::Index;
             }
             Stage::Index => {
                 expect(BlockKind::Index)?;
-                let Some(located) = seek(&block.payload, key)? else { return Ok(Step::Absent) };
+                let Some(located) = seek(&block.payload, key)? else { return Ok(LookupStep::Absent) };
                 self.wanted = BlockHandle::decode(&mut Reader::new(&block.payload[located.value]))?;
                 self.stage = Stage::Data;
             }
             Stage::Data => {
                 expect(BlockKind::Data)?;
                 return Ok(match seek(&block.payload, key)? {
-                    Some(located) if located.exact => Step::Found {
+                    Some(located) if located.exact => LookupStep::Found {
                         kind: located.kind,
                         seqno: located.seqno,
                         value: block.payload.slice(located.value),
                     },
-                    _ => Step::Absent,
+                    _ => LookupStep::Absent,
                 });
             }
         }
-        Ok(Step::More)
-    }
-}
-
-/// Walks the frames of a file in order, reading large steps past the cache.
-pub(super) struct Frames<F: File> {
-    sst: std::rc::Rc<Sst<F>>,
-    window: AlignedBuf,
-    window_at: u64,
-    /// Offset of the next frame.
-    next: u64,
-    /// Where the walk ends.
-    end: u64,
-}
-
-impl<F: File> Frames<F> {
-    /// The data, index and filter blocks.
-    fn of_entries(sst: std::rc::Rc<Sst<F>>) -> Self {
-        let end = sst.top.offset;
-        Self { sst, window: AlignedBuf::with_capacity(0), window_at: 0, next: 0, end }
-    }
-
-    /// All blocks.
-    pub(super) fn of_all(sst: std::rc::Rc<Sst<F>>) -> Self {
-        let end = sst.bytes.saturating_sub(BLOCK_BYTES as u64);
-        Self { end, ..Self::of_entries(sst) }
-    }
-
-    /// Where the next frame begins.
-    pub(super) fn position(&self) -> BlockHandle {
-        BlockHandle { offset: self.next, bytes: 0 }
-    }
-
-    /// The next block and its place; `None` at the end. After an error it stands where it stood.
-    pub(super) async fn next(&mut self) -> Result<Option<(BlockHandle, Block)>> {
-        if self.end <= self.next {
-            return Ok(None);
-        }
-        let at = self.position();
-        if !self.window_holds(FRAME_BYTES) {
-            self.fill(BLOCK_BYTES).await?;
-        }
-        let from = to_usize(self.next - self.window_at);
-        let bytes = frame_bytes(&self.window[from..]).map_err(|reason| self.sst.corruption(at, reason))?;
-        if self.end < self.next + bytes {
-            let reason = CorruptionReason::Damaged("the block runs past the end of the blocks");
-            return Err(self.sst.corruption(at, reason));
-        }
-        let bytes = to_usize(bytes);
-        let frame = if SCAN_BYTES < bytes {
-            // Read by itself: a merge of large values holds each of them once.
-            self.window = AlignedBuf::with_capacity(0);
-            read(&self.sst.file, &self.sst.label, self.next, bytes).await?
-        } else {
-            if !self.window_holds(bytes) {
-                self.fill(bytes).await?;
-            }
-            let from = to_usize(self.next - self.window_at);
-            AlignedBuf::from(&self.window[from..from + bytes])
-        };
-        let block = Frame::verify(frame, self.sst.identity, self.next)
-            .and_then(|frame| frame.unpack(()))
-            .map_err(|reason| self.sst.corruption(at, reason))?;
-        self.next += bytes as u64;
-        let bytes = u32::try_from(bytes).map_err(|_| {
-            self.sst.corruption(at, CorruptionReason::Damaged("the block is longer than any block can be"))
-        })?;
-        Ok(Some((BlockHandle { bytes, ..at }, block)))
-    }
-
-    /// Passes over one page: the next frame may begin behind it.
-    pub(super) fn skip_page(&mut self) {
-        self.next += BLOCK_BYTES as u64;
-    }
-
-    fn window_holds(&self, bytes: usize) -> bool {
-        self.window_at <= self.next && self.next + bytes as u64 <= self.window_at + self.window.len() as u64
-    }
-
-    /// Reads at least `bytes` from here, and more of what follows if that can be read, too.
-    async fn fill(&mut self, bytes: usize) -> Result<()> {
-        let step = bytes.max(SCAN_BYTES.min(to_usize(self.end - self.next)));
-        self.window = match read(&self.sst.file, &self.sst.label, self.next, step).await {
-            Err(error) if error.kind() == ErrorKind::Io => {
-                read(&self.sst.file, &self.sst.label, self.next, bytes).await?
-            }
-            result => result?,
-        };
-        self.window_at = self.next;
-        Ok(())
-    }
-}
-
-/// Walks all entries of a file in order. A [`Source`] of a merge.
-pub struct Scanner<F: File> {
-    frames: Frames<F>,
-    cursor: Option<Cursor>,
-}
-
-impl<F: File> Scanner<F> {
-    /// A scanner before the first entry.
-    pub fn new(sst: std::rc::Rc<Sst<F>>) -> Self {
-        Self { frames: Frames::of_entries(sst), cursor: None }
-    }
-}
-
-impl<F: File> Source for Scanner<F> {
-    async fn advance(&mut self) -> Result<()> {
-        loop {
-            if let Some(cursor) = &mut self.cursor {
-                let at = self.frames.position();
-                if cursor.advance().map_err(|reason| self.frames.sst.corruption(at, reason))? {
-                    return Ok(());
-                }
-            }
-            match self.frames.next().await? {
-                None => return Ok(()),
-                Some((_, block)) if block.kind == BlockKind::Data => {
-                    self.cursor = Some(Cursor::new(block.payload));
-                }
-                Some(_) => {}
-            }
-        }
-    }
-
-    fn entry(&self) -> Option<Entry<'_>> {
-        self.cursor.as_ref()?.entry()
+        Ok(LookupStep::More)
     }
 }
 
@@ -333,7 +209,9 @@ mod tests {
     use futures_executor::block_on;
 
     use super::*;
-    use crate::key::{ShardId, filter_hash};
+    use crate::codec::to_usize;
+    use crate::error::ErrorKind;
+    use crate::key::{Entry, ShardId, UnixMillis, filter_hash};
     use crate::random::Random;
     use crate::record::Kind;
     use crate::sst::builder::SstBuilder;
@@ -345,8 +223,10 @@ mod tests {
     async fn build(storage: &SimStorage, model: &BTreeMap<Vec<u8>, Vec<u8>>) -> SstMeta {
         let mut builder = SstBuilder::create(storage, IDENTITY).await.unwrap();
         for (index, (key, value)) in model.iter().enumerate() {
-            let entry = Entry { key, seqno: SeqNo(index as u64 + 1), kind: ValueKind::Value, value };
-            builder.add(&entry).await.unwrap();
+            let expires = (index % 7 == 0).then_some(UnixMillis(index as u64));
+            let entry = Entry { key, seqno: SeqNo(index as u64 + 1), kind: EntryKind::value(expires), value };
+            builder.add(&entry);
+            builder.write_full().await.unwrap();
         }
         builder.finish().await.unwrap()
     }
@@ -356,9 +236,9 @@ mod tests {
         loop {
             let block = sst.read_block(lookup.wanted()).await?;
             match lookup.step(key, &block).map_err(|reason| sst.corruption(lookup.wanted(), reason))? {
-                Step::More => {}
-                Step::Absent => return Ok(None),
-                Step::Found { value, .. } => return Ok(Some(value)),
+                LookupStep::More => {}
+                LookupStep::Absent => return Ok(None),
+                LookupStep::Found { value, .. } => return Ok(Some(value)),
             }
         }
     }
@@ -380,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn t2_every_key_is_found_others_are_not_and_a_scan_sees_all_in_order() {
+    fn t2_every_key_is_found_and_others_are_not() {
         block_on(async {
             for seed in 0..3 {
                 let storage = SimStorage::new(seed);
@@ -400,14 +280,6 @@ mod tests {
                     other.push(b'!');
                     assert_eq!(get(&sst, &other).await.unwrap(), None);
                 }
-                let mut scanner = Scanner::new(sst);
-                for (key, value) in &model {
-                    scanner.advance().await.unwrap();
-                    let entry = scanner.entry().unwrap();
-                    assert_eq!((entry.key, entry.value), (&key[..], &value[..]));
-                }
-                scanner.advance().await.unwrap();
-                assert_eq!(scanner.entry(), None);
             }
         });
     }
@@ -435,7 +307,7 @@ mod tests {
                             match get(&sst, key).await {
                                 Ok(found) => assert_eq!(found.unwrap(), value),
                                 Err(error) => {
-                                    assert_eq!(error.kind(), crate::error::ErrorKind::Corruption);
+                                    assert_eq!(error.kind(), ErrorKind::Corruption);
                                     errors += 1;
                                 }
                             }

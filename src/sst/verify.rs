@@ -9,7 +9,8 @@
 use std::rc::Rc;
 
 use super::block::{Block, BlockKind, Cursor, seek};
-use super::reader::{Frames, Sst};
+use super::reader::Sst;
+use super::window::Frames;
 use super::{BlockHandle, SstMeta, filter};
 use crate::codec::Reader;
 use crate::error::{CorruptionReason, Error, Result};
@@ -58,7 +59,7 @@ pub async fn verify<F: File>(
         partitions: Vec::new(),
         gap: false,
     };
-    let mut frames = Frames::of_all(sst.clone());
+    let mut frames = Frames::new(sst.clone());
     let mut reported = None;
     loop {
         let at = frames.position();
@@ -169,7 +170,8 @@ impl<V: FnMut(&Entry<'_>) -> Result<(), CorruptionReason>> Walk<V> {
                 return Err(CorruptionReason::Damaged("the keys are not in order"));
             }
             match seek(&block.payload, entry.key)? {
-                Some(located) if located.exact && located.seqno == entry.seqno => {}
+                Some(located)
+                    if located.exact && located.seqno == entry.seqno && located.kind == entry.kind => {}
                 _ => {
                     return Err(CorruptionReason::Damaged(
                         "the restart points do not lead to a key of the block",

@@ -13,7 +13,7 @@
 //!   0  u64 first      SeqNo of the first write; the others count up
 //!   8  u64 published  position of the group in an external log; 0, because there is none yet
 //!  16  u32 count      writes in the group
-//!  20  writes: u8 kind  varint key bytes  varint value bytes  key  value
+//!  20  writes: kind (see `EntryKind`)  varint key bytes  varint value bytes  key  value
 //! ```
 //!
 //! A lone client makes groups of one small write. They take a sector each, not a 4 KiB block: the writer
@@ -38,10 +38,11 @@ pub mod writer;
 
 use crate::codec::{Reader, VARINT_BYTES_MAX, varint};
 use crate::error::CorruptionReason;
-use crate::key::{Entry, SeqNo, ValueKind};
+use crate::key::{ENTRY_KIND_BYTES_MAX, Entry, EntryKind, SeqNo};
 use crate::record::RecordBuilder;
 use crate::storage::AlignedBuf;
 
+const PUBLISHED_AT: usize = 8;
 const COUNT_AT: usize = 16;
 
 /// A commit group being formed.
@@ -62,9 +63,9 @@ impl GroupBuilder {
     }
 
     /// Adds a write and returns its SeqNo.
-    pub fn add(&mut self, key: &[u8], kind: ValueKind, value: &[u8]) -> SeqNo {
+    pub fn add(&mut self, key: &[u8], kind: EntryKind, value: &[u8]) -> SeqNo {
         let mut length = [0; VARINT_BYTES_MAX];
-        self.record.extend_from_slice(&[kind as u8]);
+        self.record.extend_from_slice(kind.encode(&mut [0; ENTRY_KIND_BYTES_MAX]));
         self.record.extend_from_slice(varint(key.len() as u64, &mut length));
         self.record.extend_from_slice(varint(value.len() as u64, &mut length));
         self.record.extend_from_slice(key);
@@ -88,10 +89,43 @@ impl GroupBuilder {
         self.record.end()
     }
 
-    fn finish(mut self) -> RecordBuilder {
+    /// Notes the position of the group in an external log.
+    pub fn set_published(&mut self, position: u64) {
+        self.record.patch(PUBLISHED_AT, &position.to_le_bytes());
+    }
+
+    /// Completes the payload. No write is added afterwards.
+    pub fn complete(&mut self) {
         assert!(0 < self.count, "an empty group is not written");
         self.record.patch(COUNT_AT, &self.count.to_le_bytes());
-        self.record
+    }
+
+    /// The payload, once it is complete.
+    pub fn payload(&self) -> &[u8] {
+        self.record.payload()
+    }
+}
+
+/// A commit group that was written, with its bytes.
+pub struct Group {
+    /// SeqNo of the first write.
+    pub first: SeqNo,
+    /// SeqNo of the last write.
+    pub last: SeqNo,
+    /// What was written to the WAL, the payload included.
+    written: AlignedBuf,
+    payload: std::ops::Range<usize>,
+}
+
+impl Group {
+    /// The payload: see [`decode_group`].
+    pub fn payload(&self) -> &[u8] {
+        &self.written[self.payload.clone()]
+    }
+
+    /// The memory of the group, to be used again.
+    pub fn into_buffer(self) -> AlignedBuf {
+        self.written
     }
 }
 
@@ -108,7 +142,7 @@ pub fn decode_group(
         return Err(CorruptionReason::Damaged("the commit group has no writes, or too many"));
     }
     for index in 0..count {
-        let kind = ValueKind::decode(reader.u8()?)?;
+        let kind = EntryKind::decode(&mut reader)?;
         let key_bytes = reader.length()?;
         let value_bytes = reader.length()?;
         let key = reader.bytes(key_bytes)?;
@@ -129,22 +163,26 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::key::UnixMillis;
 
     #[test]
     fn w2_a_group_round_trips_and_its_length_is_exact() {
         let mut group = GroupBuilder::new(AlignedBuf::with_capacity(0), 4096, SeqNo(10));
-        assert_eq!(group.add(b"k", ValueKind::Value, b"v"), SeqNo(10));
-        assert_eq!(group.add(b"gone", ValueKind::Tombstone, b""), SeqNo(11));
-        assert_eq!((group.last(), group.end()), (SeqNo(11), 4096 + 512));
+        let soon = EntryKind::value(Some(UnixMillis(300)));
+        assert_eq!(group.add(b"k", EntryKind::VALUE, b"v"), SeqNo(10));
+        assert_eq!(group.add(b"e", soon, b""), SeqNo(11));
+        assert_eq!(group.add(b"gone", EntryKind::TOMBSTONE, b""), SeqNo(12));
+        assert_eq!((group.last(), group.end()), (SeqNo(12), 4096 + 512));
         let mut payload = 10_u64.to_le_bytes().to_vec();
         payload.extend_from_slice(&[0; 8]);
-        payload.extend_from_slice(&[2, 0, 0, 0, 1, 1, 1, b'k', b'v', 0, 4, 0]);
+        payload.extend_from_slice(&[3, 0, 0, 0, 1, 1, 1, b'k', b'v', 0x11, 0xac, 2, 1, 0, b'e', 0, 4, 0]);
         payload.extend_from_slice(b"gone");
         let mut seen = Vec::new();
         let result =
             decode_group(&payload, |e| seen.push((e.key.to_vec(), e.seqno.0, e.kind, e.value.to_vec())));
-        assert_eq!(result, Ok((SeqNo(10), 2)));
-        assert_eq!(seen[1], (b"gone".to_vec(), 11, ValueKind::Tombstone, vec![]));
+        assert_eq!(result, Ok((SeqNo(10), 3)));
+        assert_eq!(seen[1], (b"e".to_vec(), 11, soon, vec![]));
+        assert_eq!(seen[2], (b"gone".to_vec(), 12, EntryKind::TOMBSTONE, vec![]));
         for length in 0..payload.len() {
             assert!(decode_group(&payload[..length], |_| {}).is_err());
         }

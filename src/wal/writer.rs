@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use super::GroupBuilder;
+use super::{Group, GroupBuilder};
 use crate::error::Result;
 use crate::file_name::FileName;
 use crate::key::{FileNumber, SeqNo};
@@ -125,12 +125,15 @@ impl<F: File> Wal<F> {
         self.reserved.set(group.end());
     }
 
-    /// Writes a group; groups are appended in the order in which they were begun. Returns the buffer.
+    /// Writes a complete group. Groups are appended in the order in which they were begun.
     ///
     /// # Errors
     /// As [`RecordFile::append`].
-    pub async fn append(&self, group: GroupBuilder) -> Result<AlignedBuf> {
-        self.file.append(group.finish()).await
+    pub async fn append(&self, group: GroupBuilder) -> Result<Group> {
+        let (first, last) = (group.first, group.last());
+        let payload = group.record.payload_range();
+        let written = self.file.append(group.record).await?;
+        Ok(Group { first, last, written, payload })
     }
 
     /// Makes all appended groups durable. See [`RecordFile::sync`] for what an error means.

@@ -10,8 +10,8 @@ use std::rc::Rc;
 use quick_cache::unsync::Cache;
 use quick_cache::{OptionsBuilder, Weighter};
 
-use super::block::Block;
 use crate::key::FileNumber;
+use crate::sst::block::Block;
 
 /// Bytes that an entry costs beside its block: key, slot, list links, the shared-memory handle.
 const ENTRY_OVERHEAD_BYTES: usize = 128;

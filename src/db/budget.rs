@@ -1,0 +1,94 @@
+//! Memory that values and blocks take on their way to readers.
+//!
+//! B1  Values and blocks over 64 KiB that readers hold take at most `DbConfig::large_reads_bytes_max`, those in the block
+//!     cache included. A read beyond that is refused; it never waits for memory that other readers hold.
+//! B2  Blocks over 64 KiB that only tell whether a key is there are read a few at a time. They are not cached, and a check
+//!     keeps its permit to its end. If it released the permit between blocks, four checks could each wait for a second
+//!     permit: a deadlock.
+//!
+//! Smaller reads are not counted: their number is bounded by the requests under way.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::config::DbConfig;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Reads up to this size are not counted.
+pub(super) const SMALL_READ_BYTES: usize = 64 << 10;
+/// Checks that may hold a large block at a time.
+const LARGE_CHECKS: usize = 4;
+
+/// A permit to hold memory; it is given back when it is dropped.
+pub(super) type Permit = OwnedSemaphorePermit;
+
+pub(super) struct ReadBudget {
+    /// In KiB (B1).
+    large_reads: Arc<Semaphore>,
+    /// What is left of it when the cache is full of large blocks, in KiB.
+    beside_cache_kibibytes: usize,
+    /// (B2)
+    large_checks: Arc<Semaphore>,
+}
+
+impl ReadBudget {
+    pub(super) fn new(config: &DbConfig) -> Self {
+        let all = config.large_reads_bytes_max();
+        Self {
+            large_reads: Arc::new(Semaphore::new(all / 1024)),
+            beside_cache_kibibytes: (all - config.cache_bytes) / 1024,
+            large_checks: Arc::new(Semaphore::new(LARGE_CHECKS)),
+        }
+    }
+
+    /// A permit to hold `bytes` for a reader; `None` if none is needed.
+    ///
+    /// # Errors
+    /// `Overloaded`.
+    pub(super) fn for_reader(&self, bytes: usize) -> Result<Option<Permit>> {
+        if bytes <= SMALL_READ_BYTES {
+            return Ok(None);
+        }
+        // A value may be larger than the whole budget, if it was written with another `--max-value-size`. It is read when
+        // no other large value is on its way.
+        let kibibytes = bytes.div_ceil(1024).min(self.beside_cache_kibibytes);
+        let kibibytes = u32::try_from(kibibytes).expect("values are under 4 TiB");
+        match self.large_reads.clone().try_acquire_many_owned(kibibytes) {
+            Ok(permit) => Ok(Some(permit)),
+            Err(_) => Err(Error::new(ErrorKind::Overloaded, "too many large values are being read")),
+        }
+    }
+
+    /// Waits for a permit to read a block of `bytes` to see whether a key is there; `None` if none is needed.
+    pub(super) async fn for_check(&self, bytes: usize) -> Option<Permit> {
+        if bytes <= SMALL_READ_BYTES {
+            return None;
+        }
+        self.large_checks.clone().acquire_owned().await.ok() // the semaphore is never closed
+    }
+
+    /// A copy of a value that is in memory, counted like a read.
+    ///
+    /// # Errors
+    /// `Overloaded`.
+    pub(super) fn copy(&self, value: &[u8]) -> Result<Bytes> {
+        Ok(match self.for_reader(value.len())? {
+            None => Bytes::copy_from_slice(value),
+            Some(permit) => Bytes::from_owner(HeldValue { value: value.to_vec(), _permit: permit }),
+        })
+    }
+}
+
+/// A value on its way to a reader, and the permit to hold it.
+struct HeldValue {
+    value: Vec<u8>,
+    _permit: Permit,
+}
+
+impl AsRef<[u8]> for HeldValue {
+    fn as_ref(&self) -> &[u8] {
+        &self.value
+    }
+}

@@ -1,0 +1,256 @@
+//! Carries out operations: what an [`Op`] does to a shard, and what becomes of it.
+//!
+//! An operation starts with a synchronous step ([`Db::start`]). Most end there: a get that memory can answer, or a set that
+//! only waits for its commit group. What needs the disk becomes a [`Pending`], which owns what it needs and is awaited
+//! without the caller's memory.
+//!
+//! A delete takes its place in the order at once: its tombstone joins the forming group while the lookup of what it
+//! deletes is still under way. The lookup sees the state below the tombstone's SeqNo, with writes in flight, which become
+//! durable before the tombstone. So its answer is exact once the tombstone is durable.
+
+use bytes::Bytes;
+
+use super::admission::WaitPosition;
+use super::budget::SMALL_READ_BYTES;
+use super::commit::Ticket;
+use super::read::{Found, Lookup, Progress, Wants};
+use super::{Db, SeqNo};
+use crate::config::KEY_BYTES_MAX;
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::{EntryKind, Key, UnixMillis};
+use crate::op::{Op, Outcome};
+use crate::storage::Storage;
+
+/// What became of an operation in its first step.
+pub enum Started<S: Storage> {
+    /// The outcome was known, and was lent to the caller.
+    Lent,
+    /// The outcome is known.
+    Known(Outcome<Bytes>),
+    /// This will be the outcome, once the ticket says that the write is durable.
+    Committing(Ticket, Outcome<Bytes>),
+    /// The disk is needed.
+    Pending(Pending<S>),
+}
+
+/// An operation that needs the disk.
+pub struct Pending<S: Storage> {
+    key: Key<Bytes>,
+    lookup: Lookup<S>,
+    then: Then,
+}
+
+/// What an operation does with the answer of its lookup.
+enum Then {
+    /// Return it.
+    Return,
+    /// Say whether the key was there, once the tombstone is durable.
+    Deleted(Ticket, SeqNo),
+}
+
+impl<S: Storage> Pending<S> {
+    /// Carries the operation out to its end.
+    ///
+    /// # Errors
+    /// `Corruption` or `Io` if a block cannot be read; `Overloaded`; `Poisoned` if a write has failed.
+    ///
+    /// Cancel safety: safe; a write that was taken goes on.
+    pub async fn finish(self, db: &Db<S>) -> Result<Outcome<Bytes>> {
+        let Self { key, lookup, then } = self;
+        let found = lookup.finish(db, key.bytes()).await;
+        match then {
+            Then::Return => Ok(outcome(found?)),
+            Then::Deleted(ticket, seqno) => {
+                // The value that was found is not held until the group is durable.
+                let outcome = found.map(|found| deleted(&found, seqno));
+                ticket.await?;
+                outcome
+            }
+        }
+    }
+}
+
+fn outcome(found: Option<Found>) -> Outcome<Bytes> {
+    match found {
+        Some(Found { value, seqno, expires }) => Outcome::Value { value, seqno, expires },
+        None => Outcome::Missing,
+    }
+}
+
+fn deleted(found: &Option<Found>, seqno: SeqNo) -> Outcome<Bytes> {
+    if found.is_some() { Outcome::Written { seqno } } else { Outcome::Missing }
+}
+
+impl<S: Storage> Db<S> {
+    /// Starts an operation at `now`. If the outcome is known at once and its value is in memory, it is lent to `lend`
+    /// without a copy ([`Started::Lent`]).
+    ///
+    /// # Errors
+    /// `InvalidRequest` or `TooLarge` for what can never be done. A write that may succeed later is refused with
+    /// `Overloaded` or `DiskFull`; it can wait for its turn with [`Self::wait_for_room`]. `ShuttingDown`; `Poisoned`;
+    /// `Corruption` if a cached block does not decode.
+    pub fn start(
+        &self,
+        op: Op<&[u8]>,
+        now: UnixMillis,
+        lend: impl FnOnce(Outcome<&[u8]>),
+    ) -> Result<Started<S>> {
+        if op.writes() {
+            self.0.admission.nobody_waits()?;
+        }
+        self.operate(op, now, lend)
+    }
+
+    /// As [`Self::start`], for an operation whose turn has come (see [`WaitPosition::first`]).
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_in_turn(&self, op: Op<&[u8]>, now: UnixMillis, _turn: &WaitPosition) -> Result<Started<S>> {
+        self.operate(op, now, |_| unreachable!("writes lend nothing"))
+    }
+
+    fn operate(
+        &self,
+        op: Op<&[u8]>,
+        now: UnixMillis,
+        lend: impl FnOnce(Outcome<&[u8]>),
+    ) -> Result<Started<S>> {
+        check_key(op.key().bytes())?;
+        match op {
+            Op::Get { key } => self.start_get(key, now, lend),
+            Op::Set { key, value, expires } => {
+                let (ticket, seqno) = self.write(key, EntryKind::value(expires), value)?;
+                Ok(Started::Committing(ticket, Outcome::Written { seqno }))
+            }
+            Op::Delete { key } => {
+                let (ticket, seqno, mut lookup) = self.write_tombstone(key, now)?;
+                Ok(match lookup.poll_cached(self, key.bytes())? {
+                    Progress::Done(found) => Started::Committing(ticket, deleted(&found, seqno)),
+                    Progress::NeedsDisk => {
+                        let then = Then::Deleted(ticket, seqno);
+                        Started::Pending(Pending { key: key.to_owned(), lookup, then })
+                    }
+                })
+            }
+        }
+    }
+
+    fn start_get(
+        &self,
+        key: Key<&[u8]>,
+        now: UnixMillis,
+        lend: impl FnOnce(Outcome<&[u8]>),
+    ) -> Result<Started<S>> {
+        let mut lend = Some(lend);
+        let known = self.in_memory(key, self.visible(), |entry| {
+            let outcome = if !entry.kind.is_value_at(now) {
+                Outcome::Missing
+            } else if entry.value.len() <= SMALL_READ_BYTES {
+                Outcome::Value { value: entry.value, seqno: entry.seqno, expires: entry.kind.expires }
+            } else {
+                let value = self.0.tree.budget.copy(entry.value)?;
+                let found = Outcome::Value { value, seqno: entry.seqno, expires: entry.kind.expires };
+                return Ok(Started::Known(found));
+            };
+            lend.take().expect("one entry decides")(outcome);
+            Ok(Started::Lent)
+        });
+        if let Some(known) = known {
+            return known;
+        }
+        let mut lookup = self.search(key, Wants::Value, now);
+        Ok(match lookup.poll_cached(self, key.bytes())? {
+            Progress::Done(found) => Started::Known(outcome(found)),
+            Progress::NeedsDisk => {
+                let key = key.to_owned();
+                Started::Pending(Pending { key, lookup, then: Then::Return })
+            }
+        })
+    }
+
+    /// Takes a tombstone into the forming group, and begins the lookup of what it deletes.
+    fn write_tombstone(&self, key: Key<&[u8]>, now: UnixMillis) -> Result<(Ticket, SeqNo, Lookup<S>)> {
+        // The lookup begins first: the write may freeze the memtable, which changes nothing below.
+        let lookup = self.begin_lookup(key, self.0.writes.last(), Wants::Existence, now)?;
+        let (ticket, seqno) = self.write(key, EntryKind::TOMBSTONE, b"")?;
+        Ok((ticket, seqno, lookup))
+    }
+
+    /// Takes a write into the forming group, if there is room.
+    fn write(&self, key: Key<&[u8]>, kind: EntryKind, value: &[u8]) -> Result<(Ticket, SeqNo)> {
+        let inner = &*self.0;
+        if inner.config.value_bytes_max < value.len() {
+            let message = format!("the value is longer than {} bytes", inner.config.value_bytes_max);
+            return Err(Error::new(ErrorKind::TooLarge, message));
+        }
+        if let Some(error) = inner.writes.queue.failure() {
+            return Err(error); // D4
+        }
+        let queued = inner.writes.queue.bytes() + value.len();
+        inner.admission.admit(&self.backlog(), queued, inner.config.queue_bytes_max())?;
+        let taken = inner.writes.take(key, kind, value);
+        taken.map_err(|no_room| inner.admission.refusal(no_room.work, no_room.why))
+    }
+
+    /// The key with its hashes.
+    pub fn key<'a>(&self, key: &'a [u8]) -> Key<&'a [u8]> {
+        Key::new(key, self.0.config.key_hash)
+    }
+
+    /// Takes a value into the forming group. It is neither durable nor visible before the ticket says so.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn set(&self, key: &[u8], value: &[u8]) -> Result<Ticket> {
+        self.set_expiring(key, value, None)
+    }
+
+    /// As [`Self::set`], for a value that expires.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn set_expiring(&self, key: &[u8], value: &[u8], expires: Option<UnixMillis>) -> Result<Ticket> {
+        check_key(key)?;
+        Ok(self.write(self.key(key), EntryKind::value(expires), value)?.0)
+    }
+
+    /// Takes a tombstone into the forming group, and looks up what it deletes at `now`. The answer is exact once the ticket
+    /// says that the tombstone is durable.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn delete(&self, key: &[u8], now: UnixMillis) -> Result<(Ticket, Lookup<S>)> {
+        check_key(key)?;
+        let (ticket, _, lookup) = self.write_tombstone(self.key(key), now)?;
+        Ok((ticket, lookup))
+    }
+
+    /// Begins a search for the durable value of a key at `now`.
+    ///
+    /// # Errors
+    /// `InvalidRequest` or `TooLarge`; `Overloaded` if too many large values are being read.
+    pub fn lookup(&self, key: &[u8], now: UnixMillis) -> Result<Lookup<S>> {
+        check_key(key)?;
+        self.begin_lookup(self.key(key), self.visible(), Wants::Value, now)
+    }
+
+    /// The durable value of a key at `now`.
+    ///
+    /// # Errors
+    /// As [`Self::lookup`]; `Corruption` or `Io` if a block cannot be read.
+    pub async fn get(&self, key: &[u8], now: UnixMillis) -> Result<Option<Bytes>> {
+        let found = self.lookup(key, now)?.finish(self, key).await?;
+        Ok(found.map(|found| found.value))
+    }
+}
+
+fn check_key(key: &[u8]) -> Result<()> {
+    if key.is_empty() {
+        return Err(Error::new(ErrorKind::InvalidRequest, "the key is empty"));
+    }
+    if KEY_BYTES_MAX < key.len() {
+        let message = format!("the key is longer than {KEY_BYTES_MAX} bytes");
+        return Err(Error::new(ErrorKind::TooLarge, message));
+    }
+    Ok(())
+}

@@ -1,0 +1,119 @@
+//! Walks over a [`View`] in key order: every visible value, once.
+//!
+//! Memtables and sorted files are merged by the same sources as in a flush and a compaction ([`crate::source`]). The walk
+//! is synchronous as long as memory has what it needs. In between, the caller supplies what is missing, and may pause.
+
+use std::rc::Rc;
+
+use super::{Db, View};
+use crate::error::Result;
+use crate::key::{Entry, FileNumber, UnixMillis};
+use crate::memtable::order::{MemtableSource, Wants};
+use crate::source::merge::Merge;
+use crate::source::newest::Newest;
+use crate::source::{Source, Step};
+use crate::sst::SstMeta;
+use crate::sst::block::Block;
+use crate::sst::reader::Sst;
+use crate::sst::run::{OpenSst, Run};
+use crate::sst::window::ReadAhead;
+use crate::storage::Storage;
+
+/// The visible values of a view, in key order. A [`Source`].
+pub struct Scan<'a, S: Storage> {
+    entries: Newest<Merge<Part<'a, S>>>,
+    now: UnixMillis,
+}
+
+enum Part<'a, S: Storage> {
+    Memtable(MemtableSource),
+    Files(Box<Run<'a, Db<S>>>),
+}
+
+impl<S: Storage> Db<S> {
+    /// A walk over `view` at `now`. It stands in front of its first entry.
+    pub fn scan(&self, view: &View, now: UnixMillis) -> Scan<'_, S> {
+        let memtable = |memtable: &Rc<_>| {
+            Part::Memtable(MemtableSource::new(Rc::clone(memtable), view.visible, Wants::FewRuns))
+        };
+        let mut parts: Vec<_> = view.memtables.iter().map(memtable).collect();
+        for (level, files) in view.version.levels() {
+            let run = |files: &[Rc<SstMeta>]| {
+                Part::Files(Box::new(Run::new(self, files.iter().cloned(), ReadAhead::Growing)))
+            };
+            if level == 0 {
+                parts.extend(files.iter().map(|file| run(std::slice::from_ref(file))));
+            } else {
+                parts.push(run(files));
+            }
+        }
+        Scan { entries: Newest::new(Merge::new(parts), view.visible), now }
+    }
+}
+
+impl<S: Storage> Source for Scan<'_, S> {
+    fn seek(&mut self, key: &[u8]) {
+        self.entries.seek(key);
+    }
+
+    fn step(&mut self) -> Result<Step> {
+        loop {
+            let step = self.entries.step()?;
+            let now = self.now;
+            // The newest entry of a key decides: a tombstone or an expired entry hides all older ones.
+            if step != Step::Entry || self.entries.read(|entry| entry.kind.is_value_at(now)) {
+                return Ok(step);
+            }
+        }
+    }
+
+    fn read<R>(&self, read: impl FnOnce(Entry<'_>) -> R) -> R {
+        self.entries.read(read)
+    }
+
+    async fn supply(&mut self) -> Result<()> {
+        self.entries.supply().await
+    }
+}
+
+impl<S: Storage> Source for Part<'_, S> {
+    fn seek(&mut self, key: &[u8]) {
+        match self {
+            Self::Memtable(source) => source.seek(key),
+            Self::Files(source) => source.seek(key),
+        }
+    }
+
+    fn step(&mut self) -> Result<Step> {
+        match self {
+            Self::Memtable(source) => source.step(),
+            Self::Files(source) => source.step(),
+        }
+    }
+
+    fn read<R>(&self, read: impl FnOnce(Entry<'_>) -> R) -> R {
+        match self {
+            Self::Memtable(source) => source.read(read),
+            Self::Files(source) => source.read(read),
+        }
+    }
+
+    async fn supply(&mut self) -> Result<()> {
+        match self {
+            Self::Memtable(source) => source.supply().await,
+            Self::Files(source) => source.supply().await,
+        }
+    }
+}
+
+impl<S: Storage> OpenSst for Db<S> {
+    type File = S::File;
+
+    async fn open(&self, meta: &SstMeta) -> Result<Rc<Sst<S::File>>> {
+        self.0.tree.open(&self.0.storage, self.0.owner, meta).await
+    }
+
+    fn cached(&self, file: FileNumber, offset: u64) -> Option<Rc<Block>> {
+        self.0.tree.blocks.get(file, offset)
+    }
+}

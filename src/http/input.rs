@@ -1,0 +1,154 @@
+//! What a client has sent and has no reply to yet: requests are parsed from it, one after the other. Pure.
+//!
+//! A request that is complete becomes a [`Parsed`], which names ranges of the input. The ranges hold until the input is
+//! compacted, which happens only before the next read. So everything that has arrived can be parsed before the first
+//! operation begins.
+
+use std::ops::Range;
+
+use super::body::BODY_TOO_LONG;
+use super::head::{Framing, Head, HeadEnd, Method, parse};
+use super::response::Wire;
+use super::route::Route;
+use super::{IDLE_BUFFER_BYTES, Refusal};
+use crate::codec::to_usize;
+use crate::key::KeyHash;
+
+/// The input of a connection.
+pub(super) struct Input {
+    bytes: Vec<u8>,
+    /// Bytes before this are parsed.
+    start: usize,
+    head_end: HeadEnd,
+}
+
+/// A request whose head and body are here.
+pub(super) struct Parsed {
+    pub(super) route: Route,
+    pub(super) wire: Wire,
+    /// Where the request begins.
+    pub(super) at: usize,
+    /// Where its body is.
+    pub(super) body: Range<usize>,
+}
+
+/// A request whose head is here, and whose body has to be read.
+pub(super) struct Begun {
+    pub(super) route: Route,
+    pub(super) wire: Wire,
+    pub(super) head: Head,
+}
+
+/// What the front of the input is.
+pub(super) enum Front {
+    /// A complete request.
+    Complete(Parsed),
+    /// A request whose body has not arrived, or is chunked. It is not taken from the input.
+    Body(Begun),
+    /// Bytes that are refused. If the connection stays open they are taken from the input.
+    Refused(Refusal, Wire),
+    /// Not a whole head.
+    Incomplete,
+}
+
+impl Input {
+    pub(super) fn new() -> Self {
+        Self { bytes: Vec::with_capacity(IDLE_BUFFER_BYTES), start: 0, head_end: HeadEnd::default() }
+    }
+
+    /// Parses the request at the front.
+    pub(super) fn parse(&mut self, value_bytes_max: usize, key_hash: KeyHash) -> Front {
+        let rest = &self.bytes[self.start..];
+        let head = match self.head_end.find(rest) {
+            Ok(None) => return Front::Incomplete,
+            Ok(Some(bytes)) => parse(&rest[..bytes]),
+            Err(refusal) => Err(refusal),
+        };
+        let head = match head {
+            Ok(head) => head,
+            Err(refusal) => return Front::Refused(refusal, Wire::UNKNOWN), // H1
+        };
+        let wire =
+            Wire { old: head.old, keep_alive: head.keep_alive, head_only: head.method == Method::Head };
+        let body_bytes = match head.framing {
+            Framing::Empty => 0,
+            Framing::Length(length) => length,
+            Framing::Chunked => u64::MAX,
+        };
+        // After a refusal the connection goes on only if no body follows, which could be taken for a request (H1).
+        let refused = Wire { keep_alive: wire.keep_alive && head.framing == Framing::Empty, ..wire };
+        let route = match Route::of(&head, rest, key_hash) {
+            Ok(route) => route,
+            Err(refusal) => {
+                self.consume(head.bytes);
+                return Front::Refused(refusal, refused);
+            }
+        };
+        if head.framing != Framing::Chunked && (value_bytes_max as u64) < body_bytes {
+            return Front::Refused(BODY_TOO_LONG, refused);
+        }
+        if ((rest.len() - head.bytes) as u64) < body_bytes {
+            return Front::Body(Begun { route, wire, head });
+        }
+        let at = self.start;
+        let body = at + head.bytes..at + head.bytes + to_usize(body_bytes);
+        self.consume(head.bytes + body.len());
+        Front::Complete(Parsed { route, wire, at, body })
+    }
+
+    /// The bytes from `at` on.
+    pub(super) fn from(&self, at: usize) -> &[u8] {
+        &self.bytes[at..]
+    }
+
+    /// The bytes in `range`.
+    pub(super) fn range(&self, range: Range<usize>) -> &[u8] {
+        &self.bytes[range]
+    }
+
+    /// Where the bytes begin that are not parsed.
+    pub(super) fn start(&self) -> usize {
+        self.start
+    }
+
+    /// Bytes that are not parsed.
+    pub(super) fn unparsed(&self) -> usize {
+        self.bytes.len() - self.start
+    }
+
+    /// Takes `bytes` at the front as parsed.
+    pub(super) fn consume(&mut self, bytes: usize) {
+        self.start += bytes;
+        self.head_end = HeadEnd::default();
+    }
+
+    /// Removes bytes in the middle that are not needed any more.
+    pub(super) fn remove(&mut self, range: Range<usize>) {
+        self.bytes.drain(range);
+    }
+
+    /// Bytes of memory that the input takes.
+    pub(super) fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
+    /// Forgets what is parsed, makes room for the next read, and gives up the buffer for it. Ranges of parsed requests are
+    /// not valid any more.
+    pub(super) fn lend_for_read(&mut self) -> Vec<u8> {
+        self.bytes.drain(..self.start);
+        self.start = 0;
+        if self.bytes.is_empty() && IDLE_BUFFER_BYTES < self.bytes.capacity() {
+            self.bytes.shrink_to(IDLE_BUFFER_BYTES);
+        }
+        if self.bytes.capacity() - self.bytes.len() < IDLE_BUFFER_BYTES / 4 {
+            // Doubled: memory follows the bytes that arrived (H2).
+            self.bytes.reserve(self.bytes.len().max(IDLE_BUFFER_BYTES));
+        }
+        std::mem::take(&mut self.bytes)
+    }
+
+    /// Takes the buffer back, with what was read.
+    pub(super) fn give_back(&mut self, bytes: Vec<u8>) {
+        self.bytes = bytes;
+    }
+}

@@ -1,0 +1,257 @@
+//! What the connections of a thread share: their clock, their budget, and their end.
+//!
+//! A read or write of a connection is never dropped in flight: the ring would still use its buffer. Whoever wants a
+//! connection to end calls `shutdown(2)` on its socket, and the read or write returns. [`Peers`] does so for time-outs and
+//! for a stop.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::net::Shutdown;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use super::response::Heads;
+use super::stream::Stream;
+use crate::key::KeyHash;
+
+/// Output buffers that are kept for the next connection that needs one: 4 MiB at most.
+const SPARE_OUTPUTS: usize = 64;
+/// Larger output buffers are not kept.
+const SPARE_OUTPUT_BYTES_MAX: usize = 64 << 10;
+
+/// How long a connection may stay in a phase without progress.
+const IDLE_TIME: Duration = Duration::from_secs(75);
+const READING_TIME: Duration = Duration::from_secs(30);
+const WRITING_TIME: Duration = Duration::from_secs(60);
+const LINGER_TIME: Duration = Duration::from_secs(2);
+/// Each byte of a request or of a large reply buys its client this much more time: a client has to reach 64 KiB a second in
+/// the long run.
+const TIME_PER_BYTE: Duration = Duration::from_nanos(15_259);
+
+/// What all connections of a thread share.
+pub struct Peers<S> {
+    open: RefCell<BTreeMap<u64, Rc<Peer<S>>>>,
+    next_id: Cell<u64>,
+    /// Renewed every second.
+    heads: RefCell<Rc<Heads>>,
+    now: Cell<Instant>,
+    draining: Cell<bool>,
+    /// Nothing waits for a client any more.
+    aborting: Cell<bool>,
+    /// Bytes that large requests may still take, all connections together (P8).
+    budget: Cell<usize>,
+    pub(super) value_bytes_max: usize,
+    pub(super) key_hash: KeyHash,
+    /// Output buffers that no connection uses at the moment: idle connections hold none.
+    spare_outputs: RefCell<Vec<Vec<u8>>>,
+    /// Connections that watch the stop.
+    watchers: Cell<usize>,
+    watcher_came: Notify,
+}
+
+/// A connection, as the others see it.
+pub(super) struct Peer<S> {
+    pub(super) stream: S,
+    phase: Cell<Phase>,
+    since: Cell<Instant>,
+}
+
+/// What a connection does. [`super::connection`] draws the order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// No byte of a request has come.
+    Idle,
+    /// A request has begun, and is not complete.
+    Reading,
+    /// A request is under way.
+    Working,
+    /// A reply is being written.
+    Writing,
+    /// The stop is being watched.
+    Watching,
+    /// The last reply is written; what still comes is dropped.
+    Lingering,
+}
+
+impl Phase {
+    /// Whether the connection waits for the server. Its client is not to blame for the time that takes.
+    fn waits_for_server(self) -> bool {
+        matches!(self, Self::Working | Self::Watching)
+    }
+}
+
+impl<S: Stream> Peer<S> {
+    /// Ends the connection, in one direction or both.
+    pub(super) fn end(&self, how: Shutdown) {
+        // It fails only on a socket that the client has already left: then the read returns anyway.
+        let _ = self.stream.shutdown(how);
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        self.phase.get()
+    }
+}
+
+impl<S: Stream> Peers<S> {
+    /// No connections yet. `request_bytes_max` bounds the memory of large requests of all connections together; keys are
+    /// hashed by `key_hash`.
+    pub fn new(
+        value_bytes_max: usize,
+        request_bytes_max: usize,
+        key_hash: KeyHash,
+        now: Instant,
+        date: &str,
+    ) -> Self {
+        Self {
+            open: RefCell::new(BTreeMap::new()),
+            next_id: Cell::new(0),
+            heads: RefCell::new(Rc::new(Heads::new(date))),
+            now: Cell::new(now),
+            draining: Cell::new(false),
+            aborting: Cell::new(false),
+            budget: Cell::new(request_bytes_max),
+            value_bytes_max,
+            key_hash,
+            spare_outputs: RefCell::new(Vec::new()),
+            watchers: Cell::new(0),
+            watcher_came: Notify::new(),
+        }
+    }
+
+    /// Adds a connection; it is removed by its number.
+    pub(super) fn add(&self, stream: S) -> (u64, Rc<Peer<S>>) {
+        let id = self.next_id.get();
+        self.next_id.set(id + 1);
+        let peer = Rc::new(Peer { stream, phase: Cell::new(Phase::Idle), since: Cell::new(self.now.get()) });
+        self.open.borrow_mut().insert(id, peer.clone());
+        (id, peer)
+    }
+
+    pub(super) fn remove(&self, id: u64) {
+        self.open.borrow_mut().remove(&id);
+    }
+
+    pub(super) fn heads(&self) -> Rc<Heads> {
+        self.heads.borrow().clone()
+    }
+
+    /// An empty buffer for replies.
+    pub(super) fn take_output(&self) -> Vec<u8> {
+        self.spare_outputs.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Takes an empty buffer back, for the next connection that has something to say.
+    pub(super) fn give_output(&self, output: Vec<u8>) {
+        let mut spare = self.spare_outputs.borrow_mut();
+        if spare.len() < SPARE_OUTPUTS && (1..=SPARE_OUTPUT_BYTES_MAX).contains(&output.capacity()) {
+            spare.push(output);
+        }
+    }
+
+    /// Takes `bytes` from the budget of large requests. `false` if it is used up.
+    pub(super) fn reserve(&self, bytes: usize) -> bool {
+        let left = self.budget.get().checked_sub(bytes);
+        self.budget.set(left.unwrap_or(self.budget.get()));
+        left.is_some()
+    }
+
+    /// Gives `bytes` back to the budget of large requests.
+    pub(super) fn release(&self, bytes: usize) {
+        self.budget.set(self.budget.get() + bytes);
+    }
+
+    /// Whether connections close after the requests that are under way.
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// Notes what a connection does from now on.
+    pub(super) fn enter(&self, peer: &Peer<S>, phase: Phase) {
+        peer.phase.set(phase);
+        peer.since.set(self.now.get());
+        if self.aborting.get() && !phase.waits_for_server() {
+            peer.end(Shutdown::Both);
+        } else if phase == Phase::Idle && self.draining.get() {
+            peer.end(Shutdown::Read);
+        }
+    }
+
+    /// Gives the client time for `bytes` that it has sent or taken. The time of a phase is counted from its first byte, so
+    /// that a byte now and then does not hold a connection, and what it holds, for ever.
+    pub(super) fn progress(&self, peer: &Peer<S>, bytes: usize) {
+        let more = TIME_PER_BYTE.saturating_mul(u32::try_from(bytes).unwrap_or(u32::MAX));
+        peer.since.set((peer.since.get() + more).min(self.now.get()));
+    }
+
+    /// Connections that are open only to watch the stop.
+    pub fn watchers(&self) -> usize {
+        self.watchers.get()
+    }
+
+    /// Waits until another connection watches the stop. Cancel safety: safe.
+    pub async fn watcher_came(&self) {
+        self.watcher_came.notified().await;
+    }
+
+    pub(super) fn add_watcher(&self) {
+        self.watchers.set(self.watchers.get() + 1);
+        self.watcher_came.notify_one();
+    }
+
+    pub(super) fn remove_watcher(&self) {
+        self.watchers.set(self.watchers.get() - 1);
+    }
+
+    /// Called about once a second: renews the date, and ends connections that made no progress for too long.
+    pub fn tick(&self, now: Instant, date: &str) {
+        self.now.set(now);
+        if self.heads.borrow().date() != date {
+            self.heads.replace(Rc::new(Heads::new(date)));
+        }
+        for peer in self.open.borrow().values() {
+            let limit = match peer.phase.get() {
+                Phase::Idle => IDLE_TIME,
+                Phase::Reading => READING_TIME,
+                Phase::Writing => WRITING_TIME,
+                Phase::Lingering => LINGER_TIME,
+                Phase::Working | Phase::Watching => continue,
+            };
+            if limit < now.saturating_duration_since(peer.since.get()) {
+                peer.end(Shutdown::Both);
+            }
+        }
+    }
+
+    /// Lets requests in flight finish, and closes every connection after its last reply.
+    pub fn drain(&self) {
+        self.draining.set(true);
+        for peer in self.open.borrow().values() {
+            match peer.phase.get() {
+                // What has come all the same is still read, and answered.
+                Phase::Idle => peer.end(Shutdown::Read),
+                Phase::Lingering => peer.end(Shutdown::Both),
+                Phase::Reading | Phase::Working | Phase::Writing | Phase::Watching => {}
+            }
+        }
+    }
+
+    /// Ends every connection, whatever it does.
+    pub fn cut_off(&self) {
+        for peer in self.open.borrow().values() {
+            peer.end(Shutdown::Both);
+        }
+    }
+
+    /// Ends every connection that waits for its client.
+    pub fn abort(&self) {
+        self.draining.set(true);
+        self.aborting.set(true);
+        for peer in self.open.borrow().values() {
+            if !peer.phase.get().waits_for_server() {
+                peer.end(Shutdown::Both);
+            }
+        }
+    }
+}

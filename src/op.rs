@@ -1,0 +1,129 @@
+//! What a client asks of a store, and what becomes of it: [`Op`] and [`Outcome`]. HTTP, the messages between threads and
+//! the engine all use these two types. Pure.
+//!
+//! Both are generic over the memory of their bytes. An operation that a connection has parsed borrows from its input
+//! (`Op<&[u8]>`); an operation that waits, or travels to another thread, owns its bytes (`Op<Bytes>`). In the same way an
+//! outcome may borrow a value from a memtable or own it.
+//!
+//! A new verb starts here: add its variant, and the compiler names every place that has to know it.
+
+use bytes::Bytes;
+
+use crate::key::{Key, SeqNo, UnixMillis};
+
+/// An operation on one key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op<B> {
+    /// Look up the value of a key.
+    Get {
+        /// The key.
+        key: Key<B>,
+    },
+    /// Set a key to a value.
+    Set {
+        /// The key.
+        key: Key<B>,
+        /// The value.
+        value: B,
+        /// When the value expires.
+        expires: Option<UnixMillis>,
+    },
+    /// Delete a key.
+    Delete {
+        /// The key.
+        key: Key<B>,
+    },
+}
+
+impl<B: AsRef<[u8]>> Op<B> {
+    /// The key that the operation is about.
+    pub fn key(&self) -> &Key<B> {
+        match self {
+            Self::Get { key } | Self::Set { key, .. } | Self::Delete { key } => key,
+        }
+    }
+
+    /// Whether the operation may change the key.
+    pub fn writes(&self) -> bool {
+        match self {
+            Self::Get { .. } => false,
+            Self::Set { .. } | Self::Delete { .. } => true,
+        }
+    }
+
+    /// Bytes of value that the operation brings along.
+    pub fn value_bytes(&self) -> usize {
+        match self {
+            Self::Set { value, .. } => value.as_ref().len(),
+            Self::Get { .. } | Self::Delete { .. } => 0,
+        }
+    }
+
+    /// The same operation, borrowed.
+    pub fn as_ref(&self) -> Op<&[u8]> {
+        match self {
+            Self::Get { key } => Op::Get { key: key.as_ref() },
+            Self::Set { key, value, expires } => {
+                Op::Set { key: key.as_ref(), value: value.as_ref(), expires: *expires }
+            }
+            Self::Delete { key } => Op::Delete { key: key.as_ref() },
+        }
+    }
+}
+
+impl Op<&[u8]> {
+    /// A copy that owns its bytes.
+    pub fn to_owned(self) -> Op<Bytes> {
+        match self {
+            Self::Get { key } => Op::Get { key: key.to_owned() },
+            Self::Set { key, value, expires } => {
+                Op::Set { key: key.to_owned(), value: Bytes::copy_from_slice(value), expires }
+            }
+            Self::Delete { key } => Op::Delete { key: key.to_owned() },
+        }
+    }
+}
+
+/// What became of an operation that did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome<B> {
+    /// The write is done, and durable.
+    Written {
+        /// Its SeqNo.
+        seqno: SeqNo,
+    },
+    /// The key has this value.
+    Value {
+        /// The value.
+        value: B,
+        /// The SeqNo of the write that set it.
+        seqno: SeqNo,
+        /// When it expires.
+        expires: Option<UnixMillis>,
+    },
+    /// The key is absent, durably so.
+    Missing,
+}
+
+impl<B: AsRef<[u8]>> Outcome<B> {
+    /// Bytes of the value, if there is one.
+    pub fn value_bytes(&self) -> usize {
+        match self {
+            Self::Value { value, .. } => value.as_ref().len(),
+            Self::Written { .. } | Self::Missing => 0,
+        }
+    }
+}
+
+impl Outcome<&[u8]> {
+    /// A copy that owns its bytes.
+    pub fn to_owned(self) -> Outcome<Bytes> {
+        match self {
+            Self::Written { seqno } => Outcome::Written { seqno },
+            Self::Value { value, seqno, expires } => {
+                Outcome::Value { value: Bytes::copy_from_slice(value), seqno, expires }
+            }
+            Self::Missing => Outcome::Missing,
+        }
+    }
+}
