@@ -193,7 +193,7 @@ fn lookups(criterion: &mut Criterion) {
                 if prefetches {
                     let mut hashes = [0; BATCH];
                     hashes.iter_mut().zip(batch).for_each(|(to, (hash, _))| *to = *hash);
-                    memtable.prefetch(&hashes);
+                    memtable.prefetch(&hashes, true);
                 }
                 for (hash, key) in batch {
                     assert!(memtable.get(*hash, key, SeqNo(u64::MAX), |_| ()).is_some());

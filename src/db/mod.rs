@@ -130,16 +130,21 @@ impl<S: Storage> Db<S> {
     }
 
     /// Brings what memory holds of keys with these hashes near the processor: together, their cache misses overlap (see
-    /// [`crate::hash_index`]). Changes no answer.
-    pub fn prefetch(&self, hashes: impl Iterator<Item = u64>) {
+    /// [`crate::hash_index`]). For keys that are only going to be set, that is no more than where they are in the active
+    /// memtable. Changes no answer.
+    pub fn prefetch(&self, hashes: impl Iterator<Item = u64>, sets: bool) {
         let mut found = [0; PREFETCHED];
         let mut count = 0;
         for (slot, hash) in found.iter_mut().zip(hashes) {
             *slot = hash;
             count += 1;
         }
-        self.0.writes.prefetch(&found[..count]);
-        self.0.tree.values.prefetch(&found[..count]);
+        let hashes = &found[..count];
+        self.0.writes.prefetch_active(hashes, !sets);
+        if !sets {
+            self.0.writes.prefetch_frozen(hashes);
+            self.0.tree.values.prefetch(hashes);
+        }
     }
 
     /// Completes when a write that was refused as `Overloaded` is worth another try. It counts from its creation, not from

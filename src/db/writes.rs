@@ -354,10 +354,14 @@ impl<S: Storage> Writes<S> {
         })
     }
 
-    /// Brings the records of keys with these hashes near the processor.
-    pub(super) fn prefetch(&self, hashes: &[u64]) {
-        self.active.borrow().memtable.prefetch(hashes);
-        self.frozen.borrow().iter().for_each(|frozen| frozen.memtable.prefetch(hashes));
+    /// Brings the records of the active memtable with these hashes near the processor.
+    pub(super) fn prefetch_active(&self, hashes: &[u64], values: bool) {
+        self.active.borrow().memtable.prefetch(hashes, values);
+    }
+
+    /// Brings the records of the frozen memtables with these hashes near the processor.
+    pub(super) fn prefetch_frozen(&self, hashes: &[u64]) {
+        self.frozen.borrow().iter().for_each(|frozen| frozen.memtable.prefetch(hashes, true));
     }
 
     /// The memtables, the newest first.

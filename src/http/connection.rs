@@ -242,8 +242,12 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         if turn.parsed.is_empty() {
             return Ok(Then::GoOn);
         }
-        let keys = turn.parsed.iter().filter(|parsed| parsed.route.only_reads());
-        self.handler.prefetch(keys.filter_map(|parsed| parsed.route.key()));
+        if 1 < turn.parsed.len() {
+            for sets in [false, true] {
+                let keys = turn.parsed.iter().filter(|parsed| parsed.route.only_sets() == sets);
+                self.handler.prefetch(keys.filter_map(|parsed| parsed.route.key()), sets);
+            }
+        }
         let now = self.handler.now();
         let mut parsed = std::mem::take(&mut turn.parsed);
         let mut then = Then::GoOn;

@@ -71,9 +71,10 @@ pub trait Handler {
     /// The time at which the operations that begin now take place.
     fn now(&self) -> UnixMillis;
 
-    /// These keys are going to be read: what memory holds of at most `PIPELINE_MAX` of them may be brought near the
-    /// processor, all together. Changes nothing but how long [`Self::begin`] takes.
-    fn prefetch(&self, keys: impl Iterator<Item = Key<()>>);
+    /// Operations on these keys are going to begin: what memory holds of at most `PIPELINE_MAX` of them may be brought near
+    /// the processor, all together. `sets` says that each operation only sets its key, so that no older value is looked up.
+    /// Changes nothing but how long [`Self::begin`] takes.
+    fn prefetch(&self, keys: impl Iterator<Item = Key<()>>, sets: bool);
 
     /// Begins an operation. An outcome that is known at once may be lent to `lend`, with a value that stays where it is.
     fn begin(

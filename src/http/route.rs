@@ -164,6 +164,11 @@ impl Route {
         self.endpoint == Endpoint::Get
     }
 
+    /// Whether the request sets its key, whatever its value was.
+    pub fn only_sets(&self) -> bool {
+        self.endpoint == Endpoint::Set
+    }
+
     /// The operation, now that the body is here. `request` are the bytes of the request again.
     ///
     /// # Errors

@@ -42,6 +42,8 @@ const EXPIRES_BYTES: usize = 8;
 const EXPIRES: u8 = 0x10;
 /// Tables of the index: each growth moves 1/64 of the entries (M3).
 const TABLES: usize = 64;
+/// Bytes that the processor fetches at a time. It fetches them in pairs, so every other one is touched.
+const CACHE_LINE_BYTES: usize = 64;
 /// No record.
 const NONE: u32 = u32::MAX;
 
@@ -161,11 +163,16 @@ impl Memtable {
         None
     }
 
-    /// Brings the records of keys with these hashes near the processor.
-    pub fn prefetch(&self, hashes: &[u64]) {
+    /// Brings the records of keys with these hashes near the processor: their beginnings, and with `values` as much as a
+    /// short value takes.
+    pub fn prefetch(&self, hashes: &[u64], values: bool) {
         if 0 < self.entries.get() {
             let records = self.records.borrow();
-            records.index.prefetch(hashes, |place| records.bytes_from(place)[0]);
+            records.index.prefetch(hashes, |place| {
+                let bytes = records.bytes_from(place);
+                let further = if values { bytes.get(2 * CACHE_LINE_BYTES).copied() } else { None };
+                bytes[0].wrapping_add(further.unwrap_or(0))
+            });
         }
     }
 }
@@ -305,7 +312,7 @@ mod tests {
         insert(&memtable, b"a", 1, EntryKind::VALUE, &vec![7; 3 * PAGE_BYTES]);
         insert(&memtable, b"b", 2, EntryKind::VALUE, b"small");
         assert!(4 * PAGE_BYTES < memtable.bytes() && memtable.bytes() < 6 * PAGE_BYTES);
-        memtable.prefetch(&[b"a", b"b", b"c"].map(|key| KEY_HASH.of(key)));
+        memtable.prefetch(&[b"a", b"b", b"c"].map(|key| KEY_HASH.of(key)), true);
         assert_eq!(get(&memtable, b"a", 2).unwrap().2.len(), 3 * PAGE_BYTES);
     }
 

@@ -197,7 +197,7 @@ impl<T: Status> Handler for Dispatcher<T> {
         wall_clock()
     }
 
-    fn prefetch(&self, mut keys: impl Iterator<Item = Key<()>>) {
+    fn prefetch(&self, mut keys: impl Iterator<Item = Key<()>>, sets: bool) {
         // A single key leaves nothing to do meanwhile.
         let (Some(first), Some(second)) = (keys.next(), keys.next()) else { return };
         let mut found = [(ShardId(0), 0); PIPELINE_MAX];
@@ -211,7 +211,7 @@ impl<T: Status> Handler for Dispatcher<T> {
         for of_shard in found.chunk_by(|(a, _), (b, _)| a == b) {
             let shard = usize::from(of_shard[0].0.0);
             if let Some(Some(engine)) = self.engines.get(shard) {
-                engine.prefetch(of_shard.iter().map(|(_, hash)| *hash));
+                engine.prefetch(of_shard.iter().map(|(_, hash)| *hash), sets);
             }
         }
     }
