@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use super::response::Heads;
+use super::response::{Heads, Response, Wire};
 use super::stream::Stream;
 use crate::key::KeyHash;
 
@@ -183,6 +183,13 @@ impl<S: Stream> Peers<S> {
     pub(super) fn progress(&self, peer: &Peer<S>, bytes: usize) {
         let more = TIME_PER_BYTE.saturating_mul(u32::try_from(bytes).unwrap_or(u32::MAX));
         peer.since.set((peer.since.get() + more).min(self.now.get()));
+    }
+
+    /// A whole reply to a client whose connection is not served, 503 with this sentence.
+    pub fn refusal(&self, why: &'static str) -> Vec<u8> {
+        let mut reply = Vec::new();
+        self.heads().put_reply(&mut reply, &Response::unavailable(why), Wire::UNKNOWN);
+        reply
     }
 
     /// Connections that are open only to watch the stop.

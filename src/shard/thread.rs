@@ -1,54 +1,46 @@
 //! One thread: its ring, its part of the connections, its shards, from their opening to their close.
 //!
-//! Owns: the tasks of the thread and the order in which they end. Knows nothing of the other threads but their
-//! mailboxes and how many connections they have.
-//!
 //! 1. The engines are opened.
 //! 2. The listener listens.
 //! 3. Draining: no more accepts, requests in flight are answered, idle connections close.
 //! 4. Syncing, once every thread has drained: the engines close.
-//! 5. Closed, once every thread has: the clients that watch the stop get their last line.
+//! 5. Closed, once every thread has closed its engines: the clients that watch the stop get their last line.
 //! 6. Nothing is in flight any more, and the runtime is dropped.
 //!
 //! The steps are the phases that `server` announces; the thread answers with events.
 
 use std::cell::Cell;
-use std::net::Shutdown;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::{mpsc, watch};
-use tokio_uring::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinHandle;
 
+use super::Engine;
+use super::accept::{Balance, Connections};
+use super::background::Background;
 use super::handler::{Dispatcher, Status, StopLines};
+use super::listener::{Handed, Listener};
 use super::mailbox::{Ends, Mailbox};
 use super::router::{Router, ThreadId};
-use super::{Background, Engine};
-use crate::config::Config;
+use crate::config::{Config, DbConfig, SyncMode};
 use crate::data_dir::open_storage;
 use crate::db::{CloseStep, Db, LogEnd, Recovered};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::file_name::FileName;
-use crate::host::{RingFlags, descriptor, pin};
-use crate::http::connection::serve;
+use crate::host::{RingFlags, pin};
 use crate::http::peers::Peers;
 use crate::key::KeyHash;
 use crate::record::Owner;
 use crate::storage::Storage;
 use crate::storage::directory::Directory;
+use crate::storage::uring::Device;
 
 /// How often dates are renewed and stale connections looked for.
 const TICK: Duration = Duration::from_secs(1);
-/// How long accepting rests after an error: without descriptors, say, trying again at once only burns time.
-const ACCEPT_REST: Duration = Duration::from_millis(100);
-/// Such errors are logged at most this often.
-const ACCEPT_LOG_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a client may take for its last line, and then for its end.
 const LAST_LINE_TIME: Duration = Duration::from_secs(1);
-/// Connections that the kernel keeps for us until they are accepted.
-const BACKLOG: i32 = 1024;
 
 /// Where the server is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -106,7 +98,7 @@ pub struct Plan {
     /// Its mailbox.
     pub ends: Ends,
     /// Connections that other threads hand over.
-    pub handed: mpsc::UnboundedReceiver<std::net::TcpStream>,
+    pub handed: mpsc::UnboundedReceiver<Handed>,
     /// What the threads know of each other's connections.
     pub balance: Arc<Balance>,
     /// The phase to follow.
@@ -126,32 +118,11 @@ pub struct ShardPlan {
     /// Its directory, held open.
     pub directory: Directory,
     /// What the directory stands on.
-    pub device: crate::storage::uring::Device,
+    pub device: Device,
     /// Its part of the configuration.
-    pub config: crate::config::DbConfig,
+    pub config: DbConfig,
     /// Whether it is to be created.
     pub create: bool,
-}
-
-/// Connections of every thread, and the way to hand one over.
-pub struct Balance {
-    /// Connections, by thread.
-    pub connections: Vec<AtomicUsize>,
-    /// Where to hand a socket to, by thread.
-    pub hand: Vec<mpsc::UnboundedSender<std::net::TcpStream>>,
-}
-
-impl Balance {
-    fn total(&self) -> usize {
-        self.connections.iter().map(|count| count.load(Ordering::Relaxed)).sum()
-    }
-
-    /// The thread that should serve one more connection that arrived at `here`.
-    fn choose(&self, here: ThreadId) -> ThreadId {
-        let count = |thread: usize| self.connections[thread].load(Ordering::Relaxed);
-        let least = (0..self.connections.len()).min_by_key(|&thread| count(thread)).unwrap_or(here.0);
-        if count(least) < count(here.0) { ThreadId(least) } else { here }
-    }
 }
 
 /// Runs a thread to its end. Nothing is in flight when it returns.
@@ -168,7 +139,7 @@ pub fn run(plan: Plan) {
     }
     // Built here: the ring belongs to the thread that builds it (SINGLE_ISSUER).
     match tokio_uring::Runtime::new(&plan.ring.builder()) {
-        Ok(runtime) => match runtime.block_on(Thread::live(plan)) {
+        Ok(runtime) => match runtime.block_on(live(plan)) {
             Ok(Quiet::Nothing) => drop(runtime),
             // Buffers must outlive the operations that use them; the process ends, and they with it.
             Ok(Quiet::Perhaps) => std::mem::forget(runtime),
@@ -187,17 +158,15 @@ enum Quiet {
     Perhaps,
 }
 
+/// A thread whose engines are open.
 struct Thread {
-    id: ThreadId,
-    balance: Arc<Balance>,
-    connections_max: usize,
-    peers: Peers<TcpStream>,
-    dispatcher: Dispatcher<Follower>,
+    connections: Rc<Connections<Follower>>,
+    engines: Vec<Engine>,
+    background: Vec<Background>,
+    /// Tasks that own no operation of the ring, and can be aborted.
+    helpers: Vec<JoinHandle<()>>,
     phase: watch::Receiver<Phase>,
     events: mpsc::UnboundedSender<Event>,
-    /// A connection has ended.
-    ended: tokio::sync::Notify,
-    refused_at: Cell<Option<Instant>>,
 }
 
 /// What connections need to know of the server.
@@ -216,9 +185,17 @@ impl Status for Follower {
     }
 }
 
+async fn live(plan: Plan) -> Result<Quiet> {
+    let (mut thread, socket) = Thread::open(plan).await?;
+    thread.serve(socket).await?;
+    thread.close_engines().await?;
+    Ok(thread.end().await)
+}
+
 impl Thread {
-    async fn live(plan: Plan) -> Result<Quiet> {
-        let Plan { id, config, router, shards, socket, ends, handed, balance, mut phase, events, .. } = plan;
+    /// Opens the engines, and starts everything except the listener. Gives the socket to listen on back.
+    async fn open(plan: Plan) -> Result<(Self, socket2::Socket)> {
+        let Plan { id, config, router, shards, socket, ends, handed, balance, phase, events, .. } = plan;
         let mut engines = Vec::new();
         let mut recovered = Recovered::default();
         for shard in shards {
@@ -227,190 +204,74 @@ impl Thread {
             engines.push(engine);
         }
         let (fatal, mut fatalities) = mpsc::unbounded_channel();
-        let background: Vec<_> =
-            engines.iter().map(|engine| Background::start(engine, &config, &fatal)).collect();
+        let background = engines.iter().map(|engine| Background::start(engine, &config, &fatal)).collect();
         let mailbox = Rc::new(Mailbox::new(ends));
         let follower = Follower { phase: phase.clone(), events: events.clone() };
-        let (now, date) = (Instant::now(), http_date());
-        let this = Rc::new(Self {
+        let (value_bytes_max, now) = (config.value_bytes_max, Instant::now());
+        let connections = Rc::new(Connections {
             id,
             balance,
             connections_max: config.connections_max,
-            peers: Peers::new(config.value_bytes_max, plan.request_bytes_max, plan.key_hash, now, &date),
+            peers: Peers::new(value_bytes_max, plan.request_bytes_max, plan.key_hash, now, &http_date()),
             dispatcher: Dispatcher::new(id, router, engines.clone(), mailbox.clone(), follower),
-            phase: phase.clone(),
-            events: events.clone(),
-            ended: tokio::sync::Notify::new(),
-            refused_at: Cell::new(None),
+            ended: Notify::new(),
+            logged_at: Cell::new(None),
         });
-        let sender = mailbox.clone();
-        let (receiver, carrier) = (mailbox, this.clone());
-        // These own no operation of the ring, and can be aborted.
-        let helpers = [
+        let (sender, receiver, owner) = (mailbox.clone(), mailbox, connections.clone());
+        let (ticking, tell_fatal) = (connections.clone(), events.clone());
+        let helpers = vec![
             tokio_uring::spawn(async move { sender.send().await }),
             tokio_uring::spawn(async move {
-                receiver.receive(|requests| carrier.dispatcher.carry_out(requests)).await;
+                receiver.receive(|requests| owner.dispatcher.carry_out(requests)).await;
             }),
-            tokio_uring::spawn(this.clone().tick()),
-            tokio_uring::spawn(this.clone().take_handed(handed)),
+            tokio_uring::spawn(async move {
+                loop {
+                    tokio::time::sleep(TICK).await;
+                    ticking.peers.tick(Instant::now(), &http_date());
+                }
+            }),
+            tokio_uring::spawn(connections.clone().take_handed(handed)),
             tokio_uring::spawn(async move {
                 while let Some(error) = fatalities.recv().await {
-                    let _ = events.send(Event::Fatal(error)); // the server may be going down for another one
+                    let _ = tell_fatal.send(Event::Fatal(error)); // the server may be going down for another one
                 }
             }),
         ];
-        this.tell(Event::Opened(recovered));
+        let thread = Self { connections, engines, background, helpers, phase, events };
+        thread.tell(Event::Opened(recovered));
+        Ok((thread, socket))
+    }
 
-        wait_for(&mut phase, Phase::Running).await;
+    /// Accepts and serves connections until the server drains, and drains.
+    async fn serve(&mut self, socket: socket2::Socket) -> Result<()> {
+        self.wait_for(Phase::Running).await;
         let mut accepting = None;
-        if *phase.borrow() == Phase::Running {
-            socket.listen(BACKLOG).map_err(|error| {
-                let taken = error.kind() == std::io::ErrorKind::AddrInUse;
-                let error = Error::io("listen", error);
-                if taken { error.with_kind(ErrorKind::AddressInUse) } else { error }
-            })?;
-            let listener = Rc::new(TcpListener::from_std(socket.into()));
-            let task = tokio_uring::spawn(this.clone().accept(listener.clone()));
-            accepting = Some((listener, task));
-            this.tell(Event::Listening);
+        if *self.phase.borrow() == Phase::Running {
+            let listener = Rc::new(Listener::new(socket)?);
+            let accept = self.connections.clone().accept(listener.clone(), self.phase.clone());
+            accepting = Some((listener, tokio_uring::spawn(accept)));
+            self.tell(Event::Listening);
         }
-
-        wait_for(&mut phase, Phase::Draining).await;
+        self.wait_for(Phase::Draining).await;
         if let Some((listener, task)) = accepting {
-            stop_accepting(&listener);
+            listener.stop();
             let _ = task.await; // an accept that panicked has ended as well
         }
-        this.peers.drain();
-        this.drained(&mut phase).await;
-        this.tell(Event::Drained);
+        self.connections.peers.drain();
+        self.connections.drained(&mut self.phase).await;
+        self.tell(Event::Drained);
+        Ok(())
+    }
 
-        wait_for(&mut phase, Phase::Syncing).await;
-        for (engine, background) in engines.iter().zip(background) {
+    /// Ends the background work and closes the engines, once every thread has drained.
+    async fn close_engines(&mut self) -> Result<()> {
+        self.wait_for(Phase::Syncing).await;
+        for (engine, background) in self.engines.iter().zip(std::mem::take(&mut self.background)) {
             background.stop(engine).await;
-            this.close(engine).await?;
+            self.close(engine).await?;
         }
-        this.tell(Event::Closed);
-
-        wait_for(&mut phase, Phase::Closed).await;
-        // Those who watched have their last line; nobody else is left but who came too late.
-        let quiet = async {
-            while 0 < this.connections() || 0 < this.dispatcher.tasks() {
-                // Tasks end without a word.
-                let _ = tokio::time::timeout(Duration::from_millis(10), this.ended.notified()).await;
-            }
-        };
-        let mut quiet = std::pin::pin!(quiet);
-        let mut outcome = Quiet::Perhaps;
-        for _ in 0..2 {
-            if tokio::time::timeout(LAST_LINE_TIME, &mut quiet).await.is_ok() {
-                outcome = Quiet::Nothing;
-                break;
-            }
-            this.peers.cut_off();
-        }
-        for helper in helpers {
-            helper.abort();
-        }
-        Ok(outcome)
-    }
-
-    /// Connections of this thread, those counted that have not begun.
-    fn connections(&self) -> usize {
-        self.balance.connections[self.id.0].load(Ordering::Relaxed)
-    }
-
-    fn tell(&self, event: Event) {
-        let _ = self.events.send(event); // fails only when the server is gone
-    }
-
-    /// Accepts connections until the listener is shut down.
-    async fn accept(self: Rc<Self>, listener: Rc<TcpListener>) {
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => self.clone().place(stream),
-                // The listener was shut down.
-                Err(_) if *self.phase.borrow() != Phase::Running => return,
-                Err(error) => {
-                    let now = Instant::now();
-                    let silent = self
-                        .refused_at
-                        .get()
-                        .is_some_and(|last| now.duration_since(last) < ACCEPT_LOG_INTERVAL);
-                    if !silent {
-                        self.refused_at.set(Some(now));
-                        tracing::warn!(%error, "cannot accept a connection; more may follow unlogged");
-                    }
-                    tokio::time::sleep(ACCEPT_REST).await;
-                }
-            }
-        }
-    }
-
-    /// Serves a new connection here, or hands it to the thread with the fewest.
-    fn place(self: Rc<Self>, stream: TcpStream) {
-        if self.connections_max <= self.balance.total() {
-            self.dispatcher.spawn(async move {
-                // Best effort: the client learns it from the close, if not from the status.
-                let _ = stream.write_all(TOO_MANY).await.0;
-            });
-            return;
-        }
-        let to = self.balance.choose(self.id);
-        self.balance.connections[to.0].fetch_add(1, Ordering::Relaxed);
-        if to != self.id {
-            if let Ok(copy) = duplicate(&stream)
-                && self.balance.hand[to.0].send(copy).is_ok()
-            {
-                return;
-            }
-            self.balance.connections[to.0].fetch_sub(1, Ordering::Relaxed);
-            self.balance.connections[self.id.0].fetch_add(1, Ordering::Relaxed);
-        }
-        self.serve(stream);
-    }
-
-    async fn take_handed(self: Rc<Self>, mut handed: mpsc::UnboundedReceiver<std::net::TcpStream>) {
-        while let Some(stream) = handed.recv().await {
-            self.clone().serve(TcpStream::from_std(stream));
-        }
-    }
-
-    fn serve(self: Rc<Self>, stream: TcpStream) {
-        // A reply is one write; it must not wait for the acknowledgement of the one before.
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "cannot set TCP_NODELAY");
-        }
-        tokio_uring::spawn(async move {
-            serve(stream, &self.dispatcher, &self.peers).await;
-            self.balance.connections[self.id.0].fetch_sub(1, Ordering::Relaxed);
-            self.ended.notify_one();
-        });
-    }
-
-    async fn tick(self: Rc<Self>) {
-        loop {
-            tokio::time::sleep(TICK).await;
-            self.peers.tick(Instant::now(), &http_date());
-        }
-    }
-
-    /// Waits until no connection is left but those that watch the stop; cuts the others off when told to.
-    async fn drained(&self, phase: &mut watch::Receiver<Phase>) {
-        let mut aborted = false;
-        loop {
-            if self.connections() <= self.peers.watchers() {
-                return;
-            }
-            if !aborted && *phase.borrow() == Phase::Aborting {
-                aborted = true;
-                self.peers.abort();
-            }
-            tokio::select! {
-                () = self.ended.notified() => {}
-                () = self.peers.watcher_came() => {}
-                _ = phase.changed() => {}
-            }
-        }
+        self.tell(Event::Closed);
+        Ok(())
     }
 
     async fn close(&self, engine: &Engine) -> Result<()> {
@@ -427,20 +288,40 @@ impl Thread {
             })
             .await
     }
+
+    /// Waits for the last connections, once every thread has closed its engines.
+    async fn end(mut self) -> Quiet {
+        self.wait_for(Phase::Closed).await;
+        // Clients that watched the stop have their last line. Nobody else is left, except clients that came too late.
+        let mut quiet = std::pin::pin!(self.connections.quiet());
+        let mut outcome = Quiet::Perhaps;
+        for _ in 0..2 {
+            if tokio::time::timeout(LAST_LINE_TIME, &mut quiet).await.is_ok() {
+                outcome = Quiet::Nothing;
+                break;
+            }
+            self.connections.peers.cut_off();
+        }
+        for helper in &self.helpers {
+            helper.abort();
+        }
+        outcome
+    }
+
+    /// Waits until the server has reached `phase`, or a later one.
+    async fn wait_for(&mut self, phase: Phase) {
+        // Fails only when the server is gone; then every phase has passed.
+        let _ = self.phase.wait_for(|now| phase <= *now).await;
+    }
+
+    fn tell(&self, event: Event) {
+        let _ = self.events.send(event); // fails only when the server is gone
+    }
 }
 
-/// Sent whole to a client beyond the limit.
-const TOO_MANY: &str = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain; charset=utf-8\r\n\
-    content-length: 25\r\nretry-after: 1\r\nconnection: close\r\n\r\ntoo many connections now\n";
-
-/// Waits until the server has reached `phase`, or a later one.
-async fn wait_for(phases: &mut watch::Receiver<Phase>, phase: Phase) {
-    // Fails only when the server is gone; then every phase has passed.
-    let _ = phases.wait_for(|now| phase <= *now).await;
-}
-
+/// Creates or opens the engine of a shard, and logs what a recovery has found.
 async fn open(config: &Config, plan: ShardPlan) -> Result<(Engine, Recovered)> {
-    let always = config.sync == crate::config::SyncMode::Always;
+    let always = config.sync == SyncMode::Always;
     let storage = open_storage(&plan.directory, plan.device, always)?;
     if plan.create {
         let engine = Db::create(storage, plan.owner, plan.config).await?;
@@ -468,16 +349,4 @@ async fn open(config: &Config, plan: ShardPlan) -> Result<(Engine, Recovered)> {
 
 fn http_date() -> String {
     httpdate::fmt_http_date(SystemTime::now())
-}
-
-/// Ends an accept in flight: it returns with an error.
-fn stop_accepting(listener: &TcpListener) {
-    if let Err(error) = socket2::SockRef::from(&descriptor(listener)).shutdown(Shutdown::Both) {
-        tracing::warn!(%error, "cannot shut down the listener");
-    }
-}
-
-/// A second descriptor of a connection, to be served by another thread; the first one closes with `stream`.
-fn duplicate(stream: &TcpStream) -> std::io::Result<std::net::TcpStream> {
-    Ok(descriptor(stream).try_clone_to_owned()?.into())
 }

@@ -13,30 +13,29 @@
 //!
 //! A stop that is killed half-way is a crash like any other: the next start replays the WALs.
 
-use std::io;
+mod listen;
+mod signals;
+mod start;
+
 use std::net::SocketAddr;
-use std::os::linux::net::SocketAddrExt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
+use self::listen::bind;
+use self::signals::Signals;
+use self::start::{Common, OTHER_FILES, probe_device};
 use crate::config::{Config, SyncMode};
 use crate::data_dir::DataDir;
 use crate::db::Recovered;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{
-    RingFlags, give_back_large_buffers, memory_bytes, parallelism, probe_ring, processors, raise_open_files,
+    RingFlags, give_back_large_buffers, parallelism, probe_ring, processors, raise_open_files,
 };
-use crate::key::KeyHash;
-use crate::record::Owner;
 use crate::shard::handler::StopLines;
-use crate::shard::mailbox::connect;
-use crate::shard::router::{Router, ThreadId};
-use crate::shard::thread::{Balance, Event, Phase, Plan, ShardPlan, run as run_thread};
+use crate::shard::thread::{Event, Phase};
 use crate::storage::uring::Device;
 use crate::store::Store;
 
@@ -46,9 +45,6 @@ const ABORT_TIME: Duration = Duration::from_secs(5);
 const FATAL_TIME: Duration = Duration::from_millis(500);
 /// A wait without a limit, short enough for the clock to add.
 const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
-/// Descriptors that are neither connections nor SSTs: rings, WALs, manifests, sockets, logs.
-const OTHER_FILES: usize = 128;
-
 /// Runs the server to its end. `announce` is called once requests can be answered.
 ///
 /// # Errors
@@ -89,37 +85,6 @@ fn limit_connections(config: &mut Config, open_files: usize) -> Result<()> {
     Ok(())
 }
 
-/// Binds one socket for each thread. SO_REUSEPORT, which they need, hides another server on the port, so the
-/// address is bound without it first.
-fn bind(listen: SocketAddr, count: usize) -> Result<(SocketAddr, Vec<socket2::Socket>)> {
-    let attempt = |error: io::Error| {
-        let taken = error.kind() == io::ErrorKind::AddrInUse;
-        let error = Error::io(format!("listen on {listen}"), error);
-        if taken { error.with_kind(ErrorKind::AddressInUse) } else { error }
-    };
-    let socket = |shared: bool, address: SocketAddr| {
-        let domain = socket2::Domain::for_address(address);
-        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
-        socket.set_reuse_address(true)?;
-        socket.set_reuse_port(shared)?;
-        socket.bind(&address.into())?;
-        Ok::<_, io::Error>(socket)
-    };
-    let alone = socket(false, listen).map_err(attempt)?;
-    // A server that listens lets others bind with SO_REUSEADDR, but not listen.
-    alone.listen(1).map_err(attempt)?;
-    let address = alone.local_addr().map_err(attempt)?.as_socket().unwrap_or(listen);
-    drop(alone);
-    // A server that recovers has bound its sockets and does not listen yet, so the check above does not see it.
-    let name = format!("ringkeep-{address}");
-    let reserved = std::os::unix::net::SocketAddr::from_abstract_name(name)
-        .and_then(|name| std::os::unix::net::UnixListener::bind_addr(&name))
-        .map_err(attempt)?;
-    std::mem::forget(reserved); // held to the end of the process
-    let sockets = (0..count).map(|_| socket(true, address)).collect::<io::Result<_>>().map_err(attempt)?;
-    Ok((address, sockets))
-}
-
 struct Server {
     config: Arc<Config>,
     phase: watch::Sender<Phase>,
@@ -139,63 +104,19 @@ impl Server {
     ) -> Result<()> {
         // From here on a signal is a request to stop, even one that comes while shards are opened.
         let mut signals = Signals::new()?;
-        let allowed = processors();
-        let threads = config.threads.map_or_else(|| parallelism().min(allowed.len()), usize::from);
+        let processors = processors();
+        let threads = config.threads.map_or_else(|| parallelism().min(processors.len()), usize::from);
         let (address, sockets) = bind(config.listen, threads)?;
-        let device = Device::probe(data_dir.directory())
-            .map_err(|error| Error::io(format!("write to {}", config.data_dir.display()), error))?;
-        if !device.direct {
-            tracing::warn!(
-                "the file system of {} has no O_DIRECT: files go through the page cache, and a failed sync may \
-                 go unnoticed (use ext4 or XFS)",
-                config.data_dir.display()
-            );
-        }
+        let device = probe_device(data_dir)?;
         let root = data_dir.storage(device)?;
         let shards = u16::try_from(threads).unwrap_or(u16::MAX);
         let mut store = data_dir.open_store(&root, config.shards, shards).await?;
-        let memory = memory_bytes();
         let (phase, follow) = watch::channel(Phase::Opening);
         let (teller, events) = mpsc::unbounded_channel();
-        let router = Router::new(store.slots.clone(), threads);
-        let mut server = Self { config, phase, events, threads: Vec::new(), watchers: Vec::new() };
-        let (hand, handed): (Vec<_>, Vec<_>) = (0..threads).map(|_| mpsc::unbounded_channel()).unzip();
-        let balance =
-            Arc::new(Balance { connections: (0..threads).map(|_| AtomicUsize::new(0)).collect(), hand });
-        let sst_files = open_files.saturating_sub(server.config.connections_max + OTHER_FILES).min(16_384);
-        let db_config = server.config.db(store.shards, sst_files, KeyHash::random());
-        for (((id, ends), socket), handed) in
-            connect(threads).into_iter().enumerate().zip(sockets).zip(handed)
-        {
-            let id = ThreadId(id);
-            let shards = router.shards(id).into_iter().map(|shard| {
-                let directory = data_dir.shard(shard)?;
-                let owner = Owner { store_id: store.id, shard };
-                Ok(ShardPlan { owner, directory, device, config: db_config, create: !store.ready })
-            });
-            let plan = Plan {
-                id,
-                processor: allowed.get(id.0).copied(),
-                ring,
-                config: server.config.clone(),
-                shards: shards.collect::<Result<_>>()?,
-                router: router.clone(),
-                socket,
-                ends,
-                handed,
-                balance: balance.clone(),
-                phase: follow.clone(),
-                events: teller.clone(),
-                key_hash: db_config.key_hash,
-                request_bytes_max: request_bytes_max(memory, threads, server.config.value_bytes_max),
-            };
-            let thread = std::thread::Builder::new()
-                .name(format!("ringkeep-{}", id.0))
-                .spawn(move || run_thread(plan))
-                .map_err(|error| Error::io("start a thread", error))?;
-            server.threads.push(thread);
-        }
-        drop((teller, follow));
+        let common =
+            Common { config: config.clone(), ring, device, open_files, phase: follow, events: teller };
+        let threads = common.start(data_dir, &store, sockets, &processors)?;
+        let mut server = Self { config, phase, events, threads, watchers: Vec::new() };
         if !server.open(&mut signals).await? {
             // Nothing was served, and opening changes nothing that a later start needs.
             tracing::info!("stopped before the shards were open");
@@ -205,9 +126,9 @@ impl Server {
             store.ready = true;
             store.save(&root).await?;
         }
-        server.log_start(data_dir, &store, device, address, threads);
+        server.log_start(data_dir, &store, device, address);
         server.phase.send_replace(Phase::Running);
-        let mut missing = threads;
+        let mut missing = server.threads.len();
         let listening = |event: &Event| matches!(event, Event::Listening);
         if server.gather(&mut signals, &mut missing, None, listening).await? != Gathered::All {
             return server.stop(&mut signals).await;
@@ -217,14 +138,7 @@ impl Server {
         server.stop(&mut signals).await
     }
 
-    fn log_start(
-        &self,
-        data_dir: &DataDir,
-        store: &Store,
-        device: Device,
-        address: SocketAddr,
-        threads: usize,
-    ) {
+    fn log_start(&self, data_dir: &DataDir, store: &Store, device: Device, address: SocketAddr) {
         let primitive = match self.config.sync {
             SyncMode::Always => device.sync_primitive.to_string(),
             SyncMode::Interval(_) | SyncMode::Never => "write, acknowledged before its sync".into(),
@@ -235,7 +149,7 @@ impl Server {
             data_bytes = %ByteSize(data_dir.bytes(store)),
             address = %address,
             shards = store.shards,
-            threads,
+            threads = self.threads.len(),
             sync = %self.config.sync,
             primitive,
             "ringkeep starts"
@@ -398,43 +312,4 @@ enum Gathered {
     Signal,
     /// The time is over.
     TimedOut,
-}
-
-/// SIGTERM and SIGINT.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    /// Held, never waited for: a write beyond the limit on file sizes is to fail like any other write, not to end
-    /// the process without a word.
-    _file_size: Signal,
-    /// How many have come.
-    seen: u32,
-}
-
-impl Signals {
-    fn new() -> Result<Self> {
-        let listen = |kind| signal(kind).map_err(|error| Error::io("listen for signals", error));
-        Ok(Self {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
-            _file_size: listen(SignalKind::from_raw(libc::SIGXFSZ))?,
-            seen: 0,
-        })
-    }
-
-    /// Waits for the next one. Cancel safety: safe.
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-        self.seen += 1;
-    }
-}
-
-/// What requests over 64 KiB may take on one thread: an eighth of the memory for all, but never less than a few
-/// of the greatest size.
-fn request_bytes_max(memory: u64, threads: usize, value_bytes_max: usize) -> usize {
-    let part = usize::try_from(memory / 8).unwrap_or(usize::MAX) / threads;
-    part.max(8 * value_bytes_max)
 }

@@ -1,0 +1,116 @@
+//! The start of the threads: what each of them is given.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::thread::JoinHandle;
+
+use tokio::sync::{mpsc, watch};
+
+use crate::config::Config;
+use crate::data_dir::DataDir;
+use crate::error::{Error, Result};
+use crate::host::{RingFlags, memory_bytes};
+use crate::key::KeyHash;
+use crate::record::Owner;
+use crate::shard::accept::Balance;
+use crate::shard::mailbox::connect;
+use crate::shard::router::{Router, ThreadId};
+use crate::shard::thread::{Event, Phase, Plan, ShardPlan, run as run_thread};
+use crate::storage::uring::Device;
+use crate::store::Store;
+
+/// Descriptors that are neither connections nor SSTs: rings, WALs, manifests, sockets, logs.
+pub(super) const OTHER_FILES: usize = 128;
+/// SSTs of all shards that are kept open at most.
+const SST_FILES_MAX: usize = 16_384;
+
+/// What all threads have in common.
+pub(super) struct Common {
+    pub(super) config: Arc<Config>,
+    pub(super) ring: RingFlags,
+    pub(super) device: Device,
+    /// The limit on open files.
+    pub(super) open_files: usize,
+    pub(super) phase: watch::Receiver<Phase>,
+    pub(super) events: mpsc::UnboundedSender<Event>,
+}
+
+impl Common {
+    /// Starts a thread for each of `sockets`, pinned to `processors` as far as there are any. The shards of the store are
+    /// dealt out to the threads.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(super) fn start(
+        self,
+        data_dir: &DataDir,
+        store: &Store,
+        sockets: Vec<socket2::Socket>,
+        processors: &[usize],
+    ) -> Result<Vec<JoinHandle<()>>> {
+        let count = sockets.len();
+        let router = Router::new(store.slots.clone(), count);
+        let (hand, handed): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
+        let connections = (0..count).map(|_| AtomicUsize::new(0)).collect();
+        let balance = Arc::new(Balance { connections, hand });
+        let sst_files = self.open_files.saturating_sub(self.config.connections_max + OTHER_FILES);
+        let key_hash = KeyHash::random();
+        let config = self.config.db(store.shards, sst_files.min(SST_FILES_MAX), key_hash);
+        let request_bytes_max = request_bytes_max(memory_bytes(), count, self.config.value_bytes_max);
+        let mut threads = Vec::new();
+        let ends = connect(count).into_iter().zip(sockets).zip(handed).enumerate();
+        for (id, ((ends, socket), handed)) in ends {
+            let shards = router.shards(ThreadId(id)).into_iter().map(|shard| {
+                let directory = data_dir.shard(shard)?;
+                let owner = Owner { store_id: store.id, shard };
+                Ok(ShardPlan { owner, directory, device: self.device, config, create: !store.ready })
+            });
+            let plan = Plan {
+                id: ThreadId(id),
+                processor: processors.get(id).copied(),
+                ring: self.ring,
+                config: self.config.clone(),
+                shards: shards.collect::<Result<_>>()?,
+                router: router.clone(),
+                socket,
+                ends,
+                handed,
+                balance: balance.clone(),
+                phase: self.phase.clone(),
+                events: self.events.clone(),
+                key_hash,
+                request_bytes_max,
+            };
+            let thread = std::thread::Builder::new()
+                .name(format!("ringkeep-{id}"))
+                .spawn(move || run_thread(plan))
+                .map_err(|error| Error::io("start a thread", error))?;
+            threads.push(thread);
+        }
+        Ok(threads)
+    }
+}
+
+/// Looks at the file system and the device of the data directory, and warns if it has no O_DIRECT.
+///
+/// # Errors
+/// `Io`, `DiskFull` or `Permission`.
+pub(super) fn probe_device(data_dir: &DataDir) -> Result<Device> {
+    let shown = data_dir.directory().path().display();
+    let device =
+        Device::probe(data_dir.directory()).map_err(|error| Error::io(format!("write to {shown}"), error))?;
+    if !device.direct {
+        tracing::warn!(
+            "the file system of {shown} has no O_DIRECT: files go through the page cache, and a failed sync may go \
+             unnoticed (use ext4 or XFS)"
+        );
+    }
+    Ok(device)
+}
+
+/// What requests over 64 KiB may take on one thread: an eighth of the memory for all, but never less than a few
+/// of the greatest size.
+fn request_bytes_max(memory: u64, threads: usize, value_bytes_max: usize) -> usize {
+    let part = usize::try_from(memory / 8).unwrap_or(usize::MAX) / threads;
+    part.max(8 * value_bytes_max)
+}

@@ -1,0 +1,149 @@
+//! The connections of a thread: accepts them, spreads them over the threads, and waits for their end.
+//!
+//! The kernel spreads connections over the listening sockets of all threads by a hash, which is uneven when there are few.
+//! So a thread hands a new connection to the thread that has the fewest.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, mpsc, watch};
+
+use super::handler::{Dispatcher, Status};
+use super::listener::{Handed, Listener, Socket};
+use super::router::ThreadId;
+use super::thread::Phase;
+use crate::http::connection::serve;
+use crate::http::peers::Peers;
+use crate::http::stream::Stream;
+
+/// How long accepting rests after an error: without descriptors, say, trying again at once only burns time.
+const ACCEPT_REST: Duration = Duration::from_millis(100);
+/// Such errors are logged at most this often.
+const ACCEPT_LOG_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Connections of every thread, and the way to hand a connection over.
+pub struct Balance {
+    /// Connections, by thread.
+    pub connections: Vec<AtomicUsize>,
+    /// Where to hand a connection to, by thread.
+    pub hand: Vec<mpsc::UnboundedSender<Handed>>,
+}
+
+impl Balance {
+    fn total(&self) -> usize {
+        self.connections.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+
+    /// The thread that should serve one more connection that arrived at `here`.
+    fn choose(&self, here: ThreadId) -> ThreadId {
+        let count = |thread: usize| self.connections[thread].load(Ordering::Relaxed);
+        let least = (0..self.connections.len()).min_by_key(|&thread| count(thread)).unwrap_or(here.0);
+        if count(least) < count(here.0) { ThreadId(least) } else { here }
+    }
+}
+
+/// The connections of one thread.
+pub(super) struct Connections<T> {
+    pub(super) id: ThreadId,
+    pub(super) balance: Arc<Balance>,
+    /// Most connections of all threads together.
+    pub(super) connections_max: usize,
+    pub(super) peers: Peers<Socket>,
+    pub(super) dispatcher: Dispatcher<T>,
+    /// A connection has ended.
+    pub(super) ended: Notify,
+    /// When a failure to accept was last logged.
+    pub(super) logged_at: Cell<Option<Instant>>,
+}
+
+impl<T: Status + 'static> Connections<T> {
+    /// Connections of this thread, including those on their way here.
+    pub(super) fn count(&self) -> usize {
+        self.balance.connections[self.id.0].load(Ordering::Relaxed)
+    }
+
+    /// Accepts connections until the listener is stopped.
+    pub(super) async fn accept(self: Rc<Self>, listener: Rc<Listener>, phase: watch::Receiver<Phase>) {
+        loop {
+            match listener.accept().await {
+                Ok(socket) => self.clone().place(socket),
+                Err(_) if *phase.borrow() != Phase::Running => return,
+                Err(error) => {
+                    let now = Instant::now();
+                    let logged = self.logged_at.get();
+                    if logged.is_none_or(|last| ACCEPT_LOG_INTERVAL <= now.duration_since(last)) {
+                        self.logged_at.set(Some(now));
+                        tracing::warn!(%error, "cannot accept a connection; further failures may not be logged");
+                    }
+                    tokio::time::sleep(ACCEPT_REST).await;
+                }
+            }
+        }
+    }
+
+    /// Serves a new connection here, or hands it to the thread with the fewest.
+    fn place(self: Rc<Self>, socket: Socket) {
+        if self.connections_max <= self.balance.total() {
+            let reply = self.peers.refusal("too many connections now");
+            self.dispatcher.spawn(async move {
+                // Best effort: the client learns it from the close, if not from the status.
+                let _ = Stream::write_all(&socket, reply).await.0;
+            });
+            return;
+        }
+        let to = self.balance.choose(self.id);
+        self.balance.connections[to.0].fetch_add(1, Ordering::Relaxed);
+        if to != self.id {
+            if let Ok(handed) = Handed::from_socket(&socket)
+                && self.balance.hand[to.0].send(handed).is_ok()
+            {
+                return;
+            }
+            self.balance.connections[to.0].fetch_sub(1, Ordering::Relaxed);
+            self.balance.connections[self.id.0].fetch_add(1, Ordering::Relaxed);
+        }
+        self.serve(socket);
+    }
+
+    /// Serves what other threads hand over, for ever.
+    pub(super) async fn take_handed(self: Rc<Self>, mut handed: mpsc::UnboundedReceiver<Handed>) {
+        while let Some(handed) = handed.recv().await {
+            self.clone().serve(handed.into_socket());
+        }
+    }
+
+    fn serve(self: Rc<Self>, socket: Socket) {
+        tokio_uring::spawn(async move {
+            serve(socket, &self.dispatcher, &self.peers).await;
+            self.balance.connections[self.id.0].fetch_sub(1, Ordering::Relaxed);
+            self.ended.notify_one();
+        });
+    }
+
+    /// Waits until no connection is left except those that watch the stop. Cuts the others off when the phase says so.
+    pub(super) async fn drained(&self, phase: &mut watch::Receiver<Phase>) {
+        let mut aborted = false;
+        while self.peers.watchers() < self.count() {
+            if !aborted && *phase.borrow() == Phase::Aborting {
+                aborted = true;
+                self.peers.abort();
+            }
+            tokio::select! {
+                () = self.ended.notified() => {}
+                () = self.peers.watcher_came() => {}
+                _ = phase.changed() => {}
+            }
+        }
+    }
+
+    /// Waits until no connection and no task is left.
+    pub(super) async fn quiet(&self) {
+        while 0 < self.count() || 0 < self.dispatcher.tasks() {
+            // Tasks end without a word.
+            let _ = tokio::time::timeout(Duration::from_millis(10), self.ended.notified()).await;
+        }
+    }
+}

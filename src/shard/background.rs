@@ -1,0 +1,311 @@
+//! The background work of an engine: one task for each kind of work, and when each runs.
+//!
+//! ```text
+//!   commit ── mark ── note ends ── flush ── grow ── prepare ── compact ── remove ── check names
+//! ```
+//!
+//! A task owns operations of the ring, so it is never dropped: it is told to end, and awaited.
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::Engine;
+use super::handler::wall_clock;
+use crate::config::{Config, SyncMode};
+use crate::error::{Error, ErrorKind, Result};
+
+/// How long background work that failed waits before it is tried again.
+const RETRY_TIME: Duration = Duration::from_secs(1);
+/// Without a commit for this long the end of the WAL is marked. Looked at as often, so that it takes at most twice as
+/// long after the queue of groups has run empty.
+const MARK_IDLE_TIME: Duration = Duration::from_millis(3);
+/// After this long without a commit the end of the WAL is noted in the manifest as well.
+const NOTE_IDLE_TIME: Duration = Duration::from_millis(100);
+/// Under load a mark goes with a group this often.
+const MARK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it is looked whether the names of the files in use still lead to them.
+const NAMES_INTERVAL: Duration = Duration::from_millis(400);
+/// While a shard serves, its obsolete files are removed at this rate. A file system that is mounted with `discard` tells
+/// the device at once what is free, and some serve nobody meanwhile: 64 MiB took 11 to 14 ms on the machine of
+/// BENCHMARKS.md, and all files of a compaction together 90 ms. RocksDB bounds it for the same reason (`SstFileManager`,
+/// its delete scheduler). Far more than a compaction reads in that time, so that nothing piles up.
+const REMOVED_BYTES_PER_SECOND: f64 = 512e6;
+/// How often it is looked whether there are any: soon enough for what waits for space on a full disk.
+const REMOVAL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The background work of one engine.
+pub struct Background {
+    stop: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Background {
+    /// Starts it. An error that ends the process is sent to `fatal`.
+    pub fn start(db: &Engine, config: &Config, fatal: &mpsc::UnboundedSender<Error>) -> Self {
+        let (stop, stopped) = watch::channel(false);
+        let synced = config.sync == SyncMode::Always;
+        let worker = Worker { db: db.clone(), stopped, fatal: fatal.clone(), synced };
+        let mut tasks = vec![
+            tokio_uring::spawn(worker.clone().commit()),
+            tokio_uring::spawn(worker.clone().flush()),
+            tokio_uring::spawn(worker.clone().prepare()),
+            tokio_uring::spawn(worker.clone().grow()),
+            tokio_uring::spawn(worker.clone().compact(config.compaction_interval)),
+            tokio_uring::spawn(worker.clone().remove()),
+            tokio_uring::spawn(worker.clone().request_flushes(config.flush_interval)),
+            tokio_uring::spawn(worker.clone().mark()),
+            tokio_uring::spawn(worker.clone().note_ends()),
+            tokio_uring::spawn(worker.clone().request_marks()),
+            tokio_uring::spawn(worker.clone().check_names()),
+        ];
+        if let SyncMode::Interval(interval) = config.sync {
+            tasks.push(tokio_uring::spawn(worker.sync(interval)));
+        }
+        Self { stop, tasks }
+    }
+
+    /// Ends it: work in progress is finished or given up, never dropped.
+    pub async fn stop(self, db: &Engine) {
+        db.begin_close();
+        self.stop.send_replace(true);
+        for task in self.tasks {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "a background task ended badly");
+            }
+        }
+    }
+}
+
+/// One background task.
+#[derive(Clone)]
+struct Worker {
+    db: Engine,
+    stopped: watch::Receiver<bool>,
+    fatal: mpsc::UnboundedSender<Error>,
+    /// Whether each group is synced.
+    synced: bool,
+}
+
+impl Worker {
+    /// Waits for `event`, which is safe to drop. `false` if the end came first.
+    async fn wait(&mut self, event: impl Future<Output = ()>) -> bool {
+        if *self.stopped.borrow() {
+            return false;
+        }
+        tokio::select! {
+            biased;
+            _ = self.stopped.changed() => false,
+            () = event => true,
+        }
+    }
+
+    /// Group commit: the next group is taken as soon as the one before is durable, or a little later when
+    /// compaction is behind (P9).
+    async fn commit(mut self) {
+        let db = self.db.clone();
+        while self.wait(db.commit_due()).await {
+            if !self.synced {
+                // Without a sync to wait for, a group would be one write; this lets one turn's writes join it.
+                db.pause().await;
+            }
+            let delay = db.pressure().delay();
+            // The clock of the runtime has milliseconds; shorter delays are left out, not rounded up.
+            if Duration::from_millis(1) <= delay {
+                self.wait(tokio::time::sleep(delay)).await;
+            }
+            if let Err(error) = db.commit_next().await {
+                return self.report(error);
+            }
+        }
+        // Writes whose clients are gone may still wait, and a flush may wait for them.
+        while db.has_uncommitted() {
+            if let Err(error) = db.commit_next().await {
+                return self.report(error);
+            }
+        }
+    }
+
+    async fn flush(mut self) {
+        let db = self.db.clone();
+        while self.wait(db.flush_due()).await {
+            let result = db.flush_next().await;
+            if !self.handle("flush a memtable", result).await {
+                return;
+            }
+        }
+    }
+
+    async fn prepare(mut self) {
+        let db = self.db.clone();
+        while self.wait(db.spare_wanted()).await {
+            while let Err(error) = db.prepare_spare().await {
+                if !self.handle("prepare a WAL", Err(error)).await {
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn grow(mut self) {
+        let db = self.db.clone();
+        while self.wait(db.growth_wanted()).await {
+            while let Err(error) = db.grow_wal().await {
+                if !self.handle("make the WAL longer", Err(error)).await {
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn compact(mut self, interval: Duration) {
+        let db = self.db.clone();
+        let due = async || {
+            let _ = tokio::time::timeout(interval, db.compaction_due()).await; // it is looked at in both cases
+        };
+        while self.wait(due()).await {
+            loop {
+                match db.compact_next(wall_clock()).await {
+                    Ok(true) if !*self.stopped.borrow() => {}
+                    Ok(_) => break,
+                    Err(error)
+                        if matches!(error.kind(), ErrorKind::Corruption | ErrorKind::Configuration) =>
+                    {
+                        // The same files would be picked again and again. Reads of the damaged block fail with the
+                        // same reason, everything else is served, and writes as long as L0 has room for them.
+                        let shard = self.db.owner().shard.0;
+                        tracing::error!(shard, %error, "compaction of this shard has stopped");
+                        return;
+                    }
+                    Err(error) => {
+                        if !self.handle("compact", Err(error)).await {
+                            return;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Removes obsolete files, one after the other. Nobody tells that a reader has let one go, so it looks at times.
+    async fn remove(mut self) {
+        let db = self.db.clone();
+        while self.wait(tokio::time::sleep(REMOVAL_INTERVAL)).await {
+            while let Some(bytes) = db.remove_next().await {
+                let pause = Duration::from_secs_f64(bytes as f64 / REMOVED_BYTES_PER_SECOND);
+                if !self.wait(tokio::time::sleep(pause)).await {
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn request_flushes(mut self, interval: Duration) {
+        let db = self.db.clone();
+        while self.wait(tokio::time::sleep(interval)).await {
+            db.request_flush();
+        }
+    }
+
+    /// Marks the end of the WAL whenever commits have paused (W4).
+    async fn mark(mut self) {
+        let db = self.db.clone();
+        loop {
+            while db.is_witnessed() {
+                if !self.wait(db.commit_seen()).await {
+                    return;
+                }
+            }
+            let durable = db.durable();
+            if !self.wait(tokio::time::sleep(MARK_IDLE_TIME)).await {
+                return;
+            }
+            if db.durable() == durable
+                && !db.has_uncommitted()
+                && let Err(error) = db.mark().await
+            {
+                return self.report(error);
+            }
+        }
+    }
+
+    /// Notes the end of the WAL in the manifest whenever commits have paused for longer (W4).
+    async fn note_ends(mut self) {
+        let db = self.db.clone();
+        let mut noted = db.durable();
+        loop {
+            if db.durable() == noted && !self.wait(db.commit_seen()).await {
+                return;
+            }
+            let durable = db.durable();
+            if !self.wait(tokio::time::sleep(NOTE_IDLE_TIME)).await {
+                return;
+            }
+            if db.durable() == durable && durable != noted {
+                let result = db.note_end().await;
+                let done = result.is_ok();
+                if !self.handle("note the end of a WAL", result).await {
+                    return;
+                }
+                if done {
+                    noted = durable;
+                }
+            }
+        }
+    }
+
+    /// Lets a group carry a mark now and then while commits do not pause.
+    async fn request_marks(mut self) {
+        let db = self.db.clone();
+        while self.wait(tokio::time::sleep(MARK_INTERVAL)).await {
+            db.request_mark();
+        }
+    }
+
+    /// Ends the process when somebody has taken the directory, the WAL or the manifest away.
+    async fn check_names(mut self) {
+        let db = self.db.clone();
+        while self.wait(tokio::time::sleep(NAMES_INTERVAL)).await {
+            match db.check_names().await {
+                Err(error) if error.kind() == ErrorKind::Poisoned => return self.report(error),
+                // A directory above that may not be searched any more, say: it proves nothing.
+                Err(error) => {
+                    tracing::debug!(%error, "cannot look whether the files in use have their names")
+                }
+                Ok(()) => {}
+            }
+        }
+    }
+
+    async fn sync(mut self, interval: Duration) {
+        let db = self.db.clone();
+        while self.wait(tokio::time::sleep(interval)).await {
+            if let Err(error) = db.sync().await {
+                return self.report(error);
+            }
+        }
+    }
+
+    /// Logs a failure and waits before the next try. `false` if there must be none.
+    async fn handle(&mut self, attempt: &str, result: Result<()>) -> bool {
+        let Err(error) = result else { return true };
+        match error.kind() {
+            ErrorKind::ShuttingDown => false,
+            ErrorKind::Poisoned => {
+                self.report(error);
+                false
+            }
+            _ => {
+                let shard = self.db.owner().shard.0;
+                tracing::error!(shard, %error, "cannot {attempt}; it is tried again every second");
+                self.wait(tokio::time::sleep(RETRY_TIME)).await
+            }
+        }
+    }
+
+    fn report(&self, error: Error) {
+        // Nobody listens when the server is already going down for it.
+        let _ = self.fatal.send(error);
+    }
+}
