@@ -1,8 +1,8 @@
 //! Memory that values and blocks take on their way to readers.
 //!
-//! B1  Values and blocks over 64 KiB that readers hold take at most `DbConfig::large_reads_bytes_max`, those in the block
+//! Z1  Values and blocks over 64 KiB that readers hold take at most `DbConfig::large_reads_bytes_max`, those in the block
 //!     cache included. A read beyond that is refused; it never waits for memory that other readers hold.
-//! B2  Blocks over 64 KiB that only tell whether a key is there are read a few at a time. They are not cached, and a check
+//! Z2  Blocks over 64 KiB that only tell whether a key is there are read a few at a time. They are not cached, and a check
 //!     keeps its permit to its end. If it released the permit between blocks, four checks could each wait for a second
 //!     permit: a deadlock.
 //!
@@ -25,11 +25,11 @@ const LARGE_CHECKS: usize = 4;
 pub(super) type Permit = OwnedSemaphorePermit;
 
 pub(super) struct ReadBudget {
-    /// In KiB (B1).
+    /// In KiB (Z1).
     large_reads: Arc<Semaphore>,
     /// What is left of it when the cache is full of large blocks, in KiB.
     beside_cache_kibibytes: usize,
-    /// (B2)
+    /// (Z2)
     large_checks: Arc<Semaphore>,
 }
 

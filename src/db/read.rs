@@ -234,12 +234,12 @@ impl<S: Storage> Search<S> {
         };
         let mut held = permit(handle.bytes as usize).await?;
         let frame = sst.read_frame(handle).await?;
-        // Small on disk, the block may be large in memory. A check keeps the permit that it has (B2).
+        // Small on disk, the block may be large in memory. A check keeps the permit that it has (Z2).
         let bytes = frame.unpacked_bytes();
         if (handle.bytes as usize) < bytes && !(checks && held.is_some()) {
             held = permit(bytes).await?;
         }
-        // The cache would keep the permit of a check, and other checks would wait for it for ever (B2).
+        // The cache would keep the permit of a check, and other checks would wait for it for ever (Z2).
         let cached = !(checks && held.is_some());
         let block = Rc::new(sst.unpack(handle, frame, held)?);
         if cached {
