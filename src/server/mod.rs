@@ -35,7 +35,7 @@ use crate::host::{
     RingFlags, give_back_large_buffers, parallelism, probe_ring, processors, raise_open_files,
 };
 use crate::shard::handler::StopLines;
-use crate::shard::thread::{Event, Phase};
+use crate::shard::phase::{Event, Phase};
 use crate::storage::uring::Device;
 use crate::store::Store;
 

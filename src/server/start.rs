@@ -14,8 +14,9 @@ use crate::key::KeyHash;
 use crate::record::Owner;
 use crate::shard::accept::Balance;
 use crate::shard::mailbox::connect;
+use crate::shard::phase::{Event, Phase};
 use crate::shard::router::{Router, ThreadId};
-use crate::shard::thread::{Event, Phase, Plan, ShardPlan, run as run_thread};
+use crate::shard::thread::{Plan, ShardPlan, run as run_thread};
 use crate::storage::uring::Device;
 use crate::store::Store;
 

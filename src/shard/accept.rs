@@ -13,8 +13,8 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::handler::{Dispatcher, Status};
 use super::listener::{Handed, Listener, Socket};
+use super::phase::Phase;
 use super::router::ThreadId;
-use super::thread::Phase;
 use crate::http::connection::serve;
 use crate::http::peers::Peers;
 use crate::http::stream::Stream;

@@ -7,6 +7,7 @@
 //! | [`accept`] | accepts connections and spreads them over the threads |
 //! | [`handler`] | carries out operations, here or on another thread |
 //! | [`mailbox`], [`router`] | messages between threads, and which thread has a key |
+//! | [`phase`] | what the server announces to its threads, and what they tell it |
 //! | [`background`] | the background work of an engine |
 //!
 //! Threads share nothing but messages, a phase to follow, and a few counters. A task that owns a read, a write or an accept
@@ -17,6 +18,7 @@ pub mod background;
 pub mod handler;
 pub mod listener;
 pub mod mailbox;
+pub mod phase;
 pub mod router;
 pub mod thread;
 

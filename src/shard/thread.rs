@@ -23,6 +23,7 @@ use super::background::Background;
 use super::handler::{Dispatcher, Status, StopLines};
 use super::listener::{Handed, Listener};
 use super::mailbox::{Ends, Mailbox};
+use super::phase::{Event, Phase};
 use super::router::{Router, ThreadId};
 use crate::config::{Config, DbConfig, SyncMode};
 use crate::data_dir::open_storage;
@@ -41,43 +42,6 @@ use crate::storage::uring::Device;
 const TICK: Duration = Duration::from_secs(1);
 /// How long a client may take for its last line, and then for its end.
 const LAST_LINE_TIME: Duration = Duration::from_secs(1);
-
-/// Where the server is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Phase {
-    /// Engines are being opened.
-    Opening,
-    /// Requests are served.
-    Running,
-    /// Requests in flight are answered; no others are.
-    Draining,
-    /// What still waits for its client is cut off.
-    Aborting,
-    /// Engines are being closed.
-    Syncing,
-    /// Everything is durable.
-    Closed,
-}
-
-/// What a thread tells the server.
-pub enum Event {
-    /// Its engines are open.
-    Opened(Recovered),
-    /// Its engines cannot be opened, or it cannot run at all.
-    Failed(Error),
-    /// It accepts connections.
-    Listening,
-    /// A client asks for the stop.
-    Stop(StopLines),
-    /// No request is in flight.
-    Drained,
-    /// A step of the stop.
-    Step(String),
-    /// Its engines are closed.
-    Closed,
-    /// The WAL or the manifest is lost: the process has to end (P6).
-    Fatal(Error),
-}
 
 /// What a thread is given.
 pub struct Plan {
