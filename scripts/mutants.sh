@@ -183,7 +183,7 @@ mutant 'edits are not synced' src/manifest/mod.rs \
     'log.append(record).await?;
     log.sync().await' 'log.append(record).await.map(|_| ())'
 mutant 'edits carry no marks' src/manifest/mod.rs \
-    'log.request_mark();' '' damage
+    'log.request_mark();' ''
 mutant 'CURRENT names a manifest without its snapshot' src/manifest/mod.rs \
     'append(&log, &payload).await?;' 'if payload.is_empty() { append(&log, &payload).await?; }' crash
 mutant 'missing files are not missed' src/manifest/presence.rs \
@@ -194,7 +194,7 @@ mutant 'a file is replaced before it is synced' src/storage/mod.rs \
     'file.sync().await.map_err(|error| Error::io(attempt("sync"), error))?;' ''
 mutant 'a file is replaced before its name is synced' src/storage/mod.rs \
     '    sync_names(storage).await?;
-    let uncertain' '    let uncertain' crash
+    let uncertain' '    let uncertain'
 mutant 'names are not synced at all' src/storage/mod.rs \
     'storage.sync_dir().await.map_err' 'Ok(drop(storage.clone())).map_err' crash
 
@@ -216,7 +216,9 @@ mutant 'a WAL is released before its flush is in the manifest' src/db/flush.rs \
 mutant 'the end of a replayed WAL is left open' src/db/recovery.rs \
     'end: KnownEnd::Exactly(end.offset) }' 'end: KnownEnd::AtLeast(end.offset) }' crash
 mutant 'the WAL of a killed process is written to again' src/db/recovery.rs \
-    'if state.clean_wal == Some(number) && end.bad_slot' 'if memtable.entries() == 0 && end.bad_slot' crash
+    'if state.clean_wal == Some(number)
+            && end.bad_slot' 'if memtable.entries() == 0
+            && end.bad_slot' crash
 mutant 'the end of a WAL is not noted in the manifest' src/db/mod.rs \
     'KnownEnd::AtLeast(known) => known < durable,' 'KnownEnd::AtLeast(known) => known < durable && false,' damage
 mutant 'the next WAL carries no mark soon' src/db/commit.rs \

@@ -407,6 +407,33 @@ mod tests {
             assert!(!storage.files().iter().any(|(name, _)| *name == FileName::Manifest(first)));
         });
     }
+
+    #[test]
+    fn edits_that_a_later_edit_has_seen_durable_cannot_be_lost_unnoticed() {
+        block_on(async {
+            let storage = SimStorage::new(1);
+            let mut manifest =
+                Manifest::create(storage.clone(), OWNER, State::default(), BYTES).await.unwrap();
+            let mut ends = Vec::new();
+            for number in 1..4 {
+                manifest.append(&wal(number)).await.unwrap();
+                ends.push(crate::codec::to_usize(manifest.log().end()));
+            }
+            let name = FileName::Manifest(manifest.number());
+            let whole = storage.bytes(name);
+            let zero_from = |from: usize| {
+                let mut bytes = whole.clone();
+                bytes[from..].fill(0);
+                storage.overwrite(name, &bytes);
+            };
+            // The last edit alone looks like the torn end of a crash.
+            zero_from(ends[1]);
+            assert_eq!(wals(&storage).await, [1, 2]);
+            zero_from(ends[0]);
+            assert_eq!(load(&storage, OWNER).await.unwrap_err().kind(), ErrorKind::Corruption);
+        });
+    }
+
     #[test]
     fn what_a_killed_process_had_not_synced_is_durable_before_anything_rests_on_it() {
         block_on(async {

@@ -166,3 +166,42 @@ pub async fn read_file<S: Storage>(storage: &S, name: FileName, bytes_max: usize
     buffer.truncate(count);
     Ok(buffer)
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_executor::block_on;
+
+    use super::sim::{Fate, SimStorage};
+    use super::*;
+
+    async fn replace(storage: &SimStorage, byte: u8) {
+        let bytes = AlignedBuf::from(&[byte; BLOCK_BYTES][..]);
+        write_file_atomically(storage, FileName::StoreTemporary, FileName::Store, bytes).await.unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_replaced_has_its_old_or_its_new_bytes_after_every_crash() {
+        block_on(async {
+            for seed in 0..300 {
+                let storage = SimStorage::new(seed);
+                replace(&storage, 1).await;
+                // A process that was killed has left a temporary file with other bytes, and they are durable.
+                let left = storage.create(FileName::StoreTemporary).await.unwrap();
+                left.write_at(AlignedBuf::from(&[9; BLOCK_BYTES][..]), 0).await.0.unwrap();
+                left.sync().await.unwrap();
+                storage.sync_dir().await.unwrap();
+                storage.record();
+                replace(&storage, 2).await;
+                for snapshot in storage.take_snapshots() {
+                    let bytes = snapshot.crash(Fate::Random).bytes(FileName::Store);
+                    assert!(
+                        [1, 2].iter().any(|byte| bytes == [*byte; BLOCK_BYTES]),
+                        "seed {seed}: {}",
+                        bytes[0]
+                    );
+                }
+                assert_eq!(storage.crash(Fate::Lost).bytes(FileName::Store), [2; BLOCK_BYTES], "seed {seed}");
+            }
+        });
+    }
+}
