@@ -1,6 +1,6 @@
 //! ringkeep: a durable key-value server for Linux. One binary, one thread per core, io_uring for every byte that
-//! moves at run time, an LSM tree per shard, HTTP/1.1 outside. A 200 to a write means that the record is on stable
-//! storage. What it promises to its users is in the README; this page is for those who read the code.
+//! moves at run time, an LSM tree per shard, HTTP/1.1 outside. A 200 to a write means that the write is on stable storage.
+//! The README says what users can rely on; this page is for readers of the code.
 //!
 //! # Threads
 //!
@@ -37,21 +37,20 @@
 //!
 //! # Invariants
 //!
-//! Each module numbers its own (`W1`, `D3`, …); asserts and tests quote them. Those of the whole, from the README's
-//! promises:
+//! Each module numbers its own invariants (`W1`, `D3`, …), under a letter that no other module uses. Asserts quote them, and
+//! each has a test that begins with its label. The invariants of the whole are the guarantees of the README:
 //!
 //! - **P1** A write is acknowledged only after its group was written in full and synced ([`db::commit`]).
 //! - **P2** Reads see only durable writes (D1).
 //! - **P3** Per key, operations are linearizable: one thread owns the key.
 //! - **P4** A crash leaves every acknowledged write and a prefix of the others ([`wal`], W1 to W3).
-//! - **P5** Every byte on disk is under a checksum that knows its store, shard, file and place ([`record`], [`sst`]).
+//! - **P5** Every byte on disk is under a checksum that covers its store, shard, file and offset ([`record`], [`sst`]).
 //! - **P6** A failed write or sync of WAL or manifest is final (D4; [`manifest`], V3).
-//! - **P7** File sync → directory sync → manifest edit → release of what it replaces ([`manifest`]).
+//! - **P7** File sync → directory sync → manifest edit → release of the files that it replaces ([`manifest`]).
 //! - **P8** Everything has a bound, checked before memory is taken ([`config`]).
 //! - **P9** No request waits for background work without limit ([`db::pressure`]).
 //!
-//! What is deliberately absent: `db` spawns nothing, reads no clock and knows no runtime; `http` knows no engine;
-//! pure modules (`record` except `record::file` and `record::replay`, `hash_index`, `memtable`, `source`, `sst::block`,
+//! `db` spawns nothing, reads no clock and knows no runtime; `http` knows no engine. Pure modules (`record` except `record::file` and `record::replay`, `hash_index`, `memtable`, `source`, `sst::block`,
 //! `sst::filter`, `manifest::version`, `compaction::picker`, `db::pressure`, `http` except `connection`, `peers` and
 //! `stream`) do no I/O. So a seeded test drives production code on a simulated disk ([`storage::sim`]).
 //!
@@ -66,9 +65,9 @@
 //! | bytes with a meaning | [`memtable`], [`record`] |
 //! | files with a meaning | [`sst`], [`wal`] |
 //! | what a shard and a store consist of | [`cache`], [`compaction`], [`manifest`], [`store`], [`data_dir`] |
-//! | the engine of a shard | [`db`]; beside it [`check`], the same files looked at from outside |
+//! | the engine of a shard | [`db`]; and [`check`], which reads the same files from outside |
 //! | a client of the server, which shares only the first two layers with it | [`load`] |
-//! | the wire, on the first layer alone | [`http`] |
+//! | the wire, which uses the first layer only | [`http`] |
 //! | threads, the process, the command line | [`shard`], [`server`], [`cli`] |
 
 pub mod error;

@@ -2,9 +2,9 @@
 
 use super::{Refusal, Status};
 
-/// Longest line with the size of a chunk; extensions are passed over.
+/// Longest line with the size of a chunk. Chunk extensions are ignored.
 const SIZE_LINE_BYTES_MAX: usize = 256;
-/// Longest trailer section; it is passed over.
+/// Longest trailer section. Trailers are ignored.
 const TRAILER_BYTES_MAX: usize = 8 << 10;
 
 /// The refusal of a body over its limit.
@@ -25,19 +25,19 @@ enum State {
     /// Before the size of a chunk.
     #[default]
     Size,
-    /// Within a chunk, with so many bytes to come.
+    /// Within a chunk, with this many bytes to come.
     Data(usize),
-    /// Before the CR LF behind a chunk.
+    /// Before the CR LF that ends a chunk.
     DataEnd,
-    /// Behind the last chunk.
+    /// After the last chunk.
     Trailer,
     /// Complete.
     Done,
 }
 
 impl Chunked {
-    /// Takes what it can from the front of `bytes` and returns how much that was. Call it again with the rest
-    /// and more behind it.
+    /// Takes as much as possible from the front of `bytes` and returns how many bytes that was. Call it again with the
+    /// rest, followed by what arrives next.
     ///
     /// # Errors
     /// 400 for a malformed body, 413 for one over `bytes_max`.
@@ -114,7 +114,7 @@ fn line(bytes: &[u8], bytes_max: usize) -> Result<Option<&[u8]>, Refusal> {
 
 fn chunk_size(line: &[u8]) -> Result<usize, Refusal> {
     let digits = line.split(|byte| *byte == b';').next().unwrap_or_default();
-    // An extension may be set off by blanks; a size may not have any else.
+    // Blanks may separate a size from its extension. Otherwise a size has no blanks.
     let digits = if digits.len() < line.len() { digits.trim_ascii_end() } else { digits };
     if digits.is_empty() || 15 < digits.len() {
         return Err(MALFORMED);

@@ -1,17 +1,17 @@
 //! Request line and headers: where they end, and what they say about the body. Pure.
 //!
-//! `httparse` reads the fields. What it lets pass and RFC 9112 does not (bare line feeds) is refused here, and so
-//! is everything that makes the length of the body a matter of opinion: the root of request smuggling.
+//! `httparse` reads the fields. Bare line feeds, which it accepts and RFC 9112 does not, are refused here. So is everything
+//! that leaves the length of the body open to interpretation: that is how requests are smuggled past a proxy.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::{HEADERS_BYTES_MAX, HEADERS_MAX, Refusal, Status, TARGET_BYTES_MAX};
 
-/// Bytes of a request line beside its target: the longest method, two spaces, the version.
+/// Bytes of a request line in addition to its target: the longest method, two spaces, the version.
 const LINE_OVERHEAD_BYTES: usize = 64;
 
-/// Methods that any of our paths knows.
+/// Methods that at least one path accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
     /// Read.
@@ -44,9 +44,9 @@ pub enum Framing {
 pub struct Head {
     /// The method.
     pub method: Method,
-    /// The place of the target in the bytes.
+    /// Where the target is in the bytes of the request.
     pub target: Range<usize>,
-    /// HTTP/1.0.
+    /// Whether the request is HTTP/1.0.
     pub old: bool,
     /// How the body is framed.
     pub framing: Framing,
@@ -70,8 +70,8 @@ pub struct HeadEnd {
 }
 
 impl HeadEnd {
-    /// The length of the head at the front of `bytes`, or `None` if its end has not arrived. Call it with the
-    /// same bytes and more behind them.
+    /// The length of the head at the front of `bytes`, or `None` if its end has not arrived. Call it again with the same
+    /// bytes, followed by what arrives next.
     ///
     /// # Errors
     /// 400 for a line that does not end in CR LF, 414 and 431 for what is too long.
@@ -86,7 +86,7 @@ impl HeadEnd {
             self.line = at + 1;
             if self.first_line_end == 0 {
                 if empty {
-                    continue; // empty lines in front of a request are passed over (RFC 9112, 2.2)
+                    continue; // empty lines before a request are ignored (RFC 9112, 2.2)
                 }
                 self.first_line_end = at + 1;
             } else if empty {
@@ -121,7 +121,7 @@ const HEADERS_TOO_LONG: Refusal =
 /// # Errors
 /// The status and sentence of the refusal.
 pub fn parse(bytes: &[u8]) -> Result<Head, Refusal> {
-    // Most requests have a few fields; the places of the others are never looked at, so nothing is put there.
+    // Most requests have a few fields. The other elements are never read, so they stay uninitialised.
     let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(bytes, &mut headers) {
@@ -159,7 +159,7 @@ pub fn parse(bytes: &[u8]) -> Result<Head, Refusal> {
         }
         _ => return Err(Refusal::bad("the length of the request body is ambiguous")),
     };
-    // The target lies within the bytes: its place is what remains once it is borrowed no more.
+    // The target lies within the bytes. Its range remains when the borrow ends.
     let start = target.as_ptr().addr() - bytes.as_ptr().addr();
     Ok(Head {
         method: match method {
@@ -179,7 +179,7 @@ pub fn parse(bytes: &[u8]) -> Result<Head, Refusal> {
     })
 }
 
-/// The few header fields that matter here.
+/// The header fields that change how a request is read.
 #[derive(Default)]
 struct Fields {
     hosts: usize,
@@ -227,7 +227,7 @@ impl Fields {
     }
 }
 
-/// Digits and nothing else: `str::parse` would take a sign.
+/// A number of digits only: `str::parse` would accept a sign.
 fn decimal(digits: &[u8]) -> Result<u64, Refusal> {
     let wrong = Refusal::bad("the Content-Length is not a number");
     if digits.is_empty() {

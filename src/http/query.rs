@@ -1,8 +1,8 @@
 //! Query parameters and percent-decoding. Pure.
 //!
-//! Decoding is strict and happens once: `%` needs two hexadecimal digits behind it, and `+` is a space, as HTML
-//! forms write it. The crate percent-encoding lets bad escapes pass as they are, so that two clients could mean
-//! different keys by the same bytes.
+//! Decoding is strict and happens once. Two hexadecimal digits must follow a `%`, and `+` is a space, as in HTML forms. The
+//! crate percent-encoding is not used, because it keeps bad escapes as they are: two clients could then write different
+//! keys with the same bytes.
 
 use std::borrow::Cow;
 
@@ -21,7 +21,7 @@ pub fn parameters(query: &[u8]) -> impl Iterator<Item = Result<(&[u8], &[u8]), R
     })
 }
 
-/// Undoes the escapes.
+/// Decodes the escapes of a name or a value.
 ///
 /// # Errors
 /// 400 for a bad escape.

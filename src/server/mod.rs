@@ -1,6 +1,6 @@
 //! The process: what has to be true before threads start, their start, and their common end.
 //!
-//! Owns: the order of the start, the phases of the stop, and the exit. Knows nothing of what a request is.
+//! Owns: the order of the start, the phases of the stop, and the exit.
 //!
 //! Start: ring probed → data directory there and locked → address free → `STORE` read or written → threads open
 //! their shards → `STORE` says ready → sockets listen → `listening on …` is printed.
@@ -67,7 +67,7 @@ pub fn run(mut config: Config, announce: impl FnOnce(SocketAddr)) -> Result<()> 
     result
 }
 
-/// Connections leave descriptors for files.
+/// Lowers the limit on connections so that descriptors are left for files.
 fn limit_connections(config: &mut Config, open_files: usize) -> Result<()> {
     let most = open_files.saturating_sub(2 * OTHER_FILES);
     if most == 0 {
@@ -287,7 +287,7 @@ impl Server {
         Ok(())
     }
 
-    /// The WAL or the manifest is lost: those who wait are told, then the process ends (P6).
+    /// The WAL or the manifest is lost: waiting clients are told, then the process ends (P6).
     async fn fail(&mut self, error: Error) -> Error {
         tracing::error!(%error, "nothing more is acknowledged, and the process ends");
         self.phase.send_replace(Phase::Draining);
@@ -295,10 +295,10 @@ impl Server {
         error
     }
 
-    /// A step of the stop, for the log and for those who watch.
+    /// Reports a step of the stop to the log and to the clients that watch it.
     fn show(&mut self, step: &str) {
         tracing::info!("{step}");
-        // Those who have left need no lines.
+        // Clients that have left are forgotten.
         self.watchers.retain(|watcher| watcher.send(format!("{step}\n")).is_ok());
     }
 }

@@ -109,8 +109,8 @@ pub(super) fn probe_device(data_dir: &DataDir) -> Result<Device> {
     Ok(device)
 }
 
-/// What requests over 64 KiB may take on one thread: an eighth of the memory for all, but never less than a few
-/// of the greatest size.
+/// Memory that requests over 64 KiB may take on one thread: its part of an eighth of all memory, but never less than eight
+/// values of the greatest size.
 fn request_bytes_max(memory: u64, threads: usize, value_bytes_max: usize) -> usize {
     let part = usize::try_from(memory / 8).unwrap_or(usize::MAX) / threads;
     part.max(8 * value_bytes_max)

@@ -18,21 +18,21 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// How long background work that failed waits before it is tried again.
 const RETRY_TIME: Duration = Duration::from_secs(1);
-/// Without a commit for this long the end of the WAL is marked. Looked at as often, so that it takes at most twice as
-/// long after the queue of groups has run empty.
+/// The end of the WAL is marked when there was no commit for this long. The check is made as often, so a mark follows at
+/// most twice this time after the queue of groups has run empty.
 const MARK_IDLE_TIME: Duration = Duration::from_millis(3);
-/// After this long without a commit the end of the WAL is noted in the manifest as well.
+/// The end of the WAL is noted in the manifest, too, when there was no commit for this long.
 const NOTE_IDLE_TIME: Duration = Duration::from_millis(100);
-/// Under load a mark goes with a group this often.
+/// Under load a group carries a mark this often.
 const MARK_INTERVAL: Duration = Duration::from_secs(1);
-/// How often it is looked whether the names of the files in use still lead to them.
+/// How often the names of the files in use are checked.
 const NAMES_INTERVAL: Duration = Duration::from_millis(400);
 /// While a shard serves, its obsolete files are removed at this rate. A file system that is mounted with `discard` tells
-/// the device at once what is free, and some serve nobody meanwhile: 64 MiB took 11 to 14 ms on the machine of
-/// BENCHMARKS.md, and all files of a compaction together 90 ms. RocksDB bounds it for the same reason (`SstFileManager`,
-/// its delete scheduler). Far more than a compaction reads in that time, so that nothing piles up.
+/// the device at once which blocks are free, and some devices serve nobody meanwhile: 64 MiB took 11 to 14 ms on the
+/// machine of BENCHMARKS.md, and all files of a compaction together 90 ms. RocksDB bounds the rate for the same reason (the
+/// delete scheduler of `SstFileManager`). The rate is far above that of compactions, so files do not pile up.
 const REMOVED_BYTES_PER_SECOND: f64 = 512e6;
-/// How often it is looked whether there are any: soon enough for what waits for space on a full disk.
+/// How often obsolete files are looked for. Writes that wait for space on a full disk wait for this.
 const REMOVAL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The background work of one engine.
@@ -66,7 +66,7 @@ impl Background {
         Self { stop, tasks }
     }
 
-    /// Ends it: work in progress is finished or given up, never dropped.
+    /// Ends the work: what is in progress is finished or given up, never dropped.
     pub async fn stop(self, db: &Engine) {
         db.begin_close();
         self.stop.send_replace(true);
@@ -89,7 +89,7 @@ struct Worker {
 }
 
 impl Worker {
-    /// Waits for `event`, which is safe to drop. `false` if the end came first.
+    /// Waits for `event`, which is safe to drop. `false` if the worker was told to end first.
     async fn wait(&mut self, event: impl Future<Output = ()>) -> bool {
         if *self.stopped.borrow() {
             return false;
@@ -101,13 +101,13 @@ impl Worker {
         }
     }
 
-    /// Group commit: the next group is taken as soon as the one before is durable, or a little later when
-    /// compaction is behind (P9).
+    /// Group commit: the next group is taken as soon as the group before it is durable, or a little later when compaction
+    /// has fallen behind (P9).
     async fn commit(mut self) {
         let db = self.db.clone();
         while self.wait(db.commit_due()).await {
             if !self.synced {
-                // Without a sync to wait for, a group would be one write; this lets one turn's writes join it.
+                // Without a sync to wait for, each group would hold one write. This lets the writes of one turn join it.
                 db.pause().await;
             }
             let delay = db.pressure().delay();
@@ -119,7 +119,7 @@ impl Worker {
                 return self.report(error);
             }
         }
-        // Writes whose clients are gone may still wait, and a flush may wait for them.
+        // Writes may be left whose clients are gone, and a flush may wait for these writes.
         while db.has_uncommitted() {
             if let Err(error) = db.commit_next().await {
                 return self.report(error);
@@ -172,8 +172,8 @@ impl Worker {
                     Err(error)
                         if matches!(error.kind(), ErrorKind::Corruption | ErrorKind::Configuration) =>
                     {
-                        // The same files would be picked again and again. Reads of the damaged block fail with the
-                        // same reason, everything else is served, and writes as long as L0 has room for them.
+                        // The same files would be picked again and again. Reads of the damaged block fail for the same
+                        // reason. Everything else is served; writes are accepted as long as L0 has room for them.
                         let shard = self.db.owner().shard.0;
                         tracing::error!(shard, %error, "compaction of this shard has stopped");
                         return;
@@ -188,7 +188,8 @@ impl Worker {
         }
     }
 
-    /// Removes obsolete files, one after the other. Nobody tells that a reader has let one go, so it looks at times.
+    /// Removes obsolete files, one after the other. Nothing signals that the last reader of a file has ended, so the worker
+    /// checks now and then.
     async fn remove(mut self) {
         let db = self.db.clone();
         while self.wait(tokio::time::sleep(REMOVAL_INTERVAL)).await {
@@ -255,7 +256,7 @@ impl Worker {
         }
     }
 
-    /// Lets a group carry a mark now and then while commits do not pause.
+    /// Lets a group carry a mark regularly while commits do not pause.
     async fn request_marks(mut self) {
         let db = self.db.clone();
         while self.wait(tokio::time::sleep(MARK_INTERVAL)).await {
@@ -263,13 +264,13 @@ impl Worker {
         }
     }
 
-    /// Ends the process when somebody has taken the directory, the WAL or the manifest away.
+    /// Ends the process when the directory, a WAL or the manifest was moved, removed or replaced.
     async fn check_names(mut self) {
         let db = self.db.clone();
         while self.wait(tokio::time::sleep(NAMES_INTERVAL)).await {
             match db.check_names().await {
                 Err(error) if error.kind() == ErrorKind::Poisoned => return self.report(error),
-                // A directory above that may not be searched any more, say: it proves nothing.
+                // For example, a directory above may not be searched any more. That proves nothing.
                 Err(error) => {
                     tracing::debug!(%error, "cannot look whether the files in use have their names")
                 }
@@ -287,7 +288,7 @@ impl Worker {
         }
     }
 
-    /// Logs a failure and waits before the next try. `false` if there must be none.
+    /// Logs a failure and waits before the next try. `false` if there must not be another try.
     async fn handle(&mut self, attempt: &str, result: Result<()>) -> bool {
         let Err(error) = result else { return true };
         match error.kind() {
@@ -305,7 +306,7 @@ impl Worker {
     }
 
     fn report(&self, error: Error) {
-        // Nobody listens when the server is already going down for it.
+        // The server may already be going down because of another failure.
         let _ = self.fatal.send(error);
     }
 }
