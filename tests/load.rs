@@ -230,7 +230,7 @@ fn every_lie_is_noticed_and_called_by_its_name() {
         assert!(error.contains("acknowledged writes lost"), "{error}");
         let table = String::from_utf8_lossy(&output.stdout);
         let name = if lost { "LOST" } else { "WRONG" };
-        assert!(table.contains(name) && table.contains("the first:"), "{table}");
+        assert!(table.contains(name) && table.contains("the first fault:"), "{table}");
     }
 }
 

@@ -1,22 +1,22 @@
-//! Which key is next. Pure.
+//! Chooses the next key. Pure.
 
 use rand_distr::{Distribution, Zipf};
 
 use crate::random::{Random, hash};
 
-/// How often each key is asked for.
+/// How often each key is requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Access {
-    /// All as often.
+    /// Every key equally often.
     Uniform,
-    /// A few much more often than the others (exponent 0.99, as in YCSB), wherever they lie.
+    /// A few keys much more often than the others (exponent 0.99, as in YCSB); they lie anywhere among the keys.
     Zipfian,
-    /// The same, but those with the greatest numbers: what fill-seq and inserts wrote last.
+    /// As zipfian, but the most frequent keys are those that fill-seq and inserts wrote last.
     Latest,
 }
 
-/// Exponent of the zipfian distribution: YCSB's. Its program draws from 10^10 ranks whatever the number of keys, where
-/// here there are as many ranks as keys: of a million the hottest is asked for by 6.5 % here, and 3.8 % there.
+/// Exponent of the zipfian distribution: YCSB's. YCSB draws from 10^10 ranks whatever the number of keys; here there
+/// are as many ranks as keys. Of a million keys, the hottest gets 6.5 % of the requests here, and 3.8 % in YCSB.
 const ZIPF_EXPONENT: f64 = 0.99;
 
 /// Chooses among the keys of a run.
@@ -28,21 +28,21 @@ pub struct Chooser {
 }
 
 impl Chooser {
-    /// Among the first `count` keys, which are not none.
+    /// Chooses among the first `count` keys; `count` is at least 1.
     pub fn new(count: u64, seed: u64) -> Self {
-        assert!(0 < count, "there are keys to choose from");
+        assert!(0 < count, "a run needs at least one key");
         let Ok(zipf) = Zipf::new(count as f64, ZIPF_EXPONENT) else {
             unreachable!("the count is at least 1 and the exponent is positive")
         };
         Self { count, zipf, permutation: Permutation::new(count, seed) }
     }
 
-    /// Keys that there are at first.
+    /// The number of keys that exist at first.
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// A key number, of `present` keys that there are by now: at least as many as at first.
+    /// Draws the number of a key. `present` is the number of keys that exist by now: at least as many as at first.
     pub fn choose(&self, access: Access, present: u64, random: &mut Random) -> u64 {
         match access {
             Access::Uniform => random.below(present),
@@ -51,7 +51,8 @@ impl Chooser {
         }
     }
 
-    /// The `index`-th key in an order that visits each once and looks random; from the start again behind the last.
+    /// The `index`-th key in an order that visits each key once and looks random. After the last key the order starts
+    /// again.
     pub fn shuffled(&self, index: u64) -> u64 {
         self.permutation.of(index % self.count)
     }
@@ -61,8 +62,8 @@ impl Chooser {
     }
 }
 
-/// The numbers below a count in another order: a Feistel network over the next even number of bits, walked until it
-/// is back below the count (Black and Rogaway, 2002).
+/// A permutation of the numbers below a count: a Feistel network over the next even number of bits, applied again until
+/// the result is below the count (Black and Rogaway, 2002).
 #[derive(Debug, Clone, Copy)]
 struct Permutation {
     count: u64,
@@ -125,11 +126,14 @@ mod tests {
         assert!(uniform.iter().all(|count| (50..200).contains(count)));
         let zipfian = draw(Access::Zipfian, COUNT);
         let hottest = (0..COUNT as usize).max_by_key(|&key| zipfian[key]).unwrap();
-        // The sum of k^-0.99 up to 1,000 is 7.73: the first of them has an eighth.
+        // The sum of k^-0.99 for k up to 1,000 is 7.73: the hottest key gets an eighth of the draws.
         assert!((11_000..15_000).contains(&zipfian[hottest]), "{}", zipfian[hottest]);
-        assert_ne!(hottest, 0, "the hottest key lies anywhere");
+        assert_ne!(hottest, 0, "the hottest key is not the first one");
         let latest = draw(Access::Latest, COUNT + 500);
         assert!((11_000..15_000).contains(&latest[COUNT as usize + 499]));
-        assert!(latest[..500].iter().all(|count| *count == 0), "beyond the reach of the distribution");
+        assert!(
+            latest[..500].iter().all(|count| *count == 0),
+            "the distribution reaches only the last 1,000 keys"
+        );
     }
 }

@@ -1,14 +1,15 @@
-//! One connection under load: a task that writes requests, and one that reads replies.
+//! One connection under load: one task writes requests, another reads replies.
 //!
-//! Owns: the socket, the requests under way, and the judgement of each reply. Knows nothing of other connections.
+//! Owns: the socket, the requests under way, and the judgement of each reply.
 //!
 //! ```text
 //!   writer: room in the pipeline, and (open loop) a request due ──► requests ──► one write
 //!   reader: one read ──► replies ──► judged, counted ──► room ──► writer
 //! ```
 //!
-//! Two tasks, so that large requests and large replies cannot wait for each other. Both end by themselves: a read
-//! is never dropped in flight (the ring would still fill its buffer); whoever wants it to end shuts the socket down.
+//! There are two tasks so that large requests and large replies cannot wait for each other. Both end by themselves: a
+//! read is never dropped in flight, because the ring would still fill its buffer. To make a read end, the socket is
+//! shut down.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -29,64 +30,66 @@ use super::wire::{self, Head};
 use super::workload::{Operation, Stream, Verb};
 use crate::error::{Error, ErrorKind, Result};
 
-/// A write carries so many bytes, or one request more.
+/// The writer adds no more requests to a write once it has this many bytes; the last request may exceed them.
 const OUTPUT_BYTES: usize = 256 << 10;
-/// A read has room for so many, or for the reply that it waits for.
+/// Space for one read, or for the whole reply that is awaited if that needs more.
 const INPUT_BYTES: usize = 64 << 10;
-/// A request sent so long after it was due, by a connection without others, was held up by the load itself.
+/// A connection without other requests that sends a request this long after it was due was held up by the load tool.
 const LATE: Duration = Duration::from_millis(1);
-/// Versions that a value too short to say its own is compared with; if more are possible, it is believed.
+/// A value too short to hold its version is compared with this many versions at most. If more are possible, a value
+/// that matches none of them is accepted.
 const SHORT_VERSIONS_MAX: usize = 1000;
-/// What is given up is counted in so many steps at most: a day of overload may leave more than can be counted singly.
+/// Requests that are given up are counted in this many steps at most: a day of overload may leave too many to count one
+/// by one.
 const GIVEN_UP_STEPS: u64 = 1000;
-/// A refusal is a short sentence; no body may be longer, unless a value may.
+/// A refusal is a short sentence. No body may be longer than this, unless a value may.
 const BODY_BYTES_MIN: usize = 64 << 10;
 
 /// A connection and its requests under way.
 pub struct Connection {
     stream: TcpStream,
     run: Arc<Run>,
-    /// Its number among all connections of the run.
+    /// The number of this connection among all connections of the run.
     index: u64,
     tally: Rc<RefCell<Tally>>,
     state: RefCell<State>,
-    /// The writer may find something to do.
+    /// Tells the writer that it may have something to do.
     room: Notify,
-    /// The writer has ended.
+    /// Whether the writer has ended.
     written: Cell<bool>,
     last_answer: Cell<Instant>,
 }
 
 struct State {
     operations: Stream,
-    /// In the order in which they were sent, which is that of the replies.
+    /// The requests in the order in which they were sent, which is the order of the replies.
     under_way: VecDeque<Request>,
     /// Requests sent so far.
     sent: u64,
-    /// When the last request under way was answered.
+    /// When the last reply came. If nothing is under way, the connection has been idle since then.
     idle_since: Instant,
-    /// Since when every answer to a fill was a refusal.
+    /// Since when the server has refused every request of a fill.
     refused_since: Option<Instant>,
     value: Vec<u8>,
 }
 
 struct Request {
     operation: Operation,
-    /// When it was sent or, in an open loop, due.
+    /// When the request was sent or, in an open loop, due.
     from: Instant,
     known: Known,
-    /// Length of the value that it carries.
+    /// Length of the value that the request carries.
     value_bytes: usize,
 }
 
-/// What the ledger said when the request began.
+/// What the ledger knew of the key when the request began.
 enum Known {
     Nothing,
     Read(Before),
     Write(Write),
 }
 
-/// What the writer is to do.
+/// What the writer does next.
 enum Next {
     Write,
     Wait,
@@ -94,7 +97,7 @@ enum Next {
 }
 
 impl Connection {
-    /// A connection whose socket is open.
+    /// A connection on a socket that is already open.
     pub fn new(stream: TcpStream, run: Arc<Run>, index: u64, tally: Rc<RefCell<Tally>>) -> Rc<Self> {
         let operations = run.stream(index);
         let under_way = VecDeque::with_capacity(run.plan.pipeline);
@@ -117,7 +120,7 @@ impl Connection {
         })
     }
 
-    /// The writer may find something to do.
+    /// Tells the writer that it may have something to do.
     pub fn wake(&self) {
         self.room.notify_one();
     }
@@ -132,11 +135,11 @@ impl Connection {
 
     /// Ends both tasks, whatever is under way.
     pub fn end(&self) {
-        // It fails only on a socket that the server has already left: then the read returns anyway.
+        // The call fails only if the server has already closed the connection; then the read returns anyway.
         let _ = self.stream.shutdown(Shutdown::Both);
     }
 
-    /// Whether all its requests are sent.
+    /// Whether all requests of this connection have been sent.
     pub fn has_written(&self) -> bool {
         self.written.get()
     }
@@ -170,14 +173,14 @@ impl Connection {
         }
     }
 
-    /// Puts the requests that may go now into `output`.
+    /// Appends the requests that may be sent now to `output`.
     fn build(&self, output: &mut Vec<u8>) -> Next {
         let now = Instant::now();
         let state = &mut *self.state.borrow_mut();
         let pace = self.run.pace();
         let over = self.run.is_over(now);
         if state.operations.is_over() {
-            // A read under way may be followed by an update, and a write of a fill by itself.
+            // A read under way may be followed by an update, and a refused write of a fill is sent again.
             let fills = self.run.workload.fills();
             let again = |request: &Request| fills || request.operation.verb == Verb::GetThenSet;
             let more = state.under_way.iter().any(again);
@@ -188,7 +191,7 @@ impl Connection {
         if self.run.has_failed() {
             room = 0;
         } else if let Some(pace) = pace {
-            // What was due before the end still goes, as far as there is room.
+            // Requests that were due before the end are still sent, as far as the pipeline has room.
             let due = pace.due(self.index, self.run.end(now)).saturating_sub(state.sent);
             room = room.min(usize::try_from(due).unwrap_or(usize::MAX));
         } else if over {
@@ -197,7 +200,7 @@ impl Connection {
         let first = state.under_way.len();
         while 0 < room && output.len() < OUTPUT_BYTES {
             let Some(operation) = state.operations.next() else {
-                self.wake(); // to see that there are no more
+                self.wake(); // the next call sees that the stream is over
                 break;
             };
             let from = pace.map_or(now, |pace| pace.time(self.index, state.sent));
@@ -206,7 +209,8 @@ impl Connection {
             }
             state.value.clear();
             let Some(known) = self.put(output, operation, &mut state.value) else {
-                let message = "a key was written 4,294,967,295 times; what it holds is no longer known";
+                let message =
+                    "a key was written 4,294,967,295 times, the limit: use more keys or fewer operations";
                 self.run.fail(Error::new(ErrorKind::Configuration, message));
                 break;
             };
@@ -215,7 +219,7 @@ impl Connection {
             room -= 1;
         }
         if pace.is_none() {
-            // What it takes to make values is not the server's time.
+            // The time that it takes to generate values is not the server's.
             let now = Instant::now();
             state.under_way.range_mut(first..).for_each(|request| request.from = now);
         }
@@ -229,7 +233,7 @@ impl Connection {
         }
     }
 
-    /// Appends a request to `output`; `None`, and nothing, if its key has no version left.
+    /// Appends a request to `output`. Returns `None`, and appends nothing, if the key has no version left.
     fn put(&self, output: &mut Vec<u8>, operation: Operation, value: &mut Vec<u8>) -> Option<Known> {
         let Run { plan, ledger, .. } = &*self.run;
         let Operation { verb, key } = operation;
@@ -252,7 +256,7 @@ impl Connection {
         })
     }
 
-    /// Counts what was due and is not sent (B3).
+    /// Counts the requests that were due and will not be sent (B3).
     fn give_up(&self, state: &State, now: Instant) {
         let Some(pace) = self.run.pace() else { return };
         let end = self.run.end(now);
@@ -282,7 +286,7 @@ impl Connection {
     async fn read_all(&self) -> Result<()> {
         let mut input = Vec::with_capacity(INPUT_BYTES);
         let mut scratch = Vec::new();
-        // Bytes of the reply at the front, as far as they are known.
+        // Bytes that the first reply in `input` needs at least, as far as is known.
         let mut wanted = 1;
         loop {
             let now = Instant::now();
@@ -290,7 +294,10 @@ impl Connection {
             while wanted <= input.len() - used {
                 let Some(head) = wire::parse(&input[used..])? else { break };
                 if self.run.plan.values.size().max().max(BODY_BYTES_MIN) < head.body_bytes {
-                    let message = format!("a reply has {} bytes, which nobody has written", head.body_bytes);
+                    let message = format!(
+                        "a reply has a body of {} bytes, more than any value written",
+                        head.body_bytes
+                    );
                     return Err(Error::new(ErrorKind::Io, message));
                 }
                 let whole = head.bytes + head.body_bytes;
@@ -315,7 +322,9 @@ impl Connection {
             if self.written.get() && self.idle() {
                 return match input.is_empty() {
                     true => Ok(()),
-                    false => Err(Error::new(ErrorKind::Io, "the server answered what nobody asked")),
+                    false => {
+                        Err(Error::new(ErrorKind::Io, "the server sent a reply that belongs to no request"))
+                    }
                 };
             }
             input.reserve(INPUT_BYTES.max(wanted).saturating_sub(input.len()));
@@ -323,7 +332,7 @@ impl Connection {
             let (result, slice) = self.stream.read(input.slice(filled..)).await;
             input = slice.into_inner();
             match result {
-                Ok(0) | Err(_) if self.written.get() && self.idle() => return Ok(()), // its own end
+                Ok(0) | Err(_) if self.written.get() && self.idle() => return Ok(()), // ended by this side
                 Ok(0) => {
                     return Err(Error::new(ErrorKind::Io, "the server closed a connection that was in use"));
                 }
@@ -333,15 +342,15 @@ impl Connection {
         }
     }
 
-    /// Judges the reply to the oldest request; `false` if it is a refusal.
+    /// Judges the reply to the oldest request. Returns `false` if the server refused the request.
     fn settle(&self, head: Head, body: &[u8], now: Instant, scratch: &mut Vec<u8>) -> Result<bool> {
         let state = &mut *self.state.borrow_mut();
         let tally = &mut *self.tally.borrow_mut();
         let unexpected = || answer(head, body, "");
         let fills = self.run.workload.fills();
-        // A full disk does not end by asking again: with it, a fill ends.
+        // A full disk does not get emptier by asking again, so a 507 ends a fill.
         let refused = head.status == 503 || (head.status == 507 && !fills);
-        // A request with any other answer stays under way: unanswered.
+        // A request with any other answer stays under way and counts as unanswered.
         let expected = |request: &mut Request| {
             refused || head.status == 200 || (head.status == 404 && !request.operation.verb.writes_value())
         };
@@ -382,7 +391,7 @@ impl Connection {
                 if PATIENCE < now.saturating_duration_since(since) {
                     return Err(unexpected());
                 }
-                state.operations.set_later(key.number); // what comes after a fill relies on every key
+                state.operations.set_later(key.number); // later workloads rely on every key of a fill
             }
             return Ok(false);
         }
@@ -399,7 +408,7 @@ impl Connection {
         Ok(true)
     }
 
-    /// What a read shows; `None` if it is no value of the key (B1).
+    /// What a read shows; `None` if the body is not a value of the key (B1).
     fn seen(
         &self,
         missing: bool,
@@ -412,7 +421,7 @@ impl Connection {
         if missing {
             return Some(Seen::Missing);
         }
-        // What was there before a run that knows nothing of it may have any bytes.
+        // A key that this run knows nothing of may hold any bytes.
         let other = (!before.is_known()).then_some(Seen::Earlier);
         if let Some(claimed) = plan.values.version(body, key.number) {
             return match plan.values.matches(body, key.number, claimed, scratch) {
@@ -420,7 +429,8 @@ impl Connection {
                 false => other,
             };
         }
-        // Too short to say its version: the latest that it can be or, unseen, one of an earlier run.
+        // The value is too short to hold its version. Take the latest version of this run that has the same bytes. If
+        // none has, take it for a value of an earlier run, which cannot be compared.
         let sent = ledger.sent(key.number);
         let found = (1..=sent)
             .rev()
@@ -435,7 +445,7 @@ impl Connection {
     }
 }
 
-/// An answer that ends the run, and what the server does `besides`.
+/// The error for an answer that ends the run. `besides` is what else the server does.
 fn answer(head: Head, body: &[u8], besides: &str) -> Error {
     let sentence = String::from_utf8_lossy(body);
     let message = format!("the server answered {}: {}{besides}", head.status, sentence.trim_end());

@@ -1,14 +1,14 @@
-//! What keys and values look like. Both follow from numbers, so that every answer can be checked. Pure.
+//! The bytes of keys and values. Both follow from numbers, so that every answer can be checked. Pure.
 //!
 //! ```text
 //!   key    2 × number in decimal, zero-padded to the least size; then letters that follow from the number.
-//!          A key that is never written has 2 × number + 1: it lies between two that are.
-//!   value  version (8 bytes, if the value has so many, mixed with the number of its key, so that values have nothing
-//!          in common), then random bytes that follow from key number and
-//!          version, then the same bytes again as often as it takes: that part compresses
+//!          A key that is never written has 2 × number + 1: it sorts between two keys that are written.
+//!   value  version (8 bytes, if the value is that long; XORed with a hash of the key number, so that values have no
+//!          bytes in common), then random bytes that follow from key number and version, then the same bytes
+//!          repeated to the end of the value: this part compresses
 //! ```
 //!
-//! A file of keys in order looks like one of any other store: neighbours share what they share in decimal.
+//! Sorted keys look like those of any other store: neighbours share the leading digits of their numbers.
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,15 +20,15 @@ use crate::random::{Random, hash};
 /// How long keys or values are.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Size {
-    /// All the same.
+    /// All have the same length.
     Fixed(usize),
-    /// Each length between the two as often as any other, both included.
+    /// Every length between the two, both included, is equally likely.
     Uniform(usize, usize),
-    /// Each doubling between the two as often as any other: many short, few long.
+    /// Every doubling between the two is equally likely: many short, few long.
     Logarithmic(usize, usize),
 }
 
-/// Longer than anything that the server takes.
+/// The greatest size that can be asked for: longer than anything that the server accepts.
 const SIZE_MAX: usize = 1 << 30;
 
 impl Size {
@@ -46,14 +46,14 @@ impl Size {
         }
     }
 
-    /// The length that a random number gives.
+    /// The length that follows from a random number.
     pub fn of(&self, number: u64) -> usize {
         let mut random = Random::new(number);
         match *self {
             Self::Fixed(bytes) => bytes,
             Self::Uniform(least, most) => least + random.below((most - least) as u64 + 1) as usize,
             Self::Logarithmic(least, most) => {
-                // One more, so that 0 bytes are one of the lengths.
+                // Shifted by one, so that 0 bytes is a possible length.
                 let ratio = (most + 2) as f64 / (least + 1) as f64;
                 let bytes = ((least + 1) as f64 * ratio.powf(random.next_share())) as usize;
                 (bytes - 1).clamp(least, most)
@@ -67,7 +67,9 @@ impl FromStr for Size {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let bytes = |text: &str| {
-            let size = text.parse::<ByteSize>().map_err(|_| format!("`{text}` is not a size"))?;
+            let size = text
+                .parse::<ByteSize>()
+                .map_err(|_| format!("`{text}` is not a size; expected one such as 100 or 64KiB"))?;
             let bytes = usize::try_from(size.as_u64()).ok().filter(|bytes| *bytes <= SIZE_MAX);
             bytes.ok_or_else(|| format!("`{text}` is over 1 GiB"))
         };
@@ -76,7 +78,7 @@ impl FromStr for Size {
             None => (false, text),
         };
         match range.split_once("..") {
-            None if logarithmic => Err("expected a range behind `log:`, as in log:16..1MiB".into()),
+            None if logarithmic => Err("expected a range after `log:`, as in log:16..1MiB".into()),
             None => Ok(Self::Fixed(bytes(range)?)),
             Some((least, most)) => {
                 let (least, most) = (bytes(least)?, bytes(most)?);
@@ -99,16 +101,16 @@ impl fmt::Display for Size {
     }
 }
 
-/// A key, by its number.
+/// A key, identified by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Key {
-    /// Its number, from 0.
+    /// The number of the key, from 0.
     pub number: u64,
-    /// The key beside it, which is never written.
+    /// Whether this is the neighbour of that key instead, which is never written.
     pub missing: bool,
 }
 
-/// The bytes of keys.
+/// Generates the bytes of keys.
 #[derive(Debug, Clone, Copy)]
 pub struct Keys {
     size: Size,
@@ -118,17 +120,17 @@ pub struct Keys {
 const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
 impl Keys {
-    /// Keys with numbers below `count`.
+    /// Generates keys with numbers below `count`.
     ///
     /// # Errors
-    /// The least size, if it has not enough digits for them.
+    /// The least size that has enough digits for them, if `size` has not.
     pub fn new(size: Size, count: u64) -> Result<Self, usize> {
         let greatest = (2 * count).saturating_sub(1);
         let digits = greatest.max(1).ilog10() as usize + 1;
         if size.min() < digits { Err(digits) } else { Ok(Self { size }) }
     }
 
-    /// Appends the bytes of `key`; no two keys have the same.
+    /// Appends the bytes of `key`. No two keys have the same bytes.
     pub fn put(&self, out: &mut Vec<u8>, key: Key) {
         let start = out.len();
         let digits = self.size.min();
@@ -146,19 +148,19 @@ impl Keys {
     }
 }
 
-/// The bytes of values.
+/// Generates the bytes of values.
 #[derive(Debug, Clone, Copy)]
 pub struct Values {
     size: Size,
     compressible: f64,
 }
 
-/// What length and bytes of a value follow from.
+/// The number that the length and the bytes of a value follow from.
 fn own(number: u64, version: u64) -> u64 {
     hash(hash(VALUE_SEED, number), version)
 }
 
-/// What the versions of a key are mixed with.
+/// The number with which the versions of a key are XORed.
 fn mask(number: u64) -> u64 {
     hash(VERSION_SEED, number)
 }
@@ -167,15 +169,15 @@ const KEY_SEED: u64 = 1;
 const VALUE_SEED: u64 = 2;
 const VERSION_SEED: u64 = 3;
 
-/// What a value begins with, if it is long enough.
+/// Length of the version with which a value begins, if the value is long enough.
 const VERSION_BYTES: usize = 8;
-/// So much of a value is its own, however well the rest compresses.
+/// At least this many bytes of each unit are not repeated from before, even if all of a value is to compress.
 const FRESH_BYTES_MIN: usize = 2 * VERSION_BYTES;
-/// Repetitions lie no further behind, where every compression looks.
+/// Repeated bytes lie at most this far back, within the window of every compressor.
 const UNIT_BYTES: usize = 4096;
 
 impl Values {
-    /// Values of which `compressible`, between 0 and 1, repeats what was there before.
+    /// Values of which the share `compressible`, between 0 and 1, repeats earlier bytes.
     pub fn new(size: Size, compressible: f64) -> Self {
         Self { size, compressible: compressible.clamp(0.0, 1.0) }
     }
@@ -185,7 +187,7 @@ impl Values {
         self.size
     }
 
-    /// Appends the value of a key's version.
+    /// Appends the value that a version of a key has.
     pub fn put(&self, out: &mut Vec<u8>, number: u64, version: u64) {
         let own = own(number, version);
         let mut random = Random::new(own);
@@ -209,12 +211,12 @@ impl Values {
         }
     }
 
-    /// The version that a value of key `number` claims; `None` if it has no room for one.
+    /// The version that a value of key `number` claims; `None` if the value is too short to hold one.
     pub fn version(&self, value: &[u8], number: u64) -> Option<u64> {
         Some(u64::from_le_bytes(*value.first_chunk()?) ^ mask(number))
     }
 
-    /// Whether `value` is that of the key's version; `scratch` is for its use.
+    /// Whether `value` is the value that a version of a key has. `scratch` is working memory.
     pub fn matches(&self, value: &[u8], number: u64, version: u64, scratch: &mut Vec<u8>) -> bool {
         if value.len() != self.size.of(own(number, version)) {
             return false;
@@ -244,7 +246,7 @@ mod tests {
         let mut lengths: Vec<usize> =
             (0..9999).map(|number| Size::Logarithmic(1, 1 << 20).of(number)).collect();
         lengths.sort_unstable();
-        assert!((500..2000).contains(&lengths[5000]), "half are below the root of the greatest");
+        assert!((500..2000).contains(&lengths[5000]), "half are below the square root of the greatest");
         for text in ["", "x", "5..3", "log:5", "1..", "-1", "0..2GiB"] {
             assert!(text.parse::<Size>().is_err(), "{text}");
         }
@@ -302,6 +304,6 @@ mod tests {
         let mut block = Vec::new();
         (0..40).for_each(|number| Values::new(Size::Fixed(100), 0.5).put(&mut block, number, 1));
         let packed = lz4_flex::block::compress(&block).len();
-        assert!((2000..2300).contains(&packed), "half of short ones, too: {packed}");
+        assert!((2000..2300).contains(&packed), "half of short values compresses, too: {packed}");
     }
 }

@@ -1,4 +1,4 @@
-//! Where a figure comes from: program, host, and what the data stands on. Asked once, before the run.
+//! Where a figure comes from: the program, the host, and the storage below the data. Collected once, before the run.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::storage::uring::{Device, queue_settings, time_commits};
 /// The commit that the program was built from.
 pub const COMMIT: &str = env!("RINGKEEP_COMMIT");
 
-/// How long the device is asked to commit one block after the other.
+/// How long to measure commits of single blocks, one after the other.
 const COMMITS_TIME: Duration = Duration::from_millis(500);
 
 /// The program and its command line.
@@ -38,12 +38,13 @@ pub fn machine() -> Value {
     })
 }
 
-/// What the server's data stands on. Writes and removes a small file in `directory`, and takes half a second.
+/// Describes the storage below the server's data. Writes and removes a small file in `directory`, and takes half a
+/// second.
 ///
 /// # Errors
-/// The directory is not there, or cannot be written to.
+/// The directory does not exist or cannot be written to.
 pub fn storage(directory: &Path) -> Result<Value> {
-    let failed = |error| Error::io(format!("look at {}", directory.display()), error);
+    let failed = |error| Error::io(format!("examine the storage of {}", directory.display()), error);
     let path = fs::canonicalize(directory).map_err(failed)?;
     let held = Directory::open(&path).map_err(failed)?;
     let device = Device::probe(&held).map_err(failed)?;
@@ -73,7 +74,7 @@ fn mount(path: &Path) -> Option<(String, String)> {
     holder(&mounts, path)
 }
 
-/// The mount whose point is the longest beginning of `path`; the last one of several.
+/// The mount whose point is the longest prefix of `path`; the last one, if several have the same point.
 fn holder(mounts: &str, path: &Path) -> Option<(String, String)> {
     let parse = |line: &str| {
         let (mount, kind) = line.split_once(" - ")?;

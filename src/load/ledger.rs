@@ -1,40 +1,42 @@
 //! What each key may hold: the knowledge by which answers are judged. Pure, and shared by all load threads.
 //!
-//! Every write of a run has a version: its key's count of writes, in the order in which they were sent. Writes that
-//! are under way together may take effect in any order, so a key is known as well as its writes do not overlap.
+//! Every write of a run has a version: the number of writes to its key so far, in the order in which they were sent.
+//! Writes that are under way at the same time may take effect in any order. So what a key holds is known exactly only
+//! if the writes to that key do not overlap.
 //!
 //! ```text
 //!   writes of a key    1 ──────┤   2 ───────┤   3 ─────────────────┤   5 ────┤
-//!                                               nothing beside 3: base(3) = 2
-//!                                                      4 begins beside 3: base(4) = 2
-//!                                                                      5 begins beside 4: base(5) = 3
+//!                                               3 begins alone: base(3) = 2
+//!                                                      4 begins while 3 is under way: base(4) = 2
+//!                                                                      5 begins while 4 is under way: base(5) = 3
 //! ```
 //!
-//! - **L1** The base of a write is the last version before all that were under way when it began: all up to it had
-//!   ended then. Once the write is acknowledged, no read that begins sees `base` or anything older.
-//! - **L2** The floor of a key is the greatest `base + 1` of acknowledged writes. A read may show any version from the
-//!   floor when it began to the last one sent when it ended, and nothing else; "not found" only if one of those is a
-//!   delete, or nothing is known to be there.
-//! - **L3** A write that was refused or never answered leaves the floor; whether it took effect is not known.
-//! - **L4** A version that was read has taken effect: while it is under way, it raises the floor as if it were
-//!   acknowledged. It need not be what the key holds, even if it was sent last: one that was under way beside it may
-//!   have come after it. A value that does not say its version raises nothing: it may be an older one with the same
-//!   bytes.
+//! - **L1** The base of a write is the last version before all writes that were under way when it began. All versions
+//!   up to the base had ended by then. Once the write is acknowledged, no read that begins sees `base` or anything
+//!   older.
+//! - **L2** The floor of a key is the greatest `base + 1` of its acknowledged writes. A read may show any version from
+//!   the floor when the read began to the last version sent when it ended, and nothing else. It may show "not found"
+//!   only if one of these versions is a delete, or if nothing is known to be there.
+//! - **L3** A write that was refused or never answered does not change the floor; whether it took effect is not known.
+//! - **L4** A version that was read has taken effect. While its write is under way, reading it raises the floor as if
+//!   the write were acknowledged. The key need not hold this version, even if it was sent last: another write that was
+//!   under way at the same time may have taken effect after it. A value that does not hold its version raises nothing:
+//!   it may be an older value with the same bytes.
 //!
-//! A connection that waits for each answer, or keys that are rarely written twice at a time, make this exact: then
-//! the floor is the last version. For others it lags by as many as are under way together.
+//! If a connection waits for each answer, or if two writes of one key are rarely under way at a time, the floor is
+//! exact: it is the last version. Otherwise the floor lags by as many versions as are under way together.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Keys share a lock in so many groups.
+/// Keys are divided into this many groups; each group has one lock.
 const STRIPES: u64 = 256;
 
 /// What all keys may hold.
 #[derive(Debug)]
 pub struct Ledger {
     stripes: Box<[Mutex<Stripe>]>,
-    /// Keys below this number were there before the run.
+    /// Keys below this number existed before the run.
     filled: u64,
 }
 
@@ -66,20 +68,20 @@ struct UnderWay {
 pub struct Before {
     floor: u32,
     may_be_missing: bool,
-    /// All that was sent last is an acknowledged delete.
+    /// Whether the key was certainly deleted: its last version is a delete, and no other write can have come after it.
     deleted_last: bool,
     sent: u32,
-    /// Whether this run, or one that it relies on, has written the key.
+    /// Whether this run, or an earlier run that it relies on, has written the key.
     known: bool,
 }
 
 impl Before {
-    /// Whether anything is known of what the key holds. Else anybody may have written it.
+    /// Whether anything is known of what the key holds. If nothing is, any program may have written it.
     pub fn is_known(&self) -> bool {
         self.known
     }
 
-    /// The least version that the key may still show; 0 if none of this run is certain.
+    /// The least version that the key may still show; 0 if no version of this run is certain.
     pub fn floor(&self) -> u32 {
         self.floor
     }
@@ -88,7 +90,7 @@ impl Before {
 /// A write that is under way.
 #[derive(Debug, Clone, Copy)]
 pub struct Write {
-    /// Its version, from 1.
+    /// The version of the write, from 1.
     pub version: u32,
     base: u32,
     before: Before,
@@ -97,27 +99,27 @@ pub struct Write {
 /// What an answer says of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seen {
-    /// It is not there.
+    /// The key does not exist.
     Missing,
-    /// It holds a version of this run.
+    /// The key holds this version of this run.
     Version(u32),
-    /// It holds a value that may be of several versions; none later than this one of this run.
+    /// The key holds a value that several versions may have. The latest of this run that may have it is this one.
     AtMost(u32),
-    /// It holds what an earlier run has written.
+    /// The key holds a value that an earlier run has written.
     Earlier,
 }
 
 /// What is wrong with an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// An acknowledged write is not there.
+    /// An acknowledged write is missing.
     Lost,
-    /// Nobody has written that.
+    /// The answer shows something that was never written.
     Wrong,
 }
 
 impl Ledger {
-    /// `count` keys, of which the first `filled` hold something from an earlier run.
+    /// A ledger of `count` keys, of which the first `filled` hold something from an earlier run.
     pub fn new(count: u64, filled: u64) -> Self {
         let stripe = |index| {
             let keys = (count + STRIPES - 1 - index) / STRIPES;
@@ -127,7 +129,7 @@ impl Ledger {
     }
 
     fn stripe(&self, number: u64) -> MutexGuard<'_, Stripe> {
-        // A thread that panicked has ended the process.
+        // A panic ends the process, so no thread meets a poisoned lock.
         self.stripes[(number % STRIPES) as usize].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -144,7 +146,7 @@ impl Ledger {
         }
     }
 
-    /// A read begins.
+    /// Begins a read: returns what is known of the key.
     pub fn begin_read(&self, number: u64) -> Before {
         let stripe = self.stripe(number);
         self.before(number, &stripe.keys[(number / STRIPES) as usize])
@@ -155,7 +157,7 @@ impl Ledger {
         self.stripe(number).keys[(number / STRIPES) as usize].sent
     }
 
-    /// A read has ended: what it has `seen`, judged (L2, L4).
+    /// Ends a read: judges what it has `seen` (L2, L4).
     pub fn end_read(&self, number: u64, before: Before, seen: Seen) -> Option<Fault> {
         let mut stripe = self.stripe(number);
         let Stripe { keys, under_way } = &mut *stripe;
@@ -168,7 +170,7 @@ impl Ledger {
         }
         let fault = |wrong: bool, fault| wrong.then_some(fault);
         match seen {
-            // A delete that came meanwhile explains it.
+            // A delete that was sent during the read explains the missing key.
             Seen::Missing => fault(!before.may_be_missing && entry.deleted <= before.sent, Fault::Lost),
             Seen::Version(version) | Seen::AtMost(version) if entry.sent < version => Some(Fault::Wrong),
             Seen::Version(version) | Seen::AtMost(version) => fault(version < before.floor, Fault::Lost),
@@ -176,7 +178,7 @@ impl Ledger {
         }
     }
 
-    /// A write begins; `None`, and it must not, if its key has no version left.
+    /// Begins a write. Returns `None`, and the write must not be sent, if the key has no version left.
     pub fn begin_write(&self, number: u64, delete: bool) -> Option<Write> {
         let mut stripe = self.stripe(number);
         let Stripe { keys, under_way } = &mut *stripe;
@@ -193,7 +195,7 @@ impl Ledger {
         Some(Write { version, base, before })
     }
 
-    /// A write has ended, `acknowledged` or not (L1, L3).
+    /// Ends a write, `acknowledged` or not (L1, L3).
     pub fn end_write(&self, number: u64, write: Write, acknowledged: bool) {
         let mut stripe = self.stripe(number);
         let Stripe { keys, under_way } = &mut *stripe;
@@ -209,11 +211,11 @@ impl Ledger {
         }
     }
 
-    /// What a delete said of the key, judged: whether it was `found`.
+    /// Judges the answer to a delete: whether the key was `found`.
     pub fn judge_delete(&self, number: u64, write: Write, found: bool) -> Option<Fault> {
         let stripe = self.stripe(number);
         let entry = &stripe.keys[(number / STRIPES) as usize];
-        // Another write that began before this one had ended explains anything.
+        // Another write that was under way at the same time explains either answer.
         let alone = entry.sent == write.version && write.base + 1 == write.version;
         match found {
             false if alone && !write.before.may_be_missing => Some(Fault::Lost),
@@ -284,12 +286,12 @@ mod tests {
         assert_eq!(
             ledger.end_read(KEY, before, Seen::Version(1)),
             None,
-            "it began before the acknowledgement"
+            "the read began before the acknowledgement"
         );
         ledger.end_write(KEY, second, true);
-        assert_eq!(read(&ledger, Seen::Version(2)), None, "2 may have come last");
+        assert_eq!(read(&ledger, Seen::Version(2)), None, "version 2 may have taken effect last");
         write(&ledger, false);
-        assert_eq!(read(&ledger, Seen::Version(3)), Some(Fault::Lost), "nothing was under way beside 4");
+        assert_eq!(read(&ledger, Seen::Version(3)), Some(Fault::Lost), "no other write was under way with 4");
     }
 
     #[test]
@@ -301,7 +303,7 @@ mod tests {
             ledger.end_write(KEY, last, true);
             last = next;
         }
-        // Version 10 has ended, and began beside 9.
+        // Version 10 has ended; version 9 was under way when it began.
         assert_eq!(read(&ledger, Seen::Version(8)), Some(Fault::Lost));
         for version in [9, 10, 11] {
             assert_eq!(read(&ledger, Seen::Version(version)), None);
@@ -335,7 +337,7 @@ mod tests {
         let ledger = Ledger::new(301, 0);
         let (first, second) = (begin(&ledger, false), begin(&ledger, false));
         let before = ledger.begin_read(KEY);
-        // The server takes the second, answers the read, and takes the first.
+        // The server applies the second write, answers the read, and applies the first.
         ledger.end_write(KEY, second, true);
         ledger.end_write(KEY, first, true);
         assert_eq!(ledger.end_read(KEY, before, Seen::Version(second.version)), None);
@@ -349,7 +351,7 @@ mod tests {
         let before = ledger.begin_read(KEY);
         let second = write(&ledger, false);
         let third = begin(&ledger, false);
-        // The answer is the first version, which has the bytes of the third, and took its time.
+        // The answer is the first version, which has the same bytes as the third and comes late.
         assert_eq!(ledger.end_read(KEY, before, Seen::AtMost(third.version)), None);
         assert_eq!(read(&ledger, Seen::Version(second)), None, "the third has not taken effect");
         assert_eq!(read(&ledger, Seen::AtMost(first)), Some(Fault::Lost));

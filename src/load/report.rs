@@ -1,4 +1,4 @@
-//! How results are shown: a table for eyes, JSON for programs. Pure.
+//! Shows results: a table for people, JSON for programs. Pure.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 use super::run::Outcome;
 use super::tally::{Tally, VERBS};
 
-/// Percentiles that are shown.
+/// The percentiles that are shown.
 const PERCENTILES: [(&str, f64); 5] =
     [("p50", 50.0), ("p90", 90.0), ("p99", 99.0), ("p99.9", 99.9), ("p99.99", 99.99)];
 
-/// The series of a report has so many parts a second.
+/// Length of one part of the time series in a report.
 const SERIES_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The head of the table.
@@ -24,7 +24,7 @@ pub fn header() -> String {
     line + &format!("{:>10}", "max")
 }
 
-/// The lines of one workload: the whole, each verb if there are several, and what there is to say beside.
+/// The lines of one workload: the total, each verb if there are several, and remarks.
 pub fn lines(name: &str, outcome: &Outcome) -> Vec<String> {
     let tally = &outcome.tally;
     let seconds = seconds(tally);
@@ -32,7 +32,7 @@ pub fn lines(name: &str, outcome: &Outcome) -> Vec<String> {
     let megabytes = tally.value_bytes as f64 / seconds / 1e6;
     let mut lines = vec![line(name, tally.count(), tally.count() as f64 / seconds, Some(megabytes), &all)];
     if tally.latencies.iter().filter(|latencies| !latencies.is_empty()).count() > 1 {
-        // Only requests that were sent and began behind the warm-up: what was never sent has no verb.
+        // Only requests that were sent and began after the warm-up. A request that was never sent has no verb.
         for (verb, latencies) in VERBS.iter().zip(&tally.latencies) {
             if !latencies.is_empty() {
                 let per_second = latencies.len() as f64 / seconds;
@@ -42,25 +42,25 @@ pub fn lines(name: &str, outcome: &Outcome) -> Vec<String> {
     }
     for (count, what) in [
         (tally.missing, "not found"),
-        (tally.refused, "refused for now (503 or 507), not in the figures above"),
+        (tally.refused, "refused for now (503 or 507); not included in the figures above"),
         (
             tally.unsent.len(),
-            "due and not sent; in the percentiles of the first line with the time that they were late",
+            "due but never sent; the percentiles of the first line include how late they were",
         ),
         (
             tally.sent_late,
-            "sent over 1 ms late by an idle connection: the load had too little processor time",
+            "sent over 1 ms late although their connection was idle: the load had too little processor time",
         ),
         (tally.unanswered, "never answered"),
-        (tally.lost, "LOST: an acknowledged write was not there"),
-        (tally.wrong, "WRONG: an answer that nobody has written"),
+        (tally.lost, "LOST: an acknowledged write was missing"),
+        (tally.wrong, "WRONG: an answer that was never written"),
     ] {
         if 0 < count {
             lines.push(format!("  {} {what}", grouped(count)));
         }
     }
     lines.extend(outcome.failure.iter().map(|error| format!("  ended early: {error}")));
-    lines.extend(tally.first_fault.iter().map(|fault| format!("  the first: {fault}")));
+    lines.extend(tally.first_fault.iter().map(|fault| format!("  the first fault: {fault}")));
     lines
 }
 
@@ -80,7 +80,8 @@ fn line(
     line + &format!("{:>10}", time(latencies.max()))
 }
 
-/// The same for programs. Latencies are in microseconds, from when a request was sent or, in an open loop, due.
+/// The same results for programs. Latencies are in microseconds and count from when a request was sent or, in an open
+/// loop, due.
 pub fn object(name: &str, outcome: &Outcome) -> Value {
     let tally = &outcome.tally;
     let seconds = seconds(tally);
@@ -123,7 +124,7 @@ fn latency(latencies: &Histogram<u64>) -> Value {
         object.insert(name.into(), micros(latencies.value_at_percentile(percentile)).into());
     }
     object.insert("max".into(), micros(latencies.max()).into());
-    // Pairs of the greatest latency of a bucket and how many fell into it.
+    // Pairs: the greatest latency of a bucket, and how many latencies fell into it.
     let buckets: Vec<Value> = latencies
         .iter_recorded()
         .map(|step| json!([micros(step.value_iterated_to()), step.count_at_value()]))
@@ -132,11 +133,11 @@ fn latency(latencies: &Histogram<u64>) -> Value {
     object.into()
 }
 
-/// The latencies of all verbs, and of what was not sent.
+/// The latencies of all verbs, and of requests that were never sent.
 fn together(tally: &Tally) -> Histogram<u64> {
     let mut all = tally.unsent.clone();
     for latencies in &tally.latencies {
-        // It fails only between different bounds.
+        // This fails only if the bounds differ.
         let _ = all.add(latencies);
     }
     all
@@ -146,7 +147,7 @@ fn seconds(tally: &Tally) -> f64 {
     tally.duration().as_secs_f64().max(1e-3)
 }
 
-/// Nanoseconds, to three digits.
+/// Nanoseconds, to three digits, with the unit that fits.
 fn time(nanoseconds: u64) -> String {
     let (value, unit) = match nanoseconds {
         0..1_000_000 => (nanoseconds as f64 / 1e3, "µs"),
@@ -205,7 +206,7 @@ mod tests {
         let mut outcome = outcome();
         outcome.tally.fault(Fault::Lost, || "Get of key x".into());
         let text = lines("read", &outcome).join("\n");
-        assert!(text.contains("1 LOST") && text.contains("the first: Get of key x"));
+        assert!(text.contains("1 LOST") && text.contains("the first fault: Get of key x"));
         let object = object("read", &outcome);
         assert_eq!(object["lost"], 1);
         let counted: u64 = object["latency_us"]["histogram"]

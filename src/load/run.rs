@@ -1,6 +1,6 @@
 //! A run: its plan, its threads, its pace, and how it ends.
 //!
-//! Owns: what all load threads share. Knows nothing of how results are shown.
+//! Owns: what all load threads share.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -21,50 +21,50 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::host;
 use crate::random::{Random, hash};
 
-/// No answer takes so long, unless the server hangs; nor is a fill refused for so long, unless it always will be.
+/// No answer takes this long unless the server hangs, and no fill is refused this long unless it always will be.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-/// How often that is looked at, and how often progress is told.
+/// How often the load checks for such a silence, and reports its progress.
 const TICK: Duration = Duration::from_millis(100);
-/// Timers of the runtime are this coarse; what is due sooner is waited for by asking the clock.
+/// The timers of the runtime are this coarse. For a request that is due sooner, the clock is polled.
 const TIMER: Duration = Duration::from_millis(2);
 
-/// What a user chose, for all workloads of an invocation.
+/// What the user chose, for all workloads of an invocation.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// Where the server listens.
     pub server: SocketAddr,
-    /// Connections, all threads together.
+    /// Connections of all threads together.
     pub connections: u64,
     /// Load threads.
     pub threads: u64,
     /// Requests that a connection may have under way.
     pub pipeline: usize,
-    /// Requests a second that are due (open loop); none in a closed loop.
+    /// Requests that are due per second (open loop); `None` in a closed loop.
     pub rate: Option<f64>,
-    /// What is not counted at first.
+    /// Load before counting begins.
     pub warm_up: Duration,
-    /// How long to ask for more.
+    /// How long to send new requests.
     pub duration: Option<Duration>,
-    /// Which keys, where the workload leaves it to the user.
+    /// Which keys to request, where the workload leaves it to the user.
     pub access: Access,
-    /// Decides every choice.
+    /// Seed of every random choice.
     pub seed: u64,
     /// The bytes of keys.
     pub keys: Keys,
     /// The bytes of values.
     pub values: Values,
-    /// Tells versions of this invocation from those of earlier ones: microseconds of the clock at its start. No key is
-    /// written more often than once in one.
+    /// Tells the versions of this invocation from those of earlier ones: the clock in microseconds when it started. No
+    /// key is written more often than once per microsecond.
     pub epoch: u64,
 }
 
 impl Plan {
-    /// The version that goes into a value.
+    /// The version that is put into a value.
     pub fn version(&self, version: u32) -> u64 {
         self.epoch + u64::from(version)
     }
 
-    /// What a version in a value means; `None` if it is from the future.
+    /// What a version found in a value means; `None` if it is from the future.
     pub fn seen(&self, version: u64) -> Option<Seen> {
         match version.checked_sub(self.epoch) {
             None | Some(0) => Some(Seen::Earlier),
@@ -73,7 +73,8 @@ impl Plan {
     }
 }
 
-/// When requests of an open loop are due: request k of all at `start + k / rate`, on connection k mod connections.
+/// When requests of an open loop are due: request k of all connections at `start + k / rate`, on connection k mod
+/// connections.
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
     start: Instant,
@@ -87,7 +88,7 @@ impl Pace {
         self.start + Duration::from_secs_f64((index * self.connections + connection) as f64 / self.rate)
     }
 
-    /// Requests of a connection that are due before `now`.
+    /// How many requests of a connection are due before `now`.
     pub fn due(&self, connection: u64, now: Instant) -> u64 {
         let passed = now.saturating_duration_since(self.start).as_secs_f64() * self.rate;
         // Rounded up: the request that is due at `now` itself is not counted.
@@ -97,9 +98,9 @@ impl Pace {
         }
     }
 
-    /// Which round comes after `round`, in which each connection was woken for its request of that number, the first of
-    /// them at `connection`. Rounds of which every request is already due are left out but for the last: one wake sends
-    /// all that is due.
+    /// The round after `round`. In each round, every connection of a thread is woken for its request with the number of
+    /// the round; `connection` is the first of them. Rounds in which every request is already due are skipped, except
+    /// the last: one wake sends all requests that are due.
     fn next_round(&self, connection: u64, round: u64, now: Instant) -> u64 {
         (round + 1).max(self.due(connection, now).saturating_sub(2))
     }
@@ -109,15 +110,15 @@ impl Pace {
 pub struct Run {
     /// What the user chose.
     pub plan: Plan,
-    /// What is asked for.
+    /// The workload that is carried out.
     pub workload: &'static Workload,
     /// What each key may hold.
     pub ledger: Arc<Ledger>,
     keyspace: Arc<Keyspace>,
     limit: u64,
-    /// Operations that have begun, in a closed loop.
+    /// Operations begun so far, in a closed loop.
     begun: Arc<AtomicU64>,
-    /// Its number among those of the invocation.
+    /// The number of the workload among those of the invocation.
     ordinal: u64,
     start: OnceLock<Instant>,
     answered: AtomicU64,
@@ -141,13 +142,13 @@ impl Run {
         *self.start.get_or_init(Instant::now)
     }
 
-    /// When requests are due, in an open loop.
+    /// When requests are due; `None` in a closed loop.
     pub fn pace(&self) -> Option<Pace> {
         let (start, connections) = (self.start(), self.plan.connections);
         self.plan.rate.map(|rate| Pace { start, rate, connections })
     }
 
-    /// When to stop asking for more.
+    /// When to stop sending new requests.
     pub fn deadline(&self) -> Option<Instant> {
         self.plan.duration.map(|duration| self.start() + self.plan.warm_up + duration)
     }
@@ -157,57 +158,57 @@ impl Run {
         self.deadline().map_or(now, |deadline| deadline.min(now))
     }
 
-    /// Whether something failed.
+    /// Whether something has failed.
     pub fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Relaxed)
     }
 
-    /// Whether to ask for no more.
+    /// Whether to send no more requests.
     pub fn is_over(&self, now: Instant) -> bool {
         self.has_failed() || self.deadline().is_some_and(|deadline| deadline <= now)
     }
 
-    /// Answers have come.
+    /// Counts answers that have come.
     pub fn answered(&self, count: u64) {
         self.answered.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// Something failed: the run ends, and the first failure is kept.
+    /// Records a failure: the run ends. Only the first failure is kept.
     pub fn fail(&self, error: Error) {
         self.failed.store(true, Ordering::Relaxed);
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
     }
 }
 
-/// What came of a workload.
+/// The result of a workload.
 pub struct Outcome {
     /// Everything that was counted.
     pub tally: Tally,
-    /// Processor time of this process, per second that passed.
+    /// Processor time that this process used, per second that passed.
     pub processors: f64,
-    /// Why it ended early, if it did.
+    /// Why the workload ended early, if it did.
     pub failure: Option<Error>,
 }
 
-/// What is asked for.
+/// What to carry out.
 #[derive(Clone)]
 pub struct Task {
     /// The workload.
     pub workload: &'static Workload,
-    /// Its number among those of the invocation; it chooses other keys than the others.
+    /// The number of the workload among those of the invocation. Each number chooses other keys.
     pub ordinal: u64,
     /// How many operations to begin at most.
     pub limit: u64,
     /// What each key may hold.
     pub ledger: Arc<Ledger>,
-    /// Which keys there are.
+    /// Which keys exist.
     pub keyspace: Arc<Keyspace>,
 }
 
 /// Carries out a workload. `progress` is told now and then how many answers have come.
 ///
 /// # Errors
-/// `Configuration`, if the system refuses a ring, and `Io` if the server cannot be reached. What fails later is in the
+/// `Configuration` if the system refuses a ring, and `Io` if the server cannot be reached. Later failures are in the
 /// outcome.
 pub fn run(plan: &Plan, task: Task, progress: impl Fn(u64)) -> Result<Outcome> {
     let run = Arc::new(Run {
@@ -258,7 +259,7 @@ pub fn run(plan: &Plan, task: Task, progress: impl Fn(u64)) -> Result<Outcome> {
 }
 
 fn thread(run: Arc<Run>, index: u64, all_connected: &Barrier) -> Result<Tally> {
-    // Built here: the ring belongs to the thread that builds it.
+    // Built here, because a ring belongs to the thread that builds it.
     let runtime = host::probe_ring();
     let connected = match &runtime {
         Ok((_, runtime)) => runtime.block_on(connect(&run, index)),
@@ -272,7 +273,7 @@ fn thread(run: Arc<Run>, index: u64, all_connected: &Barrier) -> Result<Tally> {
     Ok(runtime.block_on(drive(run, index, streams)))
 }
 
-/// Opens the connections of a thread: every `threads`-th, from `index` on.
+/// Opens the connections of a thread: every `threads`-th, starting with `index`.
 async fn connect(run: &Run, index: u64) -> Result<Vec<(u64, TcpStream)>> {
     let plan = &run.plan;
     let mut streams = Vec::new();
@@ -304,13 +305,13 @@ async fn drive(run: Arc<Run>, index: u64, streams: Vec<(u64, TcpStream)>) -> Tal
         pace(&run, index, &connections).await;
     }
     for task in tasks {
-        let _ = task.await; // a panic has ended the process
+        let _ = task.await; // fails only after a panic, which ends the process
     }
-    watch.abort(); // it owns no operation of the ring
+    watch.abort(); // this task has no operation in the ring
     tally.replace(Tally::new(run.start()))
 }
 
-/// Ends connections that get no answer.
+/// Ends all connections if one of them gets no answer for too long.
 async fn watch(run: Arc<Run>, connections: Rc<[Rc<Connection>]>) {
     loop {
         tokio::time::sleep(TICK).await;
@@ -321,13 +322,13 @@ async fn watch(run: Arc<Run>, connections: Rc<[Rc<Connection>]>) {
             run.fail(Error::new(ErrorKind::Io, message));
             connections.iter().for_each(|connection| connection.end());
         } else if run.is_over(now) {
-            // Writers that wait for what will not come.
+            // Wake the writers that still wait, so that they see the end of the run.
             connections.iter().for_each(|connection| connection.wake());
         }
     }
 }
 
-/// Wakes each connection when a request of its own is due, until the run is over.
+/// Wakes each connection when one of its requests is due, until the run is over.
 async fn pace(run: &Run, index: u64, connections: &[Rc<Connection>]) {
     let (Some(pace), Some(_)) = (run.pace(), connections.first()) else { return };
     let mut round = 0;
@@ -342,7 +343,7 @@ async fn pace(run: &Run, index: u64, connections: &[Rc<Connection>]) {
             return connections.iter().for_each(|connection| connection.wake());
         }
         round = pace.next_round(index, round, Instant::now());
-        // However late it is, the ring goes on in between.
+        // Let the ring proceed, however late this round is.
         if tokio_uring::no_op().await.is_err() {
             return;
         }
@@ -357,8 +358,7 @@ async fn wait_until(run: &Run, due: Instant) {
             _ if run.is_over(now) => return,
             None => return,
             Some(early) if TIMER < early => tokio::time::sleep((early - TIMER).min(TICK)).await,
-            // The clock is asked again and again, but the ring goes on in between: every other operation is
-            // submitted with this one.
+            // The clock is polled, but the ring proceeds in between: every other operation is submitted with this one.
             Some(_) => {
                 if tokio_uring::no_op().await.is_err() {
                     return;
@@ -377,7 +377,7 @@ mod tests {
         let start = Instant::now();
         let pace = Pace { start, rate: 1000.0, connections: 4 };
         assert_eq!(pace.time(1, 2) - start, Duration::from_millis(9));
-        assert_eq!(pace.due(1, pace.time(1, 2)), 2, "the third is due from then on, not before");
+        assert_eq!(pace.due(1, pace.time(1, 2)), 2, "the third is due from that moment on, not before");
         for connection in 0..4 {
             for milliseconds in 0..100 {
                 let now = start + Duration::from_millis(milliseconds) + Duration::from_micros(500);
@@ -402,9 +402,12 @@ mod tests {
             let last_left_out = pace.time(3, next - 1);
             assert!(
                 next == 3 || pace.time(3, next) <= now,
-                "{microseconds}: what is left out is made up for now"
+                "{microseconds}: rounds are skipped only if the next one is already due"
             );
-            assert!(now <= last_left_out + Duration::from_millis(9), "{microseconds}: it catches up at once");
+            assert!(
+                now <= last_left_out + Duration::from_millis(9),
+                "{microseconds}: the pace catches up at once"
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
-//! What was counted: requests, latencies, and when they ended. Pure; each thread has its own, merged at the end.
+//! What was counted: requests, latencies, and when answers came. Pure. Each thread has its own tally; all are merged at
+//! the end.
 
 use std::time::{Duration, Instant};
 
@@ -9,57 +10,57 @@ use super::ledger::Fault;
 /// The verbs that have a histogram of their own.
 pub const VERBS: [&str; 3] = ["get", "set", "delete"];
 
-/// Longer latencies, in nanoseconds, count as this one: two hours.
+/// Longer latencies are recorded as this one: two hours, in nanoseconds.
 const LATENCY_MAX: u64 = 2 * 3600 * 1_000_000_000;
-/// Digits of a latency that are kept: the error is below 0.1 %.
+/// Significant digits of a latency that are kept: the error is below 0.1 %.
 const DIGITS: u8 = 3;
 
 /// An answer that is counted.
 #[derive(Debug, Clone, Copy)]
 pub struct Answer {
-    /// The place of its verb in [`VERBS`].
+    /// The index of its verb in [`VERBS`].
     pub verb: usize,
     /// When the request began or, in an open loop, was due.
     pub from: Instant,
     /// When the answer came.
     pub now: Instant,
-    /// Whether it says that the key is not there.
+    /// Whether the answer says that the key does not exist.
     pub missing: bool,
-    /// Length of the value that went either way.
+    /// Length of the value that was sent or received.
     pub value_bytes: usize,
 }
 
 /// Counts of a run, or of a thread's part of it.
 #[derive(Debug, Clone)]
 pub struct Tally {
-    /// When counting began: behind the warm-up.
+    /// When counting began: after the warm-up.
     pub begin: Instant,
     /// Latencies in nanoseconds, in the order of [`VERBS`].
     pub latencies: [Histogram<u64>; 3],
-    /// How late requests were that were due and never sent (open loop): their latencies would have been more.
+    /// How late requests were that were due and never sent (open loop). Their latencies would have been greater.
     pub unsent: Histogram<u64>,
     /// Requests answered, by the millisecond in which the answer came.
     per_millisecond: Vec<u32>,
-    /// Reads and deletes whose key was not there.
+    /// Reads and deletes whose key did not exist.
     pub missing: u64,
-    /// Requests that the server refused for now (503, 507); what became of a write among them is not relied upon.
+    /// Requests that the server refused for now (503, 507). Whether a refused write took effect is left open.
     pub refused: u64,
-    /// Requests that were sent late though their connection had nothing else to do: the load was too slow.
+    /// Requests sent late although their connection had nothing else to do: the load tool was too slow.
     pub sent_late: u64,
     /// Requests that were never answered.
     pub unanswered: u64,
-    /// Acknowledged writes that were not there.
+    /// Acknowledged writes that were missing.
     pub lost: u64,
-    /// Answers that are not what was written.
+    /// Answers that differ from what was written.
     pub wrong: u64,
-    /// The first of either, as a sentence.
+    /// The first lost write or wrong answer, as a sentence.
     pub first_fault: Option<String>,
     /// Bytes of values sent and received.
     pub value_bytes: u64,
 }
 
 impl Tally {
-    /// Nothing yet.
+    /// An empty tally.
     pub fn new(begin: Instant) -> Self {
         let Ok(empty) = Histogram::new_with_bounds(1, LATENCY_MAX, DIGITS) else {
             unreachable!("a histogram may have these bounds and three digits")
@@ -80,7 +81,7 @@ impl Tally {
         }
     }
 
-    /// A request has its answer.
+    /// Counts a request that was answered.
     pub fn answered(&mut self, answer: Answer) {
         let Answer { verb, from, now, missing, value_bytes } = answer;
         if now < self.begin {
@@ -98,30 +99,30 @@ impl Tally {
         self.per_millisecond[millisecond] += 1;
     }
 
-    /// The server refused a request for now.
+    /// Counts a request that the server refused for now.
     pub fn refused(&mut self, now: Instant) {
         self.refused += u64::from(self.begin <= now);
     }
 
-    /// A request that was `due` is sent late by an idle connection.
+    /// Counts a request that was `due` earlier and is sent late by an idle connection.
     pub fn sent_late(&mut self, due: Instant) {
         self.sent_late += u64::from(self.begin <= due); // B4
     }
 
-    /// Counting lasts at least until `end`, whether answers came or not.
+    /// Extends the time of counting to `end` at least, whether answers came or not.
     pub fn last_until(&mut self, end: Instant) {
         let milliseconds = end.saturating_duration_since(self.begin).as_millis() as usize;
         self.per_millisecond.resize(milliseconds.max(self.per_millisecond.len()), 0);
     }
 
-    /// So many requests, of which the first was `due` then, are given up at the `end`; all count as late as the first.
+    /// Counts `count` requests that are given up at `end`. The first of them was `due`; all count as late as the first.
     pub fn given_up(&mut self, due: Instant, end: Instant, count: u64) {
         if self.begin <= due {
             self.unsent.saturating_record_n(nanoseconds(end.saturating_duration_since(due)), count); // B4
         }
     }
 
-    /// An answer is at fault; `what` says how.
+    /// Counts an answer that is at fault; `what` describes the fault.
     pub fn fault(&mut self, fault: Fault, what: impl FnOnce() -> String) {
         match fault {
             Fault::Lost => self.lost += 1,
@@ -130,10 +131,10 @@ impl Tally {
         self.first_fault.get_or_insert_with(what);
     }
 
-    /// Adds the part of another thread, counted from the same moment.
+    /// Adds the tally of another thread, counted from the same moment.
     pub fn merge(&mut self, other: Self) {
         for (own, added) in self.latencies.iter_mut().zip(&other.latencies) {
-            // It fails only between different bounds.
+            // This fails only if the bounds differ.
             let _ = own.add(added);
         }
         let length = self.per_millisecond.len().max(other.per_millisecond.len());
@@ -157,12 +158,12 @@ impl Tally {
         self.per_millisecond.iter().map(|&count| u64::from(count)).sum()
     }
 
-    /// From the beginning to the last answer, or until when counting lasted.
+    /// The time from the beginning to the last answer, or to the end that was given to `last_until`.
     pub fn duration(&self) -> Duration {
         Duration::from_millis(self.per_millisecond.len() as u64)
     }
 
-    /// Requests answered in each `interval` of at least a millisecond, the last one perhaps cut short.
+    /// Requests answered in each `interval` of at least a millisecond; the last interval may be cut short.
     pub fn series(&self, interval: Duration) -> Vec<u64> {
         let width = interval.as_millis().max(1) as usize;
         self.per_millisecond

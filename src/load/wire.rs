@@ -5,7 +5,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Fields that a reply may have; the server sends four.
 const FIELDS_MAX: usize = 32;
-/// A head that has not ended by then is none.
+/// A head that has not ended within this many bytes is refused.
 const HEAD_BYTES_MAX: usize = 16 << 10;
 
 /// Appends `GET /get`.
@@ -20,7 +20,7 @@ pub fn put_delete(out: &mut Vec<u8>, keys: &Keys, key: Key) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Appends `POST /set`, its value in the body.
+/// Appends `POST /set`, with the value in the body.
 pub fn put_set(out: &mut Vec<u8>, keys: &Keys, key: Key, value: &[u8]) {
     put_line(out, b"POST /set?key=", keys, key);
     out.extend_from_slice(format!("content-length: {}\r\n\r\n", value.len()).as_bytes());
@@ -33,23 +33,23 @@ fn put_line(out: &mut Vec<u8>, start: &[u8], keys: &Keys, key: Key) {
     out.extend_from_slice(b" HTTP/1.1\r\nhost: ringkeep\r\n");
 }
 
-/// A reply whose head has come.
+/// A reply whose head has arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
     /// Its status.
     pub status: u16,
     /// Length of the head.
     pub bytes: usize,
-    /// Length of the body behind it.
+    /// Length of the body after the head.
     pub body_bytes: usize,
-    /// Whether the server closes the connection behind it.
+    /// Whether the server closes the connection after this reply.
     pub closes: bool,
 }
 
-/// The head of the reply at the start of `input`; `None` if it has not come in full.
+/// Parses the head of the reply at the start of `input`; `None` if the head has not arrived in full.
 ///
 /// # Errors
-/// What is there is no reply, or one whose length is not said.
+/// The bytes are not an HTTP reply, or the reply does not state its length.
 pub fn parse(input: &[u8]) -> Result<Option<Head>> {
     let refused = |what: String| Error::new(ErrorKind::Io, format!("the server's reply {what}"));
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
@@ -57,7 +57,7 @@ pub fn parse(input: &[u8]) -> Result<Option<Head>> {
     let bytes = match reply.parse(input) {
         Ok(httparse::Status::Complete(bytes)) => bytes,
         Ok(httparse::Status::Partial) if input.len() < HEAD_BYTES_MAX => return Ok(None),
-        Ok(httparse::Status::Partial) => return Err(refused("has no end of its head".into())),
+        Ok(httparse::Status::Partial) => return Err(refused("has a head that does not end".into())),
         Err(error) => return Err(refused(format!("is not HTTP: {error}"))),
     };
     let (mut body_bytes, mut closes) = (None, false);
@@ -69,7 +69,7 @@ pub fn parse(input: &[u8]) -> Result<Option<Head>> {
     }
     match (reply.code, body_bytes) {
         (Some(status), Some(body_bytes)) => Ok(Some(Head { status, bytes, body_bytes, closes })),
-        _ => Err(refused("does not say how long it is".into())),
+        _ => Err(refused("has no valid content-length".into())),
     }
 }
 

@@ -1,7 +1,7 @@
-//! What a run asks for: workloads as a table, and the stream of operations that follows from one. Pure.
+//! What a run does: a table of workloads, and the stream of operations that follows from a workload. Pure.
 //!
-//! The mixes A to D and F are those of YCSB (Cooper et al., "Benchmarking cloud serving systems", SoCC 2010); E scans,
-//! which the server does not. A read-modify-write is counted as its read and its write; YCSB counts it once.
+//! The mixes A to D and F are those of YCSB (Cooper et al., "Benchmarking cloud serving systems", SoCC 2010). E needs
+//! scans, which the server does not offer. A read-modify-write counts as its read and its write; YCSB counts it once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,9 +23,9 @@ enum Step {
     Read,
     /// Read a key that was never written and lies between two that were.
     ReadMissing,
-    /// Write a key that is there.
+    /// Write a key that exists.
     Update,
-    /// Write a key that is not there yet.
+    /// Write a key that does not exist yet.
     Insert,
     /// Delete a key.
     Delete,
@@ -36,33 +36,33 @@ enum Step {
 /// Steps, with the share of each in percent.
 type Mix = &'static [(u64, Step)];
 
-/// What a run asks for.
+/// One kind of load.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Workload {
-    /// How users call it.
+    /// The name that users type.
     pub name: &'static str,
     /// One line for the help.
     pub about: &'static str,
-    /// What to do.
+    /// What to do, and how often.
     mix: Mix,
-    /// Which keys, if it is not for the user to say.
+    /// Which keys to use, unless the user decides.
     access: Option<Access>,
 }
 
 /// Every workload.
 pub const WORKLOADS: &[Workload] = &[
     fill("fill-seq", "write every key once, in order", &[(100, Step::FillNext)]),
-    fill("fill-unique", "write every key once, in an order that looks random", &[(100, Step::FillShuffled)]),
+    fill("fill-unique", "write every key once, in a random order", &[(100, Step::FillShuffled)]),
     fill(
         "fill-random",
-        "write random keys, some more than once, as many as there are",
+        "write random keys, as many times as there are keys; some keys are written more than once",
         &[(100, Step::FillAny)],
     ),
-    Workload::chosen("overwrite", "write keys that are there", &[(100, Step::Update)]),
-    Workload::chosen("read", "read keys", &[(100, Step::Read)]),
+    Workload::chosen("overwrite", "write keys that exist", &[(100, Step::Update)]),
+    Workload::chosen("read", "read keys that exist", &[(100, Step::Read)]),
     Workload::chosen(
         "read-missing",
-        "read keys that are not there, between those that are",
+        "read keys that do not exist; they lie between those that exist",
         &[(100, Step::ReadMissing)],
     ),
     Workload::chosen("delete", "delete keys", &[(100, Step::Delete)]),
@@ -81,7 +81,7 @@ pub const WORKLOADS: &[Workload] = &[
     ycsb("ycsb-c", "reads, zipfian", &[(100, Step::Read)], Access::Zipfian),
     ycsb(
         "ycsb-d",
-        "95 % reads of what came last, 5 % inserts; ends with twice as many keys",
+        "95 % reads of the latest keys, 5 % inserts; ends with twice as many keys",
         &[(95, Step::Read), (5, Step::Insert)],
         Access::Latest,
     ),
@@ -106,17 +106,17 @@ impl Workload {
         Self { name, about, mix, access: None }
     }
 
-    /// The one of that name.
+    /// The workload with that name.
     pub fn named(name: &str) -> Option<&'static Self> {
         WORKLOADS.iter().find(|workload| workload.name == name)
     }
 
-    /// Whether it fills an empty store, and so ends by itself.
+    /// Whether the workload fills an empty store, and so ends by itself.
     pub fn fills(&self) -> bool {
         matches!(self.mix, [(_, Step::FillNext | Step::FillShuffled | Step::FillAny)])
     }
 
-    /// Whether it adds keys beyond those that a fill has written.
+    /// Whether the workload adds keys beyond those that a fill has written.
     pub fn inserts(&self) -> bool {
         self.mix.iter().any(|(_, step)| *step == Step::Insert)
     }
@@ -127,18 +127,18 @@ impl Workload {
 pub enum Verb {
     /// Read it.
     Get,
-    /// Read it, and ask for [`Stream::set_later`] when the answer has come.
+    /// Read it, and call [`Stream::set_later`] when the answer has come.
     GetThenSet,
     /// Write it.
     Set,
-    /// Write it for the first time, and tell [`Stream::inserted`] when the answer has come.
+    /// Write it for the first time, and call [`Stream::inserted`] when the answer has come.
     Insert,
     /// Delete it.
     Delete,
 }
 
 impl Verb {
-    /// Whether a value goes to the server.
+    /// Whether the request carries a value.
     pub fn writes_value(self) -> bool {
         matches!(self, Self::Set | Self::Insert)
     }
@@ -149,7 +149,7 @@ impl Verb {
 pub struct Operation {
     /// What to do.
     pub verb: Verb,
-    /// With which key.
+    /// The key to do it with.
     pub key: Key,
 }
 
@@ -157,28 +157,28 @@ pub struct Operation {
 #[derive(Debug)]
 pub struct Keyspace {
     chooser: Chooser,
-    /// Keys that there are, or are on their way.
+    /// Keys that exist, or whose insert is on its way.
     present: AtomicU64,
-    /// Keys that there may be at most.
+    /// The greatest number of keys that may exist.
     capacity: u64,
-    /// Inserts that were not answered yet.
+    /// Inserts that have not been answered yet.
     on_their_way: AtomicU64,
 }
 
 impl Keyspace {
-    /// `count` keys to fill and ask for, and room for inserts up to `capacity`.
+    /// `count` keys to fill and to request, and room for inserts up to `capacity` keys.
     pub fn new(count: u64, capacity: u64, seed: u64) -> Self {
         let (present, on_their_way) = (AtomicU64::new(count), AtomicU64::new(0));
         Self { chooser: Chooser::new(count, seed), present, capacity, on_their_way }
     }
 
-    /// Keys that were written: as many of the newest are left out as have their insert on its way.
+    /// How many keys were written. For each insert on its way, one of the newest keys is left out.
     fn present(&self) -> u64 {
         let sent = self.present.load(Ordering::Relaxed);
         sent.saturating_sub(self.on_their_way.load(Ordering::Relaxed)).max(self.chooser.count())
     }
 
-    /// The number of a key that was not there; `None` if there is no room.
+    /// The number of a key that does not exist yet; `None` if `capacity` is reached.
     fn insert(&self) -> Option<u64> {
         let next = |present: u64| (present < self.capacity).then_some(present + 1);
         let number = self.present.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).ok()?;
@@ -187,23 +187,23 @@ impl Keyspace {
     }
 }
 
-/// How many operations there are, and whose turn it is.
+/// How many operations there are, and which stream takes which.
 #[derive(Debug, Clone)]
 pub enum Quota {
-    /// All streams take from one count, whoever comes first: a closed loop.
+    /// Closed loop: all streams take from one count, in any order.
     Shared {
-        /// Operations that have begun.
+        /// Operations begun so far.
         begun: Arc<AtomicU64>,
-        /// How many may.
+        /// How many operations may begin.
         limit: u64,
     },
-    /// Every `step`-th operation is this stream's, whatever the others do: an open loop.
+    /// Open loop: every `step`-th operation belongs to this stream, whatever the other streams do.
     InTurn {
-        /// The index of the next one.
+        /// The index of the next operation.
         next: u64,
-        /// Streams.
+        /// The number of streams.
         step: u64,
-        /// Indices stay below.
+        /// All indices are below this.
         limit: u64,
     },
 }
@@ -216,14 +216,14 @@ impl Quota {
         }
     }
 
-    /// There are no more for this stream.
+    /// Leaves no more operations for this stream.
     fn end(&mut self) {
         match self {
             Self::Shared { limit, .. } | Self::InTurn { limit, .. } => *limit = 0,
         }
     }
 
-    /// The index of one more operation; `None` if there are none left.
+    /// Takes one more operation and returns its index; `None` if none is left.
     fn take(&mut self) -> Option<u64> {
         match self {
             Self::Shared { begun, limit } => {
@@ -247,12 +247,12 @@ pub struct Stream {
     keyspace: Arc<Keyspace>,
     quota: Quota,
     random: Random,
-    /// Keys whose write is due.
+    /// Keys to be written next.
     sets: Vec<u64>,
 }
 
 impl Stream {
-    /// A stream with random choices of its own. `access` is for workloads that leave it to the user.
+    /// A stream that makes its own random choices. `access` applies to workloads that leave it to the user.
     pub fn new(
         workload: &'static Workload,
         access: Access,
@@ -264,22 +264,22 @@ impl Stream {
         Self { workload, access, keyspace, quota, random, sets: Vec::new() }
     }
 
-    /// The key is to be written next: it was read, or its write was refused. That is not counted against the quota.
+    /// Writes the key next: it was read, or its write was refused. This write does not count against the quota.
     pub fn set_later(&mut self, number: u64) {
         self.sets.push(number);
     }
 
-    /// An insert has its answer.
+    /// Records that an insert has been answered.
     pub fn inserted(&self) {
         self.keyspace.on_their_way.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// How many there are, unless others take them.
+    /// How many operations are left, unless other streams take them.
     pub fn left(&self) -> u64 {
         (self.sets.len() as u64).saturating_add(self.quota.left())
     }
 
-    /// Whether there are no more, unless one that is under way brings another.
+    /// Whether no operations are left, unless a request under way brings another.
     pub fn is_over(&self) -> bool {
         self.left() == 0
     }
@@ -344,7 +344,7 @@ mod tests {
         let mut found = Vec::new();
         while !(one.is_over() && other.is_over()) {
             for operation in [one.next(), other.next()].into_iter().flatten() {
-                // All but the last two inserts have their answer.
+                // All inserts except the last two have been answered.
                 let inserted = |operation: &&Operation| operation.verb == Verb::Insert;
                 if operation.verb == Verb::Insert && 2 <= found.iter().filter(inserted).count() {
                     one.inserted();
@@ -375,7 +375,7 @@ mod tests {
         }
         let keys: BTreeSet<u64> =
             operations("fill-random", COUNT).iter().map(|operation| operation.key.number).collect();
-        assert!((580..690).contains(&keys.len()), "1 - 1/e of them: {}", keys.len());
+        assert!((580..690).contains(&keys.len()), "1 - 1/e of all keys: {}", keys.len());
     }
 
     #[test]
@@ -387,7 +387,7 @@ mod tests {
         assert!((45..=55).contains(&share(&operations("ycsb-f", 10_000), Verb::GetThenSet)));
         assert_eq!(share(&operations("delete", 100), Verb::Delete), 100);
         let found = operations("ycsb-d", 10_000);
-        assert!((200..800).contains(&found.len()), "it ends when there is no room: {}", found.len());
+        assert!((200..800).contains(&found.len()), "the stream ends when there is no room: {}", found.len());
         assert!((93..=97).contains(&share(&found, Verb::Get)));
         let greatest = found.iter().map(|operation| operation.key.number).max();
         assert_eq!(greatest, Some(COUNT + 19), "there is room for 20");
@@ -395,7 +395,7 @@ mod tests {
         assert_eq!(
             read.map(|operation| operation.key.number).max(),
             Some(COUNT + 17),
-            "2 may be on their way"
+            "2 inserts may be on their way"
         );
         assert!(operations("read-missing", 100).iter().all(|operation| operation.key.missing));
     }
