@@ -4,14 +4,15 @@ use std::path::Path;
 use std::process::Command;
 
 fn main() {
-    // Every commit and checkout writes to the log of HEAD; a change of what is built makes the commit a dirty one.
+    // Every commit and checkout appends to the log of HEAD. A change to any of the sources makes the commit a dirty
+    // one.
     for path in [".git/logs/HEAD", "src", "Cargo.toml", "Cargo.lock", "build.rs"] {
         if Path::new(path).exists() {
             println!("cargo:rerun-if-changed={path}");
         }
     }
     let described = Command::new("git").args(["describe", "--always", "--dirty", "--exclude=*"]).output();
-    // A source archive has no commit, even if it was unpacked in the repository of something else.
+    // A source archive has no commit, even if it was unpacked inside another repository.
     let commit = match described {
         Ok(output) if output.status.success() && Path::new(".git").exists() => {
             String::from_utf8_lossy(&output.stdout).trim().to_owned()

@@ -1,32 +1,32 @@
 //! What the host offers: processors, memory, descriptors, a ring. Asked once, at start, through std and rustix.
 //!
 //! Owns: the limits that the process really has (affinity, cgroup), one sentence for each reason why the kernel may
-//! refuse a ring, and what only C offers. Knows nothing of the server.
+//! refuse a ring, and the settings that only C offers.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Submission queue entries of a ring. Pushing never has to wait for the kernel below this many operations
-/// started in one turn of the loop.
+/// Submission queue entries of a ring. As long as one turn of the loop starts fewer operations, pushing one never waits
+/// for the kernel.
 const RING_ENTRIES: u32 = 1024;
 /// Completions that may be outstanding: several times the submissions, so that the kernel never has to buffer
-/// them on its side.
+/// completions.
 const RING_COMPLETIONS: u32 = 4 * RING_ENTRIES;
 
-/// The flags of a ring: task work without interrupts, and from one thread only; measured at a third less CPU a
-/// request.
+/// The flags of a ring. Task work without interrupts, and submissions from one thread only, were measured at a third
+/// less processor time per request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RingFlags {
     /// COOP_TASKRUN, SINGLE_ISSUER, TASKRUN_FLAG: Linux 6.0.
     Cooperative,
-    /// None, for older kernels.
+    /// No flags, for older kernels.
     Plain,
 }
 
 impl RingFlags {
-    /// How a runtime with such a ring is built.
+    /// A builder of runtimes with such a ring.
     pub fn builder(self) -> tokio_uring::Builder {
         let mut uring = tokio_uring::uring_builder();
         uring.setup_cqsize(RING_COMPLETIONS);
@@ -39,7 +39,7 @@ impl RingFlags {
     }
 }
 
-/// Builds the runtime of the calling thread, to see whether the system allows a ring, and with which flags.
+/// Builds a runtime for the calling thread, and so finds out whether the system allows a ring, and with which flags.
 ///
 /// # Errors
 /// `Configuration`, with the cause and the fix.
@@ -54,7 +54,7 @@ pub fn probe_ring() -> Result<(RingFlags, tokio_uring::Runtime)> {
         .map_err(|error| Error::new(ErrorKind::Configuration, verdict(&error)))
 }
 
-/// Why there is no ring, and what to do about it.
+/// Why the kernel refuses a ring, and what to do about it.
 fn verdict(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::EPERM) => {
@@ -96,7 +96,7 @@ pub fn processors() -> Vec<usize> {
     if allowed.is_empty() { vec![0] } else { allowed }
 }
 
-/// How many of them are worth a thread: a cgroup may allow less time than the affinity allows processors.
+/// How many threads are worthwhile: a cgroup may allow less processor time than there are allowed processors.
 pub fn parallelism() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
@@ -110,7 +110,7 @@ pub fn processor_time() -> std::time::Duration {
 /// Keeps the calling thread on one processor.
 ///
 /// # Errors
-/// `Io`, if the processor went away.
+/// `Io`, if the processor is no longer available.
 pub fn pin(processor: usize) -> Result<()> {
     let mut set = rustix::thread::CpuSet::new();
     set.set(processor);
@@ -118,7 +118,7 @@ pub fn pin(processor: usize) -> Result<()> {
         .map_err(|error| Error::io(format!("pin a thread to processor {processor}"), error.into()))
 }
 
-/// Bytes of memory that the process may use: the least of the machine's and of its cgroups' limits.
+/// Bytes of memory that the process may use: the least of the machine's memory and the limits of its cgroups.
 pub fn memory_bytes() -> u64 {
     let info = rustix::system::sysinfo();
     let total = (info.totalram as u64).saturating_mul(u64::from(info.mem_unit));
@@ -126,7 +126,7 @@ pub fn memory_bytes() -> u64 {
     groups.lines().filter_map(group_memory_bytes).fold(total, u64::min)
 }
 
-/// The limit of one line of `/proc/self/cgroup` (`id:controllers:path`), its parents' counted.
+/// The limit of one line of `/proc/self/cgroup` (`id:controllers:path`); limits of parent groups count too.
 fn group_memory_bytes(line: &str) -> Option<u64> {
     let mut fields = line.splitn(3, ':');
     let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
@@ -137,7 +137,7 @@ fn group_memory_bytes(line: &str) -> Option<u64> {
     } else {
         return None;
     };
-    // In a container the path may be one of the host; the root then has the limit.
+    // In a container the path may be that of the host; then the limit is in the root.
     let ancestors = std::path::Path::new(path.trim_start_matches('/')).ancestors();
     ancestors
         .filter_map(|group| std::fs::read_to_string(std::path::Path::new(root).join(group).join(file)).ok())
@@ -145,7 +145,7 @@ fn group_memory_bytes(line: &str) -> Option<u64> {
         .min()
 }
 
-/// Raises the limit on open files as far as it goes, and returns it.
+/// Raises the limit on open files as far as the system allows, and returns the limit.
 pub fn raise_open_files() -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
@@ -155,16 +155,16 @@ pub fn raise_open_files() -> usize {
     effective.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
 }
 
-/// From this size on a buffer goes back to the system when it is freed.
+/// Buffers of at least this size go back to the system when they are freed.
 const LARGE_BUFFER_BYTES: i32 = 1 << 20;
 
-/// Keeps the allocator from keeping large buffers. glibc raises the size from which it gives them back on its own,
-/// up to 32 MiB, and the holes between them add up: values of 8 MiB, written and read one at a time, took 283 MiB at
-/// most, and take 126 MiB.
+/// Keeps the allocator from hoarding large buffers. By itself, glibc raises the size from which it returns buffers to
+/// the system, up to 32 MiB, and the holes between kept buffers add up: with values of 8 MiB, written and read one at a
+/// time, the process took up to 283 MiB, and takes 126 MiB with this setting.
 #[expect(unsafe_code, reason = "glibc offers the setting to C only")]
 pub fn give_back_large_buffers() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: any pair of numbers is allowed, and what is not known to the library is refused without effect.
+    // SAFETY: any pair of numbers is allowed; the library refuses a setting that it does not know, without effect.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BUFFER_BYTES);
     }
@@ -173,8 +173,8 @@ pub fn give_back_large_buffers() {
 /// The descriptor of a socket, for calls that tokio-uring's own types do not offer.
 #[expect(unsafe_code, reason = "tokio-uring's sockets offer their descriptor as a number only")]
 pub fn descriptor<T: AsRawFd>(socket: &T) -> BorrowedFd<'_> {
-    // SAFETY: `socket` owns the descriptor and closes it when it is dropped, which the borrow outlives not: the
-    // lifetime of the result is that of the reference.
+    // SAFETY: `socket` owns the descriptor and closes it when dropped. The result borrows `socket`, so it does not
+    // outlive the descriptor.
     unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) }
 }
 

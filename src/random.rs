@@ -2,7 +2,7 @@
 //!
 //! SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): one word of state, any seed.
 
-/// A sequence of numbers, decided by its seed.
+/// A sequence of numbers that follows from its seed.
 #[derive(Debug, Clone, Copy)]
 pub struct Random(u64);
 
@@ -21,19 +21,19 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// A number between 0 and 1, without 1.
+    /// A number from 0 to 1, without 1.
     pub fn next_share(&mut self) -> f64 {
-        // 53 bits are what a double holds exactly.
+        // A double holds 53 bits exactly.
         (self.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// The next number below `bound`, which is not 0; slightly uneven for bounds near 2^64.
+    /// The next number below `bound`, which must not be 0; slightly uneven for bounds near 2^64.
     pub fn below(&mut self, bound: u64) -> u64 {
         self.next_u64() % bound
     }
 }
 
-/// The number that `seed` gives to `number`, without a sequence between them.
+/// A number that follows directly from `seed` and `number`.
 pub fn hash(seed: u64, number: u64) -> u64 {
     Random::new(seed ^ number.wrapping_mul(0xd6e8_feb8_6659_fd93)).next_u64()
 }

@@ -419,7 +419,7 @@ fn nonsense_on_the_command_line_is_refused_with_a_sentence() {
         (&["fill-seq", "--value-size", "0..18446744073709551615"], 2, "1 GiB"),
         (&["fill-seq", "--key-size", "3"], 78, "at least 7"),
         (&["fill-all"], 2, "fill-seq"),
-        (&["fill-seq", "--rate", "0"], 2, "requests a second"),
+        (&["fill-seq", "--rate", "0"], 2, "requests per second"),
         (&["fill-seq", "--value-size", "9..1"], 2, "ends before it begins"),
         (&["fill-seq", "--compressible", "2"], 2, "from 0 to 1"),
         (&["fill-seq"], 1, "cannot connect to 127.0.0.1:1"),

@@ -24,81 +24,81 @@ use crate::load::report;
 use crate::load::run::{Outcome, Plan, Task, run};
 use crate::load::workload::{Keyspace, WORKLOADS, Workload};
 
-/// Of each millisecond the report knows how many answers came: more would take too much memory.
+/// The report counts answers per millisecond: a longer run would take too much memory.
 const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
-/// How long a workload lasts that does not end by itself.
+/// How long a workload lasts if it does not end by itself.
 const DURATION: Duration = Duration::from_secs(10);
-/// Servers close connections that are idle for longer than about a minute.
+/// Servers close connections that have been idle for about a minute.
 const IDLE_SECONDS_MAX: f64 = 30.0;
-/// What the ledger knows of a key takes so much memory.
+/// Memory that the ledger takes for each key.
 const LEDGER_BYTES: u64 = 12;
 
-/// Workloads run one after the other over the same keys, and every answer is compared with what was written.
-///
-/// Exit status 1 if an acknowledged write is not there or an answer is wrong.
+/// Arguments of `ringkeep bench`. Every answer is compared with what was written.
 #[derive(Debug, Args)]
 #[command(after_help = workloads_help())]
 pub(super) struct Bench {
-    /// What to do, in this order
+    /// Workloads, in this order, separated by commas or spaces
     #[arg(value_name = "WORKLOAD", required = true, value_delimiter = ',', value_parser = workload_parser(), hide_possible_values = true)]
     workloads: Vec<&'static Workload>,
-    /// Where the server listens
+    /// Address and port of the server
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8080", value_parser = address)]
     server: SocketAddr,
-    /// Connections, all threads together
+    /// Connections, of all threads together
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     connections: u64,
-    /// Load threads; they run where the process may (see taskset), best where the server does not
+    /// Load threads; they run on the processors of this process, which taskset can keep apart from the server's
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024))]
     threads: u64,
-    /// Requests that a connection may have under way
+    /// Requests that a connection may have in flight
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = pipeline)]
     pipeline: usize,
-    /// Open loop: requests a second, due whatever the server does; latency counts from then [default: closed loop]
+    /// Open loop: send N requests per second, whatever the server does. A latency counts from when the request was due
+    /// [default: closed loop, each reply is followed by the next request]
     #[arg(long, value_name = "N", value_parser = rate)]
     rate: Option<f64>,
-    /// How long a workload asks for more; a fill writes all keys whatever it says [default: 10s]
+    /// How long a workload sends new requests; a fill ignores it and writes all keys [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = some_duration)]
     duration: Option<Duration>,
-    /// How many operations a workload begins [default: a fill one for each key, others no limit]
+    /// How many operations a workload begins [default: a fill one per key, other workloads no limit]
     #[arg(long, value_name = "N", conflicts_with = "warm_up", value_parser = clap::value_parser!(u64).range(1..))]
     operations: Option<u64>,
-    /// Load before the measurement; a fill has none
+    /// Load that runs before the measurement; a fill has no warm-up
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
     warm_up: Duration,
-    /// Keys that there are
+    /// Number of keys
     #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
     key_count: u64,
-    /// Bytes of a key: N, A..B (each as likely), or log:A..B (many short, few long)
+    /// Bytes of a key: N, A..B (every size equally likely), or log:A..B (many short, few long); for example 16 or
+    /// 16..1000
     #[arg(long, value_name = "SIZES", default_value = "16")]
     key_size: Size,
-    /// Bytes of a value, written in the same way
+    /// Bytes of a value, in the same notation; for example log:16..1MiB
     #[arg(long, value_name = "SIZES", default_value = "100")]
     value_size: Size,
-    /// Share of a value that compression can take away
+    /// Share of a value that compression can remove
     #[arg(long, value_name = "0..1", default_value_t = 0.5, value_parser = share)]
     compressible: f64,
-    /// Which keys are asked for, where the workload leaves it open
+    /// How often each key is requested, in workloads that leave it open
     #[arg(long, value_name = "HOW", value_enum, default_value = "uniform")]
     distribution: Access,
-    /// Decides which keys are asked for, and in which order
+    /// Decides which keys are requested, and in which order
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Every key is there: an earlier run has done fill-seq or fill-unique with the same keys and values, and the
-    /// clock was not set back since
+    /// All keys exist: an earlier run wrote the same keys and values with fill-seq or fill-unique, and the clock was
+    /// not set back since
     #[arg(long)]
     filled: bool,
-    /// The server's data directory, if it is on this machine: its device is described in the report
+    /// Data directory of the server, if it is on this machine; the report then describes its storage
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Writes everything that was counted to this file, with where it comes from
+    /// File for the complete results: histograms, throughput over time, program, machine and settings
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
 fn workload_parser() -> impl TypedValueParser<Value = &'static Workload> {
     let names = WORKLOADS.iter().map(|workload| workload.name);
-    PossibleValuesParser::new(names).try_map(|name| Workload::named(&name).ok_or("no such workload"))
+    PossibleValuesParser::new(names).try_map(|name| Workload::named(&name).ok_or("there is no such workload"))
 }
 
 fn workloads_help() -> String {
@@ -110,28 +110,29 @@ fn workloads_help() -> String {
 fn pipeline(text: &str) -> std::result::Result<usize, String> {
     match text.parse::<usize>() {
         Ok(depth) if (1..=1024).contains(&depth) => Ok(depth),
-        _ => Err("expected a number of requests, 1 to 1024".into()),
+        _ => Err("expected a number of requests from 1 to 1024".into()),
     }
 }
 
 fn rate(text: &str) -> std::result::Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if (0.01..=1e7).contains(&rate) => Ok(rate),
-        _ => Err("expected a number of requests a second, from 0.01 to 10 million".into()),
+        _ => Err("expected a number of requests per second, from 0.01 to 10 million".into()),
     }
 }
 
 fn duration(text: &str) -> std::result::Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(duration) if duration <= DURATION_MAX => Ok(duration),
-        Ok(_) => Err("expected at most a day".into()),
+        Ok(_) => Err("expected at most a day, such as 10s or 5m".into()),
         Err(error) => Err(error.to_string()),
     }
 }
 
 fn some_duration(text: &str) -> std::result::Result<Duration, String> {
-    duration(text)
-        .and_then(|found| if found.is_zero() { Err("expected some time".into()) } else { Ok(found) })
+    duration(text).and_then(|found| {
+        if found.is_zero() { Err("expected some time, such as 10s".into()) } else { Ok(found) }
+    })
 }
 
 fn share(text: &str) -> std::result::Result<f64, String> {
@@ -144,23 +145,29 @@ fn share(text: &str) -> std::result::Result<f64, String> {
 impl Bench {
     pub(super) fn run(self) -> Result<()> {
         if !self.filled && !self.workloads.first().is_some_and(|workload| workload.fills()) {
-            return Err(configuration("there is nothing to ask for: begin with a fill, or say --filled"));
+            return Err(configuration(
+                "nothing is known of the keys: begin with a fill workload, or give --filled if an earlier run wrote \
+                 them",
+            ));
         }
         if self.rate.is_some_and(|rate| IDLE_SECONDS_MAX < self.connections as f64 / rate) {
             return Err(configuration(
-                "connections would be idle for too long: use fewer, or a greater --rate",
+                "each connection would be idle for too long between requests, and servers close idle ones: \
+                 use fewer --connections or a greater --rate",
             ));
         }
-        // A run may insert as many keys again.
+        // A run may insert as many keys as it begins with.
         let inserts = self.workloads.iter().any(|workload| workload.inserts());
         let capacity = if inserts { 2 * self.key_count } else { self.key_count };
         if host::memory_bytes() / 2 < capacity * LEDGER_BYTES {
-            let message =
-                format!("to know what {capacity} keys hold takes {LEDGER_BYTES} bytes each: too much memory");
+            let message = format!(
+                "checking answers takes {LEDGER_BYTES} bytes per key, which is too much memory for {capacity} keys: \
+                 use a smaller --key-count"
+            );
             return Err(configuration(message));
         }
         let keys = Keys::new(self.key_size, capacity).map_err(|digits| {
-            configuration(format!("so many keys need a --key-size of at least {digits}"))
+            configuration(format!("{capacity} keys need a --key-size of at least {digits} bytes"))
         })?;
         let plan = self.plan(keys);
         host::raise_open_files();
@@ -169,7 +176,7 @@ impl Bench {
             std::fs::write(path, text).map_err(|error| Error::io(format!("write {}", path.display()), error))
         };
         if let Some(path) = &self.json {
-            write(path, "")?; // before the work, not after it
+            write(path, "")?; // fail before the work, not after it
         }
         let (results, verdict) = self.all(&plan, capacity);
         if let Some(path) = &self.json {
@@ -185,7 +192,7 @@ impl Bench {
         verdict
     }
 
-    /// Carries out the workloads, up to one that fails. Returns what they gave, and whether all was well.
+    /// Carries out the workloads up to the first that fails. Returns their results, and whether all was well.
     fn all(&self, plan: &Plan, capacity: u64) -> (Vec<Value>, Result<()>) {
         let ledger = Arc::new(Ledger::new(capacity, if self.filled { self.key_count } else { 0 }));
         let keyspace = Arc::new(Keyspace::new(self.key_count, capacity, self.seed));
@@ -221,7 +228,10 @@ impl Bench {
                 say(&mut output, &line);
             }
             if plan.rate.is_none() && 0.95 * processors as f64 <= outcome.processors {
-                say(&mut output, "  the load used all of its processors: the server may be faster than this");
+                say(
+                    &mut output,
+                    "  the load used all of its processors: the server may be faster than measured",
+                );
             }
             let mut result = report::object(workload.name, &outcome);
             result["duration_s"] = json!(plan.duration.map(|duration| duration.as_secs_f64()));
@@ -273,7 +283,7 @@ impl Bench {
     }
 }
 
-/// What makes the exit status 1.
+/// The faults of a workload, which make the exit status 1.
 fn fault(workload: &Workload, outcome: &Outcome) -> Option<String> {
     let tally = &outcome.tally;
     let mut found = Vec::new();

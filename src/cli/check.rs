@@ -1,4 +1,4 @@
-//! `ringkeep check DATA`: every byte of a store that no server has open, read and compared with what it should be.
+//! `ringkeep check DATA`: reads every byte of a store that no server has open, and compares it with what was written.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -18,10 +18,7 @@ use crate::record::Owner;
 use crate::storage::Storage;
 use crate::storage::uring::Device;
 
-/// Every damage, and every file that could not be read, is a line on standard output.
-///
-/// Exit status 0: everything is as it was written. 65: something is damaged. 78: a later version of ringkeep wrote a part
-/// of the store. 1: some files could not be read; everything that could be read is sound.
+/// Arguments of `ringkeep check`.
 #[derive(Debug, Args)]
 pub(super) struct Check {
     /// The data directory
@@ -41,12 +38,15 @@ impl Check {
         match (report.damage.len(), report.later.first(), report.unread.len()) {
             (0, None, 0) => Ok(()),
             (0, None, count) => {
-                let message = format!("{count} parts of {shown} could not be read; what could is sound");
+                let message = format!(
+                    "{count} parts of {shown} could not be read; everything that could be read is sound"
+                );
                 Err(Error::new(ErrorKind::Io, message))
             }
             (0, Some(later), _) => Err(later.clone()),
             (count, _, _) => {
-                Err(Error::new(ErrorKind::Corruption, format!("{shown} is damaged in {count} places")))
+                let message = format!("{shown} is damaged in {count} places, listed on standard output");
+                Err(Error::new(ErrorKind::Corruption, message))
             }
         }
     }
@@ -69,7 +69,7 @@ fn print(output: &mut impl Write, data_dir: &Path, report: &Report) -> std::io::
     let verdict = match (report.damage.is_empty(), report.later.is_empty(), report.unread.is_empty()) {
         (false, _, _) => "damaged",
         (true, false, _) => "of a later version",
-        (true, true, false) => "not all read",
+        (true, true, false) => "not read in full",
         (true, true, true) => "sound",
     };
     writeln!(
@@ -105,7 +105,7 @@ async fn check(data_dir: &DataDir) -> Result<Report> {
         let owner = Owner { store_id: store.id, shard };
         if !store.ready {
             let name = shard_directory(shard);
-            report.notes.push(format!("{name}: its creation did not finish"));
+            report.notes.push(format!("{name}: the creation of this shard did not finish"));
             if !data_dir.has_shard(shard)? {
                 continue;
             }

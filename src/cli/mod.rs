@@ -11,7 +11,7 @@ use crate::error::Result;
 
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("RINGKEEP_COMMIT"), ")");
 
-/// A durable key-value server: HTTP outside, io_uring inside, and a 200 means on disk.
+/// A durable key-value server: HTTP outside, io_uring inside. A 200 to a write means that it is on disk.
 #[derive(Debug, Parser)]
 #[command(name = "ringkeep", version = VERSION, args_conflicts_with_subcommands = true)]
 pub struct Cli {
@@ -23,11 +23,22 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve requests; this is what happens without a command, too.
+    /// Serve requests (the default if no command is given)
     Serve(serve::Serve),
     /// Load a running server, measure it, and check every answer
+    ///
+    /// The workloads run one after the other over the same keys, and every answer is compared with what was written.
+    /// The first workload must be a fill, unless --filled is given. Example: ringkeep bench fill-unique,ycsb-a,read
+    ///
+    /// Exit status 1: an acknowledged write is missing, an answer is wrong, or a workload could not be finished.
     Bench(Box<bench::Bench>),
-    /// Read a store from end to end and list what is damaged; changes nothing.
+    /// Read a store from end to end and list what is damaged; change nothing
+    ///
+    /// No server may have the store open. Each case of damage, and each file that could not be read, is a line on
+    /// standard output.
+    ///
+    /// Exit status 0: everything is as it was written. 65: something is damaged. 78: a later version of ringkeep wrote
+    /// a part of the store. 1: some files could not be read; everything that could be read is sound.
     Check(check::Check),
 }
 
@@ -35,7 +46,7 @@ impl Cli {
     /// Carries out the command.
     ///
     /// # Errors
-    /// Its kind has the exit status.
+    /// The kind of the error decides the exit status.
     pub fn run(self) -> Result<()> {
         match self.command {
             Some(Command::Serve(serve)) => serve.run(),
@@ -46,10 +57,10 @@ impl Cli {
     }
 }
 
-/// Drawn on standard error, and only if that is a terminal.
+/// Applies a template to a progress bar. The bar is drawn only if standard error is a terminal.
 fn styled(bar: ProgressBar, template: &str) -> ProgressBar {
     match ProgressStyle::with_template(template) {
         Ok(style) => bar.with_style(style),
-        Err(_) => bar, // the plain one shows the same numbers
+        Err(_) => bar, // the plain bar shows the same numbers
     }
 }

@@ -12,40 +12,42 @@ use crate::config::{Config, MEMTABLE_BYTES_DEFAULT, SyncMode, VALUE_BYTES_DEFAUL
 use crate::error::Result;
 use crate::{host, server};
 
-/// Sizes are written as in 64MiB or 1.5GB, durations as in 100ms or 5m.
+/// Flags of the server.
 #[derive(Debug, Args)]
+#[command(after_help = "Sizes are written as in 64MiB or 1.5GB, durations as in 100ms or 5m.")]
 pub(super) struct Serve {
-    /// Address and port; port 0 takes a free one
+    /// Address and port to listen on; port 0 takes a free port
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8080", value_parser = address)]
     listen: SocketAddr,
-    /// Where the data is; made if it is not there
+    /// Data directory; created if it does not exist
     #[arg(long, value_name = "DIR", default_value = "./ringkeep-data")]
     data_dir: PathBuf,
-    /// Shards of a new store; an existing one knows its own number [default: as many as threads]
+    /// Number of shards of a new store; an existing store keeps its number [default: number of threads]
     #[arg(long, value_name = "N")]
     shards: Option<u16>,
-    /// Threads, each pinned to a processor [default: the processors that may be used]
+    /// Number of threads, each pinned to a processor [default: the processors that may be used]
     #[arg(long, value_name = "N")]
     threads: Option<u16>,
-    /// When a write is acknowledged: `always` after its sync, a DURATION or `never` before
+    /// When a write is acknowledged. `always`: after its sync; a DURATION, the time between syncs, or `never`: before
+    /// its sync
     #[arg(long, value_name = "always|DURATION|never", default_value = "always")]
     sync: SyncMode,
-    /// Bytes of new writes that a shard keeps in memory before it flushes them
+    /// New writes that a shard keeps in memory before it flushes them to a file
     #[arg(long, value_name = "SIZE", default_value_t = ByteSize(MEMTABLE_BYTES_DEFAULT as u64))]
     memtable_size: ByteSize,
-    /// Bytes of values and blocks kept in memory, all shards together [default: a quarter of the memory]
+    /// Memory for cached values and blocks, of all shards together [default: a quarter of the memory]
     #[arg(long, value_name = "SIZE")]
     cache_size: Option<ByteSize>,
-    /// New writes are flushed at least this often
+    /// Longest time before new writes are flushed
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration)]
     flush_interval: Duration,
-    /// Whether to compact is checked at least this often
+    /// Longest time before a shard checks whether to compact
     #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = humantime::parse_duration)]
     compaction_interval: Duration,
-    /// Longest value that is taken
+    /// Longest value that is accepted
     #[arg(long, value_name = "SIZE", default_value_t = ByteSize(VALUE_BYTES_DEFAULT as u64))]
     max_value_size: ByteSize,
-    /// Most connections at a time; the limit on open files may allow fewer
+    /// Most connections at a time; a low limit on open files may allow fewer
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     max_connections: usize,
     /// How long a stop waits for requests in flight
@@ -55,7 +57,7 @@ pub(super) struct Serve {
 
 pub(super) fn address(text: &str) -> std::result::Result<SocketAddr, String> {
     let mut addresses = text.to_socket_addrs().map_err(|error| error.to_string())?;
-    addresses.next().ok_or_else(|| "the name has no address".into())
+    addresses.next().ok_or_else(|| "the host name has no address".into())
 }
 
 impl Serve {
@@ -79,7 +81,7 @@ impl Serve {
         };
         server::run(config, |address| {
             let mut output = std::io::stdout().lock();
-            // A closed standard output does not keep the server from serving.
+            // A closed standard output does not stop the server.
             let _ = writeln!(output, "listening on http://{address}").and_then(|()| output.flush());
         })
     }
