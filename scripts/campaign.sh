@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The reliability campaign: every test of docs/reliability.md, on this machine, with its table as the result.
-# What needs root is skipped without it, and the tests with little memory or a slow disk run without these limits, and
-# say so.
+# The reliability campaign: runs every test of docs/reliability.md on this machine and prints the table. Without root,
+# the tests that need root are skipped; the tests with little memory or a slow disk run without these limits, and say
+# so.
 #
 #   usage: scripts/campaign.sh [--short | --try] [SEED]       (default seed: the time in seconds)
 #
-# The full form is for releases, and takes about three hours on two cores. --short makes a tenth of the runs, in less than
-# an hour. --try makes a hundredth, to try the script. The table goes to standard output and, except with --try, into
-# docs/reliability.md between its markers.
+# The full form is for releases and takes about three hours on two cores. --short makes a tenth of the runs, in less
+# than an hour. --try makes a hundredth of the runs, to try the script. The table goes to standard output and, except
+# with --try, into docs/reliability.md between its markers.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,17 +19,18 @@ case ${1:-} in
 esac
 [ "$form" = full ] || shift
 seed=${1:-$(date +%s)}
-[ -z "$(git status --porcelain)" ] || [ "$form" = try ] || { echo "the checkout has changes: commit them first"; exit 1; }
+[ -z "$(git status --porcelain)" ] || [ "$form" = try ] || { echo "the checkout has changes: commit them first, or use --try"; exit 1; }
 commit=$(git rev-parse --short HEAD)
 out=target/campaign-report
 rm -rf "$out"
 mkdir -p "$out"
 
-# The size of a test in this form, at least 1.
+# The size of a test in this form: at least 1.
 size() { echo $(($1 > divisor ? $1 / divisor : 1)); }
 
-# start NAME COMMAND...: one part; its lines of the table go to a file of its own, its output beside it. It has a process
-# group of its own, so that it ends with all that it has started, whatever ends this script.
+# start NAME COMMAND...: starts one part of the campaign. Its lines of the table go to $out/NAME.tsv, its output to
+# $out/NAME.log. The part has a process group of its own, so that all its processes end when this script ends, for
+# whatever reason.
 declare -A parts
 trap 'for part in "${parts[@]}"; do kill -- -"$part" 2>/dev/null || true; done' EXIT
 trap 'exit 143' TERM INT HUP
@@ -45,7 +46,7 @@ start() {
 finish() {
     wait "${parts[$1]}" || {
         tail -n 60 "$out/$1.log"
-        echo "FAILED: $1, seed $seed, commit $commit; all of it is in $out/$1.log"
+        echo "FAILED: $1, seed $seed, commit $commit; the whole output is in $out/$1.log"
         exit 1
     }
     unset "parts[$1]"
@@ -54,14 +55,14 @@ run() { start "$@"; finish "$1"; }
 tests() { cargo test --locked --profile campaign "$@"; }
 
 tests --no-run
-# Alone: what looks at time, memory and processors.
+# These run alone, because they measure time, memory and processors.
 export RINGKEEP_PRESSURE_SECONDS=$(size 600) RINGKEEP_CONFINED_SECONDS=$(size 120) RINGKEEP_STARVED_SECONDS=$(size 20)
 export RINGKEEP_IDLE=$(size 10000) RINGKEEP_ABORTS=$(size 100000) RINGKEEP_STOPS=$(size 50)
 run resources tests --test resources -- --nocapture --test-threads 1 --skip r9_
 
-# The soak beside the rest.
+# The soak runs at the same time as the others.
 RINGKEEP_SOAK_SECONDS=$(size 7200) start soak tests --test resources r9_ -- --nocapture
-# What has found most comes first.
+# The test that has found the most faults comes first.
 RINGKEEP_STATES=$(size 10000000) run crash tests --test crash -- --nocapture --test-threads 1
 RINGKEEP_FLIPS=$([ "$form" = full ] && echo 0 || size 2600000) RINGKEEP_CUT_EVERY=$divisor run damage tests --test damage -- --nocapture --test-threads 1
 RINGKEEP_CUTS=$(size 500) RINGKEEP_FULL_DISKS=$(size 20) run power scripts/power.sh
@@ -69,7 +70,7 @@ RINGKEEP_KILLS=$(size 1000) run kill tests --test kill p1_ -- --nocapture
 RINGKEEP_HISTORIES=$(size 200) run history tests --test history p3_ -- --nocapture
 run fuzz scripts/fuzz.sh "$(size 60)"
 finish soak
-[ "$(git rev-parse --short HEAD)" = "$commit" ] || { echo "FAILED: the checkout is no longer $commit"; exit 1; }
+[ "$(git rev-parse --short HEAD)" = "$commit" ] || { echo "FAILED: the checkout has moved on from $commit: run the campaign again"; exit 1; }
 
 table() {
     [ "$form" = full ] || echo "**The $form form: one run in $divisor of the full campaign, which is made for releases.**"
@@ -85,7 +86,7 @@ table() {
             soak) command="cargo test --test resources" ;;
             *) command="cargo test --test $part" ;;
         esac
-        [ -f "$out/$part.tsv" ] || [ "$part" = power ] || { echo "FAILED: $part has written no line" >&2; return 1; }
+        [ -f "$out/$part.tsv" ] || [ "$part" = power ] || { echo "FAILED: $part has written no line of the table" >&2; return 1; }
         [ -f "$out/$part.tsv" ] || { echo "| ($part was skipped: $(tail -n 1 "$out/$part.log")) | | | | | | | |"; continue; }
         awk -F'\t' -v command="$command" '
             # Digits in groups of three.

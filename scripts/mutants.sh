@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Breaks what durability rests on, one place at a time, and runs the quick tests on each broken copy. A mutation that no
-# test notices is a survivor; there must be none.
+# Breaks the code that durability rests on, one place at a time, and runs the quick tests on each broken copy. A
+# mutation that no test notices is a survivor; there must be none.
 #
-#   usage: scripts/mutants.sh [WORD]       only the mutations whose name contains WORD
+#   usage: scripts/mutants.sh [WORD]       only the mutations whose name contains WORD; default: all
 #
-# Works on a copy below target/mutants, and takes about an hour on two cores. One mutation needs root, loop devices and
-# xfsprogs to be noticed (as scripts/power.sh does); without them it is left out. Exit status 1: a mutation survived, or
-# does not apply to the code any more.
+# Works on a copy of the sources in target/mutants, and takes about an hour on two cores. One mutation can be noticed
+# only with root, loop devices and xfsprogs (as in scripts/power.sh); without them it is left out. Exit status 1: a
+# mutation survived, or the code that it should change is no longer there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -21,13 +21,14 @@ git ls-files -z | xargs -0 cp --parents -t "$tree"
 
 count=0 survivors=0
 
-# suites [FIRST]: runs the quick tests until one fails: FIRST, then the fastest. Fails if one does.
+# suites [FIRST]: runs the quick tests, FIRST before the others, and stops at the first that fails. Fails if a test
+# fails.
 suites() {
     local suite
     for suite in ${1:+"$1"} lib decoders crash damage check taken_away bounds model formats kill http_api; do
         case $suite in
             lib) timeout 600 cargo test -q --locked --lib || return 1 ;;
-            # On a loop device, which counts flushes.
+            # This test runs on a loop device, because loop devices count flushes.
             flushes) RINGKEEP_POWER=$work/power timeout 600 \
                 cargo test -q --locked --test power p1_every_answer -- --ignored || return 1 ;;
             *) timeout 600 cargo test -q --locked --test "$suite" || return 1 ;;
@@ -57,9 +58,9 @@ mutant() {
         if [ -n "$by" ]; then
             echo "noticed in $((SECONDS - begin)) s: $name, by $by"
         else
-            # A test that hangs, or a suite that could not run.
+            # A test hangs, or a suite could not run.
             tail -n 20 "$work/log"
-            echo "UNCLEAR: $name ($file): no test has failed"
+            echo "UNCLEAR: $name ($file): the run failed, but no test did"
             survivors=$((survivors + 1))
         fi
     fi
@@ -67,7 +68,7 @@ mutant() {
 }
 
 echo "== unchanged"
-(cd "$tree" && suites) >"$work/log" 2>&1 || { tail -n 40 "$work/log"; echo "FAILED: the unchanged code"; exit 1; }
+(cd "$tree" && suites) >"$work/log" 2>&1 || { tail -n 40 "$work/log"; echo "FAILED: the tests fail without any mutation"; exit 1; }
 
 echo "== group commit"
 mutant 'a group is committed without its sync' src/db/commit.rs \
@@ -104,9 +105,9 @@ if [ "$(id -u)" = 0 ] && [ -e /dev/loop-control ] && command -v mkfs.xfs >/dev/n
     mutant 'a sync does not reach the device' src/storage/uring.rs \
         'if self.durable_writes {' 'if self.durable_writes || cfg!(unix) {' flushes
 else
-    echo "left out, it needs root, loop devices and xfsprogs: a sync does not reach the device"
+    echo "left out, because it needs root, loop devices and xfsprogs: a sync does not reach the device"
 fi
-mutant 'a mark says more than is durable' src/record/file.rs \
+mutant 'a mark claims more than is durable' src/record/file.rs \
     'durable: self.durable.get(), limit, ..last }' 'durable: end, limit: limit.max(end), ..last }'
 mutant 'marks are written to the slot that is not durable yet' src/record/file.rs \
     'due && self.mark_is_synced()' 'due'
@@ -149,13 +150,13 @@ mutant 'a file that was removed or cut is not noticed' src/record/file.rs \
     'Ok(Some(bytes)) if self.allocated.get() <= bytes => return Ok(()),' '_ if !self.label.is_empty() => return Ok(()), Ok(Some(bytes)) if self.allocated.get() <= bytes => return Ok(()),'
 
 echo "== replay"
-mutant 'what a mark says is not kept to' src/record/replay.rs \
+mutant 'the end that a mark claims is ignored' src/record/replay.rs \
     'let witnessed = mark.durable.max(known_end.durable());' 'let witnessed = known_end.durable();'
-mutant 'what the manifest says is not kept to' src/record/replay.rs \
+mutant 'the end that the manifest claims is ignored' src/record/replay.rs \
     'let witnessed = mark.durable.max(known_end.durable());' 'let witnessed = mark.durable;' damage
-mutant 'what later records say is not looked for' src/record/replay.rs \
+mutant 'the durable end that later records claim is ignored' src/record/replay.rs \
     'if offset < witness {' 'if false && offset < witness {'
-mutant 'records need not follow each other' src/record/replay.rs \
+mutant 'the chain of records is not checked' src/record/replay.rs \
     'Ok(record) if record.chain == chain => {' 'Ok(record) if record.chain == chain || true => {'
 mutant 'a file that was cut is not noticed' src/record/replay.rs \
     'if file_bytes < mark.limit {' 'if false {'
@@ -163,19 +164,19 @@ mutant 'one good slot is enough for the limit' src/record/replay.rs \
     'if bad_slot.is_none() {' 'if true {'
 mutant 'a later version is cut like a torn record' src/record/replay.rs \
     'Flaw::LaterVersion(reason) => return Err(Error::undecodable(label, offset, reason)),' 'Flaw::LaterVersion(reason) => (reason, 0),' check
-mutant 'one unreadable block ends a start' src/record/replay.rs \
+mutant 'an unreadable block ends a start' src/record/replay.rs \
     'Err(error) if is_unreadable(&error) => return self.step_by_block' 'Err(error) if false && is_unreadable(&error) => return self.step_by_block'
-mutant 'a medium error is not known for one' src/error.rs \
+mutant 'ENODATA is not taken for a medium error' src/error.rs \
     'libc::EIO | libc::ENODATA' 'libc::EIO'
 mutant 'a slot of zeros is taken for torn' src/record/replay.rs \
     'if !unread && !slot.is_empty()' 'if false && !slot.is_empty()'
-mutant 'an old manifest outdoes a mark' src/record/replay.rs \
+mutant 'an old manifest overrides a mark' src/record/replay.rs \
     'if offset < mark.durable {
                 let reason' 'if false {
                 let reason'
-mutant 'nothing is missing when a WAL leaves out writes' src/wal/reader.rs \
+mutant 'a gap in the writes of a WAL is not noticed' src/wal/reader.rs \
     'if first != expected {' 'if first < expected {' damage
-mutant 'what was replayed is not synced' src/wal/reader.rs \
+mutant 'a replayed WAL is not synced' src/wal/reader.rs \
     'file.sync().await.map_err' 'Ok::<(), std::io::Error>(()).map_err' crash
 
 echo "== manifest and names"
@@ -186,7 +187,7 @@ mutant 'edits carry no marks' src/manifest/mod.rs \
     'log.request_mark();' ''
 mutant 'CURRENT names a manifest without its snapshot' src/manifest/mod.rs \
     'append(&log, &payload).await?;' 'if payload.is_empty() { append(&log, &payload).await?; }' crash
-mutant 'missing files are not missed' src/manifest/presence.rs \
+mutant 'missing files are not reported' src/manifest/presence.rs \
     'wals.chain(ssts).filter_map(error).collect()' 'wals.chain(ssts).filter_map(error).take(0).collect()' damage
 mutant 'a WAL that nothing names is removed with its writes' src/manifest/presence.rs \
     '&& state.flushed < first' '&& state.flushed < first && first.0 == 0' crash

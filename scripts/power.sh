@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Power cuts and full disks on the real kernel, on loop-mounted ext4 and XFS images. Needs root; without it, or without
-# loop devices, it says so and ends with status 0. RINGKEEP_CUTS cuts for each file system (default 20), RINGKEEP_SEED.
+# Power cuts and full disks on the real kernel, on loop-mounted ext4 and XFS images. Needs root and loop devices;
+# without them it says so and ends with exit status 0. RINGKEEP_CUTS is the number of cuts for each file system (default
+# 20), RINGKEEP_SEED the seed.
 #
-#   usage: scripts/power.sh [FOLDER for the images, on a disk with 1 GiB to spare; default: target/power]
+#   usage: scripts/power.sh [FOLDER for the images, on a disk with 1 GiB free; default: target/power]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,10 +20,10 @@ mkdir -p "$folder"
 RINGKEEP_POWER=$(cd "$folder" && pwd)
 export RINGKEEP_POWER
 
-# An interrupted run leaves nothing mounted.
+# After an interrupted run, nothing stays mounted.
 trap 'umount -l "$folder"/ext4 "$folder"/xfs "$folder"/probe 2>/dev/null || true' EXIT
 
-# Whether this kernel lets us mount at all (a container often does not).
+# Find out whether this kernel allows mounts at all: in a container it often does not.
 mkdir -p "$folder/probe"
 for kind in ext4 xfs; do
     rm -f "$folder/probe.img"
@@ -33,7 +34,7 @@ for kind in ext4 xfs; do
 done
 rm -rf "$folder/probe" "$folder/probe.img"
 
-# A server that is cut says so in several lines each time.
+# A server whose power is cut logs several lines each time.
 export RINGKEEP_LOG=${RINGKEEP_LOG:-off}
 cargo test --locked --profile campaign --test power -- --ignored --nocapture --test-threads 1
 rm -f "$folder"/*.img

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# The main job on real input: every package of this machine's dpkg database is stored, read back, and compared,
-# across a kill -9, deletes, and two restarts. Prints counts; fails on the first difference.
+# The main job on real input: stores every package of this machine's dpkg database, reads all packages back, and
+# compares them, across a kill -9, deletes, and two restarts. Prints counts; fails at the first difference.
 #
-#   scripts/smoke.sh [path to the ringkeep binary]
+#   usage: scripts/smoke.sh [path to the ringkeep binary; default: target/release/ringkeep]
 set -euo pipefail
 
 binary=${1:-"$(dirname "$0")/../target/release/ringkeep"}
 for tool in curl dpkg-query cmp; do
     if ! command -v "$tool" >/dev/null; then
-        echo "smoke: skipped, this machine has no $tool"
+        echo "smoke: skipped, because $tool is not installed"
         exit 0
     fi
 done
@@ -36,18 +36,18 @@ start() {
     exit 1
 }
 
-# Package names need no escapes but `+`, which a query reads as a space.
+# Package names need no escapes except for `+`, which a query reads as a space.
 escape() { printf '%s' "${1//+/%2B}"; }
 
-# One file per package holds its stanza; a curl configuration per pass drives thousands of requests over a few
-# connections. Values go by body, and the short ones by query as well, under another key.
+# One file per package holds its stanza. One curl configuration per pass sends thousands of requests over a few
+# connections. Values go in the body; short values also go in the query, under another key.
 mkdir "$work/stanzas"
 dpkg-query -W -f='${Package}\n' | sort -u >"$work/names"
 while read -r name; do
     dpkg-query -s "$name" >"$work/stanzas/$name" 2>/dev/null
 done <"$work/names"
 count=$(wc -l <"$work/names")
-[ "$count" -gt 50 ] || { echo "smoke: only $count packages, that proves little" >&2; exit 1; }
+[ "$count" -gt 50 ] || { echo "smoke: only $count packages are installed, which is too few for a test" >&2; exit 1; }
 
 begin_pass() {
     rm -rf "$work/replies" "$work/pass"
@@ -78,7 +78,7 @@ load() {
     run_pass 200
     begin_pass
     while read -r name; do
-        # The same stanza in the query, every byte escaped.
+        # The same stanza in the query, with every byte escaped.
         value=$(od -An -v -tx1 "$work/stanzas/$name" | tr -d '\n' | tr ' ' '%')
         ask PUT "/set?key=query/$(escape "$name")&value=$value" "$name"
     done < <(while read -r name; do
@@ -127,7 +127,7 @@ compare_all "after a clean stop"
 begin_pass
 while read -r name; do ask GET "/get?key=$(escape "$name")" "$name"; done <"$work/deleted"
 run_pass 404
-echo "smoke: $(wc -l <"$work/deleted") deleted, all gone"
+echo "smoke: $(wc -l <"$work/deleted") deleted, all of them not found"
 curl -sS -m 60 -X POST "$url/shutdown" >/dev/null
 wait "$server"
 server=

@@ -1,4 +1,4 @@
-"""The raw answers: where they are, how they are read, and how a figure with its spread is written."""
+"""The raw answers: where they are, how to read them, and how to write a figure with its spread."""
 
 import json
 import pathlib
@@ -35,7 +35,7 @@ class Lines:
         return [detail.get(key) for detail in self.lines[name]["details"]]
 
     def ratios(self, name, peer, less_is_better=False):
-        """One ratio for each pair of neighbours."""
+        """The ratio of each sample to the sample of the peer that was taken next to it."""
         pairs = zip(self.samples(name), self.samples(peer))
         return [b / a if less_is_better else a / b for a, b in pairs]
 
@@ -43,7 +43,7 @@ class Lines:
         return all(name in self.lines for name in names)
 
     def counts(self):
-        """The numbers in names such as `get/64`, in their order."""
+        """The numbers in names such as `get/64`, in ascending order."""
         return sorted({int(name.split("/")[1]) for name in self.lines})
 
 
@@ -54,5 +54,5 @@ def number(value):
 
 
 def spread(samples):
-    """The median, the least and the most."""
+    """The median, then the least and the greatest sample."""
     return f"{number(statistics.median(samples))} ({number(min(samples))} to {number(max(samples))})"

@@ -1,4 +1,4 @@
-"""Processes on chosen processors, and what the kernel knows of them."""
+"""Starts processes on chosen processors, and asks the kernel about them."""
 
 import atexit
 import json
@@ -26,7 +26,7 @@ def pinned(cpus, command):
 
 
 def run(cpus, command, env=None, timeout=3600, check=True):
-    """Runs a command to its end; its standard output and error together."""
+    """Runs a command to its end and returns its standard output and standard error together."""
     child = subprocess.Popen(
         pinned(cpus, command),
         env={**os.environ, **(env or {})},
@@ -38,7 +38,7 @@ def run(cpus, command, env=None, timeout=3600, check=True):
     try:
         output, _ = child.communicate(timeout=timeout)
     except BaseException:
-        os.killpg(child.pid, signal.SIGKILL)  # with what it has started: cargo starts a bench
+        os.killpg(child.pid, signal.SIGKILL)  # the whole group: cargo starts the bench as a child
         child.wait()
         raise
     if check and child.returncode != 0:
@@ -47,26 +47,26 @@ def run(cpus, command, env=None, timeout=3600, check=True):
 
 
 def load_cpu_seconds():
-    """Of the loads that have ended; servers count when they are stopped."""
+    """Processor time of all children that have ended: the loads, and servers that were stopped."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def stolen():
-    """Seconds that the hypervisor took from the processors while they had work, and all their seconds, since the boot."""
+    """Seconds that the hypervisor took from busy processors since the boot, and all seconds of the processors."""
     fields = [int(field) / TICKS for field in pathlib.Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
     return fields[7], sum(fields)
 
 
 def bare_loops(seconds=4):
-    """What a bare loop on each of the two processors tells, both at once: no server can be steadier."""
+    """Runs a bare loop on both processors at once and returns how steady they were: no server can be steadier."""
     command = [sys.executable, "-B", ROOT / "scripts" / "bench" / "loop.py", seconds]
     loops = {name: subprocess.Popen(pinned(cpus, command), stdout=subprocess.PIPE) for name, cpus in (("server", SERVER), ("load", LOAD))}
     return {name: json.loads(loop.communicate(timeout=60)[0]) for name, loop in loops.items()}
 
 
 class Process:
-    """A server that was started here, and is ended by its id."""
+    """A server that this script started, and ends by its id."""
 
     def __init__(self, cpus, command, log):
         self.log = log
@@ -74,11 +74,11 @@ class Process:
             pinned(cpus, command), stdout=subprocess.PIPE, stderr=open(log, "w"), text=True, start_new_session=True
         )
         self.pid = self.child.pid
-        # Not left behind, whatever ends the measurement.
+        # Ends the server, whatever ends the measurement.
         atexit.register(Process.stop, self)
 
     def cpu_seconds(self):
-        """Its own, and its children's that still run: nginx has a worker."""
+        """Processor time of the process and of its children that still run: nginx has a worker."""
         children = pathlib.Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         stats = (pathlib.Path(f"/proc/{pid}/stat").read_text() for pid in (self.pid, *children))
         fields = (stat.rsplit(")", 1)[1].split() for stat in stats)
@@ -89,17 +89,17 @@ class Process:
         return int(status.split("VmRSS:")[1].split()[0]) * 1024
 
     def written_bytes(self):
-        """What it caused to be written to the device."""
+        """Bytes that the process caused to be written to the device."""
         io = pathlib.Path(f"/proc/{self.pid}/io").read_text()
         return int(io.split("\nwrite_bytes:")[1].split()[0])
 
     def settle(self, patience=900):
-        """Waits until it has done nearly nothing for two seconds: compaction is quiet."""
+        """Waits until the process has done nearly nothing for two seconds: then compaction is over."""
         deadline = time.monotonic() + patience
         quiet = 0
         while quiet < 4:
             if deadline < time.monotonic():
-                raise RuntimeError(f"process {self.pid} is not quiet after {patience} s")
+                raise RuntimeError(f"process {self.pid} is still busy after {patience} s; see {self.log}")
             before = self.cpu_seconds()
             time.sleep(0.5)
             quiet = quiet + 1 if self.cpu_seconds() - before < 0.03 else 0
@@ -112,7 +112,7 @@ class Process:
 
 
 def fresh(name):
-    """An empty folder on the device that is measured."""
+    """An empty folder on the measured device."""
     folder = WORK / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -120,7 +120,7 @@ def fresh(name):
 
 
 def device_flushes(folder):
-    """Completed flush requests of the block device under `folder`, or None where the kernel does not count them."""
+    """Flush requests that the block device under `folder` has completed, or None if the kernel does not count them."""
     number = os.stat(folder).st_dev
     stat = pathlib.Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/stat")
     fields = stat.read_text().split() if stat.exists() else []

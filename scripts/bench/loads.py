@@ -1,4 +1,4 @@
-"""The loads: each returns its figures, with the command that gave them."""
+"""The loads. Each returns its figures and the command that produced them."""
 
 import csv
 import json
@@ -10,7 +10,7 @@ from host import BOTH, LOAD, RINGKEEP, WORK, fresh, run
 
 HERE = pathlib.Path(__file__).resolve().parent
 KEYS = 1_000_000
-# Requests that wrk prepares and sends in turn; redis-benchmark draws from as many keys.
+# wrk prepares this many requests and sends them in turn; redis-benchmark draws from this many keys.
 PREPARED = 200_000
 
 
@@ -22,7 +22,7 @@ def shown(command, env=None):
 
 GET = {"METHOD": "GET", "TARGET": "/get?key=%s"}
 SET = {"METHOD": "POST", "TARGET": "/set?key=%s"}
-# The keys of redis-benchmark, so that Webdis finds what it has filled.
+# The keys of redis-benchmark, so that Webdis finds the keys that redis-benchmark has written.
 WEBDIS_GET = {"METHOD": "GET", "TARGET": "/GET/key:%s", "DIGITS": "12", "KEYS": str(PREPARED)}
 WEBDIS_SET = {"METHOD": "PUT", "TARGET": "/SET/key:%s", "DIGITS": "12", "KEYS": str(PREPARED)}
 
@@ -47,7 +47,7 @@ def redis_benchmark(port, verb, connections, requests, depth=1):
 
 
 def bench(server, *flags, cpus=LOAD):
-    """`ringkeep bench`: the last workload's figures, and those of all under "workloads"."""
+    """Runs `ringkeep bench`. Returns the figures of the last workload, and those of all workloads under "workloads"."""
     WORK.mkdir(parents=True, exist_ok=True)
     report = WORK / "bench.json"
     command = [RINGKEEP, "bench", "--server", server.address, "--json", report, *flags]
@@ -55,14 +55,14 @@ def bench(server, *flags, cpus=LOAD):
     found = json.loads(report.read_text())
     for workload in found["workloads"]:
         assert workload["lost"] == workload["wrong"] == 0 and workload["failure"] is None
-        # What is refused has no latency; a fill asks for it again.
+        # A refused request has no latency; a fill sends it again.
         assert workload["refused"] == 0 or workload["workload"].startswith("fill"), "requests were refused"
     return {**found["workloads"][-1], "workloads": found["workloads"], "storage": found["storage"],
             "command": shown(command)}
 
 
 def db_bench(benchmarks, *flags, cpus=BOTH, timeout=3600):
-    """RocksDB in the same process as its load: no network between them, and both processors for both."""
+    """Runs RocksDB in the same process as its load: without a network, and both may use both processors."""
     folder = fresh("rocksdb")
     command = ["db_bench", f"--benchmarks={benchmarks}", f"--db={folder}", "--key_size=16", "--value_size=100",
                "--compression_type=lz4", "--compression_ratio=0.5", "--bloom_bits=10", *flags]
@@ -84,7 +84,7 @@ def fio(path, seconds):
 
 
 def fio_sync(path, seconds):
-    """What a sync costs on the device alone: fdatasync after each 4 KiB in place, a thousand times a second."""
+    """The cost of a sync on the device alone: fdatasync after each 4 KiB in place, a thousand times per second."""
     percentiles = {"p50": 50, "p99": 99, "p99.9": 99.9, "p99.99": 99.99}
     command = ["fio", "--name=sync", f"--filename={path}", "--size=16m", "--direct=1", "--rw=write", "--overwrite=1", "--bs=4k", "--ioengine=psync",
                "--fdatasync=1", "--rate_iops=1000", "--time_based", f"--runtime={seconds}", "--output-format=json",

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""A bare loop, which says how steadily a processor runs without any server.
+"""A bare loop that shows how steadily a processor runs without any server.
 
-    loop.py SECONDS         one line of JSON: turns a second in the slowest, the middle and the fastest tenth of a second,
-                            and the longest stop in milliseconds
+    loop.py SECONDS         prints one line of JSON: iterations per second in the slowest, the median and the fastest
+                            tenth of a second, and the longest stop in milliseconds
 """
 
 import json
@@ -24,7 +24,7 @@ def main():
         last = now
         turns += 1
         if edge <= now:
-            # A stop longer than a tenth belongs to the one in which it began.
+            # A stop longer than a tenth of a second belongs to the tenth in which it began.
             tenths.append(turns / (now - edge + TENTH))
             turns, edge = 0, now + TENTH
     speeds = {"slowest": min(tenths), "middle": statistics.median(tenths), "fastest": max(tenths)}

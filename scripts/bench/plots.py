@@ -1,4 +1,4 @@
-"""The plots of BENCHMARKS.md: which figures go into which picture."""
+"""The plots of BENCHMARKS.md: which figures each plot shows."""
 
 import svg
 from answers import ROOT, Lines
@@ -50,7 +50,7 @@ def lone(reports):
 
 
 def latency(reports):
-    """HdrHistogram's percentile axis: equal steps from 90 % to 99 % and from 99 % to 99.9 %."""
+    """The percentile axis of HdrHistogram: the steps from 90 % to 99 % and from 99 % to 99.9 % have the same length."""
     lines = reports["latencies"]
     shares = (("min", 0), ("p50", 50), ("p90", 90), ("p99", 99), ("p99.9", 99.9), ("p99.99", 99.99))
     x = Scale("percentile", 0.75, 14_000, [(1 / (1 - share / 100), label) for share, label in (

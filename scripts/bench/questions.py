@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Asks the questions of BENCHMARKS.md and writes the raw answers, one JSON file each, under target/bench.
+"""Answers the questions of BENCHMARKS.md and writes the raw answers, one JSON file per question, to target/bench.
 
-    questions.py [--quick] [--repeat N] [QUESTION...]        all questions without a name
+    questions.py [--quick] [--repeat N] [QUESTION...]        default: all questions
 
-Where there is a peer, it and ringkeep take turns (A B B A) in one run: these machines are noisy, and a ratio of
-neighbours says more than two figures of different hours.
+ringkeep and its peer, if there is one, take turns (A B B A) in one run. These machines are noisy, and a ratio of
+neighbouring samples says more than two figures that were measured hours apart.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from servers import Nginx, Redis, Ringkeep, Webdis
 
 
 class Run:
-    """Length and repetitions of the measurements, and where they are collected."""
+    """How long and how often to measure, and the lines measured so far."""
 
     def __init__(self, quick, repeat):
         self.quick = quick
@@ -39,7 +39,7 @@ class Run:
         self.stolen = host.stolen()
 
     def add(self, name, figures, figure="per_second"):
-        """One sample of a line; what else was measured is kept beside it."""
+        """Adds one sample to a line. All other figures of the sample are kept as its details."""
         line = self.lines.setdefault(name, {"command": figures.get("command"), "samples": []})
         line["samples"].append(figures[figure])
         rest = {key: value for key, value in figures.items() if key not in ("command", "output", "folder")}
@@ -49,23 +49,23 @@ class Run:
         print(f"  {name}: {figures[figure]:,.1f}, stolen {rest['stolen']:.0%}", flush=True)
 
     def taken(self):
-        """The share of the processors that the host gave to others since this was asked last."""
+        """The share of the processors that the host gave to others since the last call."""
         before, self.stolen = self.stolen, host.stolen()
         return (self.stolen[0] - before[0]) / max(self.stolen[1] - before[1], 0.01)
 
     def watch(self, name, server, load, *flags):
-        """A sample of a line, and how busy the server and its load were: shares of a processor."""
+        """Adds one sample to a line, with the shares of their processors that the server and the load used."""
         begin, server_before, load_before = time.monotonic(), server.cpu_seconds(), host.load_cpu_seconds()
         figures = load(*flags)
         used = host.load_cpu_seconds() - load_before
-        # Before it asks, a load prepares its requests, with all of its processor.
+        # Before it sends requests, a load prepares them, and uses its whole processor for that.
         preparation = time.monotonic() - begin - figures["seconds"]
         figures["server_busy"] = (server.cpu_seconds() - server_before) / figures["seconds"]
         figures["load_busy"] = (used - preparation) / figures["seconds"]
         self.add(name, figures)
 
     def in_turn(self, *samples, most=None):
-        """Takes each sample as often as asked, every other time in the opposite order."""
+        """Takes each sample `repeat` times (`most` times at most), every other time in the opposite order."""
         for turn in range(min(self.repeat, most or self.repeat)):
             for sample in samples if turn % 2 == 0 else samples[::-1]:
                 sample(turn)
@@ -75,14 +75,14 @@ class Run:
 
 
 def stop(*servers):
-    """Stops them in this order; a peer that is not installed is None."""
+    """Stops the servers in this order. A peer that is not installed is None."""
     for server in servers:
         if server:
             server.stop()
 
 
 def filled(server, keys=loads.KEYS):
-    """All keys in sorted files, compaction quiet, blocks in the cache as far as they fit."""
+    """Fills all keys. Then all are in sorted files, compaction is over, and the cache holds all blocks that fit."""
     loads.bench(server, "fill-unique", "--key-count", keys, "--pipeline", 16)
     server.stop()
     server = Ringkeep(*server.flags, folder=server.folder)
@@ -92,7 +92,7 @@ def filled(server, keys=loads.KEYS):
 
 
 def gets(run):
-    """GET of cached keys, 64 connections, alone and 16 at a time."""
+    """GET of cached keys, 64 connections, without pipelining and with 16 requests pipelined."""
     ringkeep, nginx = filled(Ringkeep("--cache-size", "1GiB")), Nginx()
     redis = Redis()
     loads.redis_benchmark(redis.port, "set", 64, 10 * loads.PREPARED, 16)
@@ -111,7 +111,7 @@ def gets(run):
 
 
 def sets(run):
-    """SET, every one on disk before its answer."""
+    """SET, each on disk before its answer."""
     ringkeep, redis = filled(Ringkeep("--cache-size", "1GiB")), Redis()
     loads.redis_benchmark(redis.port, "set", 64, 10 * loads.PREPARED, 16)
     webdis = Webdis(redis) if not missing("webdis") else None
@@ -135,7 +135,7 @@ def sets(run):
 
 
 def rocksdb_sync(run):
-    """SET, 64 connections, against 64 threads of db_bench that sync each write."""
+    """SET, 64 connections, compared with 64 threads of db_bench that sync each write."""
     ringkeep = Ringkeep()
 
     def own(turn):
@@ -151,7 +151,7 @@ def rocksdb_sync(run):
 
 
 def lone_set(run):
-    """One client that waits for each answer: SET against the device's own write and fdatasync, p50."""
+    """One client that waits for each answer: SET compared with the device's own write and fdatasync, p50."""
     ringkeep, redis = filled(Ringkeep()), None if missing("redis-server") else Redis()
     common = ["--filled", "--key-count", loads.KEYS, "--connections", 1, "--duration", f"{run.seconds}s"]
 
@@ -174,7 +174,7 @@ def lone_set(run):
 
 
 def connections(run):
-    """Throughput and writes in a group against the number of connections."""
+    """Throughput and writes per group, by number of connections."""
     ringkeep = filled(Ringkeep("--cache-size", "1GiB"))
     for turn in range(run.repeat):
         for count in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024):
@@ -192,7 +192,7 @@ def connections(run):
 
 
 def latencies(run):
-    """Latency in an open loop: GET and SET, at shares of the top rate, that of a closed loop."""
+    """Latency in an open loop: GET and SET, at shares of the top rate, which is that of a closed loop."""
     ringkeep = filled(Ringkeep("--cache-size", "1GiB"))
     common = ["--filled", "--key-count", loads.KEYS, "--connections", 64]
     for workload in ("read", "overwrite"):
@@ -216,12 +216,12 @@ def latencies(run):
 
 
 def mixes(run):
-    """The YCSB mixes, 64 connections, every answer checked."""
+    """The YCSB mixes, 64 connections, with every answer checked."""
     ringkeep = filled(Ringkeep("--cache-size", "1GiB"))
     for turn in range(run.repeat):
         for mix in "abcfd":
             if mix == "d" and 0 < turn:
-                continue  # what it inserts is there from then on
+                continue  # the keys that it inserts stay in the store, so it can run only once
             flags = ["--filled", "--key-count", loads.KEYS, "--duration", f"{run.seconds}s", "--seed", turn]
             run.add(f"ycsb-{mix}", without_series(loads.bench(ringkeep, f"ycsb-{mix}", *flags)))
             ringkeep.settle()
@@ -229,17 +229,17 @@ def mixes(run):
 
 
 def without_series(figures):
-    """The figures without what makes files large."""
+    """The figures without the series and histograms, which make files large."""
     kept = {key: value for key, value in figures.items() if key not in ("series", "workloads", "verbs", "storage")}
     kept["latency_us"] = {key: value for key, value in figures["latency_us"].items() if key != "histogram"}
     return kept
 
 
 def shards(run):
-    """Requests for each second of processor time: keys of the own thread against any keys, 2 shards on 2 threads."""
+    """Requests per second of processor time: keys of the own thread, and any keys, 2 shards on 2 threads."""
     command = ["cargo", "bench", "--quiet", "--locked", "--bench", "shards"]
     lines = host.run(BOTH, command).splitlines()
-    taken = run.taken()  # of all turns together: the bench tells of them at its end
+    taken = run.taken()  # of all turns together: the bench prints its results at its end
     for line in lines:
         if line.startswith("{"):
             turn = json.loads(line)
@@ -248,7 +248,7 @@ def shards(run):
 
 
 def cold_reads(run):
-    """GET with data 8 times the cache, against the device's own random reads."""
+    """GET with 8 times as much data as cache, compared with random reads of the device alone."""
     keys = run.scaled(20_000_000)
     cache = keys * 116 // 8
     ringkeep = Ringkeep("--cache-size", f"{cache}B", "--sync", "100ms")
@@ -270,7 +270,7 @@ def fill(run):
     keys = run.scaled(20_000_000)
     user_bytes = keys * 116
     flags = ["--sync", "100ms", "--cache-size", "256MiB"]
-    distinct = user_bytes * (1 - 1 / math.e)  # of so many random keys, each drawn from as many
+    distinct = user_bytes * (1 - 1 / math.e)  # `keys` random draws from `keys` keys leave 1/e of them unwritten
 
     def own(_):
         ringkeep = Ringkeep(*flags)
@@ -278,15 +278,15 @@ def fill(run):
         figures = loads.bench(ringkeep, "fill-random", "--key-count", keys, "--pipeline", 16)
         filled_in = time.monotonic() - begin
         ringkeep.settle()
-        seconds = time.monotonic() - begin - 2  # the quiet that settle waits for
+        seconds = time.monotonic() - begin - 2  # settle returns after two quiet seconds
         report = {
             "per_second": keys / seconds, "fill_seconds": filled_in, "seconds": seconds,
             "write_amplification": ringkeep.written_bytes() / user_bytes,
             "space_amplification": host.disk_bytes(ringkeep.folder) / distinct,
             "longest_gap_ms": figures["longest_gap_ms"], "series": figures["series"], "command": figures["command"],
         }
-        # Until the cache is full. Not every key is there, but those are that each connection has written itself, and with
-        # the same seed it reads them again.
+        # Read until the cache is full. The fill has not written every key, but each connection has written some, and
+        # with the same seed it reads those again.
         loads.bench(ringkeep, "read", "--filled", "--key-count", keys, "--operations", keys // 10)
         report["resident_bytes"] = ringkeep.resident_bytes()
         run.add("fill/ringkeep", report)
@@ -294,11 +294,11 @@ def fill(run):
 
     def rocksdb(_):
         begin = time.monotonic()
-        writers = 2  # the fastest on two processors; with 1 and 4 a fill takes a fifth and half longer
-        # `num` is what keys are drawn from, `writes` what each thread writes.
+        writers = 2  # the fastest on two processors: a fill takes a fifth longer with 1 writer, and half longer with 4
+        # Keys are drawn from `num` keys; each thread makes `writes` writes.
         flags = [f"--num={keys}", f"--writes={keys // writers}", f"--threads={writers}"]
         figures = loads.db_bench("fillrandom,waitforcompaction,stats", *flags)
-        seconds = time.monotonic() - begin - 5  # waitforcompaction begins with a sleep
+        seconds = time.monotonic() - begin - 5  # waitforcompaction begins with a sleep of 5 s
         written = rocksdb_written_bytes(figures["output"])
         run.add("fill/rocksdb", {
             "per_second": keys / seconds, "fill_seconds": figures["seconds"], "seconds": seconds,
@@ -311,14 +311,14 @@ def fill(run):
 
 
 def rocksdb_written_bytes(output):
-    """WAL and SST bytes of the last report."""
+    """Bytes of WAL and SSTs in the last statistics that db_bench printed."""
     wal = re.findall(r"Cumulative WAL: .*written: ([\d.]+) GB", output)
     compaction = re.findall(r"Cumulative compaction: ([\d.]+) GB write", output)
     return (float(wal[-1]) + float(compaction[-1])) * 2**30 if wal and compaction else None
 
 
 def restart(run, ringkeep, flags):
-    """The start with all that data: after a clean stop, and after kill -9 with a memtable to replay."""
+    """How long a start with this data takes: after a clean stop, and after kill -9 with a memtable to replay."""
     ringkeep.stop()
     for _ in range(run.repeat):
         begin = time.monotonic()
@@ -340,7 +340,7 @@ def restart(run, ringkeep, flags):
 
 
 def steady(run):
-    """An open loop of sets at half the top rate of a fill, beyond memory: p99.9 and the longest gap."""
+    """An open loop of sets beyond memory, at half the top rate of a fill: p99.9 and the longest gap."""
     keys = run.scaled(20_000_000)
     ringkeep = Ringkeep("--sync", "100ms", "--cache-size", "256MiB")
     top = loads.bench(ringkeep, "fill-random", "--key-count", keys, "--connections", 64)["per_second"]
@@ -354,7 +354,7 @@ def steady(run):
 
 
 def sizes(run):
-    """Throughput against the amount of data: GET and SET, the cache of one size."""
+    """Throughput by amount of data: GET and SET, always with the same size of cache."""
     for keys in (100_000, 1_000_000, 4_000_000, 16_000_000):
         keys = run.scaled(keys)
         ringkeep = Ringkeep("--cache-size", "256MiB", "--sync", "100ms")
@@ -369,7 +369,7 @@ def sizes(run):
 
 
 def shapes(run):
-    """Keys of 16 to 1,000 bytes and values of 0 bytes to 1 MiB: none may behave badly."""
+    """Keys of 16 to 1,000 bytes and values of 0 bytes to 1 MiB: none of them may behave badly."""
     for key_size, value_size, count in (
         ("16", "0", 500_000), ("16", "10", 500_000), ("16", "100", 500_000), ("16", "1KB", 200_000),
         ("16", "10KB", 20_000), ("16", "100KB", 2_000), ("16", "1MiB", 300), ("100", "100", 500_000), ("1000", "100", 200_000),
@@ -380,7 +380,7 @@ def shapes(run):
         loads.bench(ringkeep, "fill-unique", *common)
         ringkeep.settle()
         for turn in range(run.repeat):
-            for order, workload in enumerate(("overwrite", "read")):  # not in the same order
+            for order, workload in enumerate(("overwrite", "read")):  # each with another seed, so in another order
                 flags = ["--filled", *common, "--duration", f"{run.seconds}s", "--seed", 2 * turn + order]
                 figures = loads.bench(ringkeep, workload, *flags)
                 run.add(f"{workload}/{key_size}/{value_size}", without_series(figures))
@@ -413,19 +413,19 @@ def machine():
 
 
 def measured_commit():
-    """Of the program that runs, whatever the checkout has become."""
+    """The commit of the measured program, even if the checkout has moved on."""
     version = subprocess.run([host.RINGKEEP, "--version"], capture_output=True, text=True, check=True).stdout
     return re.search(r"\((.+)\)", version)[1]
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true", help="a short run, to try the scripts")
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("questions", nargs="*", metavar="QUESTION", help=", ".join(QUESTIONS))
+    parser.add_argument("--quick", action="store_true", help="one short run per line, to try the scripts")
+    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="samples of each line (default: 5)")
+    parser.add_argument("questions", nargs="*", metavar="QUESTION", help=f"{', '.join(QUESTIONS)} (default: all)")
     arguments = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))  # through atexit: the servers end, too
+        signal.signal(number, lambda number, _: sys.exit(128 + number))  # an exit through atexit ends the servers, too
     unknown = [name for name in arguments.questions if name not in QUESTIONS]
     if unknown:
         parser.error(f"no such question: {', '.join(unknown)}")
@@ -440,7 +440,7 @@ def main():
         run = Run(arguments.quick, arguments.repeat)
         QUESTIONS[name](run)
         if measured_commit() != commit:
-            raise RuntimeError(f"{host.RINGKEEP} was built again in between, of {measured_commit()} instead of {commit}")
+            raise RuntimeError(f"{host.RINGKEEP} was rebuilt during the measurement: it is now of commit {measured_commit()}, no longer of {commit}")
         report = {"question": name, "about": QUESTIONS[name].__doc__.splitlines()[0], "date": f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
                   "commit": commit, "quick": arguments.quick, "repeat": run.repeat, "machine": machine(), "lines": run.lines}
         (RAW / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")

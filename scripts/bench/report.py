@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Turns raw answers into the tables and plots of BENCHMARKS.md, and the figures of the README.
 
-    report.py           copies new answers from target/bench to benches/raw; then writes, from benches/raw alone, the parts
-                        of both pages between their markers, and benches/plots/*.svg
-    report.py --print   medians and spread of every line under target/bench, on standard output
+    report.py           copies new answers from target/bench to benches/raw. Then writes, from benches/raw alone, the
+                        parts of both pages between their markers, and benches/plots/*.svg.
+    report.py --print   prints median and spread of every line under target/bench
 
-Needs nothing but Python. A second run changes nothing.
+Needs only Python. A second run changes nothing.
 """
 
 import json
@@ -16,21 +16,21 @@ import sys
 import plots
 from answers import KEPT, RAW, ROOT, Lines, load, number, spread
 
-# If the hypervisor takes more of the processors than this, the run measures the other machines of the host.
+# If the hypervisor takes a larger share of the processors than this, the run shows the load of its other machines.
 STOLEN_MAX = 0.05
 
 
 def stolen(report):
-    """Shares of the processors that the hypervisor gave to others, one for each sample."""
+    """The share of the processors that the hypervisor gave to others, for each sample."""
     return [detail["stolen"] for line in report["lines"].values() for detail in line["details"] if "stolen" in detail]
 
 
 def keep(reports):
-    """Keeps the newest answer to each question in the repository, except quick runs and runs on a busy host."""
+    """Keeps the newest answer to each question in benches/raw, except quick runs and runs on a busy host."""
     KEPT.mkdir(parents=True, exist_ok=True)
     kept = load(KEPT)
     for question, report in reports.items():
-        older = question in kept and report["date"] < kept[question]["date"]  # another checkout has measured since
+        older = question in kept and report["date"] < kept[question]["date"]  # another checkout has a newer answer
         if report["quick"] or older:
             continue
         taken = statistics.median(stolen(report) or [0])
@@ -74,13 +74,13 @@ def commands(lines, names):
 
 
 def busy(lines, name):
-    """Shares of their processors that the server and its load used."""
+    """The shares of their processors that the server and its load used."""
     shares = (statistics.median(lines.details(name, key)) for key in ("server_busy", "load_busy"))
     return ", ".join(percent(share) for share in shares)
 
 
 def compared(lines, groups, peers, unit):
-    """A table of ringkeep and its peers, with the ratio of neighbours."""
+    """A table of ringkeep and its peers, with the ratios of neighbouring samples."""
     rows, names = [], []
     for group, label in groups:
         own = f"{group}/ringkeep"
@@ -146,13 +146,13 @@ def latency_label(name):
 
 
 def sent_late(details):
-    """The share of requests that the load itself sent over a millisecond late; nothing where it was not counted."""
+    """The share of requests that the load tool itself sent over a millisecond late; empty if this was not counted."""
     shares = [each["sent_late"] / each["count"] for each in details if "sent_late" in each]
     return f"{100 * statistics.median(shares):.2g} %" if shares else ""
 
 
 def bare_loops(lines):
-    """How steady the processors were without any server, just before the samples; nothing where it was not asked."""
+    """How steady the processors were without any server, just before the samples; empty if this was not measured."""
     found = [detail["bare_loops"]["server"] for line in lines.lines.values() for detail in line["details"] if "bare_loops" in detail]
     if not found:
         return ""
@@ -243,7 +243,7 @@ def steady(lines):
 
 
 def replay_speeds(lines, value_bytes=100):
-    """Megabytes of WAL per second, from what the starts logged."""
+    """Megabytes of WAL replayed per second, from the log of each start."""
     return [each["wal_bytes"] / 1000 / each["milliseconds"] for each in lines.lines[f"start/replay_{value_bytes}"]["details"]]
 
 
@@ -251,7 +251,7 @@ def ratio(name, peer, less_is_better=False):
     return lambda lines: lines.ratios(name, peer, less_is_better)
 
 
-# The goals: work, question, at least or at most, goal, samples, unit.
+# The goals: work, question, bound ("at least" or "at most"), goal, samples, unit.
 TARGETS = (
     ("GET from memory, 64 connections, against nginx `return 200`", "gets", "at least", 1.0, ratio("64/ringkeep", "64/nginx"), "×"),
     ("GET from memory, 64 connections, against Redis", "gets", "at least", 1.5, ratio("64/ringkeep", "64/redis"), "×"),
@@ -291,7 +291,7 @@ def targets(reports):
     return table(["work", "goal", "median (least to most)", "met"], rows)
 
 
-# What the README shows: work, question, line, its peer, what the peer is.
+# The lines of the README: work, question, line, line of the peer, what the peer is.
 HEADLINES = (
     ("SET, on disk before its 200", "sets", "64/ringkeep", "64/redis", "Redis, `appendfsync always`"),
     ("GET from memory", "gets", "64/ringkeep", "64/redis", "Redis"),
@@ -309,7 +309,7 @@ def headlines(reports):
 
 
 def answers(reports):
-    """The first page: each question with its plot, then the figures in sentences."""
+    """The first section: each question with its plot, then the figures in sentences."""
     sets, rocksdb, gets, lone, open_loop, fill, cold = (Lines(reports[question]) for question in (
         "sets", "rocksdb_sync", "gets", "lone_set", "latencies", "fill", "cold_reads"))
 

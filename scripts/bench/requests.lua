@@ -1,6 +1,6 @@
--- PREPARED requests for keys that `ringkeep bench` fills: 16 digits, even numbers; or, with DIGITS=12, for those
--- of redis-benchmark: 12 digits, all numbers. DEPTH of them go in one write. Those that are no GET carry 100 bytes, half
--- of which compress.
+-- Sends PREPARED requests in turn, DEPTH of them in one write. Their keys are those that `ringkeep bench` fills (16
+-- digits, even numbers) or, with DIGITS=12, those of redis-benchmark (12 digits, all numbers). Requests other than GET
+-- carry 100 bytes, half of which compress.
 local count, depth = tonumber(os.getenv("KEYS") or 1000000), tonumber(os.getenv("DEPTH") or 1)
 local prepared = tonumber(os.getenv("PREPARED") or 200000)
 local digits = tonumber(os.getenv("DIGITS") or 16)

@@ -1,4 +1,4 @@
-"""The servers that are compared, each with the same durability where it writes."""
+"""The servers that are compared. All servers that write have the same durability."""
 
 import json
 import re
@@ -21,11 +21,11 @@ def listens(port):
 
 
 class Peer(Process):
-    """A server on a port of its own; what listens there is this one."""
+    """A server on a fixed port. Nothing else may listen on that port, or it would be measured instead."""
 
     def __init__(self, port, command, log):
         if listens(port):
-            raise RuntimeError(f"another process listens on port {port}, and would be measured instead: end it")
+            raise RuntimeError(f"another process listens on port {port} and would be measured instead: stop it first")
         super().__init__(SERVER, command, log)
         for _ in range(200):
             if self.child.poll() is not None:
@@ -57,7 +57,7 @@ class Ringkeep(Process):
 
 
 class Redis(Peer):
-    """`appendfsync always`, no snapshots: what is acknowledged is on disk, as with ringkeep's default."""
+    """`appendfsync always`, no snapshots: an acknowledged write is on disk, as with ringkeep's default."""
 
     def __init__(self, port=16379):
         self.port = port
@@ -69,7 +69,7 @@ class Redis(Peer):
 
 
 class Webdis(Peer):
-    """HTTP in front of a Redis, on the same processor."""
+    """HTTP in front of a Redis server, on the same processor."""
 
     def __init__(self, redis, port=17379):
         folder = fresh("webdis")
@@ -81,15 +81,15 @@ class Webdis(Peer):
         self.redis = redis
         self.url = f"http://127.0.0.1:{port}"
         reply = json.loads(urllib.request.urlopen(f"{self.url}/GET/key:{0:012}", timeout=5).read())
-        assert len(reply["GET"]) == 100, "Webdis replies with what redis-benchmark has filled"
+        assert len(reply["GET"]) == 100, "Webdis does not return the value that redis-benchmark wrote"
 
     def cpu_seconds(self):
-        """Half of its work is done by the Redis behind it."""
+        """The Redis server does half of the work, so its processor time counts too."""
         return super().cpu_seconds() + self.redis.cpu_seconds()
 
 
 class Nginx(Peer):
-    """The reply of a get without a store behind it: what HTTP costs."""
+    """Returns the reply of a get without looking anything up: this is the cost of HTTP."""
 
     def __init__(self, port=18081):
         folder = fresh("nginx")
@@ -104,4 +104,4 @@ class Nginx(Peer):
         super().__init__(port, ["nginx", "-c", folder / "nginx.conf"], folder.parent / "nginx.log")
         self.url = f"http://127.0.0.1:{port}"
         reply = urllib.request.urlopen(self.url, timeout=5).read().decode()
-        assert reply == VALUE, "nginx replies with a value of 100 bytes"
+        assert reply == VALUE, "nginx does not reply with the value of 100 bytes"

@@ -1,8 +1,8 @@
 """Draws plots as SVG: bars with whiskers, and lines with whiskers or bands.
 
-Uses the standard library alone, so the same figures give the same bytes on every machine. Every drawing has a white
-background, so it can be read on a dark page. The colours are those of Okabe and Ito, which colour-blind readers can tell
-apart; bars also carry names, and lines differ in dashes and markers.
+Uses only the standard library, so the same figures give the same bytes on every machine. Every drawing has a white
+background, so that it can be read on a dark page. The colours are those of Okabe and Ito, which colour-blind readers
+can tell apart. Bars also carry names, and lines differ in dashes and markers.
 """
 
 import math
@@ -12,7 +12,7 @@ import xml.sax.saxutils
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#767676"
 INK, FAINT = "#24292f", "#d8dee4"
 FONT = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
-# The usual width of a page on a code host.
+# The usual width of a page on a code hosting site.
 WIDTH = 880
 DASHES = ("", "7 4", "2 3", "9 3 2 3")
 MARKERS = ("circle", "square", "triangle", "diamond")
@@ -53,7 +53,7 @@ class Drawing:
             self.polygon([(x + right, y + down) for right, down in corners], fill=fill)
 
     def whisker(self, x1, y1, x2, y2):
-        """From the least sample to the greatest; the white edge keeps it visible on a bar."""
+        """Draws a whisker from the least sample to the greatest. Its white edge keeps it visible on a bar."""
         cap_x, cap_y = (4, 0) if x1 == x2 else (0, 4)
         for stroke, width in (("#ffffff", 3.6), (INK, 1.4)):
             self.line(x1, y1, x2, y2, stroke, width)
@@ -76,7 +76,7 @@ class Scale:
 
     @classmethod
     def from_zero(cls, name, greatest, most):
-        """A linear axis from 0 with at most `most` steps of a round length."""
+        """A linear axis from 0, with at most `most` steps of a round length."""
         rough = greatest / most
         power = 10 ** math.floor(math.log10(rough))
         step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if rough <= factor * power)
@@ -122,7 +122,7 @@ class Bars:
 
 
 class Series:
-    """One line: its name, and for each x all samples of y."""
+    """One line of a plot: its name, and for each x all samples of y."""
 
     def __init__(self, name, points, colour):
         self.name, self.points, self.colour = name, points, colour
@@ -136,7 +136,7 @@ class Lines:
     """
 
     LEFT, RIGHT, ROW = 72, 30, 19
-    # Between the lines of two series with whiskers, so that those at one x can be told from each other.
+    # Distance between the whiskers of two series at the same x, so that they do not overlap.
     APART = 6
 
     def __init__(self, title, x, y, series, spread="band", axes_height=250, legend_rows=0):
