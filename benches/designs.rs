@@ -1,16 +1,17 @@
-//! Designs against their rivals: what decided, and may be asked again on another machine. The modules quote it.
+//! Designs compared with their rivals. These benches decided between them, and can be repeated on another machine. The
+//! modules quote their results.
 //!
-//! | question | asked in |
+//! | question | bench |
 //! | --- | --- |
-//! | memtable: hash index and an order at the flush, or an ordered map? | [`memtables`] |
+//! | memtable: hash index and sorting at the flush, or an ordered map? | [`memtables`] |
 //! | lookups of pipelined requests: one by one, or prefetched together? | [`lookups`] |
 //! | filter: Bloom, or a binary fuse? | [`filters`] |
 //! | how large is a data block? | [`block_sizes`] |
 //! | commit: write and fdatasync, or a write with O_DSYNC? | [`commits`] |
 //! | sockets: `tokio_uring::net`, or `tokio::net`? | [`sockets`] |
 //!
-//! `cargo bench --bench designs`, or with a part of a name behind it. The commits are those of the device under
-//! `target`; set `RINGKEEP_BENCH_DIR` to ask another one.
+//! Usage: `cargo bench --bench designs [PART OF A NAME]`. The commits are measured on the device of `target`; set
+//! `RINGKEEP_BENCH_DIR` to a folder on another device to measure that device.
 
 #![allow(missing_docs, reason = "criterion's macros write undocumented functions")]
 
@@ -45,16 +46,16 @@ use xorf::{BinaryFuse8, BinaryFuse16, Filter};
 
 const KEY_HASH: KeyHash = KeyHash::with_seed(1);
 
-/// A memtable, or what might be one.
+/// A memtable, or a design that could replace it.
 trait Ordered {
     fn empty() -> Self;
     fn insert(&mut self, key: &[u8], seqno: u64, value: &[u8]);
     fn contains(&self, key: &[u8]) -> bool;
-    /// What a flush does: looks at each key and value, in order. Adds up what it sees.
+    /// Visits each key and value in order, as a flush does. Returns the sum of what `look` saw.
     fn walk(&self) -> usize;
 }
 
-/// What is seen of an entry: its bytes at either end.
+/// Touches an entry at both ends: the last byte of the key and the first byte of the value.
 fn look(key: &[u8], value: &[u8]) -> usize {
     usize::from(key[key.len() - 1]) + usize::from(value[0])
 }
@@ -128,7 +129,7 @@ impl Ordered for SkipMap<VersionedKey, Box<[u8]>> {
     }
 }
 
-/// Inserts, lookups and the walk in order of a memtable of 64 MiB, filled in random order.
+/// Inserts, lookups, and a walk in key order, in a memtable of 64 MiB that was filled in random order.
 fn memtables(criterion: &mut Criterion) {
     let keys: Vec<Vec<u8>> = (0..MEMTABLE_ENTRIES).map(shuffled_key).collect();
     let mut group = criterion.benchmark_group("memtables");
@@ -155,7 +156,7 @@ fn memtable<T: Ordered>(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, ke
         });
     });
     let map = fill();
-    // Neither in the order of their inserts nor in their own: each is asked for where nobody looked before.
+    // Neither in the order of the inserts nor in key order, so each lookup goes where no lookup has been before.
     let mut asked = keys.to_vec();
     asked.sort_by_key(|key| filter_hash(key));
     group.bench_function(format!("get/{name}"), |bencher| {
@@ -167,7 +168,8 @@ fn memtable<T: Ordered>(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, ke
     });
 }
 
-/// Lookups of a batch of keys, as pipelined requests bring them: one after the other, or all of them prefetched first.
+/// Lookups of a batch of keys, as pipelined requests bring them: one after the other, or after a prefetch of all of
+/// them.
 fn lookups(criterion: &mut Criterion) {
     const ENTRIES: u64 = 1_000_000;
     const BATCH: usize = 16;
@@ -189,7 +191,7 @@ fn lookups(criterion: &mut Criterion) {
         let mut batches = batches.iter().cycle();
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
-                let batch = batches.next().expect("they come again and again");
+                let batch = batches.next().expect("the batches repeat for ever");
                 if prefetches {
                     let mut hashes = [0; BATCH];
                     hashes.iter_mut().zip(batch).for_each(|(to, (hash, _))| *to = *hash);
@@ -203,7 +205,7 @@ fn lookups(criterion: &mut Criterion) {
     }
 }
 
-/// Build, probe, size and error of the filter of a partition of 4,000 keys.
+/// Build time, probe time, size and error rate of the filter of a partition of 4,000 keys.
 fn filters(criterion: &mut Criterion) {
     const COUNT: u64 = 4000;
     let hashes: Vec<u64> = (0..COUNT).map(|number| filter_hash(&key(number))).collect();
@@ -225,7 +227,7 @@ fn filters(criterion: &mut Criterion) {
     let report = |name: &str, bytes: usize, wrong: usize| {
         let share = wrong as f64 / absent.len() as f64;
         println!(
-            "{name}: {:.1} bits a key, {:.3} % of absent keys pass",
+            "{name}: {:.1} bits per key, {:.3} % of absent keys pass",
             bytes as f64 * 8.0 / COUNT as f64,
             share * 100.0
         );
@@ -258,7 +260,7 @@ fn filters(criterion: &mut Criterion) {
     });
 }
 
-/// What a lookup pays for a block that was read: checksum, unpacking, search; by pages of the stored block.
+/// What a lookup pays for a block that was read (checksum, decompression, search), by pages of the stored block.
 fn block_sizes(criterion: &mut Criterion) {
     const IDENTITY: Identity =
         Identity { store_id: 7, shard: ShardId(0), kind: Kind::Sst, file: FileNumber(3) };
@@ -274,7 +276,7 @@ fn block_sizes(criterion: &mut Criterion) {
         }
         let mut frame = AlignedBuf::with_capacity(1 << 16);
         put_frame(&mut frame, BlockKind::Data, builder.finish(), IDENTITY, 4096);
-        println!("{pages} pages asked for: {} entries in {} bytes", keys.len(), frame.len());
+        println!("wanted {pages} pages: {} entries in {} bytes", keys.len(), frame.len());
         let mut next = 0;
         group.bench_function(format!("read_and_seek/{pages}_pages"), |bencher| {
             bencher.iter_batched(
@@ -282,7 +284,7 @@ fn block_sizes(criterion: &mut Criterion) {
                 |frame| {
                     let block = Frame::verify(frame, IDENTITY, 4096)
                         .and_then(|frame| frame.unpack(()))
-                        .expect("it was framed");
+                        .expect("the frame is sound");
                     next = (next + 1) % keys.len();
                     let found = seek(&block.payload, &keys[next]).expect("the block is sound");
                     assert!(found.is_some_and(|located| located.exact));
@@ -293,7 +295,7 @@ fn block_sizes(criterion: &mut Criterion) {
     }
 }
 
-/// Commits of one block in place on a file that was written before, as the WAL does it.
+/// Commits of one block in place, in a file that was written before, as in the WAL.
 fn commits(criterion: &mut Criterion) {
     let folder =
         std::env::var_os("RINGKEEP_BENCH_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
@@ -308,9 +310,9 @@ fn commits(criterion: &mut Criterion) {
     let plain = open(libc::O_DIRECT);
     let synced = open(libc::O_DIRECT | libc::O_DSYNC);
     for offset in 0..1024 {
-        plain.write_all_at(&empty, offset * BLOCK_BYTES as u64).expect("there is room");
+        plain.write_all_at(&empty, offset * BLOCK_BYTES as u64).expect("the device has room");
     }
-    plain.sync_all().expect("it can be synced");
+    plain.sync_all().expect("the file can be synced");
     let mut group = criterion.benchmark_group("commits");
     let mut written = 0;
     let mut offset = || {
@@ -319,22 +321,22 @@ fn commits(criterion: &mut Criterion) {
     };
     group.bench_function("write_then_fdatasync", |bencher| {
         bencher.iter(|| {
-            plain.write_all_at(&block, offset()).expect("it is written");
-            plain.sync_data().expect("it is synced");
+            plain.write_all_at(&block, offset()).expect("the block is written");
+            plain.sync_data().expect("the block is synced");
         });
     });
     group.bench_function("write_with_o_dsync", |bencher| {
-        bencher.iter(|| synced.write_all_at(&block, offset()).expect("it is written and synced"));
+        bencher.iter(|| synced.write_all_at(&block, offset()).expect("the block is written and synced"));
     });
     group.finish();
-    let bytes = std::fs::read(&path).expect("it can be read");
+    let bytes = std::fs::read(&path).expect("the file can be read");
     let (full, rest) = bytes.split_at(written.min(1024) as usize * BLOCK_BYTES);
     assert!(bytes.len() == 1024 * BLOCK_BYTES && full.iter().all(|&byte| byte == 7));
     assert!(rest.iter().all(|&byte| byte == 0));
-    std::fs::remove_file(&path).expect("it can be removed");
+    std::fs::remove_file(&path).expect("the file can be removed");
 }
 
-/// Requests of 64 connections, answered with a short reply by one thread.
+/// Requests on 64 connections, each answered with a short reply by one thread.
 fn sockets(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("sockets");
     group.sample_size(10).throughput(Throughput::Elements(1));
@@ -345,7 +347,7 @@ fn sockets(criterion: &mut Criterion) {
             ready();
             loop {
                 let (stream, _) = listener.accept().await.expect("a connection comes");
-                stream.set_nodelay(true).expect("it is a TCP socket");
+                stream.set_nodelay(true).expect("the stream is a TCP socket");
                 tokio_uring::spawn(async move {
                     let mut buffer = vec![0; 4096];
                     loop {
@@ -362,15 +364,15 @@ fn sockets(criterion: &mut Criterion) {
     let epoll = serve(|listener, ready| {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("epoll is there");
+            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("this host has epoll");
         let local = tokio::task::LocalSet::new();
         local.block_on(&runtime, async {
-            listener.set_nonblocking(true).expect("it is a socket");
-            let listener = tokio::net::TcpListener::from_std(listener).expect("it is a listener");
+            listener.set_nonblocking(true).expect("the listener is a socket");
+            let listener = tokio::net::TcpListener::from_std(listener).expect("the socket listens");
             ready();
             loop {
                 let (mut stream, _) = listener.accept().await.expect("a connection comes");
-                stream.set_nodelay(true).expect("it is a TCP socket");
+                stream.set_nodelay(true).expect("the stream is a TCP socket");
                 tokio::task::spawn_local(async move {
                     let mut buffer = vec![0; 4096];
                     while matches!(stream.read(&mut buffer).await, Ok(1..)) {
@@ -394,25 +396,25 @@ const CONNECTIONS: usize = 64;
 /// Starts a server on a thread that ends with the process.
 fn serve(server: impl FnOnce(std::net::TcpListener, &dyn Fn()) + Send + 'static) -> SocketAddr {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a port");
-    let address = listener.local_addr().expect("it is bound");
+    let address = listener.local_addr().expect("the listener is bound");
     let (sender, receiver) = std::sync::mpsc::channel();
     std::thread::spawn(move || server(listener, &|| sender.send(()).expect("the bench waits")));
     receiver.recv().expect("the server starts");
     address
 }
 
-/// Sends one request on each connection, then reads one reply from each, until `count` were answered.
+/// Sends one request on each connection, then reads one reply from each, until `count` requests have been answered.
 fn ask(server: SocketAddr, count: u64) -> Duration {
     let mut streams: Vec<TcpStream> = (0..CONNECTIONS)
         .map(|_| {
             let stream = TcpStream::connect(server).expect("the server listens");
-            stream.set_nodelay(true).expect("it is a TCP socket");
+            stream.set_nodelay(true).expect("the stream is a TCP socket");
             stream
         })
         .collect();
     let mut buffer = [0; REPLY.len()];
     let begin = Instant::now();
-    let mut left = usize::try_from(count).expect("criterion asks for less");
+    let mut left = usize::try_from(count).expect("criterion asks for fewer requests");
     while 0 < left {
         let now = left.min(CONNECTIONS);
         for stream in &mut streams[..now] {

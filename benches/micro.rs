@@ -1,6 +1,6 @@
-//! What each pure part costs, one at a time. Each bench asserts its result: a fast wrong answer is no answer.
+//! The cost of each pure part, one at a time. Each bench asserts its result: a fast wrong answer is no answer.
 //!
-//! `cargo bench --bench micro`, or with a part of a name behind it. Run it pinned (`taskset -c 1`): what matters are
+//! Usage: `cargo bench --bench micro [PART OF A NAME]`. Pin it to a processor (`taskset -c 1`), and look only at
 //! differences between two builds on one machine.
 
 #![allow(missing_docs, reason = "criterion's macros write undocumented functions")]
@@ -54,7 +54,7 @@ fn record(criterion: &mut Criterion) {
         });
         group.bench_function(format!("decode/{writes}_writes"), |bencher| {
             bencher.iter(|| {
-                let record = decode(black_box(&bytes), IDENTITY, 8192).expect("it was sealed");
+                let record = decode(black_box(&bytes), IDENTITY, 8192).expect("the record is sound");
                 assert_eq!((record.payload.len(), record.chain), (payload_bytes, 9));
             });
         });
@@ -65,7 +65,7 @@ fn memtable(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("memtable");
     group.sample_size(10).throughput(Throughput::Elements(MEMTABLE_ENTRIES));
     let keys: Vec<Vec<u8>> = (0..MEMTABLE_ENTRIES).map(shuffled_key).collect();
-    // Not in the order in which they lie in memory.
+    // Looked up in an order other than that of the entries in memory.
     let mut sorted = keys.clone();
     sorted.sort_unstable();
     let value = value(1);
@@ -102,7 +102,7 @@ fn memtable(criterion: &mut Criterion) {
         });
     });
     group.bench_function("in_order", |bencher| {
-        // Each memtable is put in order once.
+        // A memtable is sorted only once, so each iteration takes a new one.
         bencher.iter_batched_ref(
             || Rc::new(fill()),
             |full| {
@@ -118,7 +118,7 @@ fn memtable(criterion: &mut Criterion) {
     });
 }
 
-/// A data block that fills a page when it is packed.
+/// The keys of a data block, and its builder. With 60 entries the block fills a page after compression.
 fn block_of(count: u64) -> (Vec<Vec<u8>>, BlockBuilder) {
     let keys: Vec<Vec<u8>> = (0..count).map(|number| key(number * 7)).collect();
     let mut builder = BlockBuilder::default();
@@ -169,7 +169,7 @@ fn block(criterion: &mut Criterion) {
             |frame| {
                 let block = Frame::verify(frame, identity, 4096)
                     .and_then(|frame| frame.unpack(()))
-                    .expect("it was framed");
+                    .expect("the frame is sound");
                 assert_eq!(block.payload[..], payload[..]);
             },
             BatchSize::SmallInput,
@@ -271,10 +271,10 @@ fn http(criterion: &mut Criterion) {
     ]
     .concat();
     let read = |input: &[u8], expected: &dyn Fn(Op<&[u8]>) -> bool| {
-        let end = HeadEnd::default().find(input).expect("it is small").expect("it is whole");
-        let head = parse(&input[..end]).expect("it is right");
-        let route = Route::of(&head, input, KEY_HASH).expect("it is right");
-        assert!(expected(route.op(input, &input[end..]).expect("it is right")));
+        let end = HeadEnd::default().find(input).expect("the head is small").expect("the head is complete");
+        let head = parse(&input[..end]).expect("the head is valid");
+        let route = Route::of(&head, input, KEY_HASH).expect("the route is valid");
+        assert!(expected(route.op(input, &input[end..]).expect("the operation is valid")));
     };
     group.bench_function("parse_get", |bencher| {
         bencher.iter(|| {
@@ -299,7 +299,7 @@ fn http(criterion: &mut Criterion) {
     });
 }
 
-/// Messages that wait for their results at a time: what a busy thread has.
+/// Messages that wait for their results at the same time on a busy thread.
 const WINDOW: u64 = 64;
 
 fn mailbox(criterion: &mut Criterion) {
@@ -310,11 +310,11 @@ fn mailbox(criterion: &mut Criterion) {
     }
 }
 
-/// Asks another thread `count` times, `window` at a time, each thread with a ring of its own as in the server. Once
-/// more before, so that both are there when time begins.
+/// Sends `count` messages to another thread and waits for their results, `window` at a time. Each thread has its own
+/// ring, as in the server. One message goes ahead, so that both threads are ready when the time starts.
 fn round_trips(count: u64, window: u64) -> Duration {
     let mut ends = connect(2);
-    let (answering, asking) = (ends.pop().expect("two"), ends.pop().expect("two"));
+    let (answering, asking) = (ends.pop().expect("two ends"), ends.pop().expect("two ends"));
     let answerer = std::thread::spawn(move || {
         on_ring(
             |mailbox| async move {
@@ -329,7 +329,7 @@ fn round_trips(count: u64, window: u64) -> Duration {
                     }
                 });
                 tokio::select! { () = receive => {}, () = done.notified() => {} }
-                // The last answers leave with the sender's next turn.
+                // The last answers are sent in the sender's next turn.
                 let _ = tokio_uring::no_op().await;
             },
             answering,
@@ -342,15 +342,15 @@ fn round_trips(count: u64, window: u64) -> Duration {
             let receiving = tokio_uring::spawn(async move { receive.receive(|_| {}).await });
             let ask = || {
                 let op = Op::Get { key: Key::new(&b"0000000000000042"[..], KEY_HASH) };
-                mailbox.ask(ThreadId(1), ShardId(1), op).expect("there is room")
+                mailbox.ask(ThreadId(1), ShardId(1), op).expect("the mailbox has room")
             };
-            ask().await.expect("it was answered");
+            ask().await.expect("the message was answered");
             let begin = Instant::now();
             let mut left = count;
             while 0 < left {
                 let asked: Vec<_> = (0..window.min(left)).map(|_| ask()).collect();
                 for answer in asked {
-                    assert_eq!(answer.await.expect("it was answered"), Outcome::Missing);
+                    assert_eq!(answer.await.expect("the message was answered"), Outcome::Missing);
                     left -= 1;
                 }
             }
@@ -360,10 +360,10 @@ fn round_trips(count: u64, window: u64) -> Duration {
         asking,
     );
     answerer.join().expect("the answerer ends");
-    receiver.blocking_recv().expect("it was sent")
+    receiver.blocking_recv().expect("the time was sent")
 }
 
-/// Runs a task with a mailbox on a ring of the calling thread.
+/// Runs a task with a mailbox, on a ring of the calling thread.
 fn on_ring<F: Future<Output = ()> + 'static>(
     task: impl FnOnce(Rc<Mailbox>) -> F,
     ends: ringkeep::shard::mailbox::Ends,

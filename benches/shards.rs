@@ -1,10 +1,10 @@
-//! What it costs when a request arrives at a thread that does not own its key: requests for each second of the
-//! server's processor time, with keys of the own thread alone and with any keys, in turn.
+//! The cost of a request that arrives at a thread that does not own its key. The figures are requests per second of the
+//! server's processor time: with keys of the connection's own thread alone, and with any keys, in turn.
 //!
-//! `cargo bench --bench shards` starts the real server with two shards on two threads. Which thread serves a
-//! connection is nothing that a client is told; it shows in whose processor time grows when the connection is used.
-//! The load runs on the same processors: what is compared is the server's time, not the rate. Data lie in
-//! `RINGKEEP_BENCH_DIR`, or in cargo's folder. Prints one JSON object a turn.
+//! `cargo bench --bench shards` starts the real server with two shards on two threads. A client is not told which
+//! thread serves its connection, so the bench looks which thread's processor time grows when the connection is used.
+//! The load runs on the same processors; therefore the server's processor time is compared, not the rate. The data is
+//! in `RINGKEEP_BENCH_DIR`, or in cargo's temporary folder. Prints one JSON object for each verb of a turn.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -37,18 +37,18 @@ impl Server {
             .spawn()
             .expect("the server starts");
         let mut line = String::new();
-        let output = child.stdout.take().expect("it is piped");
-        BufReader::new(output).read_line(&mut line).expect("it says where it listens");
+        let output = child.stdout.take().expect("standard output is piped");
+        BufReader::new(output).read_line(&mut line).expect("the server prints its address");
         let address = line.trim().trim_start_matches("listening on http://").to_owned();
         Self { child, address }
     }
 
     /// Nanoseconds of processor time, by thread.
     fn processor_time(&self) -> BTreeMap<String, u64> {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("it runs");
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("the server runs");
         tasks
             .map(|task| {
-                let task = task.expect("it runs");
+                let task = task.expect("the server runs");
                 let text = std::fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
                 let time = text.split(' ').next().and_then(|time| time.parse().ok()).unwrap_or(0);
                 (task.file_name().to_string_lossy().into_owned(), time)
@@ -56,7 +56,7 @@ impl Server {
             .collect()
     }
 
-    /// The threads by the processor time that `work` takes, the busiest first.
+    /// The processor time that each thread takes for `work`, the busiest thread first.
     fn busiest(&self, work: impl FnOnce()) -> Vec<(String, u64)> {
         let before = self.processor_time();
         work();
@@ -78,7 +78,7 @@ impl Drop for Server {
     }
 }
 
-/// What a connection asks, and what it must be answered.
+/// What a connection requests.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Verb {
     Get,
@@ -101,7 +101,7 @@ fn request(verb: Verb, key: u64) -> Vec<u8> {
     }
 }
 
-/// Sends the requests of each connection side by side, one at a time, and checks every answer.
+/// Sends one request on every connection, then checks every answer, until all keys have been used.
 fn drive(streams: &mut [(TcpStream, Vec<u64>)], verb: Verb) {
     let rounds = streams.iter().map(|(_, keys)| keys.len()).max().unwrap_or(0);
     for round in 0..rounds {
@@ -117,18 +117,18 @@ fn drive(streams: &mut [(TcpStream, Vec<u64>)], verb: Verb) {
     }
 }
 
-/// Reads a reply, whose body is to be this.
+/// Reads a reply, which must have this body.
 fn expect(stream: &mut TcpStream, body: &[u8]) {
     let (mut buffer, mut filled) = ([0; 4096], 0);
     loop {
         let count = stream.read(&mut buffer[filled..]).expect("the server replies");
         filled += count;
         let reply = &buffer[..filled];
-        assert!(0 < count && filled < buffer.len(), "no whole answer: {}", reply.escape_ascii());
+        assert!(0 < count && filled < buffer.len(), "an incomplete reply: {}", reply.escape_ascii());
         let Some(end) = reply.windows(4).position(|bytes| bytes == b"\r\n\r\n") else { continue };
         let (head, found) = (reply[..end].escape_ascii().to_string(), &reply[end + 4..]);
         let length = format!("content-length: {}", body.len());
-        assert!(head.starts_with("HTTP/1.1 200 ") && head.contains(&length), "not the answer: {head}");
+        assert!(head.starts_with("HTTP/1.1 200 ") && head.contains(&length), "an unexpected reply: {head}");
         if body.len() <= found.len() {
             assert_eq!(found, body, "a value is wrong");
             return;
@@ -137,11 +137,11 @@ fn expect(stream: &mut TcpStream, body: &[u8]) {
 }
 
 fn main() {
-    // Cargo says so when it only tries whether benches run.
+    // Cargo passes `--test` if it only tries whether benches run.
     let turns = if std::env::args().any(|argument| argument == "--test") { 1 } else { TURNS };
     let device =
         std::env::var("RINGKEEP_BENCH_DIR").unwrap_or_else(|_| env!("CARGO_TARGET_TMPDIR").to_owned());
-    let folder = tempfile::tempdir_in(device).expect("there is room for a folder");
+    let folder = tempfile::tempdir_in(device).expect("the device has room for a folder");
     let server = Server::start(folder.path());
     let router = Router::new(Store::new(1, 2).slots, THREADS);
     let mut by_shard: Vec<Vec<u64>> = vec![Vec::new(); THREADS];
@@ -150,7 +150,7 @@ fn main() {
     }
     let connect = || {
         let stream = TcpStream::connect(&server.address).expect("the server listens");
-        stream.set_nodelay(true).expect("it is a TCP socket");
+        stream.set_nodelay(true).expect("the stream is a TCP socket");
         stream
     };
     let mut streams: Vec<(TcpStream, Vec<u64>)> = (0..CONNECTIONS).map(|_| (connect(), Vec::new())).collect();
@@ -160,13 +160,13 @@ fn main() {
     }
     drive(&mut streams, Verb::Set);
 
-    // The shard of each connection's thread: the one whose keys keep only one thread busy.
+    // The shard of each connection's thread: the shard whose keys keep only one thread busy.
     let shards: Vec<ShardId> = streams
         .iter_mut()
         .map(|(stream, keys)| {
             let shares = [0, 1].map(|shard: usize| {
                 *keys = by_shard[shard][..500].to_vec();
-                let mut alone = [(stream.try_clone().expect("there are descriptors"), std::mem::take(keys))];
+                let mut alone = [(stream.try_clone().expect("descriptors are left"), std::mem::take(keys))];
                 let busy = server.busiest(|| drive(&mut alone, Verb::Get));
                 busy[1].1 as f64 / busy[0].1 as f64
             });
@@ -180,7 +180,7 @@ fn main() {
     let mut random = Random::new(1);
     for turn in 0..turns {
         for verb in [Verb::Get, Verb::Set] {
-            // Every other turn in the opposite order.
+            // Every other turn takes the opposite order.
             let mut rates = [0.0; 2];
             for own in [turn % 2 == 0, turn % 2 != 0] {
                 for ((_, keys), shard) in streams.iter_mut().zip(&shards) {

@@ -1,5 +1,6 @@
-//! Every decoder of bytes from disk and wire, each as a function over any bytes: it must not panic, must not loop, and
-//! what it accepts must be consistent. `tests/decoders.rs` runs them over the corpus, cargo-fuzz over everything else.
+//! Every decoder of bytes from disk and network, each as a function over any bytes. A decoder must not panic and must
+//! not loop, and what it accepts must be consistent. `tests/decoders.rs` runs the decoders over the corpus, cargo-fuzz
+//! over new inputs.
 
 use std::ops::ControlFlow;
 
@@ -26,10 +27,10 @@ use ringkeep::wal::decode_group;
 
 const IDENTITY: Identity = Identity { store_id: 1, shard: ShardId(2), kind: Kind::Wal, file: FileNumber(3) };
 
-/// A decoder, and its name: that of its target and of its corpus.
+/// A decoder and its name, which is also the name of its fuzz target and of its corpus.
 pub type Decoder = (&'static str, fn(&[u8]));
 
-/// All of them.
+/// All decoders.
 pub const DECODERS: [Decoder; 11] = [
     ("record", record),
     ("record_file", record_file),
@@ -60,8 +61,9 @@ pub fn record(data: &[u8]) {
     }
 }
 
-/// A file of records, replayed. The input is its plan: records that follow each other, or do not, what they say was
-/// durable, what lies between them, and what is known of the end. The plan tells how the replay must end.
+/// Replays a file of records. The input is a plan of the file: records that follow each other or do not, what each
+/// record says was durable, the bytes between them, and what is known of the end. The plan tells how the replay must
+/// end.
 pub fn record_file(data: &[u8]) {
     const NAME: FileName = FileName::Wal(FileNumber(3));
     let mut plan = Reader::new(data);
@@ -69,9 +71,10 @@ pub fn record_file(data: &[u8]) {
     let used_before = extent & 1 == 1;
     let mut file = vec![0; FIRST_RECORD as usize];
     let mut chain = 0;
-    // Where the records that follow each other end, and the most that a record after them says was durable.
+    // Where the records that follow each other end, and the greatest offset that a record after them says was durable.
     let (mut ends, mut unbroken, mut witness) = (vec![file.len() as u64], true, 0);
-    // What is torn off behind them: nothing, a whole record that does not follow, or bytes that may claim to be anything.
+    // The bytes torn off after these records: none, a whole record that does not follow, or bytes that may claim to be
+    // anything (`None`).
     let mut torn = Some(0);
     while file.len() < 64 << 10
         && let (Ok(what), Ok(length), Ok(durable)) = (plan.u8(), plan.u16(), plan.u16())
@@ -97,13 +100,13 @@ pub fn record_file(data: &[u8]) {
         chain = seal(&mut file[at..], payload_bytes, IDENTITY, offset, follows, durable);
         if unbroken {
             ends.push(file.len() as u64);
-        } else if offset > *ends.last().expect("the marks end") {
+        } else if offset > *ends.last().expect("the list begins with the end of the marks") {
             witness = witness.max(durable);
         }
     }
     file.resize(file.len().next_multiple_of(BLOCK_BYTES), 0);
 
-    let last = *ends.last().expect("the marks end");
+    let last = *ends.last().expect("the list begins with the end of the marks");
     let sectors = u64::from(extent % 0x4000) * SECTOR_BYTES as u64;
     let limit = file.len() as u64;
     let (durable, known_end) = match extent {
@@ -111,9 +114,9 @@ pub fn record_file(data: &[u8]) {
         0x2000..0x4000 => (sectors.min(limit), KnownEnd::default()),
         0x4000..0x8000 => (FIRST_RECORD, KnownEnd::AtLeast(sectors)),
         0x8000..0xc000 => (FIRST_RECORD, KnownEnd::Exactly(ends[usize::from(extent) % ends.len()])),
-        _ => (FIRST_RECORD, KnownEnd::Exactly(sectors)), // a record seldom ends there: then it is all that is known
+        _ => (FIRST_RECORD, KnownEnd::Exactly(sectors)), // seldom the end of a record; else it is only known durable
     };
-    // One of the slots may be bad.
+    // At most one of the slots is bad.
     let bad = u64::from(extent / 2 % 3);
     for number in 0..2 {
         let mark = Mark { number, durable, limit, used_before };
@@ -165,7 +168,7 @@ pub fn wal_group(data: &[u8]) {
     }
 }
 
-/// Version edits, one after the other, each behind its length.
+/// Version edits, one after the other, each preceded by its length.
 pub fn version_edit(data: &[u8]) {
     let mut reader = Reader::new(data);
     let mut state = State::default();
@@ -190,7 +193,7 @@ pub fn store(data: &[u8]) {
     }
 }
 
-/// The payload of a data or index block, walked and searched for what was found, and for what was not.
+/// The payload of a data or index block: walks it, and seeks keys that it holds and a key that it may not hold.
 pub fn sst_block(data: &[u8]) {
     walk(&bytes::Bytes::copy_from_slice(data));
 }
@@ -204,18 +207,18 @@ fn walk(payload: &bytes::Bytes) {
     let mut cursor = Cursor::new(payload.clone());
     let mut walked = 0;
     while let Ok(true) = cursor.advance() {
-        let entry = cursor.entry().expect("it has advanced");
+        let entry = cursor.entry().expect("the cursor has advanced");
         if walked < 64 {
             let _ = seek(payload, entry.key);
             let mut reader = Reader::new(entry.value);
             let _ = BlockHandle::decode(&mut reader);
         }
         walked += 1;
-        assert!(walked <= payload.len(), "every entry takes a byte at least");
+        assert!(walked <= payload.len(), "every entry takes at least one byte");
     }
 }
 
-/// A frame, with a checksum that fits: its lengths and its compression.
+/// A frame with a checksum that fits: decodes its lengths and its compressed payload.
 pub fn sst_frame(data: &[u8]) {
     let mut frame = AlignedBuf::from(data);
     frame.pad_to(BLOCK_BYTES);
@@ -233,7 +236,7 @@ pub fn sst_frame(data: &[u8]) {
     }
 }
 
-/// What else a sorted file holds: a filter, the properties, handles.
+/// Other parts of a sorted file (a filter, the properties, handles), and file names.
 pub fn sst_parts(data: &[u8]) {
     for hash in [0, u64::MAX, 0x1234_5678_9abc_def0] {
         let _ = filter::may_contain(data, hash);
@@ -253,8 +256,8 @@ pub fn sst_parts(data: &[u8]) {
     }
 }
 
-/// Requests on one connection, as the connection takes them from its input. Where the bytes are split into reads must
-/// not matter.
+/// Requests on one connection, as the connection takes them from its input. It must not matter where the bytes are
+/// split into reads.
 pub fn http_request(data: &[u8]) {
     let mut rest = data;
     for _ in 0..16 {
@@ -268,7 +271,7 @@ pub fn http_request(data: &[u8]) {
         match (&whole, &found) {
             (Ok(Some(whole)), Some(Ok(Some(found)))) => assert_eq!(whole, found),
             (Ok(None), None) | (Err(_), Some(Err(_))) => {}
-            other => panic!("a head means something else in parts: {other:?}"),
+            other => panic!("a head that arrives in parts is understood differently: {other:?}"),
         }
         let Ok(Some(bytes)) = whole else { return };
         let Ok(head) = parse(&rest[..bytes]) else { return };
@@ -288,7 +291,7 @@ pub fn http_request(data: &[u8]) {
     }
 }
 
-/// A chunked body, at once and byte by byte.
+/// A chunked body, taken at once and byte by byte.
 pub fn http_chunked(data: &[u8]) {
     const MAX: usize = 1 << 16;
     let mut whole = Chunked::default();
@@ -313,7 +316,7 @@ pub fn http_chunked(data: &[u8]) {
         assert_eq!((whole.is_done(), whole.body()), (bytewise.is_done(), bytewise.body()));
         assert!(!whole.is_done() || *taken == from);
     }
-    assert!(!(whole.is_done() && one_by_one.is_err()), "bytes that come slowly mean the same");
+    assert!(!(whole.is_done() && one_by_one.is_err()), "a body that arrives byte by byte means the same");
 }
 
 /// A query and its escapes.
@@ -323,6 +326,6 @@ pub fn http_query(data: &[u8]) {
     }
     if let Ok(decoded) = query::decode(data) {
         let escaped: String = decoded.iter().map(|byte| format!("%{byte:02x}")).collect();
-        assert_eq!(query::decode(escaped.as_bytes()).expect("a good escape"), decoded);
+        assert_eq!(query::decode(escaped.as_bytes()).expect("the escapes are valid"), decoded);
     }
 }
