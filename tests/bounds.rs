@@ -1,5 +1,5 @@
-//! Bounds of the engine (P8), on simulated storage: what crash after crash leaves, and what readers hold; and that a
-//! bound does not hide damage.
+//! Bounds of the engine (P8), on simulated storage: of the files and memtables that crash after crash leaves, and of
+//! the memory that readers hold. A bound must not hide damage.
 
 use futures_executor::block_on;
 use ringkeep::config::{BLOCK_BYTES, DbConfig};
@@ -11,7 +11,7 @@ use ringkeep::random::Random;
 use ringkeep::record::Owner;
 use ringkeep::storage::sim::{Fate, SimStorage};
 
-/// Before every expiry.
+/// A time before every expiry.
 const NOW: UnixMillis = UnixMillis::START;
 
 const OWNER: Owner = Owner { store_id: 5, shard: ShardId(0) };
@@ -36,7 +36,7 @@ fn wals(storage: &SimStorage) -> usize {
     storage.files().iter().filter(|(name, _)| matches!(name, FileName::Wal(_))).count()
 }
 
-/// Sets, and waits for the answer.
+/// Sets a key and waits for the answer.
 async fn set(db: &Db<SimStorage>, key: &[u8], value: &[u8]) {
     let ticket = match db.set(key, value) {
         Err(error) if error.kind() == ErrorKind::Overloaded => {
@@ -60,7 +60,7 @@ fn p8_starts_that_are_killed_before_they_do_anything_leave_no_files_behind() {
         let (db, recovered) = block_on(Db::open(storage.clone(), OWNER, CONFIG)).unwrap();
         assert_eq!(block_on(db.get(b"key", NOW)).unwrap().unwrap(), "value");
         assert_eq!(recovered.writes, 1, "start {start}");
-        assert_eq!(wals(&storage), 2, "start {start}: one with the write, one for the next");
+        assert_eq!(wals(&storage), 2, "start {start}: one WAL with the write, one for the next write");
     }
 }
 
@@ -113,7 +113,7 @@ fn p8_values_that_unpack_to_many_times_their_blocks_are_counted_as_what_they_tak
         .filter(|(name, _)| matches!(name, FileName::Sst(_)))
         .map(|(_, bytes)| bytes)
         .sum();
-    assert!(on_disk < budget as u64 / 4, "{on_disk} bytes: they do not compress");
+    assert!(on_disk < budget as u64 / 4, "{on_disk} bytes on disk: the values do not compress");
     let db = block_on(Db::open(storage, OWNER, config)).unwrap().0;
     let mut held = Vec::new();
     let refused =
@@ -127,7 +127,7 @@ fn p8_values_that_unpack_to_many_times_their_blocks_are_counted_as_what_they_tak
         });
     assert_eq!(refused, Some(ErrorKind::Overloaded), "{} values of {VALUE_BYTES} are held", held.len());
     assert!(held.len() * VALUE_BYTES <= budget);
-    // What readers have done with is there for others.
+    // Memory that readers have released is available to other readers.
     let last = format!("{:04}", count - 1);
     held.truncate(held.len() / 2);
     assert_eq!(block_on(db.get(last.as_bytes(), NOW)).unwrap().unwrap(), value);
@@ -152,9 +152,9 @@ fn p8_a_value_larger_than_all_that_readers_may_hold_is_read_alone() {
     assert!(read().unwrap(), "from a memtable");
     block_on(db.flush_next()).unwrap();
     assert!(read().unwrap(), "from a file");
-    // A block that the cache keeps holds leave as well.
+    // A block in the cache holds permits as well.
     assert_eq!(block_on(db.get(b"cached", NOW)).unwrap().unwrap().len(), CACHED_BYTES);
-    assert!(read().unwrap(), "beside a cached block");
+    assert!(read().unwrap(), "while another block is in the cache");
 }
 
 #[test]
@@ -168,9 +168,9 @@ fn p5_a_block_whose_length_is_damaged_is_called_damaged_however_much_it_asks_for
         db.close(|_| {}).await.unwrap();
     });
     let sst = storage.files().into_iter().map(|(name, _)| name).find(|name| matches!(name, FileName::Sst(_)));
-    let sst = sst.expect("the close has flushed");
+    let sst = sst.expect("the close has flushed the memtable");
     let bytes = storage.bytes(sst);
-    // The frame that says that it takes most of the file's pages.
+    // The frame whose header says that it takes most of the file's pages.
     let pages = |at: usize| u32::from_le_bytes(bytes[at + 4..at + 8].try_into().unwrap()) as usize;
     let frame = (0..bytes.len()).step_by(BLOCK_BYTES).find(|at| VALUE_BYTES / BLOCK_BYTES <= pages(*at));
     let unpacked_bytes = frame.expect("the value has a block") as u64 + 12;

@@ -22,7 +22,7 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-/// The WAL of a shard that holds a group, and its bytes.
+/// The only WAL that holds a group: its path and its bytes.
 fn wal_with_a_group(data: &Path) -> (PathBuf, Vec<u8>) {
     let wals = contents(data).into_iter().filter(|(path, bytes)| {
         path.extension().is_some_and(|end| end == "wal") && group_end(bytes).is_some()
@@ -32,21 +32,21 @@ fn wal_with_a_group(data: &Path) -> (PathBuf, Vec<u8>) {
     wals.remove(0)
 }
 
-/// Where the first group of a WAL ends, if there is one.
+/// Where the first group of a WAL ends, if the WAL holds one.
 fn group_end(wal: &[u8]) -> Option<u64> {
     let group = &wal[FIRST_RECORD as usize..];
     let payload = u32::from_le_bytes(group[8..12].try_into().unwrap()) as usize;
     group.starts_with(b"RGK1").then(|| FIRST_RECORD + record_bytes(payload) as u64)
 }
 
-/// What the newest mark of a WAL says was durable.
+/// How far the newest mark of a WAL says that the WAL is durable.
 fn witnessed(wal: &[u8]) -> u64 {
     let number = |at: usize| u64::from_le_bytes(wal[at..at + 8].try_into().unwrap());
     let marks = [0, BLOCK_BYTES].map(|slot| slot + HEADER_BYTES).map(|at| (number(at), number(at + 8)));
     marks.into_iter().max().unwrap().1
 }
 
-/// A start that is refused.
+/// A start that must be refused.
 fn start(data: &Path) -> Output {
     let mut server = Command::new(env!("CARGO_BIN_EXE_ringkeep"))
         .args(["--listen", "127.0.0.1:0", "--data-dir"])
@@ -55,7 +55,7 @@ fn start(data: &Path) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // A server that serves says so. It would never end by itself.
+    // A server that starts prints a line, and never ends by itself.
     let mut first_line = String::new();
     BufReader::new(server.stdout.take().unwrap()).read_line(&mut first_line).unwrap();
     if !first_line.is_empty() {
@@ -75,7 +75,7 @@ fn w4_a_write_is_witnessed_soon_after_the_last_one_and_its_loss_is_refused() {
     let end = group_end(&bytes).unwrap();
     let begin = Instant::now();
     while witnessed(&fs::read(&path).unwrap()) < end {
-        assert!(begin.elapsed() < PATIENCE, "no mark knows of the write");
+        assert!(begin.elapsed() < PATIENCE, "no mark covers the write");
         std::thread::yield_now();
     }
     server.kill();
@@ -116,7 +116,7 @@ fn what_a_later_version_wrote_is_refused_by_name() {
     }
     assert_eq!(fs::read(&path).unwrap(), later, "nothing is cut");
 
-    // The whole store, of a version before and of one after.
+    // The whole store, as earlier versions and as a later version would write it.
     fs::write(&path, &whole).unwrap();
     let store = fs::read(data.join("STORE")).unwrap();
     for version in [1, 2, 4] {
@@ -147,7 +147,7 @@ fn a_sound_store_is_found_sound_after_a_kill_and_after_a_stop_and_nothing_is_tou
     }
     assert_eq!(client.request("DELETE", "/del?key=k7").status, 200);
     let busy = check(&data);
-    assert_eq!(busy.status.code(), Some(75), "a server has it: {}", text(&busy));
+    assert_eq!(busy.status.code(), Some(75), "a server has the store open: {}", text(&busy));
     server.kill();
 
     let before = contents(&data);
@@ -176,7 +176,7 @@ fn damage_is_listed_with_file_and_offset_and_the_status_is_65() {
     assert_eq!(server.wait().code(), Some(0));
     let ssts: Vec<PathBuf> =
         contents(&data).into_keys().filter(|path| path.extension().is_some_and(|end| end == "sst")).collect();
-    assert!(2 <= ssts.len(), "one for each shard");
+    assert!(2 <= ssts.len(), "one SST for each shard");
     for sst in &ssts {
         let mut bytes = fs::read(sst).unwrap();
         bytes[4096 * 2 + 77] ^= 4;

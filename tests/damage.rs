@@ -1,9 +1,9 @@
-//! Damage behind the store's back, on simulated storage: every bit flipped, WALs cut and zeroed at every length, blocks
-//! and files zeroed, removed, misplaced, taken from another shard or from the past (P5).
+//! Damage to the files of a store, on simulated storage: every bit flipped, WALs cut and zeroed at every length, blocks
+//! and files zeroed, removed, misplaced, or taken from another shard or from the past (P5).
 //!
-//! After each the store refuses to start, refuses to answer, or answers rightly; and `ringkeep check` finds it. A WAL
-//! under load is damaged as well: whatever a mark knows is never cut as a torn end (W4).
-//! `RINGKEEP_FLIPS` says how many of the bits to flip, 0 all of them.
+//! After each damage the store refuses to start, refuses to answer, or answers correctly; and `ringkeep check` finds
+//! the damage. A WAL under load is damaged as well: whatever a mark knows is never cut as a torn end (W4).
+//! `RINGKEEP_FLIPS` is the number of bits to flip (default 50,000); 0 flips all of them.
 
 mod common;
 
@@ -35,14 +35,14 @@ const CONFIG: DbConfig = DbConfig {
     open_files_max: 16,
     // The WAL is full before the memtable.
     wal_bytes: DbConfig::wal_bytes_for(8_000, 3_000),
-    // WALs grow.
+    // Small steps, so that WALs grow.
     wal_step_bytes: 8_192,
     manifest_bytes: 12_288,
     key_hash: KeyHash::with_seed(1),
 };
 const BLOCK: usize = 4096;
 
-/// A store in every state a shard can be in: two levels, tombstones, two WALs with writes, one without.
+/// A store with everything that a shard can hold: two levels, tombstones, two WALs with writes, one WAL without.
 struct Fixture {
     owner: Owner,
     storage: SimStorage,
@@ -52,7 +52,8 @@ struct Fixture {
 }
 
 impl Fixture {
-    /// The same for the same arguments. It ends by kill -9, or by a clean stop.
+    /// Makes a store, always the same for the same arguments. The last process was killed or, if `stopped`, ended
+    /// cleanly.
     fn new(shard: u16, stopped: bool) -> Self {
         let fixture = block_on(async {
             let owner = Owner { store_id: 9, shard: ShardId(shard) };
@@ -77,7 +78,7 @@ impl Fixture {
                 if round == 6 {
                     break;
                 }
-                // A new WAL each time: what lies behind the groups is zero.
+                // Each round has a new WAL, so the bytes after its groups are zero.
                 db.prepare_spare().await.unwrap();
                 db.request_flush();
                 db.prepare_spare().await.unwrap();
@@ -154,7 +155,7 @@ impl Fixture {
         block_on(check_shard(storage, self.owner, &slots, |_| {}))
     }
 
-    /// Looks at a damaged copy, and has it checked.
+    /// Opens and reads a damaged copy, and has it checked.
     fn try_damage(&self, damaged: &SimStorage, what: impl Fn() -> String, counts: &mut Counts) {
         let outcome = self.look(damaged);
         let report = self.check(damaged);
@@ -162,7 +163,7 @@ impl Fixture {
             Outcome::Right => !report.damage.is_empty() || !report.notes.is_empty(),
             _ => !report.damage.is_empty(),
         };
-        // An older manifest or WAL may be whole, and lead to the same answers.
+        // An older manifest or WAL may be sound, and give the same answers.
         let unknowable = outcome == Outcome::Right && what().ends_with("old");
         assert!(found || unknowable, "{}: the check finds nothing, {outcome:?}", what());
         match outcome {
@@ -185,7 +186,7 @@ impl Fixture {
 enum Outcome {
     /// The start was refused.
     Refused(String),
-    /// It started, and refused some answers; the others were right.
+    /// The store started and refused some answers; the other answers were right.
     RefusedToAnswer(String),
     Right,
     Wrong,
@@ -199,7 +200,7 @@ struct Counts {
 
 fn report(name: &'static str, counts: &Counts, begin: Instant) {
     println!(
-        "{name}: {} refused, {} answered rightly and found by the check",
+        "{name}: {} refused, {} answered correctly and found by the check",
         counts.detected, counts.harmless
     );
     let runs = counts.detected + counts.harmless;
@@ -290,7 +291,7 @@ fn p5_wals_cut_and_zeroed_at_every_length() {
     report("a WAL cut at every length", &counts, begin);
 }
 
-/// What a crash leaves of the last group: the writes before it are there, and the bytes that are cut are reported.
+/// A crash may tear the last group: the writes before it must be there, and the bytes that are cut must be reported.
 #[test]
 fn p4_torn_ends_at_every_length_leave_a_prefix_and_are_counted() {
     let begin = Instant::now();
@@ -314,7 +315,7 @@ fn p4_torn_ends_at_every_length_leave_a_prefix_and_are_counted() {
         bytes[length..].fill(0);
         torn.overwrite(name, &bytes);
         let (db, recovered) = block_on(Db::open(torn, owner, CONFIG)).unwrap();
-        // A group is whole from the last of its bytes that is not zero on.
+        // A group is whole if all its bytes from the cut on were zero anyway.
         let groups =
             ends.iter().filter(|end| whole[length.min(**end)..**end].iter().all(|byte| *byte == 0)).count()
                 - 1;
@@ -322,7 +323,7 @@ fn p4_torn_ends_at_every_length_leave_a_prefix_and_are_counted() {
             (0..6_u8).map(|number| block_on(db.get(&[b'a' + number], NOW)).unwrap().is_some()).collect();
         let expected: Vec<bool> = (0..6).map(|number| number < groups).collect();
         assert_eq!(found, expected, "cut at {length}");
-        // A header that says whose record it is tells a torn group from space that was never used.
+        // The header names the owner of a record. Once the header is complete, a torn group is told from unused space.
         let begun = 51 <= length.saturating_sub(ends[groups]);
         assert_eq!(recovered.torn_bytes != 0, begun && groups < 6, "cut at {length}: {recovered:?}");
         counts.detected += u64::from(recovered.torn_bytes != 0);
@@ -347,7 +348,7 @@ impl UnderLoad {
     const CONFIG: DbConfig =
         DbConfig { wal_bytes: DbConfig::wal_bytes_for(1 << 20, 3_000), memtable_bytes: 4 << 20, ..CONFIG };
 
-    /// Commits `groups` of one write each, without a pause. A mark is requested every `a_second` groups.
+    /// Commits `groups` groups of one write each, without a pause. A mark is requested every `a_second` groups.
     fn new(groups: u64, a_second: u64) -> Self {
         block_on(async {
             let owner = Owner { store_id: 9, shard: ShardId(0) };
@@ -375,8 +376,9 @@ impl UnderLoad {
         group.checked_sub(1).map_or(FIRST_RECORD, |before| self.ends[before])
     }
 
-    /// Opens the shard with other bytes in its WAL, of which those from `damaged` on may be other than they were. What was
-    /// witnessed is refused, with the file and an offset, or it is all there; what was not may be cut.
+    /// Opens the shard with other bytes in its WAL, which may differ from the original from `damaged` on. The groups
+    /// that were witnessed must all be there, or the start must be refused with the file and an offset. Later groups
+    /// may be cut.
     fn try_bytes(&mut self, bytes: &[u8], damaged: u64, what: &str) {
         let storage = self.storage.crash(Fate::Kept);
         storage.overwrite(self.wal, bytes);
@@ -400,7 +402,7 @@ impl UnderLoad {
                 assert_eq!(recovered.writes, left as u64, "{what}");
                 let witnessed = self.ends.iter().filter(|end| **end <= self.witnessed).count();
                 assert!(witnessed <= left, "{what}: {witnessed} groups were witnessed, {left} are left");
-                assert!(self.witnessed <= damaged, "{what}: damage to what was witnessed was not noticed");
+                assert!(self.witnessed <= damaged, "{what}: damage to witnessed bytes was not noticed");
                 self.counts.harmless += 1;
             }
         }
@@ -413,7 +415,7 @@ fn w4_what_a_mark_knows_of_a_wal_under_load_is_never_cut() {
     let mut shard = UnderLoad::new(400, 50);
     let whole = shard.storage.bytes(shard.wal);
     let end = *shard.ends.last().unwrap();
-    // The window: what comes in a second, or in four steps, and the group that carries the mark.
+    // The window: the groups of a second, or of four steps, and the group that carries the mark.
     let unwitnessed = shard.ends.iter().filter(|end| shard.witnessed < **end).count();
     assert!(0 < unwitnessed && unwitnessed <= 51, "{unwitnessed} groups are not witnessed");
     assert!(end - shard.witnessed <= 5 * CONFIG.wal_step_bytes);
@@ -431,7 +433,7 @@ fn w4_what_a_mark_knows_of_a_wal_under_load_is_never_cut() {
         zeroed[start as usize..].fill(0);
         shard.try_bytes(&zeroed, start, &format!("zeroed from group {group} on"));
         if group % 40 < 2 || 398 < group {
-            // The header, and what is filled of a short payload.
+            // The header, and the used part of a short payload.
             for bit in 0..100 * 8 {
                 let mut flipped = whole.clone();
                 flipped[start as usize + bit / 8] ^= 1 << (bit % 8);
@@ -446,7 +448,7 @@ fn w4_what_a_mark_knows_of_a_wal_under_load_is_never_cut() {
     report("a WAL under load, cut, zeroed and flipped", &shard.counts, begin);
 }
 
-/// The tail of a WAL that is not the last one is witnessed by the next WAL.
+/// The end of a WAL that is not the last one is witnessed by the next WAL.
 #[test]
 fn w4_the_second_group_of_a_wal_witnesses_the_wal_before() {
     block_on(async {
@@ -462,16 +464,16 @@ fn w4_the_second_group_of_a_wal_witnesses_the_wal_before() {
         let first = FileName::Wal(set(1).await);
         db.request_flush();
         db.prepare_spare().await.unwrap();
-        assert_ne!(first, FileName::Wal(set(2).await), "it goes to the next WAL");
+        assert_ne!(first, FileName::Wal(set(2).await), "the write goes to the next WAL");
         set(3).await;
-        assert!(!db.is_witnessed(), "the last group is not");
+        assert!(!db.is_witnessed(), "the last group is not witnessed");
         let mut bytes = storage.bytes(first);
         bytes[FIRST_RECORD as usize..].fill(0);
         let damaged = storage.crash(Fate::Kept);
         damaged.overwrite(first, &bytes);
         let error = Db::open(damaged, owner, UnderLoad::CONFIG).await.err().expect("the start is refused");
         assert!(error.to_string().contains("writes are missing"), "{error}");
-        // And if the first group of the next WAL is gone as well, it is missed itself.
+        // If the first group of the next WAL is gone as well, this loss is noticed instead.
         let next = FileName::Wal(db.durable().unwrap().0);
         let damaged = storage.crash(Fate::Kept);
         damaged.overwrite(first, &bytes);
@@ -481,7 +483,7 @@ fn w4_the_second_group_of_a_wal_witnesses_the_wal_before() {
         let error = Db::open(damaged, owner, UnderLoad::CONFIG).await.err().expect("the start is refused");
         assert!(error.to_string().contains(&next.to_string()), "{error}");
 
-        // What is flushed needs no witness any more.
+        // Writes that are flushed need no witness any more.
         db.mark().await.unwrap();
         set(4).await;
         db.prepare_spare().await.unwrap();
@@ -493,7 +495,7 @@ fn w4_the_second_group_of_a_wal_witnesses_the_wal_before() {
     });
 }
 
-/// A torn write that damages the rest of its block as well, which is more than R1 allows for.
+/// A torn write that also damages the rest of its block, which is more than R1 allows for.
 #[test]
 fn w4_a_torn_write_that_takes_its_neighbours_along_is_noticed() {
     let begin = Instant::now();
@@ -517,7 +519,7 @@ fn w4_a_torn_write_that_takes_its_neighbours_along_is_noticed() {
     report("a torn write with its neighbours", &shard.counts, begin);
 }
 
-/// A device that confirms what it has not written: whatever mark it has kept is kept to.
+/// A device that confirms writes that it has not made: the store keeps to whatever mark the device has kept.
 #[test]
 fn w4_a_device_that_lies_is_found_out_where_a_mark_tells() {
     let begin = Instant::now();
@@ -539,7 +541,7 @@ fn w4_a_device_that_lies_is_found_out_where_a_mark_tells() {
             }
             (storage, ends)
         });
-        // What was confirmed falsely is kept in part: the lie comes to light with the power cut.
+        // The falsely confirmed writes are kept in part: the power cut brings the lie to light.
         let left = storage.crash(Fate::Random);
         let wal =
             left.files().iter().map(|file| file.0).find(|name| matches!(name, FileName::Wal(_))).unwrap();
@@ -600,7 +602,7 @@ fn p5_files_removed_emptied_zeroed_foreign_or_old() {
         for (name, _) in fixture.files() {
             let whole = fixture.storage.bytes(name);
             let mut replacements = vec![("emptied", Vec::new()), ("zeroed", vec![0; whole.len()])];
-            // Files of the same kind, and of any other, from the shard beside it.
+            // Files of the same kind, and of every other kind, from another shard.
             replacements
                 .extend(other.files().iter().map(|(name, _)| ("foreign", other.storage.bytes(*name))));
             for past in &fixture.past {
@@ -632,6 +634,6 @@ fn p5_an_old_store_file_does_not_make_a_new_store_over_the_data() {
     let fixture = Fixture::new(0, false);
     let storage = fixture.copy();
     let created = block_on(Db::create(storage.clone(), fixture.owner, CONFIG));
-    assert_eq!(created.err().expect("it holds data").kind(), ErrorKind::Corruption);
+    assert_eq!(created.err().expect("the directory holds data").kind(), ErrorKind::Corruption);
     assert_eq!(fixture.look(&storage), Outcome::Right, "nothing was touched");
 }

@@ -1,5 +1,5 @@
-//! Every decoder over its fuzzing corpus, and over random changes of it: no panic, no loop. `scripts/fuzz.sh` lets
-//! libFuzzer look for more, and watches what they allocate.
+//! Runs every decoder over its fuzzing corpus, and over random changes of the corpus: no decoder may panic or loop.
+//! `scripts/fuzz.sh` lets libFuzzer search further, and watches what the decoders allocate.
 
 #[path = "../fuzz/src/decoders.rs"]
 #[expect(unreachable_pub, reason = "the fuzz targets are another crate")]
@@ -11,7 +11,7 @@ use std::path::Path;
 use decoders::DECODERS;
 use ringkeep::random::Random;
 
-/// Changes of each file of the corpus.
+/// Random changes to each file of the corpus.
 const CHANGES: u64 = 200;
 
 #[test]
@@ -25,7 +25,7 @@ fn no_decoder_panics_on_the_corpus_and_what_is_near_it() {
             .unwrap()
             .map(|file| fs::read(file.unwrap().path()).unwrap())
             .collect();
-        assert!(10 < inputs.len(), "{name} has a corpus");
+        assert!(10 < inputs.len(), "{name} has too small a corpus");
         inputs.sort();
         for input in &inputs {
             decoder(input);
@@ -44,7 +44,7 @@ fn no_decoder_panics_on_the_corpus_and_what_is_near_it() {
     }
 }
 
-/// Flips a bit, puts in a byte, takes some out, or goes on as another input does.
+/// Flips a bit, inserts a byte, removes some bytes, or replaces the rest by the rest of another input.
 fn change(bytes: &mut Vec<u8>, other: &[u8], random: &mut Random) {
     let at = random.below(bytes.len() as u64 + 1) as usize;
     match random.below(4) {

@@ -1,5 +1,5 @@
-//! Golden bytes of every structure on disk. A change here is a change of the format: a store of an older version
-//! would not open any more, or, worse, be read wrongly. Then the format version has to change too.
+//! Golden bytes of every structure on disk. A change here is a change of the format: a store of an older version would
+//! no longer open or, worse, would be read wrongly. The format version has to change with it.
 
 use std::rc::Rc;
 
@@ -20,7 +20,7 @@ use ringkeep::wal::writer::Wal;
 
 const OWNER: Owner = Owner { store_id: 0x0123_4567_89ab_cdef, shard: ShardId(2) };
 
-/// Bytes as text: the non-zero ends of `bytes` in full, and the checksum and length of the whole.
+/// Bytes as text: the first 120 bytes without the zeros at the end, then checksum and length of all bytes.
 fn show(bytes: &[u8]) -> String {
     let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1);
     let hex: String = bytes[..end.min(120)].iter().map(|byte| format!("{byte:02x}")).collect();
@@ -124,7 +124,7 @@ fn sst() {
                 4 => EntryKind::value(Some(UnixMillis((1 << 41) + n))),
                 _ => EntryKind::VALUE,
             };
-            // Even values compress, odd ones do not.
+            // Values of even numbers compress, values of odd numbers do not.
             let value: Vec<u8> =
                 (0..n % 90).map(|i| if n % 2 == 0 { 1 } else { (n * i * i) as u8 }).collect();
             let value = if kind == EntryKind::TOMBSTONE { &[] } else { &value[..] };

@@ -1,8 +1,8 @@
-//! Per key, operations are linearizable (P3), across kill -9 as well: clients race for a few keys, the process is
-//! killed between, and a checker looks for an order that explains every answer.
+//! Operations on one key are linearizable (P3), even across kill -9. Clients race for a few keys, the process is killed
+//! in between, and a checker looks for an order that explains every answer.
 //!
-//! `RINGKEEP_HISTORIES` says how many histories, each of some ten thousand operations, `RINGKEEP_SEED` with which
-//! seed.
+//! `RINGKEEP_HISTORIES` is the number of histories, each of some ten thousand operations; `RINGKEEP_SEED` is the seed
+//! of the first history.
 
 mod common;
 
@@ -20,17 +20,17 @@ use todc_utils::specifications::Specification;
 
 const CLIENTS: usize = 8;
 const KEYS: u64 = 8;
-/// Processes that one history sees.
+/// Processes that serve one history, one after the other.
 const LIVES: u64 = 4;
-/// Operations in one life.
+/// Operations in the life of one process.
 const OPERATIONS: u64 = 2_500;
 
-/// What was done to a key, and what was answered. Values are numbers from 1 on; 0 is a key that is not there.
+/// What was done to a key, and what was answered. Values are numbers from 1 on; 0 is a key that does not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Operation {
     Read(u64),
     Write(u64),
-    /// A delete, and whether it found something.
+    /// A delete, and whether it found the key.
     Delete(bool),
     /// A delete whose answer never came.
     LostDelete,
@@ -57,11 +57,11 @@ impl Specification for Register {
     }
 }
 
-/// Something that happened to a key: when, by which client in which life, and what.
+/// An event of a key: its time, the client in a certain life of the server, and what happened.
 type Event = (u64, usize, Action<Operation>);
 type Events = BTreeMap<u64, Vec<Event>>;
 
-/// Does random things to random keys until the server is gone. `clock` orders what all clients see.
+/// Does random things to random keys until the server is gone. `clock` orders the events of all clients.
 fn client(mut client: Client, process: usize, seed: u64, clock: &AtomicU64, done: &AtomicU64) -> Events {
     let mut random = Random::new(seed);
     let mut events = Events::new();
@@ -105,11 +105,11 @@ fn client(mut client: Client, process: usize, seed: u64, clock: &AtomicU64, done
     }
 }
 
-/// Whether some order explains a history. What was never answered had its effect before its process was gone, at the
-/// end of its life in `ends`, or never had any: both are tried.
+/// Whether some order explains a history. An operation that was never answered took effect before its process was gone
+/// (the end of its life is in `ends`), or never took effect: both are tried.
 fn explicable(mut events: Vec<Event>, ends: &[u64]) -> bool {
     events.sort_by_key(|event| event.0);
-    // Each process waits for one answer at a time; what it waits for at the end is open.
+    // A client waits for one answer at a time. The operation that it waits for at the end is open.
     let mut open: BTreeMap<usize, (u64, Operation)> = BTreeMap::new();
     for (time, process, action) in &events {
         match action {
@@ -124,7 +124,7 @@ fn explicable(mut events: Vec<Event>, ends: &[u64]) -> bool {
             _ => None,
         })
         .collect();
-    // A read without an answer says nothing, and a write that somebody saw has happened.
+    // A read without an answer says nothing, and a write whose value was read has happened.
     let uncertain: Vec<usize> = open
         .iter()
         .filter(|(_, (_, operation))| match operation {
@@ -170,7 +170,7 @@ fn p3_every_history_has_an_order() {
         let (mut all, mut ends) = (Events::new(), Vec::new());
         for life in 0..=LIVES {
             let server = Server::start(&data, &[SMALL, &["--flush-interval", "50ms"]].concat());
-            // Every life begins with a look at what the one before has left; the last one is only that.
+            // Every life begins with reads of what the life before has left; the last life does nothing else.
             let reader = LIVES as usize * CLIENTS + life as usize;
             for key in 0..KEYS {
                 let reply = {
@@ -197,7 +197,7 @@ fn p3_every_history_has_an_order() {
                     .collect();
                 let begin = Instant::now();
                 while done.load(Ordering::SeqCst) < OPERATIONS {
-                    assert!(begin.elapsed() < PATIENCE, "seed {seed}: the clients stand still");
+                    assert!(begin.elapsed() < PATIENCE, "seed {seed}: the clients make no progress");
                     thread::yield_now();
                 }
                 server.kill();
@@ -211,7 +211,7 @@ fn p3_every_history_has_an_order() {
         }
         for (key, events) in all {
             if !explicable(events.clone(), &ends) {
-                println!("seed {seed}: there is no order for key {key}: {events:?}");
+                println!("seed {seed}: no order explains the events of key {key}: {events:?}");
                 wrong += 1;
             }
         }
@@ -235,7 +235,7 @@ fn the_checker_refuses_what_must_not_happen() {
     let wrong = [
         // A read of the old value after the write was acknowledged.
         vec![call(0, 0, Write(1)), answer(1, 0, Write(1)), call(2, 1, Read(0)), answer(3, 1, Read(0))],
-        // A value that was seen, and is gone after the crash.
+        // A value that was read, and is gone after the crash.
         vec![
             call(0, 0, Write(1)),
             call(1, 1, Read(0)),
@@ -243,7 +243,7 @@ fn the_checker_refuses_what_must_not_happen() {
             call(11, 2, Read(0)),
             answer(12, 2, Read(0)),
         ],
-        // An unanswered write that is not there after the crash, and comes to light later.
+        // An unanswered write that is not there after the crash, and appears later.
         vec![
             call(0, 0, Write(1)),
             call(11, 2, Read(0)),
@@ -251,13 +251,14 @@ fn the_checker_refuses_what_must_not_happen() {
             call(13, 2, Read(0)),
             answer(14, 2, Read(1)),
         ],
-        // A delete says that it found a key that was not there.
+        // A delete that found a key that did not exist.
         vec![call(0, 0, LostDelete), answer(1, 0, Delete(true))],
     ];
     for history in wrong {
         assert!(!explicable(history.clone(), &[10, 20]), "{history:?}");
     }
-    // An unanswered write may appear after the crash, or not; a delete may be all that noticed it.
+    // An unanswered write may appear after the crash, or not. A delete may be the only operation that notices the
+    // write.
     let right = [
         vec![call(0, 0, Write(1)), call(11, 1, Read(0)), answer(12, 1, Read(0))],
         vec![call(0, 0, Write(1)), call(11, 1, Read(0)), answer(12, 1, Read(1))],

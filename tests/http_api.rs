@@ -17,7 +17,7 @@ fn server() -> (tempfile::TempDir, Server) {
 #[test]
 fn the_curl_lines_of_the_specification_work_word_for_word() {
     let (_folder, data) = folder();
-    // The lines name port 8080; where another program has it, the same lines are tried on a free one.
+    // The lines name port 8080. If another program uses that port, the same lines are tried on a free port.
     let free = TcpListener::bind("127.0.0.1:8080").is_ok();
     let listen = if free { "127.0.0.1:8080" } else { "127.0.0.1:0" };
     let server = Server::start(&data, &[SMALL, &["--listen", listen]].concat());
@@ -143,7 +143,8 @@ fn bodies_arrive_by_length_by_chunks_and_after_a_go_ahead() {
     assert_eq!(client.send("value").reply().status, 200);
     assert_eq!(client.request("GET", "/get?key=e").text(), "value");
 
-    // A final answer instead of the go-ahead, and the body that comes all the same is not taken for a request.
+    // The server sends a final answer instead of the go-ahead. A body that comes all the same is not taken for a
+    // request.
     client.send("PUT /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n");
     assert_eq!(client.reply().status, 404);
     assert!(client.is_closed());
@@ -281,7 +282,7 @@ fn what_keeps_a_server_from_starting_has_its_own_status() {
     let server = Server::start(&data, SMALL);
     let status = |data: &std::path::Path, flags: &[&str]| {
         let (mut child, line) = spawn(data, flags);
-        assert_eq!(line, "", "it must not listen");
+        assert_eq!(line, "", "the server must not listen");
         child.wait().unwrap().code()
     };
     assert_eq!(status(&data, SMALL), Some(75), "the data directory is locked");
@@ -291,13 +292,13 @@ fn what_keeps_a_server_from_starting_has_its_own_status() {
     assert_eq!(status(&free, &["--sync", "sometimes"]), Some(2));
     assert_eq!(status(&free, &["--memtable-size", "1KiB"]), Some(78));
     assert_eq!(status(std::path::Path::new("/proc/nowhere/data"), SMALL), Some(73));
-    // The first one was unharmed by all this.
+    // The first server was not harmed by all this.
     assert_eq!(server.client().request("GET", "/livez").status, 200);
     server.kill();
     std::fs::write(data.join("STORE"), b"not a store").unwrap();
     assert_eq!(status(&data, SMALL), Some(65));
     std::fs::remove_file(data.join("STORE")).unwrap();
-    assert_eq!(status(&data, SMALL), Some(65), "shards without a STORE are not made anew");
+    assert_eq!(status(&data, SMALL), Some(65), "shards without a STORE are not replaced by a new store");
 }
 
 #[test]
@@ -308,7 +309,7 @@ fn nothing_behind_a_request_to_stop_keeps_the_server_up() {
         "POST /set?key=k&value=v HTTP/1.1\r\nHost: x\r\n\r\n",
     ] {
         let (_folder, data) = folder();
-        // Without a time limit that would end a wait for the bytes behind.
+        // The drain timeout is long, so that it does not end a wait for the bytes that follow.
         let server = Server::start(&data, &[SMALL, &["--drain-timeout", "1h"]].concat());
         let mut client = server.client();
         client.send("GET /shutdown HTTP/1.1\r\nHost: x\r\n\r\n").send(behind);
@@ -327,7 +328,8 @@ fn a_log_reader_that_has_gone_does_not_end_the_server() {
     let mut line = String::new();
     std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut line)
         .unwrap();
-    let address = line.trim().strip_prefix("listening on http://").expect("it starts").parse().unwrap();
+    let address =
+        line.trim().strip_prefix("listening on http://").expect("the server starts").parse().unwrap();
     let mut client = Client::connect(address);
     assert_eq!(client.request("POST", "/set?key=k&value=v").status, 200);
     client.send("GET /shutdown HTTP/1.1\r\nHost: x\r\n\r\n");
@@ -357,7 +359,7 @@ fn many_large_values_at_once_are_answered_or_refused_never_mixed() {
         }
     }
     assert!(0 < answered);
-    assert_eq!(client.request("GET", "/get?key=v0").status, 200, "what was held is given back");
+    assert_eq!(client.request("GET", "/get?key=v0").status, 200, "the memory of the replies is free again");
 }
 
 #[test]

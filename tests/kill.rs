@@ -1,5 +1,5 @@
-//! The process dies under load, again and again: every acknowledged write is there after the restart, and of the
-//! others each is there or not, never anything else. `RINGKEEP_KILLS` says how often, `RINGKEEP_SEED` with which seed.
+//! The process is killed under load, again and again. After each restart every acknowledged write is there. Every other
+//! write is there or not, but nothing else is. `RINGKEEP_KILLS` is the number of kills, `RINGKEEP_SEED` the seed.
 
 mod common;
 
@@ -23,7 +23,7 @@ const FLAGS: &[&str] = &[
     "--compaction-interval",
     "100ms",
 ];
-/// Acknowledged writes after which the kill comes, at least.
+/// The kill comes after at least this many acknowledged writes.
 const WRITES: u64 = 500;
 
 #[test]
@@ -89,7 +89,7 @@ fn p6_a_wal_that_cannot_be_written_ends_the_process_with_74_and_loses_nothing() 
     });
     let (status, after) = ended.unwrap();
     assert_eq!(status.code(), Some(74), "after {after:?}");
-    assert!(after < Duration::from_secs(30), "it ends soon: {after:?}");
+    assert!(after < Duration::from_secs(30), "the process took too long to end: {after:?}");
     let server = Server::start(&data, SMALL);
     journals.check(&mut server.client(), "after the restart");
 }

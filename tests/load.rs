@@ -1,4 +1,4 @@
-//! The load tool against servers that lie: what it is for is to notice. And against the real one, which does not.
+//! The load tool against servers that lie, which it must notice, and against the real server, which does not lie.
 
 mod common;
 
@@ -13,44 +13,44 @@ use std::time::Duration;
 use common::Server;
 use serde_json::Value;
 
-/// How a server deviates from a right one.
+/// How a server deviates from a correct server; the first number says when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lie {
     None,
-    /// Every so many sets are acknowledged and forgotten.
+    /// Every n-th set is acknowledged and forgotten.
     ForgetSet(u64),
-    /// Every so many deletes are acknowledged and not done.
+    /// Every n-th delete is acknowledged and not done.
     ForgetDelete(u64),
-    /// Every so many values have a bit changed.
+    /// Every n-th value has a bit changed.
     FlipBit(u64),
-    /// Every so many values are cut short, by so many bytes.
+    /// Every n-th value is cut short, by that many bytes.
     Shorten(u64, usize),
-    /// Every so many values are those of another key.
+    /// Every n-th value is that of another key.
     OtherKey(u64),
-    /// Every so many values are those of the version before.
+    /// Every n-th value is that of the version before.
     Older(u64),
-    /// Every so many keys that are not there are.
+    /// Every n-th key that does not exist gets a value.
     Invent(u64),
-    /// Every so many requests are refused, and not done.
+    /// Every n-th request is refused, and not done.
     Refuse(u64),
-    /// One request fails, with that status.
+    /// The n-th request fails with that status.
     Fail(u64, u16),
-    /// One request is answered twice.
+    /// The n-th request is answered twice.
     Repeat(u64),
-    /// One request has no answer: the connection is closed.
+    /// The n-th request gets no answer: the connection is closed.
     Close(u64),
-    /// One request is refused, and the connection closed.
+    /// The n-th request is refused, and the connection is closed.
     TurnAway(u64),
-    /// One request waits, and all behind it.
+    /// The n-th request waits, and all requests after it.
     Stall(u64),
 }
 
 const STALL: Duration = Duration::from_millis(500);
 
-/// A key-value server for one load tool, as simple as can be, in this process.
+/// A key-value server for one run of the load tool, as simple as can be, in this process.
 struct Liar {
     lie: Lie,
-    /// All versions of each key; the last one is empty behind a delete.
+    /// All versions of each key; the last version is `None` after a delete.
     keys: Mutex<HashMap<String, Vec<Option<Vec<u8>>>>>,
     /// Occasions to lie so far.
     occasions: AtomicU64,
@@ -61,7 +61,7 @@ impl Liar {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let liar = Arc::new(Self { lie, keys: Mutex::new(HashMap::new()), occasions: AtomicU64::new(0) });
-        // Both end with the test's process.
+        // All threads end with the test's process.
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let liar = liar.clone();
@@ -71,7 +71,7 @@ impl Liar {
         address
     }
 
-    /// Serves until the client leaves, or the lie is to leave.
+    /// Serves until the client closes the connection, or the lie closes it.
     fn serve(&self, stream: &mut TcpStream) -> Option<()> {
         stream.set_nodelay(true).unwrap();
         let (mut input, mut buffer) = (Vec::new(), [0; 4096]);
@@ -105,7 +105,7 @@ impl Liar {
         }
     }
 
-    /// Whether this is the occasion: `every` so many, `once` or again and again.
+    /// Whether this is the occasion: the `every`-th if `once`, otherwise every `every`-th.
     fn now(&self, every: u64, once: bool) -> bool {
         let occasion = self.occasions.fetch_add(1, Ordering::SeqCst) + 1;
         if once { occasion == every } else { occasion.is_multiple_of(every) }
@@ -178,7 +178,7 @@ fn bench(server: SocketAddr, flags: &[&str]) -> (Output, Value) {
     (output, report)
 }
 
-/// A run of few keys, so that each is written and read many times.
+/// A run with few keys, so that each key is written and read many times.
 fn lied_to(lie: Lie, workloads: &str) -> (Output, Value) {
     let server = Liar::start(lie);
     bench(server, &["--connections", "4", "--key-count", "50", "--operations", "2000", workloads])
@@ -198,9 +198,9 @@ fn an_honest_server_has_no_faults_and_every_operation_is_counted() {
         let (name, count) =
             (workload["workload"].as_str().unwrap(), workload["operations"].as_u64().unwrap());
         match name {
-            // An update that follows its read comes on top.
+            // An update that follows its read is counted in addition.
             "ycsb-f" => assert!(2900 < count, "{count}"),
-            // A twentieth are inserts, and there is room for 50.
+            // A twentieth of the operations are inserts, and there is room for 50.
             "ycsb-d" => assert!((400..2000).contains(&count), "{count}"),
             _ => assert_eq!(count, 2000, "{name}"),
         }
@@ -213,7 +213,7 @@ fn every_lie_is_noticed_and_called_by_its_name() {
     for (lie, workloads, lost, wrong) in [
         (Lie::ForgetSet(5), "fill-seq,ycsb-a", true, false),
         (Lie::ForgetSet(5), "fill-seq,overwrite,read", true, false),
-        // The next delete finds what was said to be gone.
+        // The next delete finds a key that was said to be deleted.
         (Lie::ForgetDelete(2), "fill-seq,delete", false, true),
         (Lie::FlipBit(1000), "fill-seq,read", false, true),
         (Lie::Shorten(1000, 1), "fill-seq,read", false, true),
@@ -243,7 +243,7 @@ fn what_an_earlier_run_has_filled_is_compared_too() {
         let server = Liar::start(lie);
         let (output, _) = bench(server, &[&flags[..], &["fill-seq"]].concat());
         assert!(output.status.success(), "{output:?}");
-        // The second run overwrites half of the keys; the others are as the first one left them.
+        // The second run overwrites half of the keys; the other keys are as the first run left them.
         let flags = [&flags[..], &["--filled", "--seed", "5", "ycsb-a,read,read"]].concat();
         let (output, report) = bench(server, &flags);
         let found = (sum(&report, "lost"), sum(&report, "wrong"));
@@ -286,7 +286,7 @@ fn refusals_are_counted_apart_and_a_fill_repeats_what_was_refused() {
     let (output, report) = bench(server, &[&flags[..], &["--filled", "overwrite"]].concat());
     assert!(output.status.success(), "{output:?}");
     assert_eq!((sum(&report, "operations"), sum(&report, "refused")), (1800, 200));
-    // What comes after a fill relies on every key.
+    // Later workloads rely on every key of a fill.
     for pipeline in ["1", "16"] {
         let flags = ["--connections", "4", "--pipeline", pipeline, "--key-count", "1800", "fill-unique,read"];
         let (output, report) =
@@ -301,7 +301,7 @@ fn refusals_are_counted_apart_and_a_fill_repeats_what_was_refused() {
 
 #[test]
 fn an_answer_that_is_none_ends_the_run() {
-    // A disk that is full does not get emptier by a fill that goes on.
+    // A full disk does not get emptier if the fill goes on.
     for (lie, words) in [
         (Lie::Fail(500, 500), "500: words"),
         (Lie::Fail(500, 507), "507: words"),
@@ -311,7 +311,7 @@ fn an_answer_that_is_none_ends_the_run() {
         let (output, report) = lied_to(lie, "fill-seq,read,overwrite");
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code() == Some(1) && error.contains(words), "{lie:?}: {error}");
-        assert_eq!(report["workloads"].as_array().unwrap().len(), 1, "the first one did not end");
+        assert_eq!(report["workloads"].as_array().unwrap().len(), 1, "the first workload did not end");
     }
 }
 
@@ -327,8 +327,8 @@ fn an_answer_that_is_none_ends_the_run_even_if_it_is_the_last() {
 
 #[test]
 fn an_open_loop_counts_from_when_requests_were_due() {
-    // 1,000 requests a second are due while the server holds all of them up for half a second. Those due in its
-    // first 400 ms wait for 100 ms at least, whether they could be sent or not.
+    // 1,000 requests per second are due while the server holds all of them up for half a second. Requests that are due
+    // in the first 400 ms of that time wait for 100 ms at least, whether they could be sent or not.
     let server = Liar::start(Lie::Stall(200));
     let flags =
         ["--connections", "2", "--key-count", "50", "--rate", "1000", "--operations", "1000", "fill-seq"];
@@ -350,11 +350,11 @@ fn an_open_loop_counts_from_when_requests_were_due() {
 fn an_open_loop_sends_all_that_was_due_before_its_end_and_counts_what_it_could_not() {
     // Nothing is held up: every request that is due in half a second is sent.
     let flags = ["--connections", "3", "--key-count", "50", "--rate", "200", "--duration", "500ms"];
-    let room = ["--pipeline", "16", "--filled", "overwrite"]; // an answer that is late holds no request up
+    let room = ["--pipeline", "16", "--filled", "overwrite"]; // a late answer holds no request up
     let (output, report) = bench(Liar::start(Lie::None), &[&flags[..], &room].concat());
     assert!(output.status.success(), "{output:?}");
     assert_eq!((sum(&report, "operations"), sum(&report, "unsent")), (100, 0));
-    // All is held up for longer than the run: what was due and is not under way counts as late.
+    // Everything is held up for longer than the run: requests that are due and not under way count as late.
     let flags = ["--connections", "3", "--key-count", "50", "--rate", "200", "--duration", "400ms"];
     let (output, report) =
         bench(Liar::start(Lie::Stall(1)), &[&flags[..], &["--filled", "overwrite"]].concat());
@@ -368,7 +368,7 @@ fn an_open_loop_sends_all_that_was_due_before_its_end_and_counts_what_it_could_n
 fn an_open_loop_that_asks_for_too_much_still_ends() {
     let flags = ["--connections", "2", "--key-count", "50", "--rate", "10000000", "--duration", "300ms"];
     let (output, report) = bench(Liar::start(Lie::None), &[&flags[..], &["--filled", "read"]].concat());
-    // Nobody has filled the keys: all of them are missing.
+    // No run has filled the keys: all of them are missing.
     assert_eq!(output.status.code(), Some(1));
     assert!(0 < sum(&report, "lost") && 0 < sum(&report, "unsent"));
 }
@@ -393,7 +393,7 @@ fn the_real_server_is_filled_once_and_asked_again() {
         assert!(report["storage"]["commit_4k_us"]["p50"].as_f64().unwrap() > 0.0);
         assert_eq!(report["settings"]["key_size"], "8..100");
     }
-    // Few keys, whose values are too short to say their version: many are equal, and answers overtake each other.
+    // Few keys with values too short to hold their version: many values are equal, and answers overtake each other.
     let hot = ["--key-count", "8", "--key-size", "101", "--value-size", "0..3", "--operations", "20000"];
     let more = ["--connections", "8", "--threads", "2", "--pipeline", "4", "fill-seq,ycsb-f,ycsb-a,delete"];
     let (output, report) = bench(server.address, &[&hot[..], &more].concat());

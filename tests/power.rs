@@ -1,10 +1,10 @@
-//! The real kernel: power cuts and full disks on file systems of our own, on loop devices.
+//! Power cuts and full disks on the real kernel, on file systems that the tests make on loop devices.
 //!
-//! The cut is the shutdown ioctl of ext4 and XFS: metadata that was not synced (names, lengths, extents) and pages of
-//! the cache are gone at the next mount, and until then every write fails with EIO. One call is the power cut and the
-//! failing disk. What it cannot take back is an O_DIRECT overwrite in place, as the WAL makes them: that those are
-//! synced before their answer is for the simulated disk to show (`tests/crash.rs`). An answer that arrives after the
-//! call began proves nothing and is not counted. `scripts/power.sh` makes what these tests need.
+//! The cut is the shutdown ioctl of ext4 and XFS. Metadata that was not synced (names, lengths, extents) and pages of
+//! the cache are gone at the next mount, and until then every write fails with EIO. So one call is both the power cut
+//! and the failing disk. It cannot take back an O_DIRECT overwrite in place, as the WAL makes them: the simulated disk
+//! tests that those are synced before their answer (`tests/crash.rs`). An answer that arrives after the call began
+//! proves nothing and is not counted. `scripts/power.sh` prepares what these tests need.
 
 mod common;
 
@@ -36,7 +36,7 @@ const FLAGS: &[&str] = &[
     "--compaction-interval",
     "100ms",
 ];
-/// Cuts of one file system before it is made anew.
+/// Cuts of one file system before a new one is made.
 const CUTS: u64 = 20;
 
 fn run(program: &str, args: &[&str]) {
@@ -52,13 +52,13 @@ struct Disk {
 }
 
 impl Disk {
-    /// Makes and mounts it, in the folder that the script has given.
+    /// Makes and mounts a file system, in the folder that the script has chosen.
     fn new(kind: &str, megabytes: u64) -> Self {
         let folder = std::env::var_os("RINGKEEP_POWER").expect("run scripts/power.sh");
         let folder = Path::new(&folder);
         let (image, mount) = (folder.join(format!("{kind}.img")), folder.join(kind));
         fs::create_dir_all(&mount).unwrap();
-        let _ = fs::remove_file(&image); // of the one before
+        let _ = fs::remove_file(&image); // of an earlier test
         fs::File::create(&image).unwrap().set_len(megabytes << 20).unwrap();
         run(&format!("mkfs.{kind}"), &["-q", image.to_str().unwrap()]);
         let disk = Self { image, mount };
@@ -70,7 +70,7 @@ impl Disk {
         run("mount", &["-o", "loop", self.image.to_str().unwrap(), self.mount.to_str().unwrap()]);
     }
 
-    /// The kernel may hold files of a process that has just ended for a moment.
+    /// The kernel may hold the files of a process for a moment after the process has ended, so this tries again.
     fn unmount(&self) {
         let begin = Instant::now();
         loop {
@@ -83,7 +83,7 @@ impl Disk {
         }
     }
 
-    /// Gets ready for the power cut: starting a program takes longer than what the cut is aimed at.
+    /// Prepares a power cut: starting a program would take longer than the moment at which the cut is aimed.
     fn arm(&self) -> Cut {
         let mut command = Command::new("xfs_io");
         command.args(["-x", self.mount.to_str().unwrap()]);
@@ -94,10 +94,10 @@ impl Disk {
         self.mount.join("data")
     }
 
-    /// Takes every block that is left with a file at `path`.
+    /// Fills every block that is free with a file at `path`.
     fn fill(&self, path: &Path) {
         let mut file = fs::File::create(path).unwrap();
-        // What is written back may take less than was set aside for it.
+        // Data that is written back may take less space than was reserved for it.
         for bytes in [1 << 20, 4096, 4096] {
             let block = vec![0; bytes];
             while file.write_all(&block).is_ok() {}
@@ -105,7 +105,7 @@ impl Disk {
         }
     }
 
-    /// The names in the directories of the shards.
+    /// The names of the files in the directories of the shards.
     fn names(&self) -> BTreeSet<String> {
         let read = |path: PathBuf| fs::read_dir(path).into_iter().flatten().flatten();
         read(self.data())
@@ -115,7 +115,7 @@ impl Disk {
     }
 }
 
-/// Flushes that the device has completed.
+/// Flush requests that the device has completed.
 fn flushes(disk: &Disk) -> u64 {
     let device = fs::metadata(&disk.mount).unwrap().dev();
     let numbers = [rustix::fs::major(device), rustix::fs::minor(device)].map(|number| number.to_string());
@@ -125,7 +125,7 @@ fn flushes(disk: &Disk) -> u64 {
     line[18].parse().unwrap()
 }
 
-/// The one test that sees whether a sync reaches the device: a lone client has no group to share a flush with.
+/// The only test that sees whether a sync reaches the device: a lone client has no group to share a flush with.
 #[test]
 #[ignore = "needs root: scripts/power.sh"]
 fn p1_every_answer_of_a_lone_client_is_flushed_by_the_device() {
@@ -164,7 +164,7 @@ fn wals_opened_direct(server: &Server) -> usize {
     fs::read_dir(process.join("fd")).unwrap().flatten().filter(is_direct).count()
 }
 
-/// A power cut that waits for its moment.
+/// A power cut that is prepared, and waits for its moment.
 struct Cut(Child);
 
 impl Cut {
@@ -178,21 +178,21 @@ impl Cut {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // A test that failed leaves it mounted otherwise.
+        // Otherwise a test that failed would leave the file system mounted.
         let _ = Command::new("umount").arg("-l").arg(&self.mount).stderr(Stdio::null()).status();
     }
 }
 
-/// At what the cut is aimed.
+/// The moment at which the cut is aimed.
 #[derive(Debug, Clone, Copy)]
 enum Aim {
-    /// The very first acknowledgement of a new store.
+    /// The first acknowledgement of a new store.
     FirstAnswer,
     /// Any moment.
     Anywhere,
     /// A sorted file appears: a flush or a compaction.
     NewSst,
-    /// A sorted file goes: a compaction has just been put in force.
+    /// A sorted file disappears: a compaction has just taken effect.
     OldSst,
     /// A WAL appears or is renamed: a rotation.
     NewWal,
@@ -202,7 +202,7 @@ enum Aim {
 
 const AIMS: [Aim; 6] = [Aim::Anywhere, Aim::NewSst, Aim::OldSst, Aim::NewWal, Aim::Manifest, Aim::Anywhere];
 
-/// Waits for the moment. `false` if it does not come.
+/// Waits for the moment. Returns `false` if it does not come.
 fn wait_for(aim: Aim, disk: &Disk, progress: &Progress, random: &mut Random) -> bool {
     let begin = Instant::now();
     let acknowledged = || progress.acknowledged.load(Ordering::SeqCst);
@@ -229,7 +229,7 @@ fn wait_for(aim: Aim, disk: &Disk, progress: &Progress, random: &mut Random) -> 
         }
         before = after;
     }
-    // What comes next takes from microseconds to milliseconds.
+    // The steps that follow take from microseconds to milliseconds.
     let pause = [0, 20, 100, 500, 3_000][random.below(5) as usize];
     let begin = Instant::now();
     while begin.elapsed() < Duration::from_micros(pause) {
@@ -244,12 +244,12 @@ fn cut_a_start(disk: &Disk, random: &mut Random) {
     thread::scope(|scope| {
         let start = scope.spawn(|| {
             let (mut child, _) = spawn(&disk.data(), FLAGS);
-            // It may have come up before the cut.
+            // The server may have started before the cut.
             let begin = Instant::now();
             while child.try_wait().unwrap().is_none() && begin.elapsed() < Duration::from_secs(2) {
                 thread::sleep(Duration::from_millis(1));
             }
-            let _ = child.kill(); // idle, it does not notice
+            let _ = child.kill(); // an idle server does not notice the cut
             child.wait().unwrap();
         });
         let wanted = ["MANIFEST", "CURRENT.tmp"][random.below(2) as usize];
@@ -298,9 +298,9 @@ fn power_cuts(kind: &'static str, name: &'static str) {
                     let Ok(mut stream) = std::net::TcpStream::connect(address) else { return };
                     for n in 0..100 {
                         let request = format!("POST /set?key=poke-{n}&value=x HTTP/1.1\r\nHost: x\r\n\r\n");
-                        let _ = stream.write_all(request.as_bytes()); // it goes down
+                        let _ = stream.write_all(request.as_bytes()); // the server is about to end
                     }
-                    let _ = stream.read_to_end(&mut Vec::new()); // until it is down
+                    let _ = stream.read_to_end(&mut Vec::new()); // until the server has ended
                 });
                 status = Some(server.wait());
                 poke.join().unwrap();
@@ -311,7 +311,7 @@ fn power_cuts(kind: &'static str, name: &'static str) {
             disk.mount();
             let server = Server::start(&disk.data(), FLAGS);
             checked += journals.check(&mut server.client(), &context);
-            // Alive again.
+            // The server accepts writes again.
             assert_eq!(server.client().request("POST", "/set?key=alive&value=1").status, 200, "{context}");
         }
         disk.unmount();
@@ -352,7 +352,7 @@ fn a_full_disk_refuses_writes_answers_reads_and_recovers_by_itself() {
             let wait = |what: &str, done: &dyn Fn() -> bool| {
                 let begin = Instant::now();
                 while !done() {
-                    assert!(begin.elapsed() < PATIENCE, "{what}");
+                    assert!(begin.elapsed() < PATIENCE, "waited in vain until {what}");
                     thread::sleep(Duration::from_millis(1));
                 }
                 begin.elapsed()
@@ -361,7 +361,7 @@ fn a_full_disk_refuses_writes_answers_reads_and_recovers_by_itself() {
             let mut filler = server.client();
             let mut key = 0;
             while load(&progress.disk_full) < 20 {
-                // Clients overwrite what they wrote; this one does not.
+                // The clients overwrite their keys; the filler writes new keys.
                 key += 1;
                 filler.post(&format!("/set?key=filler-{key}"), &vec![key as u8; 60_000]);
             }
@@ -378,19 +378,20 @@ fn a_full_disk_refuses_writes_answers_reads_and_recovers_by_itself() {
         assert_eq!(server.wait().code(), Some(0));
         let server = Server::start(&disk.data(), FLAGS);
         journals.check(&mut server.client(), "after the restart");
-        server.signal("-TERM"); // a kill could leave a part of an SST behind, which makes room
+        server.signal("-TERM"); // a kill could leave part of an SST, and removing that part would make room
         assert_eq!(server.wait().code(), Some(0));
 
-        // A start that finds no room ends.
+        // A start that finds no free space ends.
         disk.fill(&ballast);
         let (mut child, line) = spawn(&disk.data(), FLAGS);
         assert_eq!((child.wait().unwrap().code(), line.as_str()), (Some(1), ""));
         fs::remove_file(&ballast).unwrap();
-        // If what a crash has left takes the room, it goes; and a full disk is not taken for one without O_DIRECT.
+        // If files that a crash has left take the space, the start removes them. And a full disk is not taken for a
+        // disk without O_DIRECT.
         fs::write(disk.data().join("shard-001/000999.sst"), vec![1; 8 << 20]).unwrap();
         disk.fill(&disk.data().join("shard-000/000999.sst"));
         let server = Server::start(&disk.data(), FLAGS);
-        assert!(0 < wals_opened_direct(&server), "through the page cache");
+        assert!(0 < wals_opened_direct(&server), "the WALs are written through the page cache");
         journals.check(&mut server.client(), "after a start on a full disk");
         server.kill();
         disk.unmount();

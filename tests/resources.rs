@@ -1,7 +1,7 @@
-//! What a server holds on to: descriptors, memory, processor time, log lines. Nothing leaks, nothing spins, nothing
-//! grows with what clients only announce.
+//! The resources that a server holds: descriptors, memory, processor time, log lines. Nothing leaks, nothing spins, and
+//! nothing grows with what clients only announce.
 //!
-//! `cargo test` runs each on a small scale; `scripts/campaign.sh` sets the numbers of the reliability table.
+//! `cargo test` runs each test on a small scale; `scripts/campaign.sh` sets the sizes for the reliability table.
 
 mod common;
 
@@ -20,7 +20,7 @@ use common::{Client, PATIENCE, Row, SMALL, Server, folder, setting};
 use ringkeep::random::Random;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// A number behind `name` in a file of `/proc`, in KiB for memory.
+/// The number after `name` in `/proc/ID/status`; memory is in KiB.
 fn status(id: u32, name: &str) -> u64 {
     let text = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
@@ -42,17 +42,17 @@ fn processor_ticks(server: &Server) -> u64 {
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 
-/// Waits for something that has to come.
+/// Waits until `done`, which must happen. Returns how long it took.
 fn until(what: &str, mut done: impl FnMut() -> bool) -> Duration {
     let begin = Instant::now();
     while !done() {
-        assert!(begin.elapsed() < PATIENCE, "{what}");
+        assert!(begin.elapsed() < PATIENCE, "waited in vain until {what}");
         thread::sleep(Duration::from_millis(1));
     }
     begin.elapsed()
 }
 
-/// This process needs a descriptor for each connection, too.
+/// Raises the limit of this process, which needs a descriptor for each connection, too.
 fn raise_own_limit() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).unwrap();
@@ -78,13 +78,13 @@ fn r1_without_descriptors_it_neither_spins_nor_floods_the_log_and_files_still_op
     until("the descriptors run out", || limit <= descriptors(&server));
     let before = processor_ticks(&server);
     let seconds = setting("RINGKEEP_STARVED_SECONDS", 2);
-    thread::sleep(Duration::from_secs(seconds)); // what is measured is what happens in this time
+    thread::sleep(Duration::from_secs(seconds)); // processor time is measured over these seconds
     let share = (processor_ticks(&server) - before) / seconds;
     assert!(share < 10, "{share} % of a processor while nothing can be accepted");
-    assert_eq!(client.request("GET", "/get?key=before").status, 200, "those who are there are served");
-    assert_eq!(set(&mut client, "during"), 200, "and the log does not need a descriptor");
+    assert_eq!(client.request("GET", "/get?key=before").status, 200, "open connections are served");
+    assert_eq!(set(&mut client, "during"), 200, "a write needs no new descriptor");
     drop(waiting);
-    until("it accepts again", || {
+    until("the server accepts again", || {
         let mut client = server.client();
         client
             .send("GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -115,7 +115,7 @@ fn r2_connections_beyond_the_limit_are_refused_and_files_keep_their_descriptors(
                 assert_eq!(reply.status, 503, "{reply:?}");
                 refused += 1;
             }
-            None => refused += 1, // the close overtook the status
+            None => refused += 1, // the connection was closed before the status arrived
         }
     }
     assert!((100..200).contains(&served.len()) && 0 < refused, "{} served, {refused} refused", served.len());
@@ -145,7 +145,7 @@ fn r3_an_idle_connection_holds_8_kib_at_most() {
     println!("{count} connections, {each:.1} KiB each");
     assert!(each <= 8.0, "{each} KiB for each of {count} idle connections");
     drop(clients);
-    until("they all go", || descriptors(&server) < 100);
+    until("all connections are gone", || descriptors(&server) < 100);
     Row { name: "idle connections", runs: count, seconds: begin.elapsed(), ..Row::default() }.report();
 }
 
@@ -170,7 +170,7 @@ fn r4_memory_grows_by_what_arrives_not_by_what_is_announced() {
                 "POST /set?key=big-{number} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
             ));
             if number % 2 == 1 {
-                assert_eq!(client.reply().status, 413, "before the body is read");
+                assert_eq!(client.reply().status, 413, "refused before the body is read");
             } else {
                 client.send([7; 1_000]);
                 announced.push(client);
@@ -179,7 +179,7 @@ fn r4_memory_grows_by_what_arrives_not_by_what_is_announced() {
         let seconds = setting("RINGKEEP_CONFINED_SECONDS", 3);
         let since = Instant::now();
         while since.elapsed() < Duration::from_secs(seconds) {
-            // Large values, there and back, beside the small ones.
+            // Large values are written and read at the same time as the small ones.
             let mut client = Client::connect(address);
             let body = vec![since.elapsed().subsec_nanos() as u8; 8 << 20];
             let reply = client.post("/set?key=large", &body);
@@ -207,11 +207,11 @@ fn r4_memory_grows_by_what_arrives_not_by_what_is_announced() {
     .report();
 }
 
-/// A cgroup of our own, where we may make one.
+/// A cgroup of the test's own, if this process may make one.
 struct Cgroup(std::path::PathBuf);
 
 impl Cgroup {
-    /// One whose writes to the device of `folder` are limited to so many bytes a second.
+    /// A cgroup that limits writes to the device of `folder` to `bytes` per second.
     fn with_slow_disk(folder: &Path, bytes: u64) -> Option<Self> {
         let device = rustix::fs::stat(folder).unwrap().st_dev;
         let device = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
@@ -266,7 +266,7 @@ fn r5_connections_that_come_and_go_badly_leave_nothing() {
     abuse(2_000);
     let quiet = || {
         let mut before = 0;
-        until("the connections go", || {
+        until("the connections are gone", || {
             let now = descriptors(&server);
             thread::sleep(Duration::from_millis(300));
             std::mem::replace(&mut before, now) == now && now < 100
@@ -276,7 +276,7 @@ fn r5_connections_that_come_and_go_badly_leave_nothing() {
     let (files, memory) = (descriptors(&server), resident_kib(&server));
     abuse(aborts);
     quiet();
-    // A WAL that was full may have a spare by now, and files that were read stay open; connections do not.
+    // A WAL that was full may have a spare by now, and files that were read stay open; connections must not.
     until("no descriptor is left behind", || descriptors(&server) <= files + 8);
     let grown = resident_kib(&server).saturating_sub(memory);
     println!("{aborts} connections, {grown} KiB more than before");
@@ -285,12 +285,12 @@ fn r5_connections_that_come_and_go_badly_leave_nothing() {
     Row { name: "connects and aborts", runs: aborts, seconds: begin.elapsed(), ..Row::default() }.report();
 }
 
-/// One bad end of a connection.
+/// Ends a connection badly, in one of several ways.
 fn abort(address: SocketAddr, number: u64) {
     let mut stream = TcpStream::connect(address).unwrap();
     let reset = |stream: &TcpStream| {
         let linger = Some(Duration::ZERO);
-        let _ = socket2::SockRef::from(stream).set_linger(linger); // it closes anyhow
+        let _ = socket2::SockRef::from(stream).set_linger(linger); // the connection closes even if this fails
     };
     let requests: [&[u8]; 6] = [
         b"",
@@ -300,7 +300,7 @@ fn abort(address: SocketAddr, number: u64) {
         b"POST /set?key=y&value=1 HTTP/1.1\r\nHost: x\r\n\r\n",
         b"\x16\x03\x01\x02\x00 hello",
     ];
-    // The other side may have hung up already.
+    // The server may have closed the connection already.
     let _ = stream.write_all(requests[(number % 6) as usize]);
     match number / 6 % 3 {
         0 => reset(&stream),
@@ -330,8 +330,9 @@ fn r6_files_that_compaction_made_obsolete_are_removed_while_it_runs() {
         seen.append(&mut ssts());
         40 <= seen.len()
     });
-    // What stays is less than a compaction of L0 takes, and the one file that the last has written.
-    until("obsolete files go", || ssts().len() <= 4);
+    // The files that stay are fewer than a compaction of L0 takes, and the one file that the last compaction has
+    // written.
+    until("obsolete files are removed", || ssts().len() <= 4);
     server.signal("-TERM");
     assert_eq!(server.wait().code(), Some(0));
     Row {
@@ -357,11 +358,11 @@ fn r7_a_client_that_never_reads_is_not_read_from_either() {
             let mut stream = TcpStream::connect(server.address).unwrap();
             stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
             let request = b"GET /get?key=k HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1_000);
-            // Until the server takes no more.
+            // Send until the server takes no more.
             let mut sent = 0;
             while stream.write_all(&request).is_ok() {
                 sent += request.len();
-                assert!(sent < 64 << 20, "it is read from for ever");
+                assert!(sent < 64 << 20, "the server reads for ever");
             }
             stream
         })
@@ -371,7 +372,7 @@ fn r7_a_client_that_never_reads_is_not_read_from_either() {
     assert!(each <= 1_400, "{each} KiB for each client that does not read");
     assert_eq!(server.client().request("GET", "/get?key=k").body.len(), 100_000, "others are served");
     drop(greedy);
-    until("they go", || descriptors(&server) < 100);
+    until("the connections are gone", || descriptors(&server) < 100);
     Row { name: "clients that never read", runs: clients, seconds: begin.elapsed(), ..Row::default() }
         .report();
 }
@@ -406,7 +407,7 @@ fn r8_sigterm_under_load_ends_with_0_and_loses_nothing() {
     .report();
 }
 
-/// Files of sorted data and logs that a clean stop has left, by shard.
+/// All files in the directories of the shards.
 fn files(data: &Path) -> BTreeSet<String> {
     let read = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten();
     let shards = read(data).filter(|entry| entry.path().is_dir());
@@ -454,7 +455,7 @@ fn r9_a_soak_with_kills_leaks_nothing() {
         "KiB more in the second half of each life than in the first: {slopes:?}; {most} descriptors at most"
     );
     slopes.sort_unstable();
-    // A life of seconds is all beginning: caches and memtables fill.
+    // In a life of a few seconds, caches and memtables are still filling.
     if 600 <= seconds {
         assert!(slopes[slopes.len() / 2] < 4 << 10, "{slopes:?} KiB");
     }
@@ -466,7 +467,7 @@ fn r9_a_soak_with_kills_leaks_nothing() {
     let check = Command::new(env!("CARGO_BIN_EXE_ringkeep")).arg("check").arg(&data).output().unwrap();
     let text = String::from_utf8(check.stdout).unwrap();
     assert_eq!(check.status.code(), Some(0), "{text}");
-    assert!(!text.contains("nothing names it"), "no file is orphaned: {text}\n{:?}", files(&data));
+    assert!(!text.contains("nothing names it"), "files are orphaned: {text}\n{:?}", files(&data));
     Row { name: "soak with kills", runs: lives, acknowledged, seconds: begin.elapsed(), ..Row::default() }
         .report();
 }
@@ -476,7 +477,7 @@ fn p9_writes_faster_than_the_disk_are_slowed_or_refused_and_memory_stays_bounded
     let begin = Instant::now();
     let (_folder, data) = folder();
     let seconds = setting("RINGKEEP_PRESSURE_SECONDS", 5);
-    // A memtable is full several times a second, and the disk is a slow one where we may make it so.
+    // A memtable is full several times per second, and the disk is slow if this process may limit it.
     let flags =
         ["--threads", "2", "--memtable-size", "2MiB", "--cache-size", "8MiB", "--max-value-size", "1MiB"];
     let group = Cgroup::with_slow_disk(data.parent().unwrap(), 24 << 20);
@@ -496,7 +497,7 @@ fn p9_writes_faster_than_the_disk_are_slowed_or_refused_and_memory_stays_bounded
                 let mut keys = Vec::new();
                 let mut client = Client::connect(address);
                 let mut random = Random::new(worker);
-                // Bytes that do not compress, so that the disk has them all to write.
+                // Bytes that do not compress, so that the disk has to write all of them.
                 let body: Vec<u8> = (0..4_000).map(|_| random.next_u64() as u8).collect();
                 while !over.load(Ordering::SeqCst) {
                     let since = Instant::now();
@@ -533,17 +534,17 @@ fn p9_writes_faster_than_the_disk_are_slowed_or_refused_and_memory_stays_bounded
     );
     // Memtables of all shards, caches, buffers of groups, merges and connections.
     assert!(most < 192 << 10, "{most} KiB");
-    // On a busy machine a second says little of the server; the campaign has it for itself.
+    // On a busy machine a second says little about the server; the campaign has the machine for itself.
     if 60 <= seconds {
         assert!(longest < Duration::from_secs(1), "{longest:?}");
     }
-    // It catches up: compaction ends, and the processor rests.
-    let quiet = until("it catches up", || {
+    // The server catches up: compaction ends, and the processor rests.
+    let quiet = until("the server catches up", || {
         let before = processor_ticks(&server);
         thread::sleep(Duration::from_millis(500));
         processor_ticks(&server) - before < 5
     });
-    println!("it has caught up after {quiet:?}");
+    println!("the server has caught up after {quiet:?}");
     assert_eq!(server.client().post_patiently("/set?key=after", b"x").status, 200);
     thread::scope(|scope| {
         for (body, keys) in &last {
@@ -551,7 +552,7 @@ fn p9_writes_faster_than_the_disk_are_slowed_or_refused_and_memory_stays_bounded
                 let mut client = Client::connect(address);
                 for key in keys {
                     let reply = client.request("GET", &format!("/get?key={key}"));
-                    assert!(reply.body == *body, "{key} is not what it was");
+                    assert!(reply.body == *body, "{key} has another value");
                 }
             });
         }

@@ -1,5 +1,5 @@
-//! Files taken away from a running server: its directory, its log, its manifest. The process ends with status 74, nothing
-//! is acknowledged after that, and what lies at the path by then is not touched.
+//! Files are taken away from a running server: its directory, its log, its manifest. The process ends with status 74,
+//! acknowledges nothing after that, and does not touch what is at the path by then.
 
 mod common;
 
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use common::{Client, SMALL, Server, contents, folder};
 
-/// A server with a log that the test reads when it has ended.
+/// A server whose log the test reads when the server has ended.
 struct Watched {
     server: Server,
     log: PathBuf,
@@ -20,7 +20,7 @@ impl Watched {
         Self { server: Server::start_logged(data, SMALL, &log), log }
     }
 
-    /// Waits for the end, and checks its status and that the log says what was taken away.
+    /// Waits for the end, and checks the status and that the log names what was taken away.
     fn ends_with_74(self, what: &str, words: &str) {
         let status = self.server.wait();
         let log = fs::read_to_string(&self.log).unwrap();
@@ -33,7 +33,7 @@ fn set(client: &mut Client, key: &str) {
     assert_eq!(client.request("POST", &format!("/set?key={key}&value=1")).status, 200);
 }
 
-/// The file in the directory of a shard that `matches`.
+/// The file of a shard whose name `matches`.
 fn find(data: &Path, matches: impl Fn(&str) -> bool) -> PathBuf {
     let paths = fs::read_dir(data.join("shard-000")).unwrap().map(|entry| entry.unwrap().path());
     let found = paths.into_iter().find(|path| matches(path.file_name().unwrap().to_str().unwrap()));
@@ -51,7 +51,7 @@ fn a_directory_that_was_removed_or_moved_ends_the_server_and_the_next_one_is_not
         } else {
             fs::remove_dir_all(&data).unwrap();
         }
-        // A store that was made and left by a clean stop meanwhile.
+        // Meanwhile another store was made at this path, and its server was stopped cleanly.
         fs::create_dir(folder.path().join("other")).unwrap();
         let other = folder.path().join("other/data");
         let server = Server::start(&other, SMALL);
@@ -62,7 +62,7 @@ fn a_directory_that_was_removed_or_moved_ends_the_server_and_the_next_one_is_not
         let before = contents(&data);
         let words = format!("the directory {} was moved, removed or replaced", data.display());
         old.ends_with_74(&format!("moved: {moved}"), &words);
-        assert!(before == contents(&data), "nothing is touched under the path");
+        assert!(before == contents(&data), "the store that is now at the path is not touched");
         let server = Server::start(&data, SMALL);
         assert_eq!(server.client().request("GET", "/get?key=b").status, 200);
     }
@@ -99,7 +99,7 @@ fn a_log_or_manifest_or_shard_that_was_removed_moved_or_replaced_ends_the_server
     }
 }
 
-/// As `rsync` and many editors do: the bytes are the same, and the file is another one.
+/// Replaces a file as `rsync` and many editors do: the bytes are the same, but it is another file.
 fn replace_by_copy(path: &Path) {
     let copy = path.with_extension("copy");
     fs::copy(path, &copy).unwrap();
@@ -130,7 +130,7 @@ fn p1_nothing_is_acknowledged_in_a_log_that_was_removed_or_cut() {
             client.send(format!("POST /set?key=k{key}&value=2 HTTP/1.1\r\nHost: x\r\n\r\n"));
             match client.try_reply(false) {
                 Some(reply) => assert_eq!(reply.status, 500, "cut: {cut}: {}", reply.text()),
-                None => break, // it has ended
+                None => break, // the server has ended
             }
         }
         server.ends_with_74(&format!("cut: {cut}"), if cut { "was cut to" } else { "removed or replaced" });
@@ -158,7 +158,7 @@ fn p1_a_backup_restored_over_a_running_server_ends_it() {
 
     let server = Watched::start(&data);
     set(&mut server.server.client(), "new");
-    // What is not in the backup goes, and every file is written beside its place and renamed over it.
+    // Files that are not in the backup are removed; every other file is written elsewhere and renamed to its place.
     for path in contents(&data).into_keys() {
         if !backup.iter().any(|(kept, _)| *kept == path) {
             fs::remove_file(path).unwrap();
@@ -171,7 +171,7 @@ fn p1_a_backup_restored_over_a_running_server_ends_it() {
     }
     server.ends_with_74("a restored backup", "this process was using it");
     let restored: Vec<_> = contents(&data).into_iter().collect();
-    assert!(restored == backup, "nothing is touched that was restored");
+    assert!(restored == backup, "the restored files are not touched");
     let server = Server::start(&data, SMALL);
     assert_eq!(server.client().request("GET", "/get?key=old").status, 200);
     assert_eq!(server.client().request("GET", "/get?key=new").status, 404);

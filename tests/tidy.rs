@@ -1,9 +1,9 @@
-//! Layers, and the few other rules worth a test. A ratchet, not a cage.
+//! The rules of the source tree that are worth a test: layers, banned names, headers and lengths.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Modules by layer; one may use those of lower layers, and its own folder.
+/// Modules by layer. A module may use modules of lower layers, and its own folder.
 const LAYERS: &[&[&str]] = &[
     &["error", "random", "codec", "key", "op", "config", "file_name", "arena", "hash_index", "host"],
     &["storage", "source"],
@@ -30,7 +30,7 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Every source of the library: its path below `src`, and its text without the tests.
+/// Every source file of the library: its path below `src`, and its text without the tests.
 fn library() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut found = Vec::new();
@@ -71,7 +71,7 @@ fn modules_use_lower_layers_only() {
                     continue;
                 }
                 let allowed = match (layer(user), layer(used)) {
-                    // http stands beside: it uses the lowest layer, and the layers from shard on use it.
+                    // `http` stands apart: it uses the lowest layer, and the layers from `shard` on use it.
                     (None, Some(used)) => user == "http" && used == 0,
                     (Some(user), None) => used == "http" && 6 <= user,
                     (Some(user), Some(used)) => {
@@ -130,7 +130,7 @@ fn what_is_banned_stays_where_it_is_allowed() {
 #[test]
 fn every_file_says_what_it_owns_and_stays_readable() {
     for (name, text) in library() {
-        assert!(text.starts_with("//!"), "src/{name} does not say what it is for");
+        assert!(text.starts_with("//!"), "src/{name} does not begin with its purpose (//!)");
         assert!(text.lines().count() <= 800 || LONG_FILES.contains(&name.as_str()), "src/{name} is too long");
     }
 }

@@ -1,4 +1,4 @@
-//! Clients that write until the server is gone and remember what they were told; and the comparison afterwards.
+//! Clients that write until the server is gone and remember every answer. Afterwards the server is compared with them.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -11,11 +11,11 @@ use ringkeep::random::Random;
 
 use super::{Client, PATIENCE, encode};
 
-/// Keys of one client.
+/// Keys of each client.
 const KEYS: u64 = 400;
 
-/// What a client knows of a key: the value that was acknowledged (`None` if deleted or never set), and what was sent
-/// and not answered.
+/// What a client knows of a key: the value that was acknowledged (`None` if the key was deleted or never set), and a
+/// write that was sent and not answered.
 type Known = (Option<u64>, Option<Option<u64>>);
 
 /// What every client knows.
@@ -25,7 +25,7 @@ pub struct Journals {
     seed: u64,
 }
 
-/// What clients do at the moment.
+/// What the clients have done so far, and what they may expect.
 #[derive(Default)]
 pub struct Progress {
     /// Writes acknowledged.
@@ -34,35 +34,35 @@ pub struct Progress {
     pub refused: AtomicU64,
     /// Writes refused because the disk is full.
     pub disk_full: AtomicU64,
-    /// Reads answered rightly.
+    /// Reads answered correctly.
     pub reads: AtomicU64,
-    /// From now on answers prove nothing: the power is going.
+    /// The power is going: from now on answers prove nothing.
     pub over: AtomicBool,
-    /// Clients are to stop.
+    /// The clients must stop.
     pub stop: AtomicBool,
-    /// The server may end, or fail, from now on; before, every request has to be answered, and not with a failure.
+    /// From now on the server may end, or fail. Until then every request must be answered, and not with a failure.
     pub may_end: AtomicBool,
 }
 
 impl Progress {
-    /// Waits until so many writes are acknowledged.
+    /// Waits until `writes` writes are acknowledged.
     pub fn wait_for(&self, writes: u64) {
         let begin = Instant::now();
         while self.acknowledged.load(Ordering::SeqCst) < writes {
-            assert!(begin.elapsed() < PATIENCE, "the clients stand still");
+            assert!(begin.elapsed() < PATIENCE, "the clients make no progress");
             thread::yield_now();
         }
     }
 
-    /// The server is going to end: call it before it is told to.
+    /// Allows the server to end. Call this before the server is told to end.
     pub fn ends_now(&self) {
         self.may_end.store(true, Ordering::SeqCst);
     }
 
-    /// A connection has ended, or a request has failed.
+    /// Checks that a connection may end, or a request fail, at this time.
     fn expect_end(&self, what: &str) {
         let expected = [&self.may_end, &self.over].iter().any(|flag| flag.load(Ordering::SeqCst));
-        assert!(expected, "{what}, and nothing was done to the server");
+        assert!(expected, "{what}, although nothing was done to the server");
     }
 }
 
@@ -79,7 +79,7 @@ impl Journals {
         Self { clients: vec![BTreeMap::new(); clients], round: 0, seed }
     }
 
-    /// Lets all clients write until they cannot, while `watch` watches. Returns the writes acknowledged.
+    /// Lets all clients write until they cannot, while `watch` runs. Returns the number of acknowledged writes.
     pub fn write(&mut self, address: SocketAddr, watch: impl FnOnce(&Progress)) -> u64 {
         self.round += 1;
         let progress = Progress::default();
@@ -95,7 +95,8 @@ impl Journals {
         progress.acknowledged.into_inner()
     }
 
-    /// Compares what the server has with what the clients know; from then on they know it. Returns the keys read.
+    /// Compares what the server has with what the clients know, and updates what they know. Returns the number of keys
+    /// read.
     pub fn check(&mut self, client: &mut Client, context: &str) -> u64 {
         let mut checked = 0;
         for (id, journal) in self.clients.iter_mut().enumerate() {
@@ -123,7 +124,7 @@ impl Journals {
     }
 }
 
-/// Sets, deletes and reads, until the server is gone or it is over.
+/// Sets, deletes and reads until the server is gone or the test is over.
 fn write(
     mut client: Client,
     seed: u64,
@@ -156,13 +157,13 @@ fn write(
         let reply = if sent_all { client.try_reply(false) } else { None };
         let Some(reply) = reply else { return progress.expect_end("a write has no answer") };
         if progress.over.load(Ordering::SeqCst) {
-            return; // it may have come after the cut
+            return; // the answer may have come after the cut
         }
         match reply.status {
-            // The answer to a delete is exact.
-            200 => assert!(sent.is_some() || known.0.is_some(), "{key} was deleted, and was not there"),
+            // The answer to a delete must be exact.
+            200 => assert!(sent.is_some() || known.0.is_some(), "a delete found {key}, which did not exist"),
             404 if sent.is_none() => {
-                assert_eq!(known.0, None, "{key} was there, and was not found to delete")
+                assert_eq!(known.0, None, "a delete did not find {key}, which existed")
             }
             status @ (503 | 507) => {
                 known.1 = None;
@@ -170,7 +171,7 @@ fn write(
                 progress.disk_full.fetch_add(u64::from(status == 507), Ordering::SeqCst);
                 continue;
             }
-            // The log could not be written: whether this write is there is not known.
+            // The log could not be written: this write may be there or not.
             500 => return progress.expect_end(reply.text()),
             status => panic!("{status} {}", reply.text()),
         }
@@ -179,7 +180,7 @@ fn write(
     }
 }
 
-/// Reads a key whose value is known. `false` if there was no answer that proves anything.
+/// Reads a key whose value is known. Returns `false` if no answer came that proves anything.
 fn read(client: &mut Client, key: &str, expected: Option<u64>, progress: &Progress) -> bool {
     let request = format!("GET /get?key={key} HTTP/1.1\r\nHost: x\r\n\r\n");
     let sent_all = client.stream.write_all(request.as_bytes()).is_ok();
@@ -193,7 +194,7 @@ fn read(client: &mut Client, key: &str, expected: Option<u64>, progress: &Progre
     }
     match reply.status {
         200 => assert_eq!(Some(reply.body), expected.map(value), "wrong bytes under {key}"),
-        404 => assert_eq!(expected, None, "{key} is gone"),
+        404 => assert_eq!(expected, None, "{key} is missing"),
         503 => return true,
         500 => {
             progress.expect_end(reply.text());

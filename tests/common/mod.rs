@@ -1,4 +1,4 @@
-//! A server process under test, and a client that sees bytes.
+//! A server process under test, and a client that sends and receives bytes.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of this module")]
 
 pub mod journal;
@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 /// A number from the environment, for runs longer than those of `cargo test`.
 pub fn setting(name: &str, default: u64) -> u64 {
     let text = std::env::var(name).unwrap_or_default();
-    if text.is_empty() { default } else { text.parse().unwrap_or_else(|_| panic!("{name} is no number")) }
+    if text.is_empty() { default } else { text.parse().unwrap_or_else(|_| panic!("{name} is not a number")) }
 }
 
-/// A line of the reliability table: what was tried how often, and what came of it.
+/// A line of the reliability table: what was tried, how often, and with which result.
 #[derive(Debug, Clone, Default)]
 pub struct Row {
     pub name: &'static str,
@@ -24,13 +24,13 @@ pub struct Row {
     pub acknowledged: u64,
     pub lost: u64,
     pub wrong: u64,
-    /// Damages that were noticed: refused, or reported.
+    /// Cases of damage that were noticed: refused or reported.
     pub detected: u64,
     pub seconds: Duration,
 }
 
 impl Row {
-    /// Prints it, and appends it to the file that `RINGKEEP_REPORT` names.
+    /// Prints the line, and appends it to the file that `RINGKEEP_REPORT` names.
     ///
     /// # Panics
     /// If anything was lost or wrong.
@@ -47,7 +47,7 @@ impl Row {
     }
 }
 
-/// No answer of the server takes this long; without it a hung server would hang the tests.
+/// No answer of the server takes this long. Without this limit, a server that hangs would hang the tests.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running server. It is killed when the test ends.
@@ -57,24 +57,24 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts the real binary on a free port and waits until it says that it listens.
+    /// Starts the real binary on a free port and waits until it prints its address.
     pub fn start(data_dir: &Path, flags: &[&str]) -> Self {
         Self::announced(spawn(data_dir, flags))
     }
 
-    /// The same, with its log lines in a file.
+    /// Starts a server that writes its log to a file.
     pub fn start_logged(data_dir: &Path, flags: &[&str], log: &Path) -> Self {
         Self::announced(spawn_with(&[], data_dir, flags, std::fs::File::create(log).unwrap().into()))
     }
 
-    /// The same, in a memory cgroup.
+    /// Starts a server in a memory cgroup.
     pub fn start_confined(data_dir: &Path, flags: &[&str], cgroup: &Path) -> Self {
         let enter = r#"echo $$ > "$0/cgroup.procs" && exec "$@""#;
         let wrapper = ["sh", "-c", enter, cgroup.to_str().unwrap()];
         Self::announced(spawn_with(&wrapper, data_dir, flags, Stdio::inherit()))
     }
 
-    /// The same, with a limit on open files.
+    /// Starts a server with a limit on open files.
     pub fn start_limited(data_dir: &Path, flags: &[&str], open_files: u32) -> Self {
         let limited = format!("ulimit -n {open_files} && exec \"$0\" \"$@\"");
         Self::announced(spawn_with(&["sh", "-c", &limited], data_dir, flags, Stdio::inherit()))
@@ -119,7 +119,7 @@ impl Server {
         rustix::process::prlimit(Some(self.pid()), resource, limit).unwrap();
     }
 
-    /// Waits for its end, not for ever.
+    /// Waits until the server ends, for `PATIENCE` at most.
     pub fn wait(mut self) -> ExitStatus {
         let begin = std::time::Instant::now();
         loop {
@@ -138,12 +138,12 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.child.kill(); // it may have ended
+        let _ = self.child.kill(); // the server may have ended already
         let _ = self.child.wait();
     }
 }
 
-/// Starts the binary; returns it with the first line that it prints, empty if it ends before.
+/// Starts the binary. Returns it with the first line that it prints, which is empty if it ends before.
 pub fn spawn(data_dir: &Path, flags: &[&str]) -> (Child, String) {
     spawn_with(&[], data_dir, flags, Stdio::inherit())
 }
@@ -165,7 +165,7 @@ fn spawn_with(wrapper: &[&str], data_dir: &Path, flags: &[&str], log: Stdio) -> 
     (child, line)
 }
 
-/// Flags that keep a server small: what it allocates and zero-writes at its start is a few MiB.
+/// Flags that keep a server small: at its start it allocates and fills with zeros only a few MiB.
 pub const SMALL: &[&str] =
     &["--memtable-size", "1MiB", "--max-value-size", "1MiB", "--cache-size", "4MiB", "--threads", "2"];
 
@@ -202,12 +202,12 @@ impl Client {
         self
     }
 
-    /// Reads what there is; whether the connection goes on. A server that says nothing is none that has ended it.
+    /// Reads what has arrived. Returns whether the connection is still open; a silent server has not closed it.
     fn fill(&mut self) -> bool {
         let mut buffer = [0; 65_536];
         let count = match self.stream.read(&mut buffer) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                panic!("nothing was said for {PATIENCE:?}")
+                panic!("the server has sent nothing for {PATIENCE:?}")
             }
             result => result.unwrap_or(0),
         };
@@ -215,7 +215,7 @@ impl Client {
         0 < count
     }
 
-    /// Reads one reply; `None` if the connection ends before it is whole.
+    /// Reads one reply; `None` if the connection ends before the reply is complete.
     pub fn try_reply(&mut self, head_only: bool) -> Option<Reply> {
         let end = loop {
             if let Some(at) = self.pending.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -261,7 +261,8 @@ impl Client {
         self.send(body).reply()
     }
 
-    /// Posts until there is room: a disk that stands still for long is answered with 503, which asks to come again.
+    /// Posts until the server accepts the value. While a disk stands still for long, the server answers 503, which asks
+    /// the client to try again.
     pub fn post_patiently(&mut self, target: &str, body: &[u8]) -> Reply {
         let begin = Instant::now();
         loop {
@@ -273,9 +274,9 @@ impl Client {
     }
 }
 
-/// A folder for a server's data, which goes with the test.
+/// A folder for a server's data, which is removed at the end of the test.
 pub fn folder() -> (tempfile::TempDir, PathBuf) {
-    // Beside the build, on a real file system: /tmp may be a tmpfs.
+    // In the build directory, which is on a real file system: /tmp may be a tmpfs.
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let data = folder.path().join("data");
     (folder, data)
