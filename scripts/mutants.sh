@@ -78,19 +78,17 @@ mutant 'interval syncs do nothing' src/db/commit.rs \
 mutant 'a WAL takes groups before the one before it is synced' src/db/commit.rs \
     'before.sync().await?; // W3' 'let _ = before;' crash
 mutant 'a failed commit is answered with success' src/db/commit.rs \
-    'if let Err(error) = self.write(group).await {' 'if let (Err(error), true) = (self.write(group).await, false) {' crash
+    'result.answer(Err(error.clone())); // C3' 'result.answer(Ok(())); // C3' crash
 mutant 'what failed meanwhile is not looked at' src/db/commit.rs \
-    'if let Some(error) = self.failure() {
-            outcome' 'if let (Some(error), true) = (self.failure(), false) {
-            outcome' crash
+    'let written = self.failure().map_or(written, Err);' '' crash
 mutant 'a WAL without a name is not noticed' src/db/commit.rs \
-    'group.wal.file().check_in_place()?; // C4' '' taken_away
-mutant 'writes are visible before they are committed' src/db/mod.rs \
-    'Ok(Lookup::new(self, key, self.0.queue.visible(), Wants::Value))' 'Ok(Lookup::new(self, key, SeqNo(u64::MAX), Wants::Value))' crash
-mutant 'a write goes ahead of those that wait for room' src/shard/handler.rs \
-    'if db.waits_for_room() {' 'if false {'
+    'wal.file().check_in_place()?; // C4' '' taken_away
+mutant 'writes are visible before they are committed' src/db/operate.rs \
+    'self.begin_lookup(self.key(key), self.visible(), Wants::Value, now)' 'self.begin_lookup(self.key(key), SeqNo(u64::MAX), Wants::Value, now)' crash
+mutant 'a write goes ahead of those that wait for room' src/db/operate.rs \
+    'self.0.admission.nobody_waits()?;' ''
 mutant 'writes that wait for room do not wait for their turn' src/shard/handler.rs \
-    'let _turn = tokio::time::timeout_at(deadline, place.first()).await;' 'let _turn = &place;'
+    'let _turn = tokio::time::timeout_at(deadline, position.first()).await;' 'let _turn = &position;'
 
 echo "== files of records"
 mutant 'a sync covers what was written while it ran' src/record/file.rs \
@@ -201,7 +199,7 @@ mutant 'names are not synced at all' src/storage/mod.rs \
 
 echo "== flush, compaction, recovery"
 mutant 'what is not committed is flushed' src/db/flush.rs \
-    'self.committed_up_to(last).await?; // D3' '' crash
+    'inner.writes.queue.committed_up_to(last).await?; // D3' '' crash
 mutant 'the name of a flushed SST is not synced' src/db/flush.rs \
     'sync_names(&inner.storage).await?;
             Ok(meta)' 'Ok(meta)' crash
@@ -223,22 +221,48 @@ mutant 'the WAL of a killed process is written to again' src/db/recovery.rs \
 mutant 'the end of a WAL is not noted in the manifest' src/db/mod.rs \
     'KnownEnd::AtLeast(known) => known < durable,' 'KnownEnd::AtLeast(known) => known < durable && false,' damage
 mutant 'the next WAL carries no mark soon' src/db/commit.rs \
-    'group.wal.file().request_mark();' '' damage
+    'wal.file().request_mark();' '' damage
 mutant 'a damaged WAL that nothing names is removed' src/wal/reader.rs \
     'Ok(mark) if FIRST_RECORD < mark.durable => Err(error),' '' crash
-mutant 'a WAL of somebody else is used again' src/db/flush.rs \
+mutant 'a WAL of somebody else is used again' src/db/wals.rs \
     'if !leads.map_err' 'if false && !leads.map_err' crash
-mutant 'a stop does not look at names' src/db/flush.rs \
-    'match self.check_store().await {' 'match Ok::<(), Error>(()) {' taken_away
-mutant 'a write is lost when its memtable is frozen' src/db/mod.rs \
-    'inner.frozen.borrow_mut().push_back(full.freeze());' 'drop(full.freeze());' model
+mutant 'a stop does not look at names' src/db/close.rs \
+    'match self.check_store().await {' 'match Ok::<(), crate::error::Error>(()) {' taken_away
+mutant 'a write is lost when its memtable is frozen' src/db/writes.rs \
+    'self.frozen.borrow_mut().push_back(full.freeze());' 'drop(full.freeze());' model
+mutant 'a WAL that is to be kept is removed' src/db/flush.rs \
+    'if kept {
+            edit.keep_wals' 'if false {
+            edit.keep_wals'
+mutant 'a WAL that is kept is used again' src/db/flush.rs \
+    'if kept {
+            frozen.held.take();' 'if false {
+            frozen.held.take();'
+
+echo "== reads, expiry, compaction"
+mutant 'an expired value is found' src/key.rs \
+    'self.value == ValueKind::Value && self.expires.is_none_or(|expires| now < expires)' 'let _ = now; self.value == ValueKind::Value'
+mutant 'an expired value outlives compaction' src/compaction/executor.rs \
+    'if entry.kind.has_expired_at(now) {' 'if false && entry.kind.has_expired_at(now) {'
+mutant 'a tombstone goes while a deeper level holds its key' src/compaction/executor.rs \
+    'let stays = !tombstone || version.may_hold_below(compaction.target(), entry.key); // X1' 'let stays = !tombstone; // X1' model
+mutant 'a cached value outlives its key' src/db/flush.rs \
+    'inner.tree.values.remove(inner.config.key_hash.of(entry.key), entry.key); // F1' '' model
+mutant 'a snapshot shows later writes' src/source/newest.rs \
+    'if *snapshot < entry.seqno || last.as_deref()' 'if last.as_deref()'
+mutant 'a merge takes entries in the order of their sources' src/source/merge.rs \
+    'compare((x.key, x.seqno), (y.key, y.seqno)).then(a.cmp(&b)).is_lt()' 'x.key.cmp(y.key).then(a.cmp(&b)).is_lt()'
+mutant 'a scan begins one block too late' src/sst/block.rs \
+    'let (mut low, mut high) = (0, self.restarts.len());' 'let (mut low, mut high) = (1.min(self.restarts.len().saturating_sub(1)), self.restarts.len());'
+mutant 'a source of a memtable begins before its order is made' src/memtable/order.rs \
+    'if order.ordered < self.snapshot.min(self.memtable.last()) {' 'if order.ordered < self.snapshot.min(self.memtable.last()) && order.runs.is_empty() {'
 
 echo "== the data directory"
 mutant 'two processes may have one directory' src/data_dir.rs \
     'lock(directory.file(), path)?;' 'let _ = lock(directory.file(), path);'
 mutant 'the lock of another directory counts' src/data_dir.rs \
     'if directory.is_in_place().map_err(|error| Error::io(attempt("look at"), error))? {' 'if true {'
-mutant 'names are not looked at' src/shard/mod.rs \
+mutant 'names are not looked at' src/shard/background.rs \
     'match db.check_names().await {' 'match Ok::<(), Error>(()) {' taken_away
 mutant 'a directory that was moved is not noticed' src/storage/uring.rs \
     'if look_up(&self.0.directory, path).await? != Some(*id) {' 'if false && look_up(&self.0.directory, path).await? != Some(*id) {' taken_away
