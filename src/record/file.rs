@@ -1,4 +1,4 @@
-//! A file of records that grows, is written, synced and used again. The WAL and the manifest stand on it.
+//! A file of records that grows, is written, synced and used again: the common part of WALs and manifests.
 //!
 //! Owns: where the next record goes, how far the file is allocated and durable, and when a mark is due
 //! ([`mark`](super::mark)). [`replay`](mod@super::replay) reads what is written here.
@@ -8,23 +8,24 @@
 //!                            durable   end      limit                     allocated          capacity
 //! ```
 //!
-//! A file begins short and grows. Every byte below `allocated` was written and synced before a record is placed there, so
-//! an append changes no metadata except the time of the last change: a sync is one flush of the device, not the commit of
-//! a new length. An append rewrites the 4 KiB block that the last record ended in, with the same bytes in front: by R1
-//! and S3 they cannot change, whatever the crash tears.
+//! A file begins short and grows. Every byte below `allocated` is written and synced before a record is placed there.
+//! So an append changes no metadata except the time of the last change, and a sync is one flush of the device, without
+//! the commit of a new length. An append rewrites the 4 KiB block that the last record ended in, with the same bytes at
+//! its front. By R1 and S3 those bytes cannot change, whatever the crash tears.
 //!
 //! Under load a mark is written together with a record, and the sync of that record covers both. A mark costs a sync of
-//! its own only when no records come ([`RecordFile::mark`]), or when one record reaches beyond the limit.
+//! its own only when no records arrive ([`RecordFile::mark`]), or when a record would reach beyond the limit.
 //!
 //! What a crash may leave, and why it is survived:
-//! - before both marks were synced: nothing names the file yet (E4), so it is removed at the next open;
+//! - before both marks were synced: a file that nothing names yet (E4); the next open removes it;
 //! - while the file grows: a longer file with zeros at its end. The length that the manifest knows is a lower bound;
-//! - during an append: the record does not verify, and neither does anything after it: a torn end, cut and reported;
-//! - during an append with a mark: the record as above, and the old mark or the new one (E3), both true (E1);
-//! - without syncs (`--sync never`), records after a lost record may verify. No record says that the lost record was
-//!   durable, so all of them are cut;
-//! - later damage to a record that was synced is told from a torn end by what the newest mark and later records say was
-//!   durable (R2), by numbers without gaps across WALs, and by the files that the manifest must name.
+//! - during an append: a record that does not verify, and after it none that does: a torn end, cut and reported;
+//! - during an append with a mark: a record as above, and the old mark or the new one (E3), both true (E1);
+//! - without syncs (`--sync never`): records after a lost record, which may verify. No record says that the lost record
+//!   was durable, so all of them are cut.
+//!
+//! Later damage to a synced record is told from a torn end in three ways: the newest mark and later records say what
+//! was durable (R2), the SeqNos have no gaps across WALs, and the manifest names the files that must be there.
 
 use std::cell::{Cell, RefCell};
 
@@ -40,12 +41,12 @@ use crate::storage::{Access, AlignedBuf, BLOCK_BYTES, File, Storage, open_file, 
 /// Where the first record starts: after the slots of the marks.
 pub const FIRST_RECORD: u64 = SLOTS * BLOCK_BYTES as u64;
 /// Zeros are written in steps of this many bytes: large enough for most of the device's bandwidth, small enough not to
-/// delay the commits beside them.
+/// delay commits at the same time.
 const ZEROS_BYTES: usize = 1 << 20;
 /// A mark is due after this many steps.
 const MARK_STEPS: u64 = 4;
-/// A mark raises the limit to this many steps beyond the end of the file: those until the next mark is due, and two for
-/// the group that carries it.
+/// A mark raises the limit to this many steps beyond the end of the file: the steps until the next mark is due, and two
+/// for the group that carries that mark.
 const LIMIT_STEPS: u64 = MARK_STEPS + 2;
 /// A file grows to twice its length, but by at most this many steps at a time.
 const GROWTH_STEPS_MAX: u64 = 16;
@@ -76,15 +77,15 @@ impl Sizes {
     }
 }
 
-/// An open file of records, at its end.
+/// An open file of records. Records are appended at its end.
 pub struct RecordFile<F: File> {
     file: F,
     name: FileName,
     label: String,
     identity: Identity,
     sizes: Sizes,
-    /// Bytes that were written and synced, as records or as zeros. `durable <= end <= allocated <= capacity`, and no
-    /// value ever shrinks.
+    /// Bytes that were written and synced, as records or as zeros. `durable <= end <= allocated <= capacity`, and none
+    /// of these ever shrinks.
     allocated: Cell<u64>,
     /// End of the last record.
     end: Cell<u64>,
@@ -94,10 +95,10 @@ pub struct RecordFile<F: File> {
     chain: Cell<u32>,
     /// The bytes of the last, partly filled block.
     front: RefCell<Vec<u8>>,
-    /// Writes that have ended, and how many of them a sync has covered.
+    /// Writes that have ended; `synced_writes` of them were covered by a sync.
     writes: Cell<u64>,
     synced_writes: Cell<u64>,
-    /// The last mark that was written, and the last one that was synced. At most one lies between them (E3).
+    /// The last mark that was written, and the last mark that was synced. The first is at most one mark ahead (E3).
     mark: Cell<Mark>,
     synced_mark: Cell<Mark>,
     mark_requested: Cell<bool>,
@@ -106,15 +107,15 @@ pub struct RecordFile<F: File> {
     /// How the last sync ended; locked while one is running.
     synced: Mutex<Result<()>>,
     growing: Cell<bool>,
-    /// The file is not needed any more, and may be used for something else.
+    /// The records are not needed any more, and the file may be recycled.
     retired: Cell<bool>,
 }
 
 impl<F: File> RecordFile<F> {
-    /// Creates a file of its first length: bytes, marks and name are synced before the return (E4, P7).
+    /// Creates a file with its first length. Bytes, marks and name are synced before the return (E4, P7).
     ///
     /// # Errors
-    /// Any; the file may be there, and nothing names it.
+    /// Any. The file may exist, but nothing names it.
     pub async fn create<S: Storage<File = F>>(
         storage: &S,
         name: FileName,
@@ -130,11 +131,11 @@ impl<F: File> RecordFile<F> {
         Self::begin(storage, name, file, identity, allocated, sizes, false).await
     }
 
-    /// Gives a file that nothing needs any more, and of which `allocated` bytes were written and synced, a new name and
-    /// identity. The bytes after the marks stay: records among them carry the old number.
+    /// Gives a new name and identity to a file that nothing needs any more, and of which `allocated` bytes were written
+    /// and synced. The bytes after the marks stay; records among them carry the old number.
     ///
     /// # Errors
-    /// Any; the file has one name or the other, and nothing names either.
+    /// Any. The file has the old or the new name, and nothing names either.
     pub async fn recycle<S: Storage<File = F>>(
         storage: &S,
         from: FileName,
@@ -162,7 +163,7 @@ impl<F: File> RecordFile<F> {
     ) -> Result<Self> {
         let label = storage.label(name);
         let attempt = |what: &str| format!("{what} the marks of {label}");
-        // Low, because a start reads up to the limit: a WAL that waits for its first group should cost it little.
+        // Low, because a start reads up to the limit, and a WAL without a group should cost the start little.
         let limit = allocated.min(FIRST_RECORD + sizes.step);
         let first = Mark { number: 0, durable: FIRST_RECORD, limit, used_before };
         let second = Mark { number: 1, ..first };
@@ -174,7 +175,7 @@ impl<F: File> RecordFile<F> {
         Self::open_empty(storage, name, identity, second, allocated, sizes).await
     }
 
-    /// Opens a file without a record, whose newest mark is `mark` and of which `allocated` bytes were written and synced.
+    /// Opens a file without records. Its newest mark is `mark`, and `allocated` of its bytes were written and synced.
     ///
     /// # Errors
     /// `Io`.
@@ -249,7 +250,7 @@ impl<F: File> RecordFile<F> {
         self.name
     }
 
-    /// Whether so little is left for records that reach up to `reserved` that the file should grow now.
+    /// Whether the file should grow now, because little space is left after records that reach up to `reserved`.
     pub fn wants_growth(&self, reserved: u64) -> bool {
         let allocated = self.allocated.get();
         let left = allocated.saturating_sub(reserved);
@@ -261,18 +262,18 @@ impl<F: File> RecordFile<F> {
         self.retired.get()
     }
 
-    /// Ends the use of a file whose records nobody needs any more: it takes no mark and does not grow from now on. `false`
-    /// if it must not be used again, because a mark or zeros may still be on their way to it.
+    /// Ends the use of a file whose records nobody needs any more: from now on it takes no mark and does not grow.
+    /// Returns `false` if the file must not be recycled, because a mark or zeros may still be on their way to it.
     pub fn retire(&self) -> bool {
         self.retired.set(true);
         !self.growing.get() && self.marking.try_lock().is_ok()
     }
 
-    /// Checks that the file still has a name and its length: bytes in a file that somebody has removed, replaced or cut are
-    /// lost with the process. Does not wait.
+    /// Checks that the file still has a name and its length. Bytes in a file that somebody has removed, replaced or cut
+    /// are lost when this process ends. Does not wait.
     ///
     /// # Errors
-    /// `Poisoned` if it has not.
+    /// `Poisoned` if the name or a part of the length is gone, or if the file cannot be examined.
     pub fn check_in_place(&self) -> Result<()> {
         let what = match self.file.named_bytes() {
             Ok(Some(bytes)) if self.allocated.get() <= bytes => return Ok(()),
@@ -286,22 +287,22 @@ impl<F: File> RecordFile<F> {
         Err(taken_away(&self.label, &what))
     }
 
-    /// Asks for a mark together with the next record.
+    /// Asks for a mark to be written with the next record that can carry one.
     pub fn request_mark(&self) {
         self.mark_requested.set(true);
     }
 
-    /// Writes `record`, which was begun at [`Self::end`] and ends below [`Self::allocated`]. It is durable after the next
-    /// [`Self::sync`]. Returns the buffer for the next record. One append at a time.
+    /// Writes `record`, which was begun at [`Self::end`] and ends within [`Self::allocated`]. The record is durable
+    /// after the next [`Self::sync`]. Returns the buffer for the next record. Only one append may run at a time.
     ///
     /// # Errors
-    /// Any; nothing may be appended any more, because what the file holds is uncertain (S4).
+    /// Any. Nothing may be appended after an error, because what the file holds is uncertain (S4).
     ///
     /// Cancel safety: not safe.
     pub async fn append(&self, record: RecordBuilder) -> Result<AlignedBuf> {
         assert_eq!(record.offset(), self.end.get(), "records are appended in order");
         let end = record.end();
-        assert!(end <= self.allocated.get(), "the owner reserved the space");
+        assert!(end <= self.allocated.get(), "the owner has reserved the space");
         if self.synced_mark.get().limit < end {
             self.raise_limit(end).await?; // E2
         }
@@ -346,7 +347,7 @@ impl<F: File> RecordFile<F> {
     /// Writes the next mark, for a file that will end at `end`. The caller holds `marking`.
     async fn write_mark(&self, end: u64) -> Result<()> {
         self.check_synced()?;
-        assert!(self.mark_is_synced(), "one mark at a time is not synced"); // E3
+        assert!(self.mark_is_synced(), "at most one mark is not synced"); // E3
         let last = self.mark.get();
         let limit = self.allocated.get().min(end + LIMIT_STEPS * self.sizes.step).max(last.limit);
         let mark = Mark { number: last.number + 1, durable: self.durable.get(), limit, ..last };
@@ -362,9 +363,9 @@ impl<F: File> RecordFile<F> {
         Ok(())
     }
 
-    /// Fails if a sync has failed: what was written before it is uncertain, whatever later syncs say (S4).
+    /// Fails if a sync has failed: what was written before that sync is uncertain, whatever later syncs say (S4).
     fn check_synced(&self) -> Result<()> {
-        // While a sync is running, none has failed before it.
+        // The lock is held only while a sync runs, and no sync runs after a failed one.
         self.synced.try_lock().map_or(Ok(()), |synced| synced.clone())
     }
 
@@ -382,8 +383,8 @@ impl<F: File> RecordFile<F> {
         Ok(())
     }
 
-    /// Makes a mark durable that says how far the file is durable, unless the last mark says it. For a moment without
-    /// appends: it takes a sync.
+    /// Makes a mark durable that says how far the file is durable, unless the last mark already says so. Meant for a
+    /// moment without appends, because it takes a sync of its own.
     ///
     /// # Errors
     /// As [`Self::append`].
@@ -404,17 +405,17 @@ impl<F: File> RecordFile<F> {
         Ok(())
     }
 
-    /// Makes every record and mark durable whose write has returned. An append may run meanwhile; a second sync waits for
-    /// the first, since the kernel tells only one of them what failed.
+    /// Makes every record and mark durable whose write has returned. An append may run at the same time. A second sync
+    /// waits for the first, because the kernel tells only one of them what failed.
     ///
     /// # Errors
-    /// Any; nothing may be appended any more, and every later sync fails, too (S4).
+    /// Any. Nothing may be appended any more, and every later sync fails, too (S4).
     ///
     /// Cancel safety: not safe.
     pub async fn sync(&self) -> Result<()> {
         let mut synced = self.synced.lock().await;
         synced.clone()?;
-        // What is written while the sync runs is left to the next one.
+        // Whatever is written while the sync runs is left to the next sync.
         let (end, writes, mark) = (self.end.get(), self.writes.get(), self.mark.get());
         if self.synced_writes.get() < writes {
             let result = self.file.sync().await;
@@ -428,12 +429,12 @@ impl<F: File> RecordFile<F> {
         Ok(())
     }
 
-    /// Makes the file longer: to about twice its length, and at least to `least` bytes, if the capacity allows it. Appends
-    /// may go on meanwhile. A file that has its greatest length stays as it is.
+    /// Makes the file longer: to about twice its length, and to at least `least` bytes, if the capacity allows it.
+    /// Appends may go on meanwhile. A file that has its greatest length stays as it is.
     ///
     /// # Errors
     /// `Poisoned` if a sync failed: nothing may be appended any more (S4). After any other error, a full disk included,
-    /// the file is used as before, and this can be tried again.
+    /// the file can be used as before, and the growth can be tried again.
     ///
     /// Cancel safety: not safe.
     pub async fn grow<S: Storage<File = F>>(&self, storage: &S, least: u64) -> Result<()> {
@@ -448,7 +449,7 @@ impl<F: File> RecordFile<F> {
         Ok(())
     }
 
-    /// Returns the new length: `length`, or if the disk is too full for that, what is needed and no more.
+    /// Returns the new length: `length`, or only what is needed if the disk is too full for `length`.
     async fn grow_to<S: Storage<File = F>>(
         &self,
         storage: &S,
@@ -456,14 +457,14 @@ impl<F: File> RecordFile<F> {
         length: u64,
         least: u64,
     ) -> Result<u64> {
-        // A descriptor of its own: the kernel tells each one by itself what failed.
+        // A descriptor of its own: the kernel reports what failed to each descriptor separately.
         let file = open_file(storage, self.name, Access::Write).await?;
         let needed = align_up(least.max(allocated + self.sizes.step), BLOCK_BYTES as u64).min(length);
         let mut length = length;
         while let Err(error) = write_zeros(&file, &self.label, allocated, length).await {
-            // What a failed attempt has taken may be just what a flush needs, which would make room.
+            // A flush, which would free space, may need just the space that the failed attempt has taken.
             if let Err(error) = file.release(allocated).await {
-                tracing::warn!(file = self.label, %error, "cannot give back space that is not used");
+                tracing::warn!(file = self.label, %error, "cannot give back unused space");
             }
             if error.kind() != ErrorKind::DiskFull || length == needed {
                 return Err(error);
@@ -479,11 +480,11 @@ impl<F: File> RecordFile<F> {
     }
 }
 
-/// The error of a process whose files somebody else has taken away. `what` is what happened, as in `removed`.
+/// The error for a file that somebody took away while this process used it. `what` says what happened, as in `removed`.
 pub fn taken_away(label: &str, what: &str) -> Error {
     let message = format!(
-        "{label} was {what} while this process was using it: nothing more is acknowledged. Put back what was there, make \
-         sure that nothing else changes the data directory, and start again"
+        "{label} was {what} while this process was using it: no more writes are acknowledged. Put back what was there, \
+         make sure that nothing else changes the data directory, and start again"
     );
     Error::new(ErrorKind::Poisoned, message)
 }
@@ -576,8 +577,8 @@ pub(crate) mod tests {
         });
     }
 
-    /// Every state of the disk on the way is opened: no mark says too much (E1), nothing lies beyond a limit (E2), and a
-    /// torn mark leaves the one before it (E3).
+    /// Opens every state that the disk goes through: no mark says too much (E1), nothing lies beyond a limit (E2), and
+    /// a torn mark leaves the mark before it (E3).
     #[test]
     fn e1_e2_e3_marks_are_true_at_every_operation_of_a_file_that_grows() {
         for seed in 0..30 {
@@ -625,7 +626,7 @@ pub(crate) mod tests {
                     synced = round + 1;
                 }
             }
-            assert!(SIZES.step * 4 < file.end(), "it has grown");
+            assert!(SIZES.step * 4 < file.end(), "the file has grown");
         }
     }
 
@@ -671,7 +672,7 @@ pub(crate) mod tests {
             }
             storage.set_fault(None);
             file.sync().await.unwrap();
-            // With little space, what is needed is taken, and what was tried before is given back.
+            // With little space, the file takes what it needs, and gives back what the first attempt took.
             full(3, false);
             file.grow(&storage, before + 1).await.unwrap();
             assert_eq!(file.allocated(), before + STEP);
@@ -685,7 +686,7 @@ pub(crate) mod tests {
             assert_eq!(
                 file.grow(&storage, 0).await.unwrap_err().kind(),
                 ErrorKind::Poisoned,
-                "its sync failed"
+                "the sync of the growth failed"
             );
         });
     }
@@ -705,7 +706,7 @@ pub(crate) mod tests {
         });
     }
 
-    /// The failed sync may have taken the zeros along, and the sync of the growth would not tell.
+    /// The failed sync may have lost the zeros as well, and the sync of the growth would not report that.
     #[test]
     fn s4_a_file_does_not_grow_and_takes_no_mark_after_a_failed_sync() {
         block_on(async {
@@ -755,7 +756,7 @@ pub(crate) mod tests {
             let writes = storage.operations();
             file.mark().await.unwrap();
             file.grow(&storage, 0).await.unwrap();
-            assert_eq!(storage.operations(), writes, "a retired file is left alone");
+            assert_eq!(storage.operations(), writes, "a retired file is not written to");
             let file =
                 RecordFile::recycle(&storage, old, NAME, IDENTITY, file.allocated(), sizes).await.unwrap();
             let (found, end) = read(&storage.crash(Fate::Lost)).await.unwrap();
@@ -781,7 +782,7 @@ pub(crate) mod tests {
             file.check_in_place().unwrap();
             storage.rename(NAME, FileName::Wal(FileNumber(8))).await.unwrap();
             file.check_in_place().unwrap();
-            assert!(!storage.leads_to(NAME, file.file()).await.unwrap(), "only the name tells");
+            assert!(!storage.leads_to(NAME, file.file()).await.unwrap(), "a look at the name tells");
             storage.lose(FileName::Wal(FileNumber(8)));
             let error = file.check_in_place().unwrap_err();
             assert!(

@@ -1,29 +1,29 @@
 //! Marks: how far a file of records is durable, and how far it may have been written. Pure.
 //!
-//! The end of a log cannot be checked by its records alone: if the last of them are zeroed, what is left looks like a
-//! shorter log. So each file of records begins with two slots of one block, and a *mark* in the first sector of a slot
-//! says what the file had when the mark was written. A mark is one record (see [`crate::record`]) at the offset of its
-//! slot; the rest of the block is zero. Its payload, integers little-endian:
+//! The records alone cannot show where a file of them should end: if the last of them are zeroed, what is left looks
+//! like a shorter file. So each file of records begins with two slots of one block, and a *mark* in the first sector of
+//! a slot says how far the file was durable when the mark was written. A mark is one record (see [`crate::record`]) at
+//! the offset of its slot; the rest of the block is zero. Its payload, integers little-endian:
 //!
 //! ```text
-//!   0  u64 number       counts the marks of the file; an even one is in slot 0, an odd one in slot 1
+//!   0  u64 number       counts the marks of the file; even numbers are in slot 0, odd numbers in slot 1
 //!   8  u64 durable      every byte of the file below this offset was synced
 //!  16  u64 limit        no record reaches beyond this offset
 //!  24  u8  used before  1 if bytes of an earlier use of the file may lie after the records, else 0
 //! ```
 //!
-//! E1  `durable` is what a sync that has returned had covered when the mark was written. So every mark that was ever
-//!     written is true, and the newest one that verifies says the most.
-//! E2  No byte beyond `limit` is written before a mark with that limit was synced. So replay reads nothing beyond the
-//!     limit of the newest mark.
-//! E3  Marks alternate between the slots, and a slot is written only after the mark in the other slot was synced. A
-//!     torn mark therefore leaves the mark before it. A bad slot is reported; the limit may have been in that slot,
-//!     so the whole file is searched. A file with two bad slots is refused.
-//! E4  Both slots are written and synced before anything names the file, whether it is new or used again. A slot of zeros
-//!     is therefore not torn but zeroed, and the file is refused.
+//! E1  When a mark is written, a sync that covers every record below its `durable` has already returned. So every mark
+//!     that was ever written is true, and the newest mark that verifies says the most.
+//! E2  No record is written beyond an offset before a mark whose `limit` reaches that far was synced. So replay reads
+//!     nothing beyond the limit of the newest mark.
+//! E3  Marks alternate between the slots, and a slot is written only after the mark in the other slot was synced. So a
+//!     torn mark leaves the mark before it. A bad slot is reported. The limit in force may have been in that slot, so
+//!     the whole file is searched. A file with two bad slots is refused.
+//! E4  Both slots are written and synced before anything names the file, whether the file is new or recycled. So a slot
+//!     of zeros was not torn but zeroed, and the file is refused.
 //!
-//! What E1 to E4 cannot see: a file that is replaced, whole, by an older copy of itself. The owner of the file has to know
-//! from elsewhere how far it was durable ([`KnownEnd`](super::replay::KnownEnd)).
+//! E1 to E4 do not notice when a whole file is replaced by an older copy of itself. For that, the owner of the file has
+//! to know from elsewhere how far the file was durable ([`KnownEnd`](super::replay::KnownEnd)).
 
 use super::{Flaw, Identity, RecordBuilder, decode};
 use crate::codec::Reader;
@@ -33,7 +33,7 @@ use crate::storage::{AlignedBuf, BLOCK_BYTES};
 /// Slots of a file, each one block.
 pub const SLOTS: u64 = 2;
 
-/// What a file of records says of itself.
+/// How far a file of records is durable, and how far its records may reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark {
     /// Counts the marks of the file.
@@ -65,7 +65,7 @@ impl Mark {
     /// Reads the mark in the block of slot `slot`.
     ///
     /// # Errors
-    /// Why there is none.
+    /// Why the slot holds no mark.
     pub fn decode(block: &[u8], identity: Identity, slot: u64) -> Result<Self, CorruptionReason> {
         let record = match decode(block, identity, slot * BLOCK_BYTES as u64) {
             Ok(record) => record,
@@ -89,11 +89,11 @@ impl Mark {
         Ok(Self { number, durable, limit, used_before })
     }
 
-    /// Reads both slots, which `front`, the beginning of the file, holds: the newest mark, and what is wrong with the
-    /// other slot if it is bad (E3).
+    /// Reads both slots from `front`, the beginning of the file. Returns the newest mark, and what is wrong with the
+    /// other slot if that slot is bad (E3).
     ///
     /// # Errors
-    /// What is wrong with the first slot, if both are bad or one of them is of a later version.
+    /// If a slot is of a later version, that version. If both slots are bad, what is wrong with the first.
     pub fn newest(
         front: &[u8],
         identity: Identity,

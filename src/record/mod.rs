@@ -1,19 +1,19 @@
 //! Checksummed record framing, shared by every file except the blocks of an SST. Pure; [`mod@file`] and [`mod@replay`]
 //! do the I/O.
 //!
-//! Owns: the frame that tells rot, a torn write, a stale or misplaced record and a foreign file apart (P5).
-//! Knows nothing of what a payload means.
+//! Owns: the frame, by which a stale, misplaced or foreign record is told from a damaged one (P5), and the rule that
+//! tells rot from a torn write (R2).
 //!
 //! A record starts at a sector and takes whole sectors. Integers are little-endian:
 //!
 //! ```text
 //!  0 u32 magic       "RGK1"
-//!  4 u32 crc         CRC-32 of everything behind this field: header, payload, padding
+//!  4 u32 crc         CRC-32 of everything after this field: header, payload, padding
 //!  8 u32 length      bytes of the payload
 //! 12 u32 chain       crc of the record before this one in the file; 0 in the first
 //! 16 u64 store       id of the store, drawn at random when it was created
-//! 24 u64 file        number of the file (a recycled file holds records of the number that it had)
-//! 32 u64 offset      where in the file this record is (a misdirected write is not where it says)
+//! 24 u64 file        number of the file (old records in a recycled file carry its old number)
+//! 32 u64 offset      where in the file this record starts (a misdirected write lies somewhere else)
 //! 40 u64 durable     bytes of the file that were synced when this record was written
 //! 48 u16 shard
 //! 50 u8  kind        which kind of file, see `Kind`
@@ -23,12 +23,12 @@
 //! ```
 //!
 //! Every version of the format keeps the fields up to `version` where they are, and the checksum over everything after
-//! `crc`. So a record of a later version verifies and is refused by name; it is never taken for a torn write.
+//! `crc`. So a record of a later version verifies and is refused by name. It is never taken for a torn write.
 //!
-//! R1  No sector that holds bytes of one record ever holds bytes of another, so a torn append cannot hurt the
-//!     records before it, even where the device's block is rewritten with those records in front (S2, S3).
-//! R2  A record that does not verify is damage if a mark, or a verified record after it, says that the file was durable
-//!     beyond it. Without such a witness it is the torn end of the file.
+//! R1  No sector holds bytes of two records. So a torn append cannot hurt the records before it, even though it
+//!     rewrites the 4 KiB block that they end in, with their bytes at its front (S2, S3).
+//! R2  A record that does not verify is damaged if a mark, the owner of the file, or a later record that verifies says
+//!     that the file was durable beyond it. Without such a witness it is the torn end of the file.
 
 pub mod file;
 pub mod mark;
@@ -39,7 +39,7 @@ use crate::error::CorruptionReason;
 use crate::key::{FileNumber, ShardId};
 use crate::storage::{AlignedBuf, BLOCK_BYTES, SECTOR_BYTES};
 
-/// Bytes in front of the payload.
+/// Bytes before the payload.
 pub const HEADER_BYTES: usize = 56;
 const MAGIC: [u8; 4] = *b"RGK1";
 const VERSION: u8 = 1;
@@ -92,7 +92,7 @@ impl Owner {
 /// A record that verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Record<'a> {
-    /// The bytes of its owner.
+    /// What the owner of the file wrote.
     pub payload: &'a [u8],
     /// Its checksum: the `chain` of the next record.
     pub crc: u32,
@@ -104,24 +104,25 @@ pub struct Record<'a> {
     pub bytes: usize,
 }
 
-/// Why there is no record here.
+/// Why there is no valid record at an offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flaw {
-    /// Zeros, or something that never was a record of this file: another number, place or store.
+    /// Zeros, or bytes that were never a record of this file at this offset: another store, shard, kind, file or
+    /// offset.
     Absent(CorruptionReason),
-    /// The header of a record of this file, but its bytes do not verify. It takes `bytes`, if that is true.
+    /// The header is that of a record of this file, but the record does not verify.
     Damaged {
-        /// What does not fit.
+        /// What is wrong.
         reason: CorruptionReason,
-        /// The length that the header claims, whole sectors.
+        /// The length that the header claims, in whole sectors. It may be wrong.
         bytes: usize,
     },
-    /// The record is `bytes` long, and the slice ends before.
+    /// The slice ends before the record does.
     Incomplete {
-        /// Bytes needed to say more.
+        /// Length that the slice must have before more can be said.
         bytes: usize,
     },
-    /// The checksum fits, and the version of the format is not known.
+    /// The checksum matches, but this program does not know the version of the format.
     LaterVersion(CorruptionReason),
 }
 
@@ -130,8 +131,8 @@ pub const fn record_bytes(payload_bytes: usize) -> usize {
     (HEADER_BYTES + payload_bytes).next_multiple_of(SECTOR_BYTES)
 }
 
-/// Fills in the header of `record`, which holds room for it, then `payload_bytes` of payload, then zeros, and
-/// is [`record_bytes`] long. Returns the checksum.
+/// Fills in the header of `record`, which consists of space for the header, then `payload_bytes` of payload, then
+/// zeros, and is [`record_bytes`] long. Returns the checksum.
 pub fn seal(
     record: &mut [u8],
     payload_bytes: usize,
@@ -161,13 +162,13 @@ pub fn seal(
     crc
 }
 
-/// Reads the record at the front of `bytes`, which lie at `offset` of the file.
+/// Reads the record at the start of `bytes`, which lie at `offset` of the file.
 pub fn decode(bytes: &[u8], identity: Identity, offset: u64) -> Result<Record<'_>, Flaw> {
     let absent = |reason| Flaw::Absent(CorruptionReason::Damaged(reason));
     let cut = |_| Flaw::Incomplete { bytes: SECTOR_BYTES };
     let mut reader = Reader::new(bytes);
     if reader.bytes(MAGIC.len()).map_err(cut)? != MAGIC {
-        return Err(absent("there is no record"));
+        return Err(absent("no record begins here"));
     }
     let crc = reader.u32().map_err(cut)?;
     let payload_bytes = reader.u32().map_err(cut)? as usize;
@@ -195,14 +196,14 @@ pub fn decode(bytes: &[u8], identity: Identity, offset: u64) -> Result<Record<'_
         return Err(Flaw::Incomplete { bytes: record_bytes });
     };
     if crc32(&record[CRC_FROM..]) != crc {
-        return Err(damaged("the checksum of the record does not fit"));
+        return Err(damaged("the checksum of the record does not match"));
     }
     if VERSION < version {
         let reason = CorruptionReason::LaterVersion { what: "record format", found: version, known: VERSION };
         return Err(Flaw::LaterVersion(reason));
     }
     if version != VERSION {
-        return Err(damaged("no version of ringkeep has written records of this version"));
+        return Err(damaged("no version of ringkeep writes records of this version"));
     }
     if offset < durable {
         return Err(damaged("the record claims to be durable before it was written"));
@@ -211,15 +212,15 @@ pub fn decode(bytes: &[u8], identity: Identity, offset: u64) -> Result<Record<'_
     Ok(Record { payload, crc, chain, durable, bytes: record_bytes })
 }
 
-/// A record being built, in the buffer that will be written: in front of it the bytes that already fill the
-/// first part of its 4 KiB block, because O_DIRECT writes whole blocks.
+/// A record being built in the buffer that will be written. O_DIRECT writes whole blocks, so the buffer begins with the
+/// bytes that already fill the first part of the record's 4 KiB block.
 pub struct RecordBuilder {
     buffer: AlignedBuf,
     offset: u64,
 }
 
 impl RecordBuilder {
-    /// An empty record at `offset` of its file. `buffer` is memory to use again.
+    /// An empty record at `offset` of its file. `buffer` is memory to reuse.
     pub fn new(mut buffer: AlignedBuf, offset: u64) -> Self {
         buffer.truncate(0);
         let mut builder = Self { buffer, offset };
@@ -232,7 +233,7 @@ impl RecordBuilder {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// Overwrites `bytes` at `at` of the payload.
+    /// Overwrites the payload with `bytes`, starting at `at`.
     pub fn patch(&mut self, at: usize, bytes: &[u8]) {
         let from = self.front() + HEADER_BYTES + at;
         self.buffer[from..from + bytes.len()].copy_from_slice(bytes);
@@ -267,7 +268,7 @@ impl RecordBuilder {
         crate::codec::to_usize(self.offset) % BLOCK_BYTES
     }
 
-    /// Completes the record: `front` are the bytes of its first block before it. Returns the whole blocks to
+    /// Completes the record. `front` holds the bytes before the record in its first block. Returns the whole blocks to
     /// write, the offset to write them at, and the checksum.
     fn finish(
         mut self,
@@ -287,7 +288,7 @@ impl RecordBuilder {
     }
 }
 
-/// A file that is one record of whole blocks, written once: `CURRENT`, `STORE`, the footer of an SST.
+/// Encodes one record of whole blocks that is written once and stands alone: `CURRENT`, `STORE`, the footer of an SST.
 pub fn encode_single(payload: &[u8], identity: Identity, offset: u64) -> AlignedBuf {
     let mut record = RecordBuilder::new(AlignedBuf::with_capacity(BLOCK_BYTES), offset);
     assert!(offset.is_multiple_of(BLOCK_BYTES as u64));
@@ -298,7 +299,7 @@ pub fn encode_single(payload: &[u8], identity: Identity, offset: u64) -> Aligned
     record.finish(&[], identity, 0, 0).0
 }
 
-/// Reads what [`encode_single`] wrote: the payload, and the zeros behind it.
+/// Reads what [`encode_single`] wrote. Returns the payload with the zeros after it.
 pub fn decode_single(bytes: &[u8], identity: Identity, offset: u64) -> Result<&[u8], CorruptionReason> {
     match decode(bytes, identity, offset) {
         Ok(record) if record.bytes == bytes.len() => Ok(record.payload),
@@ -343,7 +344,7 @@ mod tests {
         bytes[51] = VERSION + 1;
         assert!(
             matches!(decode(&bytes, IDENTITY, 4096), Err(Flaw::Damaged { .. })),
-            "its checksum does not fit"
+            "the checksum no longer matches"
         );
         let crc = crc32(&bytes[CRC_FROM..]);
         bytes[4..CRC_FROM].copy_from_slice(&crc.to_le_bytes());

@@ -1,24 +1,26 @@
-//! Reads a file of records from its marks to its end, and decides whether what is there is all that was.
+//! Reads a file of records from its marks to its end, and decides whether everything that was written is still there.
 //!
-//! Owns: the decision between a torn end and damage (R2, E1 to E3), and reading ahead. What a payload means is for the
-//! caller of [`replay`].
+//! Owns: the decision between a torn end and damage (R2, E1 to E4), and reading ahead. The caller of [`replay`] decides
+//! what a payload means.
 //!
 //! The records are read one after the other until one does not verify. Then:
 //!
 //! 1. If the newest mark, or what the caller knows of the end, says that the file was durable beyond this offset, the
 //!    record is damaged or gone, and the file is refused.
-//! 2. Otherwise every sector up to the limit of the newest mark is looked at. A record there that says that the file was
-//!    durable beyond this offset is a witness, and the file is refused (R2).
-//! 3. Otherwise this is where a crash tore the file: the end. What lies there was never acknowledged, or was
-//!    acknowledged so short a time ago that neither a mark nor a record says it.
+//! 2. Otherwise every sector up to the limit of the newest mark is searched (up to the end of the file if a slot is
+//!    bad, E3). A record found there that says that the file was durable beyond this offset is a witness, and the file
+//!    is refused (R2).
+//! 3. Otherwise this offset is where a crash tore the file: the end. The bytes there were never acknowledged, or were
+//!    acknowledged so recently that neither a mark nor a record says so.
 //!
-//! A record whose checksum fits and whose version is not known refuses the file wherever it is.
+//! A record whose checksum matches and whose version is unknown makes the replay refuse the file, wherever that record
+//! is.
 //!
-//! An end that the caller knows exactly is the end, unless a mark says more: then one of the two is not what was written,
-//! and the file is refused.
+//! If the caller knows the end exactly, the records end there, unless a mark says more. In that case one of the two is
+//! an old copy, and the file is refused.
 //!
-//! A block that the device cannot read counts as one that does not verify: the same three steps decide. Large reads that
-//! fail are repeated block by block.
+//! A block that the device cannot read counts as a block that does not verify, and the same three steps decide. A large
+//! read that fails for that reason is repeated block by block.
 
 use std::future::ready;
 use std::io;
@@ -32,15 +34,15 @@ use crate::codec::{align_up, to_usize};
 use crate::error::{CorruptionReason, Error, Result, clone_io, is_unreadable};
 use crate::storage::{AlignedBuf, BLOCK_BYTES, File, SECTOR_BYTES, Storage};
 
-/// Records are read in steps of this many bytes, one ahead.
+/// Records are read in steps of this many bytes; one step is read ahead.
 const READ_BYTES: usize = 1 << 20;
 
-/// Which bytes to replay, and as what.
+/// Which file to replay, and what is known of it.
 #[derive(Debug, Clone, Copy)]
 pub struct Extent<'a> {
     /// The name of the file as messages show it.
     pub label: &'a str,
-    /// Whose records they must be.
+    /// The identity that its records must have.
     pub identity: Identity,
     /// The length of the file.
     pub file_bytes: u64,
@@ -53,7 +55,7 @@ pub struct Extent<'a> {
 pub enum KnownEnd {
     /// Records were durable up to this offset; there may be more.
     AtLeast(u64),
-    /// A recovery has found the end here: what lies after it was never acknowledged.
+    /// A recovery or a clean stop fixed the end here. Whatever lies after this offset is ignored.
     Exactly(u64),
 }
 
@@ -76,26 +78,27 @@ impl Default for KnownEnd {
 pub struct End {
     /// End of the last record that verified.
     pub offset: u64,
-    /// Bytes of a torn record at that offset: written, never acknowledged, cut.
+    /// Bytes of the torn record at that offset, which is cut; 0 if there is none.
     pub torn_bytes: u64,
-    /// Why the record there does not verify, if there is the beginning of one.
+    /// Why that record does not verify; `None` if no record begins there.
     pub torn_reason: Option<CorruptionReason>,
-    /// What the system said of a block at or after the end that it could not read.
+    /// The error for a block at or after the end that the system could not read.
     pub unread: Option<Error>,
-    /// Bytes that the newest mark, or what the caller knows of the end, says were durable.
+    /// Bytes that were durable according to the newest mark or to what the caller knows of the end.
     pub witnessed: u64,
     /// The newest mark.
     pub mark: Mark,
-    /// What is wrong with the other slot, if it is bad.
+    /// What is wrong with the other slot, if that slot is bad.
     pub bad_slot: Option<CorruptionReason>,
 }
 
-/// Reads a file from its marks on, giving each payload and its offset to `visit`, up to the torn end, or to where `visit`
-/// breaks, or to the end that is known exactly.
+/// Reads the marks and then the records of a file, and gives each payload and its offset to `visit`. Ends at the torn
+/// end, where `visit` breaks, or at the end that is known exactly.
 ///
 /// # Errors
-/// `Corruption` if both marks are bad, if `visit` refuses a payload, or if a record that was durable does not verify;
-/// `Configuration` if a later version wrote it; `Io` if bytes that were durable cannot be read.
+/// `Corruption` if a mark is gone or both marks are bad, if the file is shorter than a mark says, if `visit` refuses a
+/// payload, or if a record that was durable does not verify; `Configuration` if a later version wrote the file; `Io` if
+/// bytes that were durable cannot be read.
 ///
 /// Cancel safety: not safe.
 pub async fn replay<S: Storage>(
@@ -110,7 +113,7 @@ pub async fn replay<S: Storage>(
     end
 }
 
-/// The steps of [`replay`] through a window.
+/// [`replay`], reading through a window.
 async fn walk<S: Storage>(
     window: &mut Window<'_, S>,
     extent: Extent<'_>,
@@ -163,7 +166,7 @@ async fn walk<S: Storage>(
     };
     let (reason, claimed) = match flaw {
         Flaw::LaterVersion(reason) => return Err(Error::undecodable(label, offset, reason)),
-        Flaw::Absent(_) if unread.is_some() => (CorruptionReason::Damaged("it cannot be read"), SECTOR_BYTES),
+        Flaw::Absent(_) if unread.is_some() => (CorruptionReason::Damaged("unreadable block"), SECTOR_BYTES),
         Flaw::Absent(reason) => (reason, 0),
         Flaw::Damaged { reason, bytes } => (reason, bytes),
         Flaw::Incomplete { bytes } => {
@@ -187,10 +190,10 @@ async fn walk<S: Storage>(
     Ok(End { torn_bytes, torn_reason, unread, ..end(offset) })
 }
 
-/// The newest mark of a file, however its records are.
+/// The newest mark of a file, whatever state its records are in.
 ///
 /// # Errors
-/// As [`replay`], about the marks.
+/// As [`replay`], as far as the marks are concerned.
 ///
 /// Cancel safety: not safe.
 pub async fn newest_mark<S: Storage>(storage: &S, file: &S::File, extent: Extent<'_>) -> Result<Mark> {
@@ -200,7 +203,7 @@ pub async fn newest_mark<S: Storage>(storage: &S, file: &S::File, extent: Extent
     newest.map(|(mark, _)| mark)
 }
 
-/// The newest mark, and what is wrong with the other slot (E3).
+/// The newest mark, and what is wrong with the other slot if that slot is bad (E3).
 async fn marks<S: Storage>(
     window: &mut Window<'_, S>,
     extent: Extent<'_>,
@@ -211,7 +214,7 @@ async fn marks<S: Storage>(
     for at in (0..FIRST_RECORD).step_by(BLOCK_BYTES) {
         let unread = window.unread(at, BLOCK_BYTES).is_some();
         let slot = window.bytes(at, BLOCK_BYTES).await?;
-        // E4: both slots held a mark before the file had a name. No torn write leaves zeros.
+        // E4: both slots held a mark before anything named the file, and no torn write leaves zeros.
         if !unread && !slot.is_empty() && slot.iter().all(|byte| *byte == 0) {
             return Err(Error::corruption(label, at, "the mark there is gone"));
         }
@@ -225,13 +228,13 @@ async fn marks<S: Storage>(
         (later, _) => Error::undecodable(label, 0, later),
     })?;
     if file_bytes < mark.limit {
-        let reason = format_args!("the file has {file_bytes} bytes, and had at least {}", mark.limit);
-        return Err(Error::corruption(label, file_bytes, reason)); // E2: the limit is below the allocated length
+        let reason = format_args!("the file has {file_bytes} bytes, but it had at least {}", mark.limit);
+        return Err(Error::corruption(label, file_bytes, reason)); // E2: the limit never exceeds the allocated length
     }
     Ok((mark, bad_slot))
 }
 
-/// The first byte from `offset` on that is not zero, if there is one.
+/// The offset of the first byte at or after `offset` that is not zero, if there is one.
 ///
 /// # Errors
 /// `Io`.
@@ -253,8 +256,8 @@ pub async fn first_nonzero<S: Storage>(
     }
 }
 
-/// A part of a file in memory, moved forward in steps. While one is looked at, the next is being read: a window is
-/// closed, not dropped, since the buffer of a read belongs to the kernel until it ends.
+/// A part of a file in memory, moved forward in steps. While one step is looked at, the next is being read. So a window
+/// is closed, not dropped: the buffer of a running read belongs to the kernel until the read ends.
 struct Window<'a, S: Storage> {
     storage: &'a S,
     file: &'a S::File,
@@ -264,11 +267,11 @@ struct Window<'a, S: Storage> {
     buffer: AlignedBuf,
     start: u64,
     ahead: Option<Ahead>,
-    /// Blocks that could not be read, and what the system said of each; they are zeros in `buffer`.
+    /// Offsets of the blocks that could not be read, each with its error. These blocks are zeros in `buffer`.
     unread: Vec<(u64, io::Error)>,
 }
 
-/// The step after a window.
+/// The read of the step after a window.
 struct Ahead {
     start: u64,
     read: Pin<Box<dyn Future<Output = (io::Result<usize>, AlignedBuf)>>>,
@@ -280,7 +283,7 @@ impl<'a, S: Storage> Window<'a, S> {
         Self { storage, file, label, file_bytes, buffer, start: 0, ahead: None, unread: Vec::new() }
     }
 
-    /// `count` bytes at `offset`, fewer only where reading ends.
+    /// The `count` bytes at `offset`; fewer only where reading ends.
     async fn bytes(&mut self, offset: u64, count: usize) -> Result<&[u8]> {
         let wanted_end = (offset + count as u64).min(self.file_bytes);
         if offset < self.start || self.end() < wanted_end {
@@ -303,7 +306,7 @@ impl<'a, S: Storage> Window<'a, S> {
         self.start + self.buffer.len() as u64
     }
 
-    /// An error about the first block from the one at `offset` on, within `count` bytes, that could not be read.
+    /// The error for the first block that could not be read among the blocks of the `count` bytes at `offset`.
     fn unread(&self, offset: u64, count: usize) -> Option<Error> {
         let from = offset / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
         let end = offset.saturating_add(count as u64);
@@ -331,7 +334,7 @@ impl<'a, S: Storage> Window<'a, S> {
         }
     }
 
-    /// Makes the window longer, or finds that the file ends here.
+    /// Extends the window by a step, or finds that the file ends here.
     async fn step(&mut self) -> Result<()> {
         let start = self.end();
         if self.ahead.as_ref().is_some_and(|ahead| ahead.start != start) {
@@ -352,14 +355,14 @@ impl<'a, S: Storage> Window<'a, S> {
         if count < length {
             self.file_bytes = next;
         } else if next < self.file_bytes {
-            // Used again: fresh memory for each step would cost as much as the read.
+            // The buffer is reused: fresh memory for each step would cost as much as the read.
             read.resize(self.step_bytes(next));
             let file = self.file.clone();
             let mut read = Box::pin(async move { file.read_at(read, next).await });
             let read: Pin<Box<dyn Future<Output = _>>> = tokio::select! {
                 biased;
                 done = &mut read => Box::pin(ready(done)),
-                // Only now the kernel gets it.
+                // The kernel gets the read only during this pause.
                 () = self.storage.pause() => read,
             };
             self.ahead = Some(Ahead { start: next, read });
@@ -367,8 +370,8 @@ impl<'a, S: Storage> Window<'a, S> {
         Ok(())
     }
 
-    /// Reads `length` bytes at `start` again, one block at a time; a block that cannot be read is taken as zeros, and
-    /// remembered.
+    /// Reads `length` bytes at `start` again, one block at a time. A block that cannot be read counts as zeros, and is
+    /// noted in `unread`.
     async fn step_by_block(&mut self, start: u64, length: usize) -> Result<()> {
         let mut block = AlignedBuf::zeroed(BLOCK_BYTES);
         for at in (start..start + length as u64).step_by(BLOCK_BYTES) {
@@ -410,7 +413,7 @@ impl<'a, S: Storage> Window<'a, S> {
     ) -> Result<std::result::Result<super::Record<'_>, Flaw>> {
         let mut needed = SECTOR_BYTES;
         if let Err(Flaw::Incomplete { bytes }) = decode(self.bytes(offset, needed).await?, identity, offset) {
-            // The length comes from a header that is not verified yet: it may not reach past the file.
+            // The length comes from a header that is not verified yet, so it counts only if it stays within the file.
             if offset + bytes as u64 <= self.file_bytes {
                 needed = bytes;
             }
@@ -419,7 +422,7 @@ impl<'a, S: Storage> Window<'a, S> {
     }
 
     /// The furthest offset that a record after `from` says was durable; 0 if there is no such record. The nearest
-    /// records may have been written before a sync covered the one at `from`, so the search goes on to the end.
+    /// records may have been written before a sync covered the record at `from`, so the search goes on to the end.
     async fn last_durable_witness(&mut self, identity: Identity, from: u64) -> Result<u64> {
         let mut witness = 0;
         let mut offset = from + SECTOR_BYTES as u64;
@@ -594,7 +597,7 @@ mod tests {
             append(&file, b"witness").await;
             let witness = format!("a later record says that {} bytes were durable", file.durable());
             for offset in offsets {
-                // In the payload, then in the length, which says nearly 4 GiB then.
+                // The payload, then the length, which then says nearly 4 GiB.
                 for at in [offset + 60, offset + 11] {
                     storage.corrupt(NAME, at, 0x80);
                     let error = read(&storage).await.unwrap_err().to_string();
@@ -665,7 +668,7 @@ mod tests {
                     bad.make_unreadable(NAME, block);
                     read(&bad).await
                 };
-                // The last record, without a mark that knows it, may as well be torn.
+                // Without a mark that covers the last record, that record may just as well be torn.
                 match try_block(4).await {
                     Err(error) => {
                         assert!(marked, "{error}");
@@ -678,11 +681,11 @@ mod tests {
                     }
                 }
                 let error = try_block(3).await.unwrap_err();
-                assert!(error.to_string().contains("No data available"), "a later record knows it: {error}");
+                assert!(error.to_string().contains("No data available"), "a later record covers it: {error}");
                 let (found, end) = try_block(9).await.unwrap();
-                assert!(found.len() == 3 && end.torn_bytes == 0 && end.unread.is_some(), "it held nothing");
+                assert!(found.len() == 3 && end.torn_bytes == 0 && end.unread.is_some(), "it was empty");
                 let (found, end) = try_block(0).await.unwrap();
-                assert!(found.len() == 3 && end.bad_slot.is_some(), "the other mark is there");
+                assert!(found.len() == 3 && end.bad_slot.is_some(), "the other mark is used");
             }
         });
     }
