@@ -1,11 +1,11 @@
-//! Open, rename and unlink below a directory that is held open, on the ring.
+//! Opens, renames and unlinks files below a directory that is held open, on the ring.
 //!
-//! tokio-uring's own functions resolve paths from the working directory. Here every operation starts at the descriptor of
-//! a directory: whatever becomes of the path, it reaches the directory that was opened, and no other.
+//! tokio-uring's own functions resolve paths from the working directory. Here every operation starts at the descriptor
+//! of a directory. Whatever happens to the path, the operation reaches the directory that was opened, and no other.
 //!
-//! The three operations are submitted through tokio-uring's [`UnsubmittedOneshot`]. Each owns the directory and the
-//! names that its submission entry points to, and keeps them until its completion was seen: tokio-uring holds on to the
-//! data of an operation whose future was dropped.
+//! The three operations are submitted through tokio-uring's [`UnsubmittedOneshot`]. Each operation owns the directory
+//! and the names that its submission entry points to, until its completion was seen: tokio-uring keeps the data of an
+//! operation even if the future was dropped.
 
 use std::ffi::CString;
 use std::io;
@@ -22,7 +22,7 @@ struct Target {
     _names: [CString; 2],
 }
 
-/// Makes the result of a completion.
+/// Turns a completion into a result.
 struct Completed;
 
 impl OneshotOutputTransform for Completed {
@@ -37,7 +37,7 @@ impl OneshotOutputTransform for Completed {
     }
 }
 
-/// Submits what `entry` makes of the directory and of pointers to the names, which the operation owns.
+/// Submits the entry that `entry` makes from the directory and from pointers to the names. The operation owns both.
 async fn submit(
     directory: &Rc<File>,
     names: [&str; 2],
@@ -45,15 +45,15 @@ async fn submit(
 ) -> io::Result<i32> {
     let [one, two] = names.map(CString::new);
     let names = [one?, two?];
-    // The bytes of a `CString` are on the heap and stay where they are when it moves.
+    // The bytes of a `CString` are on the heap, and stay there when the `CString` moves.
     let entry = entry(types::Fd(directory.as_raw_fd()), [names[0].as_ptr(), names[1].as_ptr()]);
     let target = Target { _directory: directory.clone(), _names: names };
     UnsubmittedOneshot::new(target, Completed, entry).submit().await
 }
 
-/// Opens `name` with `flags`; `mode` is that of a file that is created.
+/// Opens `name` with `flags`. A file that is created gets `mode`.
 ///
-/// Cancel safety: the file may be opened all the same, and its descriptor is lost.
+/// Cancel safety: the file may still be opened, and its descriptor is then lost.
 pub(super) async fn open(
     directory: &Rc<File>,
     name: &str,
@@ -64,15 +64,15 @@ pub(super) async fn open(
         opcode::OpenAt::new(directory, name).flags(flags | libc::O_CLOEXEC).mode(mode).build()
     })
     .await?;
-    // SAFETY: the kernel has just opened the descriptor for this operation, and nobody else knows it: the file becomes
-    // its only owner, and closes it once.
+    // SAFETY: the kernel has just opened the descriptor for this operation, and nobody else knows it. So the file
+    // becomes its only owner, and closes it once.
     #[expect(unsafe_code, reason = "a completion carries the new descriptor as a number")]
     Ok(unsafe { File::from_raw_fd(descriptor) })
 }
 
-/// Gives `from` the name `to`, which is replaced if it exists.
+/// Renames `from` to `to`, replacing a file that has this name.
 ///
-/// Cancel safety: it may happen all the same.
+/// Cancel safety: the rename may still happen.
 pub(super) async fn rename(directory: &Rc<File>, from: &str, to: &str) -> io::Result<()> {
     let renamed = submit(directory, [from, to], |directory, [from, to]| {
         opcode::RenameAt::new(directory, from, directory, to).build()
@@ -82,7 +82,7 @@ pub(super) async fn rename(directory: &Rc<File>, from: &str, to: &str) -> io::Re
 
 /// Removes the name of a file.
 ///
-/// Cancel safety: it may happen all the same.
+/// Cancel safety: the removal may still happen.
 pub(super) async fn unlink(directory: &Rc<File>, name: &str) -> io::Result<()> {
     let unlinked =
         submit(directory, [name, ""], |directory, [name, _]| opcode::UnlinkAt::new(directory, name).build());

@@ -1,6 +1,6 @@
 //! Memory that O_DIRECT accepts: bytes aligned to [`BLOCK_BYTES`].
 //!
-//! Owns: the buffer type and its contract with the ring. Knows nothing of files.
+//! Owns: the buffer type and its contract with the ring.
 
 use std::ops::{Deref, DerefMut};
 
@@ -9,7 +9,7 @@ use tokio_uring::buf::{IoBuf, IoBufMut};
 
 use super::BLOCK_BYTES;
 
-/// A growable byte buffer, aligned to [`BLOCK_BYTES`]. All of its `len` bytes are initialised, always.
+/// A growable byte buffer, aligned to [`BLOCK_BYTES`]. All of its `len` bytes are always initialised.
 pub struct AlignedBuf(AVec<u8, ConstAlign<BLOCK_BYTES>>);
 
 impl AlignedBuf {
@@ -30,7 +30,7 @@ impl AlignedBuf {
         self.0.resize(len, 0);
     }
 
-    /// Drops the bytes behind `len`.
+    /// Drops the bytes after `len`.
     pub fn truncate(&mut self, len: usize) {
         self.0.truncate(len);
     }
@@ -78,8 +78,8 @@ impl From<&[u8]> for AlignedBuf {
     }
 }
 
-// SAFETY: the pointer is that of a heap allocation, which does not move when the `AlignedBuf` does, and nothing
-// can grow or free it meanwhile: the in-flight operation owns the value until its completion is reaped.
+// SAFETY: the pointer is that of a heap allocation, which does not move when the `AlignedBuf` moves, and nothing can
+// grow or free it meanwhile: the in-flight operation owns the value until its completion is reaped.
 // `bytes_init == bytes_total == len`, all initialised.
 #[expect(unsafe_code, reason = "tokio-uring asks for this promise from every buffer type")]
 unsafe impl IoBuf for AlignedBuf {

@@ -1,8 +1,8 @@
-//! A directory that is held open, and what is done with it at start-up, before there is a ring.
+//! A directory that is held open, and the operations on it at start-up, before there is a ring.
 //!
-//! A path is looked up once. From then on the directory is its descriptor: if somebody moves it, or puts another one in
-//! its place, this process goes on in the directory that it has opened and touches nothing in the other one.
-//! [`UringStorage`](super::uring::UringStorage) does the same at run time.
+//! A path is looked up once. From then on this process uses the descriptor of the directory. If somebody moves the
+//! directory or puts another one in its place, the process goes on in the directory that it has opened, and touches
+//! nothing in the other one. [`UringStorage`](super::uring::UringStorage) does the same at run time.
 
 use std::fs::File;
 use std::io;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Mode, OFlags, fstat, mkdirat, openat, stat, statat, unlinkat};
 
-/// Which file or directory this is, whatever its name.
+/// Identifies a file or directory, whatever its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InodeId {
     /// The device.
@@ -37,10 +37,10 @@ impl From<&rustix::fs::Statx> for InodeId {
 #[derive(Debug)]
 pub struct Directory {
     file: File,
-    /// The path by which it was opened, and the directories above it that belong to the store: each has to lead to the
-    /// same inode as at the start.
+    /// The paths of the directories above it that belong to the store, and last the path by which it was opened. Each
+    /// path has to lead to the same inode as at the start.
     pub(super) paths: Vec<(PathBuf, InodeId)>,
-    /// How messages call it: empty for the data directory, `shard-000/` for a shard's.
+    /// What messages put before a file name: nothing for the data directory, `shard-000/` for the directory of a shard.
     pub(super) prefix: String,
 }
 
@@ -66,7 +66,7 @@ impl Directory {
         Ok(Self { file, paths, prefix: format!("{name}/") })
     }
 
-    /// Makes the directory `name` in this one, if it is not there.
+    /// Creates the directory `name` in this one, if it does not exist.
     pub fn create_child(&self, name: &str) -> io::Result<()> {
         match mkdirat(&self.file, name, Mode::RWXU) {
             Err(rustix::io::Errno::EXIST) => Ok(()),
@@ -83,12 +83,12 @@ impl Directory {
         }
     }
 
-    /// The path by which it was opened, absolute. It may lead elsewhere by now.
+    /// The absolute path by which the directory was opened. It may lead elsewhere by now.
     pub fn path(&self) -> &Path {
         &self.paths.last().expect("a directory has a path").0
     }
 
-    /// Whether its path still leads to it.
+    /// Whether the path still leads to this directory.
     pub fn is_in_place(&self) -> io::Result<bool> {
         let (path, id) = self.paths.last().expect("a directory has a path");
         match stat(path) {
@@ -103,7 +103,7 @@ impl Directory {
         &self.file
     }
 
-    /// Names and lengths of everything in it, in no order.
+    /// Names and lengths of everything in the directory, in no particular order.
     pub fn list(&self) -> io::Result<Vec<(String, u64)>> {
         list(&self.file)
     }
@@ -119,7 +119,7 @@ impl Directory {
     }
 }
 
-/// Names and lengths of everything in an open directory; names that are not UTF-8 are none of ours, and left out.
+/// Names and lengths of everything in an open directory. A name that is not UTF-8 is not ours, and is left out.
 pub(super) fn list(directory: &impl AsFd) -> io::Result<Vec<(String, u64)>> {
     let mut found = Vec::new();
     for entry in rustix::fs::Dir::read_from(directory)? {

@@ -1,9 +1,9 @@
 //! Files, as the engine sees them: two small traits with the durability contract of each method.
 //!
-//! Owns: the traits, the aligned buffer that every transfer uses, and the operations that need more than one
-//! call ([`write_file_atomically`]). Knows nothing of what the bytes mean.
+//! Owns: the traits, the aligned buffer that every transfer uses, and the operations that need more than one call
+//! ([`write_file_atomically`]).
 //!
-//! Two implementations: [`uring`] on the ring of the calling thread, and [`sim`] in memory, which can lose
+//! There are two implementations: [`uring`] on the ring of the calling thread, and [`sim`] in memory, which can lose
 //! what was not synced, tear writes and fail operations. Production code runs unchanged on both.
 //!
 //! ```text
@@ -11,14 +11,16 @@
 //!   write_at                 ──► visible at once ──► durable after sync
 //! ```
 //!
-//! S1  A name survives a crash only if `sync_dir` returned after it was made; until then it may be there or not.
-//! S2  A byte survives a crash only if `sync` on its file returned after it was written; until then each
-//!     512-byte sector of a write holds the old or the new bytes, independently of its neighbours.
+//! S1  A name is sure to survive a crash only if a `sync_dir` that began after the name was made has returned. Until
+//!     then it may survive or not.
+//! S2  A byte is sure to survive a crash only if a `sync` of its file that began after the byte was written has
+//!     returned. Until then each 512-byte sector of a write holds the old or the new bytes, independently of its
+//!     neighbours.
 //! S3  A sector that is overwritten with the bytes that it already holds cannot change.
-//! S4  After a failed write or sync nothing is known about the bytes written since the last sync that succeeded, and
-//!     after a failed `sync_dir` nothing about the names, for as long as the process lives.
+//! S4  After a failed write or sync nothing is known about the bytes written since the last successful sync, and after
+//!     a failed `sync_dir` nothing is known about the names, for as long as the process lives.
 //!
-//! Assumed of the device: S3, and that a sync that returned has reached stable storage.
+//! The device is assumed to keep S3, and to have reached stable storage when a sync returns.
 
 mod at;
 pub mod buffer;
@@ -34,7 +36,7 @@ pub use crate::config::{BLOCK_BYTES, SECTOR_BYTES};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
 
-/// What an open file is for; an implementation may pick flags by it.
+/// What a file is opened for. An implementation may choose its flags accordingly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// Reads only.
@@ -48,49 +50,50 @@ pub enum Access {
 
 /// One directory of files.
 ///
-/// Cancel safety, all methods: a dropped future may leave the operation running; its effect is then unknown.
+/// Cancel safety, all methods: if a future is dropped, its operation may still run, and its effect is then unknown.
 #[expect(async_fn_in_trait, reason = "all futures of this crate stay on their thread")]
 pub trait Storage: Clone + 'static {
     /// An open file.
     type File: File;
 
-    /// The name of a file as messages show it, as in `shard-000/000007.wal`.
+    /// The name of a file as messages show it, for example `shard-000/000007.wal`.
     fn label(&self, name: FileName) -> String;
 
-    /// The directory as messages show it, as in `shard-000`.
+    /// The directory as messages show it, for example `shard-000`.
     fn directory_label(&self) -> String;
 
-    /// All files that are ours, with their lengths, in name order. For start-up only: it blocks.
+    /// All files with names of ringkeep, with their lengths, in the order of [`FileName`]. For start-up only: it
+    /// blocks.
     fn list(&self) -> io::Result<Vec<(FileName, u64)>>;
 
-    /// Creates a file that must not exist, open for [`Access::Write`]. The name is not durable yet (S1).
+    /// Creates a file that must not exist, and opens it for [`Access::Write`]. The name is not durable yet (S1).
     async fn create(&self, name: FileName) -> io::Result<Self::File>;
 
     /// Opens a file that must exist.
     async fn open(&self, name: FileName, access: Access) -> io::Result<Self::File>;
 
-    /// Gives a file another name, replacing what had it. Readers see the old or the new file, never none.
+    /// Renames a file, replacing a file that has the new name. Readers see the old or the new file, never none.
     async fn rename(&self, from: FileName, to: FileName) -> io::Result<()>;
 
     /// Removes a name. The bytes stay readable through open files.
     async fn remove(&self, name: FileName) -> io::Result<()>;
 
-    /// Makes all creations, renames and removals so far durable. Once it has failed it fails for ever: the names that
-    /// were lost may be those of another task, whose own sync must not succeed for nothing (S4).
+    /// Makes all creations, renames and removals so far durable. After one failure it fails for ever: the lost names
+    /// may be those of another task, whose own sync must not report success for them (S4).
     async fn sync_dir(&self) -> io::Result<()>;
 
-    /// The path of the directory, or of one above it, if it does not lead to the same directory any more. All other
-    /// methods use the directory itself, wherever it is by now.
+    /// The path of the directory, or of a directory of the store above it, if that path no longer leads to the same
+    /// directory. All other methods use the directory itself, wherever it is by now.
     async fn lost_path(&self) -> io::Result<Option<String>>;
 
     /// Whether `name` still leads to `file`.
     async fn leads_to(&self, name: FileName, file: &Self::File) -> io::Result<bool>;
 
-    /// Lets every other ready task, and the kernel, go first. Long computations call it between slices.
+    /// Lets every other ready task, and the kernel, run first. Long computations call it between slices.
     async fn pause(&self);
 }
 
-/// One open file. Clones share it; it closes when the last one goes.
+/// One open file. Clones share it; it closes when the last clone is dropped.
 ///
 /// Offsets and lengths are multiples of [`BLOCK_BYTES`]. Buffers are owned by the operation until it ends.
 #[expect(async_fn_in_trait, reason = "all futures of this crate stay on their thread")]
@@ -98,27 +101,27 @@ pub trait File: Clone + 'static {
     /// Reads up to `buffer.len()` bytes at `offset`; fewer only at the end of the file. Returns the count.
     async fn read_at(&self, buffer: AlignedBuf, offset: u64) -> (io::Result<usize>, AlignedBuf);
 
-    /// Writes all of `buffer` at `offset`; a short write is continued or an error, never silent.
+    /// Writes all of `buffer` at `offset`. A short write is continued or reported as an error, never silent.
     async fn write_at(&self, buffer: AlignedBuf, offset: u64) -> (io::Result<()>, AlignedBuf);
 
     /// Reserves space and sets the length to at least `bytes`; new bytes read as zero.
     async fn allocate(&self, bytes: u64) -> io::Result<()>;
 
-    /// Gives back the space of all bytes from `offset` on; they read as zeros, and the length stays.
+    /// Gives back the space of all bytes from `offset` on. They read as zeros, and the length stays the same.
     async fn release(&self, offset: u64) -> io::Result<()>;
 
     /// Makes all writes so far durable, and the length with them (S2).
     async fn sync(&self) -> io::Result<()>;
 
-    /// The length of the file; `None` if it has no name any more. Does not wait.
+    /// The length of the file; `None` if the file has no name any more. Does not wait.
     fn named_bytes(&self) -> io::Result<Option<u64>>;
 }
 
-/// Replaces a small file as a whole: after a crash it holds the old or the new bytes, and after the return the
-/// new ones. Steps: write `temporary`, sync it and its name, rename it over `name`, sync the directory.
+/// Replaces a small file as a whole: after a crash it holds the old or the new bytes, and after the return the new
+/// bytes. Steps: write `temporary`, sync it and its name, rename it to `name`, sync the directory.
 ///
 /// # Errors
-/// `Poisoned` if it is uncertain which bytes are in force; any other kind if the old ones are.
+/// `Poisoned` if it is uncertain which bytes are in force; any other kind if the old bytes are in force.
 pub async fn write_file_atomically<S: Storage>(
     storage: &S,
     temporary: FileName,
@@ -134,7 +137,7 @@ pub async fn write_file_atomically<S: Storage>(
     let file = storage.create(temporary).await.map_err(|error| Error::io(attempt("create"), error))?;
     file.write_at(bytes, 0).await.0.map_err(|error| Error::io(attempt("write"), error))?;
     file.sync().await.map_err(|error| Error::io(attempt("sync"), error))?;
-    // Else a crash might keep the rename and lose the creation, and give `name` to an older temporary file.
+    // Otherwise a crash might keep the rename and lose the creation, and so give `name` to an older temporary file.
     sync_names(storage).await?;
     let uncertain = |what, error| Error::io(attempt(what), error).with_kind(ErrorKind::Poisoned);
     storage.rename(temporary, name).await.map_err(|error| uncertain("rename", error))?;
@@ -144,20 +147,20 @@ pub async fn write_file_atomically<S: Storage>(
 /// Makes all creations, renames and removals so far durable.
 ///
 /// # Errors
-/// `Poisoned`: which names will last is not known, and no later sync makes it known (S4).
+/// `Poisoned`: it is unknown which names will last, and no later sync can tell (S4).
 pub async fn sync_names<S: Storage>(storage: &S) -> Result<()> {
     storage.sync_dir().await.map_err(|error| {
         Error::io(format!("sync {}", storage.directory_label()), error).with_kind(ErrorKind::Poisoned)
     })
 }
 
-/// Opens a file; the error names it.
+/// Opens a file. The error names the file.
 pub async fn open_file<S: Storage>(storage: &S, name: FileName, access: Access) -> Result<S::File> {
     let attempt = || format!("open {}", storage.label(name));
     storage.open(name, access).await.map_err(|error| Error::io(attempt(), error))
 }
 
-/// Reads a whole file that is at most `bytes_max` long; the rest of a longer one is left out.
+/// Reads a file, but at most its first `bytes_max` bytes.
 pub async fn read_file<S: Storage>(storage: &S, name: FileName, bytes_max: usize) -> Result<AlignedBuf> {
     let attempt = |what: &str| format!("{what} {}", storage.label(name));
     let file = open_file(storage, name, Access::Read).await?;

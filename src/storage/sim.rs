@@ -1,37 +1,38 @@
-//! Storage in memory that fails as disks fail: what a crash may take is exactly what was not synced.
+//! Storage in memory that fails as disks fail: a crash may take exactly what was not synced.
 //!
-//! Owns: live and durable bytes of every file, live and durable names, the count of operations, planned faults.
-//! Knows nothing of what the bytes mean. Every fault meets live and durable state at once, so they share this file, long as
-//! it is. Single-threaded, seeded, no clock: the same calls give the same faults.
+//! Owns: live and durable bytes of every file, live and durable names, the count of operations, planned faults. Every
+//! fault affects live and durable state at once, so both are in this file, long as it is. Single-threaded, seeded, no
+//! clock: the same calls give the same faults.
 //!
 //! ```text
 //!   write ──► live bytes ──► (sync) ──► durable bytes      create, rename, remove ──► live names
 //!                 └── crash: each sector by the Fate            └── (sync_dir) ──► durable names
 //! ```
 //!
-//! The fault model: what may happen, and what the store owes its users then.
+//! The fault model: what may happen, and what the store then owes its users.
 //!
-//! | fault | here | WAL | manifest | `CURRENT`, `STORE` | SST |
+//! | fault | simulated by | WAL | manifest | `CURRENT`, `STORE` | SST |
 //! | --- | --- | --- | --- | --- | --- |
 //! | power cut at any operation; unsynced bytes kept, lost, reordered, torn at 512 bytes; names likewise | [`SimStorage::crash`] | survive | survive | survive | survive |
 //! | an operation fails, once or for ever: EIO, ENOSPC, a short write | [`Fault`] | end the process, survive | end the process, survive | survive | survive, try again |
-//! | a failed sync that kept a part, and is not repeated by the next | [`Fault`] on a sync | as above | as above | survive | survive |
+//! | a failed sync that kept a part, and that the next sync does not make up for | [`Fault`] on a sync | as above | as above | survive | survive |
 //! | a bit flips, a block is zeroed or replaced by another one | [`SimStorage::corrupt`], [`SimStorage::misplace`] | refuse to start¹ | refuse to start² | refuse to start | refuse to start, or to answer |
 //! | a block cannot be read | [`SimStorage::make_unreadable`] | refuse to start¹ | refuse to start² | refuse to start | refuse to start, or to answer |
 //! | a torn write takes the rest of its block along; the end of a file is zeroed | [`SimStorage::overwrite`] | refuse to start¹ | refuse to start² | refuse to start | refuse to start, or to answer |
 //! | the device lies about a sync | [`SimStorage::lie`] | refuse to start¹ | – | – | – |
 //! | a file is gone, cut short, from another shard or older | [`SimStorage::overwrite`] | refuse to start | refuse to start | refuse to start | refuse to start, or to answer |
 //!
-//! "Survive": everything acknowledged is there, and no wrong byte. "Refuse": an error with file and offset; a right
-//! answer is fine, too, where the damage hit bytes that hold nothing.
+//! "Survive" means that everything acknowledged is there, and no byte is wrong. "Refuse" means an error with file and
+//! offset. Where the damage hit bytes that hold nothing, a correct answer is fine, too.
 //!
-//! 1. Everything that a mark knows is refused, or there (W4). Damage to what was synced after the newest mark looks like
-//!    the torn end of a crash: it is cut and reported. An older copy of the last WAL is noticed once the manifest says how
-//!    far the WAL was durable, which takes 200 ms without a write.
-//! 2. Damage to the last edit looks like a torn end. What it named or released is then looked for: either the state
-//!    before it gives the same answers, or a file is missing or too many, and the start is refused.
+//! 1. Everything that a mark covers is there, or the start is refused (W4). Damage to what was synced after the newest
+//!    mark looks like the torn end of a crash: it is cut and reported. An older copy of the last WAL is noticed once
+//!    the manifest says how far the WAL was durable, which takes 200 ms without a write.
+//! 2. Damage to the last edit looks like a torn end. The files that this edit named or released are then looked for.
+//!    Either the state before the edit gives the same answers, or a file is missing or superfluous, and the start is
+//!    refused.
 //!
-//! Not survived: a device that loses what it confirmed, or writes the last of it somewhere else.
+//! Not survived: a device that loses what it confirmed, or that writes the last confirmed bytes to another location.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,31 +45,32 @@ use crate::codec::to_usize;
 use crate::file_name::FileName;
 use crate::random::Random;
 
-/// What becomes of bytes and names that were not synced when the power goes.
+/// What happens to bytes and names that were not synced, in a crash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// All of them are gone.
+    /// All of them are lost.
     Lost,
-    /// All of them are there.
+    /// All of them are kept.
     Kept,
-    /// It was not the power that went but the process: all of them are there, and not synced yet. A write that was in
-    /// flight lands a few operations later: the kernel goes on with what it was given.
+    /// The process was killed, and the power stayed on. All of them are kept, and still not synced. A write that was in
+    /// flight lands a few operations later, because the kernel finishes what it was given.
     Killed,
-    /// By seeded coins: first how likely bytes, and names, are kept, and whether whole writes or single sectors
-    /// are; then each of them. This tears and reorders writes, and parts files from their names.
+    /// Drawn from the seed: first how likely bytes, and names, are kept, and whether that is drawn for whole writes or
+    /// for single sectors; then the fate of each of them. This tears and reorders writes, and separates files from
+    /// their names.
     Random,
 }
 
 /// How an operation fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
-    /// With this `errno`. Of a failed sync, each sector is kept or lost, and no later sync knows of it.
+    /// With this `errno`. If a sync fails, each sector is kept or lost, and no later sync covers it.
     Errno(i32),
     /// A write ends after its first half; any other operation fails with EIO.
     Short,
 }
 
-/// A fault that is going to happen.
+/// A planned fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault {
     /// The operation that fails, counted from 1 over all operations that reach the device.
@@ -79,7 +81,7 @@ pub struct Fault {
     pub for_ever: bool,
 }
 
-/// A write of a killed process lands within so many operations.
+/// A write that was in flight when the process was killed lands within this many operations.
 const LATE_OPERATIONS: u64 = 40;
 
 /// A directory in memory. Clones share it.
@@ -88,26 +90,26 @@ pub struct SimStorage(Rc<RefCell<Disk>>);
 
 #[derive(Clone)]
 struct Disk {
-    /// Shared with snapshots until one of them changes.
+    /// Shared with snapshots until one of them changes a file.
     files: Vec<Rc<Inode>>,
     live_names: BTreeMap<FileName, usize>,
     durable_names: BTreeMap<FileName, usize>,
-    /// Changes of names since the last directory sync, in order; and how many there were before them.
+    /// Changes of names since the last directory sync, in order. `names_taken` counts the changes before them.
     unsynced_names: Vec<NameChange>,
     names_taken: usize,
     /// A directory sync failed.
     names_lost: bool,
-    /// The path leads to another directory by now.
+    /// The path now leads to another directory.
     moved: bool,
-    /// Syncs return when a part of the bytes is durable.
+    /// Syncs return although only a part of the bytes is durable.
     lying: bool,
     operations: u64,
     fault: Option<Fault>,
     random: Random,
-    /// Writes that wait for their turn; and those of a killed process, which the kernel finishes at operations to come.
+    /// Writes in flight; and those of a killed process, each with the operation after which the kernel finishes it.
     in_flight: Vec<Write>,
     late: Vec<(u64, Write)>,
-    /// The disk before each operation, if that is recorded.
+    /// The disk before each operation, if snapshots are recorded.
     snapshots: Option<Vec<Disk>>,
 }
 
@@ -123,12 +125,12 @@ struct Write {
 struct Inode {
     live: Contents,
     durable: Contents,
-    /// Writes since the last sync, in order; and how many there were before them.
+    /// Writes since the last sync, in order. `taken` counts the writes before them.
     unsynced: Vec<(usize, Rc<[u8]>)>,
     taken: usize,
-    /// A sync failed, or lied: live bytes may differ from durable ones without being on the list.
+    /// A sync failed, or lied: live bytes may differ from durable ones without being in `unsynced`.
     diverged: bool,
-    /// Blocks that cannot be read, by their numbers, until they are written. What the system says alternates.
+    /// Numbers of the blocks that cannot be read until they are written. The error depends on the number.
     unreadable: BTreeSet<usize>,
 }
 
@@ -161,7 +163,7 @@ impl Contents {
         }
     }
 
-    /// Copies what there is from `offset` on, a block boundary; returns the count.
+    /// Copies the bytes from `offset` on, a block boundary, as far as there are any. Returns their count.
     fn read(&self, offset: usize, out: &mut [u8]) -> usize {
         let count = self.length.saturating_sub(offset).min(out.len());
         let blocks = self.blocks.get(offset / BLOCK_BYTES..).unwrap_or_default();
@@ -189,7 +191,7 @@ impl From<&[u8]> for Contents {
     }
 }
 
-/// How likely things are kept, in eighths; and whether each sector is a thing, or each write.
+/// How likely something is kept, in eighths, and whether that is drawn for each sector or for each write.
 struct Coin {
     eighths: u64,
     sectors: bool,
@@ -214,14 +216,14 @@ impl Inode {
     fn write(&mut self, offset: usize, bytes: Rc<[u8]>) {
         if !bytes.is_empty() {
             self.live.write(offset, &bytes);
-            // The device puts a block that it cannot read somewhere else when it is written.
+            // A device writes a block that it cannot read to another location.
             let blocks = offset / BLOCK_BYTES..(offset + bytes.len()).div_ceil(BLOCK_BYTES);
             self.unreadable.retain(|block| !blocks.contains(block));
             self.unsynced.push((offset, bytes));
         }
     }
 
-    /// Decides what becomes of every byte that was not synced.
+    /// Decides for every byte that was not synced whether it is kept.
     fn settle(&mut self, coin: &Coin, random: &mut Random) {
         self.taken += self.unsynced.len();
         for (offset, bytes) in std::mem::take(&mut self.unsynced) {
@@ -261,7 +263,7 @@ impl NameChange {
 }
 
 impl SimStorage {
-    /// An empty directory; `seed` decides every [`Fate::Random`].
+    /// An empty directory. All that is random comes from `seed`.
     pub fn new(seed: u64) -> Self {
         Self::of(Disk {
             files: Vec::new(),
@@ -290,29 +292,29 @@ impl SimStorage {
         self.0.borrow().operations
     }
 
-    /// Plans a fault, or none.
+    /// Plans a fault; `None` cancels it.
     pub fn set_fault(&self, fault: Option<Fault>) {
         self.0.borrow_mut().fault = fault;
     }
 
-    /// Keeps the directory as it was before each operation from now on.
+    /// From now on, records a snapshot of the directory before each operation.
     pub fn record(&self) {
         self.0.borrow_mut().snapshots = Some(Vec::new());
     }
 
-    /// What was recorded since the last call, in order. Snapshots share what they have in common.
+    /// The snapshots since the last call, in order. They share what they have in common.
     pub fn take_snapshots(&self) -> Vec<Self> {
         let mut disk = self.0.borrow_mut();
         disk.snapshots.as_mut().map(std::mem::take).unwrap_or_default().into_iter().map(Self::of).collect()
     }
 
-    /// The directory as the next process finds it, after the power came back or the process was killed. This one is
-    /// left as it is; another crash of it tosses other coins.
+    /// The directory as the next process finds it, after the power came back or the process was killed. `self` stays as
+    /// it is. Another crash of it draws other random numbers.
     #[must_use]
     pub fn crash(&self, fate: Fate) -> Self {
         let mut random = {
             let mut disk = self.0.borrow_mut();
-            // Snapshots share the coins of the disk that they were taken from.
+            // Snapshots share the random state of the disk that they were taken from.
             let place = disk.operations.wrapping_mul(0x9e37_79b9_7f4a_7c15);
             Random::new(disk.random.next_u64() ^ place)
         };
@@ -327,7 +329,7 @@ impl SimStorage {
                     file.live.write(*offset, bytes);
                 }
             }
-            // A file system that lost names is mounted anew before it syncs any.
+            // A file system that lost names is mounted again before it syncs any.
             let live_names =
                 if disk.names_lost { disk.durable_names.clone() } else { disk.live_names.clone() };
             let landing = |write| (disk.operations + random.below(LATE_OPERATIONS), write);
@@ -435,7 +437,7 @@ impl SimStorage {
         }
     }
 
-    /// Lets every read of one block of a file fail, with EIO or ENODATA, until the block is written.
+    /// Makes every read of one block of a file fail, with EIO or ENODATA, until the block is written.
     ///
     /// # Panics
     /// If there is no such file.
@@ -443,18 +445,19 @@ impl SimStorage {
         self.inode(name).unreadable.insert(to_usize(block));
     }
 
-    /// Lets the path of the directory lead somewhere else from now on.
+    /// Makes the path of the directory lead somewhere else from now on.
     pub fn move_away(&self) {
         self.0.borrow_mut().moved = true;
     }
 
-    /// Lets syncs of files return when only a part of the bytes is durable, or none, as a device does that confirms what
-    /// is in its cache; or ends that. The bytes that were confirmed falsely and lost do not come back with later syncs.
+    /// Makes syncs of files return when only a part of the bytes is durable, or none, like a device that confirms what
+    /// is only in its cache; `false` ends that. Bytes that were falsely confirmed and lost do not come back with later
+    /// syncs.
     pub fn lie(&self, lying: bool) {
         self.0.borrow_mut().lying = lying;
     }
 
-    /// Puts a copy of one block in the place of another, as a misdirected write does.
+    /// Puts a copy of one block in the place of another block, as a misdirected write does.
     ///
     /// # Panics
     /// If there is no such file or block.
@@ -470,7 +473,7 @@ impl SimStorage {
         }
     }
 
-    /// Counts an operation; the failure that was planned for it, if any. Yields once, so that tasks interleave.
+    /// Counts an operation, and returns the failure planned for it, if any. Yields once, so that tasks interleave.
     async fn count(&self) -> Option<Failure> {
         self.pause().await;
         let mut disk = self.0.borrow_mut();
@@ -491,7 +494,8 @@ impl SimStorage {
         hit.then_some(fault.failure)
     }
 
-    /// Lets some others go first: a sync takes longer than a write, and covers what was written before it began.
+    /// Lets other tasks run for some turns: a sync takes longer than a write, and covers what was written before it
+    /// began.
     async fn dawdle(&self) {
         let turns = Random::new(self.0.borrow_mut().random.next_u64()).below(8);
         for _ in 0..turns {
@@ -499,7 +503,7 @@ impl SimStorage {
         }
     }
 
-    /// An operation that happens or does not.
+    /// An operation that happens as a whole or not at all.
     async fn operation(&self) -> io::Result<()> {
         match self.count().await {
             None => Ok(()),
@@ -588,7 +592,7 @@ impl Storage for SimStorage {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
         if let Some(failure) = failure {
-            // As with the bytes of a file: no later sync knows of these names.
+            // As with the bytes of a file, no later sync covers these names.
             let mut random = Random::new(disk.random.next_u64());
             let coin = Coin::new(Fate::Random, &mut random);
             disk.names_lost = true;
@@ -655,7 +659,7 @@ impl File for SimFile {
 
     async fn write_at(&self, buffer: AlignedBuf, offset: u64) -> (io::Result<()>, AlignedBuf) {
         assert!(offset.is_multiple_of(BLOCK_BYTES as u64) && buffer.len().is_multiple_of(BLOCK_BYTES));
-        assert!(self.access != Access::Read, "a file opened for reads is not written");
+        assert!(self.access != Access::Read, "a file opened for reading is not written");
         let bytes: Rc<[u8]> = buffer[..].into();
         let write = Write { inode: self.inode, offset: to_usize(offset), bytes: bytes.clone() };
         self.storage.0.borrow_mut().in_flight.push(write);
@@ -667,7 +671,7 @@ impl File for SimFile {
             Some(Failure::Errno(_)) => 0,
         };
         if matches!(failure, Some(Failure::Errno(_))) {
-            // S4: any of its sectors may be there.
+            // S4: any of its sectors may have been written.
             let mut random = Random::new(self.storage.0.borrow_mut().random.next_u64());
             let coin = Coin::new(Fate::Random, &mut random);
             for (index, sector) in buffer.chunks(SECTOR_BYTES).enumerate() {
@@ -705,7 +709,7 @@ impl File for SimFile {
     }
 
     async fn sync(&self) -> io::Result<()> {
-        // What is written while it runs is not its concern.
+        // The sync does not cover what is written while it runs.
         let covered = {
             let inode = self.inode();
             inode.taken + inode.unsynced.len()
@@ -731,7 +735,7 @@ impl File for SimFile {
             return Ok(());
         }
         let mut inode = self.inode();
-        // A sync beside this one may have taken some of them.
+        // Another sync at the same time may have covered some of them.
         let left = covered.saturating_sub(inode.taken);
         for (offset, bytes) in inode.unsynced.drain(..left).collect::<Vec<_>>() {
             inode.durable.write(offset, &bytes);
@@ -748,7 +752,7 @@ impl File for SimFile {
 }
 
 impl SimFile {
-    /// What the system says of a read that covers an unreadable block.
+    /// The error of a read that covers an unreadable block, if it covers one.
     fn medium_error(&self, offset: u64, bytes: usize) -> Option<io::Error> {
         let disk = self.storage.0.borrow();
         let blocks = &disk.files[self.inode].unreadable;

@@ -1,24 +1,23 @@
-//! Storage on the ring of the calling thread: the only user of `tokio_uring::fs`.
+//! Storage on the ring of the calling thread. Only this module and `at` use `tokio_uring::fs`.
 //!
 //! Owns: open flags (O_DIRECT, O_DSYNC), the choice of the sync primitive, and what is known of the device.
-//! Knows nothing of what the bytes mean.
 //!
-//! All transfers use O_DIRECT: memory is counted once (our cache, not the page cache as well), and recovery
-//! never reads pages that a failed sync left marked clean (P6; Rebello et al., USENIX ATC 2020). A file system
-//! without O_DIRECT (tmpfs) is served through the page cache, which the start reports as a warning.
+//! All transfers use O_DIRECT. So memory is counted once (our cache, not the page cache as well), and recovery never
+//! reads pages that a failed sync left marked clean (P6; Rebello et al., USENIX ATC 2020). A file system without
+//! O_DIRECT (tmpfs) is served through the page cache, and the start logs a warning.
 //!
-//! The sync primitive, by device, after what the kernel can turn into a forced-unit-access write (its
-//! `iomap_dio_can_use_fua`):
+//! The sync primitive depends on the device, and follows what the kernel can turn into a forced-unit-access (FUA) write
+//! (its `iomap_dio_can_use_fua`):
 //!
 //! | `write_cache` | `fua` | commit |
 //! | --- | --- | --- |
-//! | write through | any | O_DSYNC overwrite: nothing volatile to flush, one operation fewer |
-//! | write back | 1 | both are timed on a file in the data directory, the faster one is taken |
-//! | write back | 0 | write, then fdatasync: O_DSYNC would be the same flush behind the write |
+//! | write through | any | O_DSYNC overwrite: there is nothing volatile to flush, and it is one operation fewer |
+//! | write back | 1 | both are timed on a file in the data directory, and the faster one is used |
+//! | write back | 0 | write, then fdatasync: O_DSYNC would be the same flush after the write |
 //! | unknown | unknown | write, then fdatasync |
 //!
-//! On the machine of BENCHMARKS.md, whose device has a write cache and no FUA, a commit of 4 KiB takes 113 µs the one way
-//! and 117 µs the other (`cargo bench --bench designs -- commits`, without a ring).
+//! On the machine of BENCHMARKS.md, whose device has a write cache and no FUA, the two ways to commit 4 KiB take 113 µs
+//! and 117 µs (`cargo bench --bench designs -- commits`, without a ring).
 
 use std::cell::Cell;
 use std::fmt;
@@ -55,7 +54,7 @@ impl fmt::Display for SyncPrimitive {
     }
 }
 
-/// What the data directory stands on; found once at start.
+/// The device below the data directory; examined once at start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Device {
     /// Whether files can be opened with O_DIRECT.
@@ -65,15 +64,15 @@ pub struct Device {
 }
 
 impl Device {
-    /// Looks at the file system and the device under `directory`. Writes and removes a small file there.
+    /// Examines the file system and the device below `directory`. Writes and removes a small file there.
     pub fn probe(directory: &Directory) -> io::Result<Self> {
         with_probe_file(directory, || Self::probe_with(directory))
     }
 
-    /// As [`Self::probe`], but writes nothing: whether `STORE` can be read with O_DIRECT.
+    /// As [`Self::probe`], but writes nothing and only finds out whether `STORE` can be read with O_DIRECT.
     pub fn for_reading(directory: &Directory) -> io::Result<Self> {
         let direct = match reads_direct(directory, &FileName::Store.to_string()) {
-            // That it is missing is told with the name of the store.
+            // The later read of `STORE` reports that the file is missing.
             Err(error) if error.kind() == io::ErrorKind::NotFound => false,
             direct => direct?,
         };
@@ -85,7 +84,7 @@ impl Device {
         // Some file systems accept the flag and refuse the transfer.
         let written = open_probe_file(directory, OFlags::DIRECT)
             .and_then(|file| file.write_all_at(&AlignedBuf::zeroed(BLOCK_BYTES), 0));
-        // A full disk refuses it, too, but not for want of O_DIRECT: a hole can be read.
+        // A full disk refuses the write, too, but that says nothing about O_DIRECT. A hole can still be read.
         let full = written.as_ref().is_err_and(is_full);
         let direct = if full { reads_direct(directory, PROBE)? } else { allows_direct(written)? };
         if full || !direct {
@@ -100,8 +99,8 @@ impl Device {
     }
 }
 
-/// Whether a file system allows what was tried with O_DIRECT. Any other failure says nothing of that: taken for a no, a
-/// full disk or one bad read would let the process go on through the page cache.
+/// Whether a file system allows what was tried with O_DIRECT. Any other failure is returned, because it does not answer
+/// the question. Taken for a no, a full disk or one bad read would let the process go on through the page cache.
 fn allows_direct<T>(tried: io::Result<T>) -> io::Result<bool> {
     match tried {
         Ok(_) => Ok(true),
@@ -116,10 +115,10 @@ fn reads_direct(directory: &Directory, name: &str) -> io::Result<bool> {
     allows_direct(opened.and_then(|file| file.read_at(&mut AlignedBuf::zeroed(BLOCK_BYTES), 0)))
 }
 
-/// The name of a small file that is made to try something, and removed.
+/// The name of a small file that is created to try something, and then removed.
 const PROBE: &str = "PROBE.tmp";
 
-/// Lets `work` make the probe file in `directory`, and removes it.
+/// Runs `work`, which creates the probe file in `directory`, and then removes that file.
 fn with_probe_file<T>(directory: &Directory, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let result = work();
     match directory.remove_file(PROBE) {
@@ -132,12 +131,12 @@ fn open_probe_file(directory: &Directory, flags: OFlags) -> io::Result<std::fs::
     directory.open_file(PROBE, OFlags::RDWR | flags)
 }
 
-/// `write_cache` and `fua` of the block device under `directory`; `None` where there is none (tmpfs, overlay).
+/// `write_cache` and `fua` of the block device below `directory`; `None` if there is no such device (tmpfs, overlay).
 pub fn queue_settings(directory: &Directory) -> io::Result<Option<(String, String)>> {
     let device = rustix::fs::fstat(directory.file())?.st_dev;
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let Ok(node) = std::fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")) else { return Ok(None) };
-    // A partition has no queue of its own; its parent has.
+    // A partition has no queue of its own, but its parent has one.
     for folder in [Some(node.as_path()), node.parent()].into_iter().flatten() {
         let read = |file: &str| std::fs::read_to_string(folder.join("queue").join(file));
         if let (Ok(cache), Ok(fua)) = (read("write_cache"), read("fua")) {
@@ -147,8 +146,8 @@ pub fn queue_settings(directory: &Directory) -> io::Result<Option<(String, Strin
     Ok(None)
 }
 
-/// How long `device` takes to commit one block as the WAL does, in place, one after the other for `duration`. This is
-/// the least that a lone client's write can take. Writes and removes a small file.
+/// Times how long `device` takes to commit one block as the WAL does, in place, one commit after the other for
+/// `duration`. No write of a lone client can take less. Writes and removes a small file.
 pub fn time_commits(directory: &Directory, device: Device, duration: Duration) -> io::Result<Vec<Duration>> {
     with_probe_file(directory, || {
         let block = AlignedBuf::zeroed(BLOCK_BYTES);
@@ -170,7 +169,7 @@ pub fn time_commits(directory: &Directory, device: Device, duration: Duration) -
     })
 }
 
-/// Times both primitives in turn on one preallocated block, for about 50 ms each, and takes the faster.
+/// Times both primitives alternately on one preallocated block, for about 50 ms each, and returns the faster one.
 fn faster_primitive(directory: &Directory) -> io::Result<SyncPrimitive> {
     let block = AlignedBuf::zeroed(BLOCK_BYTES);
     let plain = open_probe_file(directory, OFlags::DIRECT)?;
@@ -202,11 +201,11 @@ fn faster_primitive(directory: &Directory) -> io::Result<SyncPrimitive> {
 pub struct UringStorage(Rc<Shared>);
 
 struct Shared {
-    /// The directory itself: every operation starts there, and no path is looked up.
+    /// The directory itself: every operation on a file starts there, and looks up no path.
     directory: Rc<fs::File>,
-    /// Where it was found, and what was there: see [`Storage::lost_path`].
+    /// The paths that led to it at the start, and the inodes found there: see [`Storage::lost_path`].
     paths: Vec<(PathBuf, InodeId)>,
-    /// How messages call the directory: empty for the data directory, `shard-000/` for a shard's.
+    /// What messages put before a file name: nothing for the data directory, `shard-000/` for the directory of a shard.
     prefix: String,
     device: Device,
     /// A sync of the directory has failed.
@@ -217,10 +216,10 @@ struct Shared {
 
 impl UringStorage {
     /// The files of `directory`. `sync_every_write` says that each overwrite is followed by a sync, so that O_DSYNC may
-    /// stand for it.
+    /// replace that sync.
     ///
     /// # Errors
-    /// There is no descriptor left.
+    /// If there is no descriptor left.
     pub fn new(directory: &Directory, device: Device, sync_every_write: bool) -> io::Result<Self> {
         let overwrite_is_durable = sync_every_write && device.sync_primitive == SyncPrimitive::Dsync;
         let file = fs::File::from_std(directory.file().try_clone()?);
@@ -248,7 +247,7 @@ fn attributes(file: &fs::File, wanted: StatxFlags) -> io::Result<rustix::fs::Sta
     Ok(rustix::fs::statx(descriptor(file), "", AtFlags::EMPTY_PATH, wanted)?)
 }
 
-/// What `path` leads to, from `directory` if it is not absolute; `None` if it leads nowhere.
+/// The inode that `path` leads to, from `directory` if the path is relative; `None` if it leads nowhere.
 async fn look_up(directory: &fs::File, path: &Path) -> io::Result<Option<InodeId>> {
     let mut builder = fs::StatxBuilder::new();
     builder.pathname(path)?;
@@ -339,7 +338,7 @@ impl Storage for UringStorage {
 #[derive(Clone)]
 pub struct UringFile {
     file: Rc<fs::File>,
-    /// Opened with O_DSYNC: a write that returned is durable.
+    /// Opened with O_DSYNC: a write that has returned is durable.
     durable_writes: bool,
 }
 
@@ -352,8 +351,8 @@ impl File for UringFile {
             Ok(count) => count,
             Err(error) => return (Err(error), buffer),
         };
-        // A short read is the end of the file, unless a signal or the file system cut it: then read on, from
-        // a block boundary. Short counts are rare, so the second buffer costs nothing.
+        // A short read is the end of the file, unless a signal or the file system cut it short. So read on, from a
+        // block boundary. Short reads are rare, so the second buffer costs nothing.
         while 0 < count && count < wanted {
             let done = count / BLOCK_BYTES * BLOCK_BYTES;
             let (result, rest) =
@@ -379,7 +378,7 @@ impl File for UringFile {
             Err(error) => return (Err(error), buffer),
         };
         while done < buffer.len() {
-            // Continue from a block boundary: the bytes in front of it are written.
+            // Continue from a block boundary: the bytes before it are written.
             let from = done / BLOCK_BYTES * BLOCK_BYTES;
             let rest = AlignedBuf::from(&buffer[from..]);
             match self.file.write_at(rest, offset + from as u64).submit().await.0 {
@@ -393,7 +392,7 @@ impl File for UringFile {
 
     async fn allocate(&self, bytes: u64) -> io::Result<()> {
         match self.file.fallocate(0, bytes, 0).await {
-            // No fallocate on this file system: the zero writes that follow reserve the space as well.
+            // This file system has no fallocate: the zero writes that follow reserve the space as well.
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
             result => result,
         }
@@ -406,7 +405,7 @@ impl File for UringFile {
         }
         let flags = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         match self.file.fallocate(offset, bytes, flags).await {
-            // No holes on this file system: the space stays taken.
+            // This file system has no holes: the space stays taken.
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
             result => result,
         }
@@ -419,11 +418,12 @@ impl File for UringFile {
         self.file.sync_data().await
     }
 
-    /// By a system call, not through the ring: the inode of an open file is in memory, so it never waits for the disk,
+    /// Uses a system call, not the ring. The inode of an open file is in memory, so the call never waits for the disk,
     /// and it takes a fraction of a microsecond. On the ring it would go to a worker thread.
     ///
-    /// By `statx`, which can leave the times out. Once somebody has asked for the time of the last change, Linux 6.13 and
-    /// later give the next write a fine-grained one: each commit would change metadata, and take 25 % more processor time.
+    /// The call is `statx`, which can leave the times out. Once somebody has asked for the time of the last change,
+    /// Linux 6.13 and later give the next write a fine-grained time: each commit would change metadata, and take 25 %
+    /// more processor time.
     fn named_bytes(&self) -> io::Result<Option<u64>> {
         let found = attributes(&self.file, StatxFlags::NLINK | StatxFlags::SIZE)?;
         Ok((0 < found.stx_nlink).then_some(found.stx_size))
@@ -435,7 +435,7 @@ mod tests {
     use super::*;
     use crate::key::FileNumber;
 
-    /// Every operation is awaited before the runtime goes, so nothing is in flight when it is dropped.
+    /// Every operation is awaited before the runtime ends, so nothing is in flight when the runtime is dropped.
     fn on_ring(test: impl AsyncFnOnce(UringStorage)) {
         let folder = tempfile::tempdir().unwrap();
         let folder = Directory::open(folder.path()).unwrap();
