@@ -1,37 +1,40 @@
-//! Write-ahead log of one shard: what is in it was, or was about to be, acknowledged.
+//! Write-ahead log of one shard: its writes were acknowledged, or were about to be.
 //!
-//! Owns: the payload of a commit group, the space of a WAL that is spoken for ([`writer`]), and replay
-//! ([`reader`]). Framing, torn ends and recycling are `crate::record`'s; who waits for a group is `db`'s.
+//! Owns: the payload of a commit group, the space of a WAL that is reserved for groups ([`writer`]), and replay
+//! ([`reader`]). `crate::record` owns framing, torn ends and recycling; `db` owns the waiting for a group.
 //!
 //! ```text
-//!   reserved: bytes into the forming group ──► appended: one O_DIRECT write ──► synced: acknowledged
+//!   reserved: bytes go into the forming group ──► appended: one O_DIRECT write ──► synced: acknowledged
 //! ```
 //!
 //! A group is one record. Its payload, integers little-endian:
 //!
 //! ```text
-//!   0  u64 first      SeqNo of the first write; the others count up
+//!   0  u64 first      SeqNo of the first write; the SeqNos of the others count up from it
 //!   8  u64 published  position of the group in an external log; 0, because there is none yet
 //!  16  u32 count      writes in the group
 //!  20  writes: kind (see `EntryKind`)  varint key bytes  varint value bytes  key  value
 //! ```
 //!
-//! A lone client makes groups of one small write. They take a sector each, not a 4 KiB block: the writer
-//! rewrites the block that the last group ended in (see `crate::record::file` for why a torn rewrite cannot
-//! hurt). The alternative, several WAL files behind one memtable, burns eight times the space and replays it.
+//! A lone client makes groups of one small write. Such a group takes a sector, not a 4 KiB block: the writer rewrites
+//! the block that the last group ended in (`crate::record::file` says why a torn rewrite cannot hurt). The alternative,
+//! a block for each group and several WAL files for one memtable, takes eight times the space, and a start replays all
+//! of it.
 //!
-//! W1  SeqNos have no gaps, within a group, from group to group, and from one WAL to the next. A missing group
-//!     or WAL is therefore noticed, unless nothing was written after it.
-//! W2  A group is in whole or not at all: it has one checksum.
-//! W3  A new WAL takes its first group only after the WAL before it was synced whole. So a crash leaves a prefix of the
-//!     writes, in every sync mode (P4).
-//! W4  The end of the log is witnessed: a mark near the front of the WAL says how far it is durable (see
-//!     [`crate::record::mark`]). Everything below the newest mark is refused when it is damaged or gone. A mark is due
-//!     every second, every 4 MiB, and a few milliseconds after the queue of groups has run empty. Only what was
-//!     acknowledged since can be taken for the torn end of a crash; it is then cut, and reported. After 200 ms without a
-//!     write the manifest knows the end as well: from then on an older copy of the whole WAL does not pass for it.
+//! W1  SeqNos have no gaps, within a group, from group to group, and from one WAL to the next. So a missing group or
+//!     WAL is noticed, unless nothing was written after it.
+//! W2  A group is replayed as a whole or not at all: it has one checksum.
+//! W3  A new WAL takes its first group only after all of the WAL before it was synced. So a crash leaves a prefix of
+//!     the writes, in every sync mode (P4).
+//! W4  The end of the WAL is witnessed: a mark near the front of the WAL says how far it is durable (see
+//!     [`crate::record::mark`]). If anything below the offset in the newest mark is damaged or gone, the WAL is
+//!     refused. A mark is due every second, every 4 MiB, and a few milliseconds after the queue of groups has run
+//!     empty. Only what was acknowledged since the newest mark can be taken for the torn end of a crash; it is then
+//!     cut, and reported. After 200 ms without a write the manifest knows the end as well. From then on an older copy
+//!     of the whole WAL is noticed, too.
 //!
-//! The end of a WAL that is not the last one is witnessed by the next WAL as well: its first group continues the SeqNos.
+//! The end of a WAL that is not the last one is witnessed by the next WAL as well: its first group continues the
+//! SeqNos.
 
 pub mod reader;
 pub mod writer;
@@ -123,13 +126,13 @@ impl Group {
         &self.written[self.payload.clone()]
     }
 
-    /// The memory of the group, to be used again.
+    /// The memory of the group, for reuse.
     pub fn into_buffer(self) -> AlignedBuf {
         self.written
     }
 }
 
-/// Reads the payload of a group, giving each write to `visit`. Returns the first SeqNo and the count.
+/// Reads the payload of a group, and gives each write to `visit`. Returns the first SeqNo and the count.
 pub fn decode_group(
     payload: &[u8],
     mut visit: impl FnMut(Entry<'_>),

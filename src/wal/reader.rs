@@ -1,4 +1,4 @@
-//! Replays a WAL: every group that was acknowledged, and perhaps some that were about to be.
+//! Replays a WAL: every group that was acknowledged, and perhaps some groups that were about to be.
 
 use std::ops::ControlFlow;
 
@@ -18,15 +18,17 @@ pub struct Source {
     pub number: FileNumber,
     /// Its length.
     pub file_bytes: u64,
-    /// What the manifest knows of its end.
+    /// What the manifest knows of the end of the WAL.
     pub known_end: KnownEnd,
 }
 
-/// Gives every write to `visit`, in order. `next` is the SeqNo that must come first; it is advanced (W1).
-/// What was replayed is synced before the return, so that it may be shown to readers (P2). Returns the open file as well.
+/// Gives every write to `visit`, in order. `next` is the SeqNo that the first write must have; it is advanced (W1).
+/// What was replayed is synced before the return, so that it may be shown to readers (P2). Returns the open file as
+/// well.
 ///
 /// # Errors
-/// `Corruption` with file and offset; `Configuration` if a later version wrote it; `Poisoned` if the sync failed; `Io`.
+/// `Corruption` with file and offset; `Configuration` if a later version wrote the WAL; `Poisoned` if the sync failed;
+/// `Io`.
 ///
 /// Cancel safety: not safe.
 pub async fn replay<S: Storage>(
@@ -44,7 +46,7 @@ pub async fn replay<S: Storage>(
     Ok((file, end))
 }
 
-/// As [`replay`], but only reads: what it gives out may not be durable.
+/// As [`replay`], but only reads: the writes that `visit` gets may not be durable.
 ///
 /// # Errors
 /// As [`replay`].
@@ -64,7 +66,8 @@ pub async fn read<S: Storage>(
     let Source { file_bytes, known_end, .. } = source;
     let extent = Extent { label: &label, identity, file_bytes, known_end };
     let end = replay_records(storage, &file, extent, |offset, payload| {
-        // Looked at before any write is visited: a group is in whole or not at all.
+        // Writes below `expected` are not visited, because a memtable takes only growing SeqNos. After an error the
+        // caller drops what `visit` got, so W2 holds.
         let expected = *next;
         let mut in_order = true;
         let (first, count) = decode_group(payload, |entry| {
@@ -79,7 +82,7 @@ pub async fn read<S: Storage>(
                 &label,
                 offset,
                 format_args!(
-                    "the group starts with write {}, and write {} must come next: writes are missing",
+                    "the group starts with write {}, but write {} must come next: writes are missing",
                     first.0, expected.0
                 ),
             ));
@@ -91,11 +94,11 @@ pub async fn read<S: Storage>(
     Ok((file, end))
 }
 
-/// The SeqNo of the first write of a WAL; `None` if it holds no group, or was never finished.
+/// The SeqNo of the first write of a WAL; `None` if the WAL holds no group, or if its creation did not finish.
 ///
 /// # Errors
-/// `Corruption` if a mark says that it holds a group, and the group does not verify; `Io`; `Configuration` if a later
-/// version wrote it.
+/// `Corruption` if a mark says that the WAL holds a group, and the group does not verify; `Configuration` if a later
+/// version wrote the WAL; `Io`.
 ///
 /// Cancel safety: not safe.
 pub async fn first_write<S: Storage>(
@@ -120,7 +123,7 @@ pub async fn first_write<S: Storage>(
         Err(error) if error.kind() == ErrorKind::Corruption => {
             match newest_mark(storage, &file, extent).await {
                 Ok(mark) if FIRST_RECORD < mark.durable => Err(error),
-                // A file that was never finished has no marks.
+                // A file whose creation did not finish has no marks.
                 _ => Ok(None),
             }
         }

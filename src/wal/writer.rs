@@ -1,4 +1,4 @@
-//! A WAL that takes groups: space is reserved when a write arrives, and filled when its group is appended.
+//! A WAL that takes groups: space is reserved when a write arrives, and is filled when its group is appended.
 
 use std::cell::Cell;
 
@@ -40,7 +40,7 @@ impl<F: File> Wal<F> {
         Ok(Self::new(number, file))
     }
 
-    /// Makes a WAL of `from`, which is retired ([`RecordFile::retire`]), and which no manifest names.
+    /// Makes a new WAL of `from`, which is retired ([`RecordFile::retire`]) and which no manifest names.
     ///
     /// # Errors
     /// As [`RecordFile::recycle`].
@@ -56,8 +56,8 @@ impl<F: File> Wal<F> {
         Ok(Self::new(number, RecordFile::recycle(storage, old, new, identity, allocated, sizes).await?))
     }
 
-    /// Continues with a WAL that a clean stop has left empty, with `mark` as its newest mark and `allocated` bytes that
-    /// were written and synced.
+    /// Continues with a WAL that a clean stop left empty. `mark` is its newest mark, and `allocated` of its bytes were
+    /// written and synced.
     ///
     /// # Errors
     /// `Io`.
@@ -73,33 +73,34 @@ impl<F: File> Wal<F> {
         Ok(Self::new(number, RecordFile::open_empty(storage, name, identity, mark, allocated, sizes).await?))
     }
 
-    /// Its number.
+    /// The number of the WAL.
     pub fn number(&self) -> FileNumber {
         self.number
     }
 
-    /// The file below the groups.
+    /// The file of records that holds the groups.
     pub fn file(&self) -> &RecordFile<F> {
         &self.file
     }
 
-    /// Whether the file can be used again for a WAL of at most `capacity` bytes. It takes no mark from now on.
+    /// Ends the use of the WAL: it takes no mark from now on. Returns whether its file can be recycled as a WAL of at
+    /// most `capacity` bytes.
     pub fn retire(&self, capacity: u64) -> bool {
         self.file.retire() && self.file.allocated() <= capacity
     }
 
-    /// Whether a write of `bytes` (with its overhead) fits below the capacity, in a group of its own if need be. If not,
-    /// the WAL is full.
+    /// Whether a write of `bytes` (with its overhead) fits within the capacity, in a group of its own if necessary. If
+    /// it does not fit, the WAL is full.
     pub fn has_room(&self, bytes: usize) -> bool {
         self.end_with(bytes) <= self.file.capacity()
     }
 
-    /// Whether the same write fits below what is allocated. If not, the WAL has to grow first.
+    /// Whether the same write fits within the allocated length. If it does not fit, the WAL has to grow first.
     pub fn is_allocated_for(&self, bytes: usize) -> bool {
         self.end_with(bytes) <= self.file.allocated()
     }
 
-    /// Where the WAL ends at most after one more write of `bytes`.
+    /// The furthest offset at which the WAL can end after one more write of `bytes`.
     pub fn end_with(&self, bytes: usize) -> u64 {
         self.reserved.get() + record_bytes(bytes) as u64 + SECTOR_BYTES as u64
     }
@@ -119,9 +120,9 @@ impl<F: File> Wal<F> {
         GroupBuilder::new(buffer, self.reserved.get(), first)
     }
 
-    /// Reserves the space of a group that has grown.
+    /// Reserves the space of a group that a write was added to.
     pub fn reserve(&self, group: &GroupBuilder) {
-        assert!(group.end() <= self.file.allocated(), "is_allocated_for was asked before");
+        assert!(group.end() <= self.file.allocated(), "is_allocated_for was asked first");
         self.reserved.set(group.end());
     }
 
@@ -136,7 +137,7 @@ impl<F: File> Wal<F> {
         Ok(Group { first, last, written, payload })
     }
 
-    /// Makes all appended groups durable. See [`RecordFile::sync`] for what an error means.
+    /// Makes all appended groups durable. [`RecordFile::sync`] says what an error means.
     ///
     /// # Errors
     /// As [`RecordFile::sync`].
