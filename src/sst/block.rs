@@ -1,20 +1,20 @@
 //! Blocks: the frame around every block of a sorted file, and the sorted entries inside data and index blocks.
 //! Pure; no decoder panics, whatever the bytes.
 //!
-//! Entries share the front of their key with the entry before them, except every eighth, a restart point, which
-//! holds its whole key, so that a lookup can search the restart points by bisection:
+//! An entry shares the beginning of its key with the entry before it. Every eighth entry is an exception, a restart
+//! point: it holds its whole key, so that a lookup can search the restart points by bisection:
 //!
 //! ```text
-//!   varint shared  varint unshared  kind (see `EntryKind`)  varint seqno  varint value bytes   unshared key bytes   value
+//!   varint shared  varint unshared  kind (`EntryKind`)  varint seqno  varint value bytes  unshared key bytes  value
 //!   …
 //!   u32 offset of each restart point   u32 restart points
 //! ```
 //!
 //! In an index block the key is a separator, at or above every key of the block that its value points to.
-//! Blocks fill one page after compression: the builder aims at what the last blocks compressed to. To check, unpack and
-//! search one takes 2.9 µs; for blocks of two, four and eight pages it takes 4.5, 7.7 and 15.6 µs
-//! (`cargo bench --bench designs -- block_sizes`, on the machine of BENCHMARKS.md), and they save nothing: the entries in a
-//! page are 57, and 56 if there are more pages.
+//! A block fills one page after compression: the builder aims at what the last block compressed to. A lookup takes
+//! 2.9 µs to check, unpack and search such a block. For blocks of two, four and eight pages that takes 4.5, 7.7 and
+//! 15.6 µs (`cargo bench --bench designs -- block_sizes`, on the machine of BENCHMARKS.md), and larger blocks save
+//! nothing: a page of a one-page block holds 57 entries, a page of a larger block 56.
 
 use std::ops::Range;
 
@@ -27,13 +27,13 @@ use crate::key::{ENTRY_KIND_BYTES_MAX, Entry, EntryKind, SeqNo, common_prefix};
 use crate::record::Identity;
 use crate::storage::{AlignedBuf, BLOCK_BYTES};
 
-/// Bytes of a frame in front of the payload.
+/// Bytes of a frame before the payload.
 pub const FRAME_BYTES: usize = 20;
-/// Entries from one restart point to the next. With 16, half of a lookup's time in blocks went into walking them.
+/// Entries from one restart point to the next. With 16, walking them took half of a lookup's time in blocks.
 const RESTART_INTERVAL: usize = 8;
-/// Larger payloads are not compressed: it would hold up the shard for longer than a slice of background work.
+/// Larger payloads are not compressed: that would hold up the shard for longer than a slice of background work.
 const COMPRESS_BYTES_MAX: usize = 256 << 10;
-/// A block of many entries holds at most this many pages unpacked: a lookup unpacks all of it.
+/// A block of many entries has at most this many pages unpacked, because a lookup unpacks all of it.
 pub const TARGET_PAGES_MAX: usize = 4;
 /// A frame unpacks to at most this many times its length (T3).
 const UNPACK_RATIO_MAX: usize = 16;
@@ -67,18 +67,18 @@ impl BlockKind {
     }
 }
 
-/// A verified, unpacked block.
+/// A verified and unpacked block.
 #[derive(Debug, Clone)]
 pub struct Block {
     /// What it holds.
     pub kind: BlockKind,
-    /// Its payload. Slices of it keep the memory of the block.
+    /// The payload. Slices of it keep the memory of the block.
     pub payload: Bytes,
-    /// Bytes of memory that it keeps.
+    /// Bytes of memory that the block keeps.
     pub memory: usize,
 }
 
-/// The checksum of a frame at `offset`, over what follows the checksum.
+/// The checksum of a frame at `offset`; `rest` is everything after the checksum.
 pub fn frame_crc(identity: Identity, offset: u64, rest: &[u8]) -> u32 {
     let mut crc = crc32fast::Hasher::new();
     crc.update(&identity.store_id.to_le_bytes());
@@ -89,8 +89,8 @@ pub fn frame_crc(identity: Identity, offset: u64, rest: &[u8]) -> u32 {
     crc.finalize()
 }
 
-/// Appends a frame around `payload` to `out`; it will lie at `offset` of the file. Returns its handle, and the
-/// bytes that the payload takes in it.
+/// Appends a frame around `payload` to `out`; the frame will lie at `offset` of the file. Returns its handle, and the
+/// bytes that the payload takes in the frame.
 pub fn put_frame(
     out: &mut AlignedBuf,
     kind: BlockKind,
@@ -103,7 +103,7 @@ pub fn put_frame(
     let plain_pages = pages(payload.len());
     let compressed = if 1 < plain_pages && payload.len() <= COMPRESS_BYTES_MAX {
         Some(lz4_flex::block::compress(payload)).filter(|packed| {
-            // T3: a page saved, and no more than the ratio.
+            // T3: only if a page is saved. The ratio is kept below.
             pages(packed.len()) < plain_pages
         })
     } else {
@@ -129,17 +129,17 @@ pub fn put_frame(
     (BlockHandle { offset, bytes }, stored_bytes)
 }
 
-/// The length of the frame that begins with `front`; not verified yet, but a multiple of the page size.
+/// The length of the frame that begins with `front`. It is not verified yet, but is a multiple of the page size.
 pub fn frame_bytes(front: &[u8]) -> Result<u64, CorruptionReason> {
     let mut reader = Reader::new(front);
     reader.u32()?;
     match reader.u32()? {
-        0 => Err(CorruptionReason::Damaged("there is no block")),
+        0 => Err(CorruptionReason::Damaged("no block begins here")),
         pages => Ok(u64::from(pages) * BLOCK_BYTES as u64),
     }
 }
 
-/// A frame whose checksum and lengths fit, not unpacked yet.
+/// A frame whose checksum and lengths were verified, not unpacked yet.
 pub struct Frame {
     bytes: AlignedBuf,
     kind: BlockKind,
@@ -152,12 +152,12 @@ impl Frame {
     /// Verifies the frame in `bytes`, which lie at `offset`.
     ///
     /// # Errors
-    /// What does not fit.
+    /// What is wrong.
     pub fn verify(bytes: AlignedBuf, identity: Identity, offset: u64) -> Result<Self, CorruptionReason> {
         let mut reader = Reader::new(&bytes);
         let crc = reader.u32()?;
         if crc != frame_crc(identity, offset, reader.rest()) {
-            return Err(CorruptionReason::Damaged("the checksum of the block does not fit"));
+            return Err(CorruptionReason::Damaged("the checksum of the block does not match"));
         }
         let pages = reader.u32()? as usize;
         let stored_bytes = reader.u32()? as usize;
@@ -186,10 +186,10 @@ impl Frame {
         if self.compressed { self.raw_bytes } else { self.bytes.capacity() }
     }
 
-    /// Unpacks it. `guard` is kept as long as the payload is in memory, by whoever holds a slice of it.
+    /// Unpacks the frame. `guard` lives as long as anyone holds a slice of the payload.
     ///
     /// # Errors
-    /// If it does not unpack to the length that it says.
+    /// If the payload does not unpack to the length that the frame says.
     pub fn unpack<G: Send + 'static>(self, guard: G) -> Result<Block, CorruptionReason> {
         let memory = self.unpacked_bytes();
         let Self { bytes, kind, compressed, stored_bytes, raw_bytes } = self;
@@ -207,7 +207,7 @@ impl Frame {
     }
 }
 
-/// Memory, and what goes when it goes.
+/// Memory, and a guard that is dropped together with it.
 struct Guarded<B, G>(B, #[allow(dead_code, reason = "it is there to be dropped")] G);
 
 impl<B: AsRef<[u8]>, G> AsRef<[u8]> for Guarded<B, G> {
@@ -236,19 +236,19 @@ impl BlockBuilder {
         self.payload.len() + 4 * (self.restarts.len() + 1)
     }
 
-    /// Bytes that another entry adds at most.
+    /// The most bytes that another entry can add.
     pub fn entry_bytes_max(entry: &Entry<'_>) -> usize {
         4 * VARINT_BYTES_MAX + ENTRY_KIND_BYTES_MAX + 4 + entry.key.len() + entry.value.len()
     }
 
-    /// The key added last.
+    /// The key that was added last.
     pub fn last_key(&self) -> &[u8] {
         &self.last_key
     }
 
-    /// Adds an entry. Keys only grow.
+    /// Adds an entry. Each key must be greater than the key before it.
     pub fn add(&mut self, entry: &Entry<'_>) {
-        assert!(self.is_empty() || *self.last_key < *entry.key, "keys only grow"); // T2
+        assert!(self.is_empty() || *self.last_key < *entry.key, "keys are added in order"); // T2
         let shared = if self.is_empty() || self.since_restart == RESTART_INTERVAL {
             let offset = u32::try_from(self.payload.len()).expect("blocks are far under 4 GiB");
             self.restarts.push(offset);
@@ -271,7 +271,7 @@ impl BlockBuilder {
         self.last_key.extend_from_slice(unshared);
     }
 
-    /// Completes the payload; [`Self::clear`] makes the builder ready for the next.
+    /// Completes the payload. [`Self::clear`] makes the builder ready for the next payload.
     pub fn finish(&mut self) -> &[u8] {
         for restart in &self.restarts {
             self.payload.extend_from_slice(&restart.to_le_bytes());
@@ -281,7 +281,7 @@ impl BlockBuilder {
         &self.payload
     }
 
-    /// Forgets everything.
+    /// Removes all entries.
     pub fn clear(&mut self) {
         self.payload.clear();
         self.restarts.clear();
@@ -312,7 +312,7 @@ impl<'a> Parts<'a> {
 
     /// The last restart point whose key is at or below `key`, or the first one.
     fn last_restart_at_or_below(&self, key: &[u8]) -> Result<usize, CorruptionReason> {
-        // `low` is at or below, `high` is not.
+        // The key of `low` is at or below `key` (or `low` is 0), the key of `high` is above it.
         let (mut low, mut high) = (0, self.restarts.len());
         while 1 < high - low.min(high) {
             let middle = low.midpoint(high);
@@ -342,7 +342,7 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// An entry as stored; `value` is its place in the payload, which ends where the next entry begins.
+/// An entry as stored; `value` is its range in the payload, which ends where the next entry begins.
 struct RawEntry<'a> {
     shared: usize,
     suffix: &'a [u8],
@@ -351,22 +351,22 @@ struct RawEntry<'a> {
     value: Range<usize>,
 }
 
-/// The entry that a search ended at.
+/// The entry that a search found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Located {
-    /// Whether its key is the key searched for; else it is the next greater one.
+    /// Whether its key is the key that was searched for. Otherwise its key is the next greater one.
     pub exact: bool,
     /// Its kind.
     pub kind: EntryKind,
     /// Its SeqNo.
     pub seqno: SeqNo,
-    /// The place of its value in the payload.
+    /// The range of its value in the payload.
     pub value: Range<usize>,
 }
 
-/// The first entry at or above `key`. No key is put together: it is enough to know how long a prefix of `key`
-/// the entry before had, since an entry that shares less than that with it is greater, and one that shares more
-/// is smaller still.
+/// The first entry at or above `key`. No key is put together: it is enough to know how long a prefix of `key` the entry
+/// before has. An entry that shares less than that with the entry before it is greater than `key`. An entry that shares
+/// more is still smaller than `key`. If it shares just as much, the rest of its key decides.
 pub fn seek(payload: &[u8], key: &[u8]) -> Result<Option<Located>, CorruptionReason> {
     let parts = Parts::of(payload)?;
     let low = parts.last_restart_at_or_below(key)?;
@@ -376,7 +376,7 @@ pub fn seek(payload: &[u8], key: &[u8]) -> Result<Option<Located>, CorruptionRea
     while at < parts.entries.len() {
         let entry = parts.entry(at)?;
         if at == parts.restart(next_restart) {
-            // Whole keys: what the entry before shared says nothing.
+            // A restart point holds its whole key, so what the entry before shared with `key` does not matter.
             next_restart += 1;
             matched = 0;
             if entry.shared != 0 {
@@ -404,7 +404,7 @@ pub struct Cursor {
     next: usize,
     key: Vec<u8>,
     current: Option<(SeqNo, EntryKind, Range<usize>)>,
-    /// The cursor has sought the current entry, and the next advance stays there.
+    /// The cursor stands at the entry that it sought, and the next advance stays there.
     sought: bool,
 }
 
@@ -414,7 +414,7 @@ impl Cursor {
         Self { payload, next: 0, key: Vec::new(), current: None, sought: false }
     }
 
-    /// Moves in front of the first entry at or above `key`.
+    /// Moves to just before the first entry at or above `key`.
     pub fn seek(&mut self, key: &[u8]) -> Result<(), CorruptionReason> {
         let parts = Parts::of(&self.payload)?;
         self.next = parts.restart(parts.last_restart_at_or_below(key)?);
@@ -450,19 +450,19 @@ impl Cursor {
         Ok(true)
     }
 
-    /// The entry it stands at.
+    /// The entry at which the cursor stands.
     pub fn entry(&self) -> Option<Entry<'_>> {
         let (seqno, kind, value) = self.current.as_ref()?;
         Some(Entry { key: &self.key, seqno: *seqno, kind: *kind, value: &self.payload[value.clone()] })
     }
 }
 
-/// A short key at or above `last` and below `next`: what an index keeps instead of a whole key.
+/// A short key at or above `last` and below `next`, which an index keeps instead of a whole key.
 pub fn separator(last: &[u8], next: &[u8]) -> Vec<u8> {
     debug_assert!(last < next);
     let shared = common_prefix(last, next);
     match (last.get(shared), next.get(shared)) {
-        // Cut behind the first byte that differs, counted up, if that stays below `next`.
+        // `last`, cut after the first byte that differs, with that byte counted up, if the result stays below `next`.
         (Some(&low), Some(&high)) if low < high => {
             if low + 1 < high || shared + 1 < next.len() {
                 let mut key = last[..=shared].to_vec();
@@ -477,14 +477,14 @@ pub fn separator(last: &[u8], next: &[u8]) -> Vec<u8> {
     }
 }
 
-/// Payload bytes of a block that fills one page, and no more than `TARGET_PAGES_MAX` unpacked, if it compresses
-/// like the last one, which took `stored` bytes for `raw`.
+/// Payload bytes for a block that fills one page, and at most `TARGET_PAGES_MAX` unpacked, if it compresses like the
+/// last block, whose `raw` bytes took `stored` bytes.
 pub fn raw_bytes_target(stored: usize, raw: usize) -> usize {
     let page = BLOCK_BYTES - FRAME_BYTES;
     if raw <= stored {
         return page;
     }
-    // A tenth less than it could be: the next block may compress a little worse.
+    // A tenth less than possible, because the next block may compress a little worse.
     let guess = (page as u64 * raw as u64 * 9) / (stored.max(1) as u64 * 10);
     to_usize(guess).clamp(page, TARGET_PAGES_MAX * page)
 }

@@ -1,8 +1,7 @@
 //! Sorted entries → a sorted file, in one pass and bounded memory.
 //!
-//! Owns: where one block ends and the next begins, and what the index says of it. Knows nothing of where the
-//! entries come from. The file is complete and synced when `finish` returns; its name is not (the caller syncs
-//! the directory before a manifest names the file, P7).
+//! Owns: where one block ends and the next begins, and what the index says of each. The file is complete and synced
+//! when `finish` returns. Its name is not synced: the caller syncs the directory before a manifest names the file (P7).
 
 use super::block::{BlockBuilder, BlockKind, TARGET_PAGES_MAX, put_frame, raw_bytes_target, separator};
 use super::{BlockHandle, SstMeta, filter};
@@ -16,9 +15,9 @@ use crate::storage::{AlignedBuf, BLOCK_BYTES, File, Storage};
 const WRITE_BYTES: usize = 512 << 10;
 /// Payload of a full page.
 const PAGE_PAYLOAD_BYTES: usize = BLOCK_BYTES - super::block::FRAME_BYTES;
-/// A partition ends at so many keys: its filter is two or three pages, and built within a slice.
+/// A partition ends at this many keys: its filter is then two or three pages long, and is built within a slice.
 const PARTITION_KEYS_MAX: usize = 8 << 10;
-/// Where entries do not compress, every so many blocks a large one is tried, in case later ones do.
+/// If entries do not compress, a large block is tried every this many blocks, in case later entries do.
 const RETRY_BLOCKS: u32 = 64;
 
 /// A sorted file being written.
@@ -26,13 +25,13 @@ pub struct SstBuilder<F: File> {
     file: F,
     label: String,
     identity: Identity,
-    /// Frames not written yet; they start at `written`.
+    /// Frames that are not written yet; they start at offset `written`.
     out: AlignedBuf,
     written: u64,
     data: BlockBuilder,
     data_target: usize,
     blocks_until_retry: u32,
-    /// The last complete data block, whose separator waits for the next key.
+    /// The last complete data block. Its separator needs the next key.
     unindexed: Option<BlockHandle>,
     last_key: Vec<u8>,
     index: BlockBuilder,
@@ -70,7 +69,7 @@ impl<F: File> SstBuilder<F> {
         self.written + (self.out.len() + self.data.bytes()) as u64
     }
 
-    /// Adds an entry. Keys only grow. The caller then calls [`Self::write_full`].
+    /// Adds an entry. Each key must be greater than the key before it. The caller then calls [`Self::write_full`].
     pub fn add(&mut self, entry: &Entry<'_>) {
         if let Some(handle) = self.unindexed.take() {
             self.index_block(handle, Some(entry.key));
@@ -90,7 +89,7 @@ impl<F: File> SstBuilder<F> {
         }
     }
 
-    /// Writes the blocks that are complete, if they are enough for a write.
+    /// Writes the complete blocks, if there are enough of them for a write.
     ///
     /// # Errors
     /// `Io` or `DiskFull`.
@@ -98,9 +97,9 @@ impl<F: File> SstBuilder<F> {
         if WRITE_BYTES <= self.out.len() { self.write_out().await } else { Ok(()) }
     }
 
-    /// Completes, writes and syncs the file. At least one entry was added.
+    /// Completes, writes and syncs the file. At least one entry must have been added.
     pub async fn finish(mut self) -> Result<SstMeta> {
-        assert!(0 < self.meta.entries, "an empty file is not made");
+        assert!(0 < self.meta.entries, "a sorted file has at least one entry");
         if !self.data.is_empty() {
             self.unindexed = Some(self.end_data_block());
         }
@@ -114,7 +113,7 @@ impl<F: File> SstBuilder<F> {
         let (top, _) = put_frame(&mut self.out, BlockKind::Top, self.top.finish(), self.identity, offset);
         self.meta.largest = self.last_key.as_slice().into();
         let mut properties = Vec::new();
-        self.meta.encode(&mut properties); // without the length: the reader sees that itself
+        self.meta.encode(&mut properties); // without the length of the file, which a reader knows
         let offset = self.offset();
         let (properties, _) =
             put_frame(&mut self.out, BlockKind::Properties, &properties, self.identity, offset);
@@ -149,7 +148,7 @@ impl<F: File> SstBuilder<F> {
         handle
     }
 
-    /// Adds the block at `handle`, which ends at `last_key`, to the index. `next` is the key behind it.
+    /// Adds the block at `handle`, which ends at `last_key`, to the index. `next` is the key after the block.
     fn index_block(&mut self, handle: BlockHandle, next: Option<&[u8]>) {
         let key = match next {
             Some(next) => separator(&self.last_key, next),

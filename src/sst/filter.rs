@@ -4,16 +4,17 @@
 //!   u8 probes   bits
 //! ```
 //!
-//! Ten bits and seven probes a key: 0.8 % of absent keys are taken for present. The probes of a key are
-//! `h + i * d` (Kirsch and Mitzenmacher, ESA 2006) over one 64-bit hash. What decided
-//! (`cargo bench --bench designs -- filters`, on the machine of BENCHMARKS.md), for 4,000 keys:
+//! A key has ten bits and seven probes: 0.8 % of absent keys are taken for present. The probes of a key are `h + i * d`
+//! (Kirsch and Mitzenmacher, ESA 2006) over one 64-bit hash. The choice was decided by these measurements for 4,000
+//! keys (`cargo bench --bench designs -- filters`, on the machine of BENCHMARKS.md):
 //!
 //! | | bits a key | absent keys that pass | built in | an absent key | a present key |
 //! | --- | ---: | ---: | ---: | ---: | ---: |
 //! | Bloom | 10.0 | 0.83 % | 30 µs | 2.2 ns | 7.2 ns |
 //! | binary fuse, 8 bits | 11.3 | 0.39 % | 104 µs | 4.1 ns | 3.7 ns |
 //!
-//! Every merge builds filters, and most of those asked, of the levels above a key's own, do not hold it.
+//! A Bloom filter is built faster, and every merge builds filters. It answers faster for absent keys, and most filters
+//! that a lookup asks, those of the levels above the level of the key, do not hold the key.
 
 use crate::codec::to_usize;
 use crate::error::CorruptionReason;
@@ -34,7 +35,7 @@ pub fn build(hashes: &[u64]) -> Vec<u8> {
     filter
 }
 
-/// Whether a key with this hash may have been added; `false` is certain.
+/// Whether a key with this hash may have been added. The answer `false` is certain.
 pub fn may_contain(filter: &[u8], hash: u64) -> Result<bool, CorruptionReason> {
     let Some((&count, bits)) = filter.split_first().filter(|(_, bits)| !bits.is_empty()) else {
         return Err(CorruptionReason::Damaged("the filter is empty"));

@@ -1,34 +1,34 @@
 //! Sorted files: immutable, each key at most once, found by filter and a two-level index.
 //!
-//! Owns: the layout of the file, its handle and its description. Knows nothing of levels.
+//! Owns: the layout of the file, its handle and its description.
 //!
 //! ```text
 //!   partition 0: data block, data block, …, index block, filter block
 //!   partition 1: data block, data block, …, index block, filter block
 //!   …
 //!   top index block        a key for each partition: where its index and filter are
-//!   properties block       what `SstMeta` says, so that a file explains itself
+//!   properties block       the fields of `SstMeta`, so that a file describes itself
 //!   footer                 one record (see `crate::record`) of 4 KiB: where top index and properties are
 //! ```
 //!
 //! Every block is a frame of whole 4 KiB pages, read with one O_DIRECT transfer:
 //!
 //! ```text
-//!  0 u32 crc          CRC-32 of the file's identity, the block's offset, and everything behind this field
+//!  0 u32 crc          CRC-32 of the file's identity, the block's offset, and everything after this field
 //!  4 u32 pages        4 KiB pages of the frame
 //!  8 u32 payload      bytes of the payload as stored
-//! 12 u32 raw          bytes of the payload unpacked
+//! 12 u32 raw          bytes of the payload once unpacked
 //! 16 u8  kind         see `block::BlockKind`
 //! 17 u8  compression  0 none, 1 LZ4
 //! 18 u16 zero
 //! 20     payload, then zeros
 //! ```
 //!
-//! T1  Index, filter and top blocks are read through the cache like data blocks: memory does not grow with the
+//! T1  Index, filter and top blocks are read through the cache like data blocks. So memory does not grow with the
 //!     number of keys on disk.
-//! T2  A key of the file is never missed: separators are at or above every key of their block, and filters
-//!     answer "no" only for keys that were never added.
-//! T3  LZ4 is kept only where it saves a page, and never unpacks to more than 16 times the frame.
+//! T2  A key of the file is never missed: separators are at or above every key of their block, and filters answer "no"
+//!     only for keys that were never added.
+//! T3  LZ4 is used only where it saves a page, and a frame never unpacks to more than 16 times its length.
 
 pub mod block;
 pub mod builder;
@@ -70,7 +70,7 @@ impl BlockHandle {
     }
 }
 
-/// What is known of a file without opening it; the manifest keeps one for each.
+/// What is known of a file without opening it. The manifest keeps one `SstMeta` for each file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SstMeta {
     /// Its number.
@@ -85,18 +85,18 @@ pub struct SstMeta {
     pub first: SeqNo,
     /// Its highest SeqNo.
     pub last: SeqNo,
-    /// Entries, tombstones counted.
+    /// Entries, tombstones included.
     pub entries: u64,
     /// Tombstones.
     pub tombstones: u64,
-    /// What is known of the entries that expire; `None` if there is none.
+    /// What is known of the entries that expire; `None` if no entry expires.
     pub expiry: Option<Expiry>,
 }
 
 /// The entries of a file that expire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Expiry {
-    /// How many there are.
+    /// Their number.
     pub entries: u64,
     /// When the first of them expires.
     pub first: UnixMillis,
@@ -120,7 +120,7 @@ impl SstMeta {
         }
     }
 
-    /// Counts the next entry, in key order. The largest key is for the caller to set, who knows which is the last.
+    /// Counts the next entry, in key order. The caller, who knows which key is the last, sets the largest key.
     pub fn count(&mut self, entry: &Entry<'_>) {
         if self.entries == 0 {
             self.smallest = entry.key.into();

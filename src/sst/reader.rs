@@ -1,7 +1,8 @@
 //! Reads a sorted file: its blocks, and one key by filter and index.
 //!
-//! Owns: the way from a key to its block, and the checks on it. A [`PointLookup`] decides and never reads: it names the
-//! block that it wants, and the caller brings that block from the cache or the disk. Entries in order: [`super::run`].
+//! Owns: the way from a key to its block, and the checks on that way. A [`PointLookup`] decides and never reads: it
+//! names the block that it wants, and the caller brings that block from the cache or the disk. For entries in order see
+//! [`super::run`].
 
 use bytes::Bytes;
 
@@ -25,7 +26,7 @@ pub struct Sst<F: File> {
 }
 
 impl<F: File> Sst<F> {
-    /// Opens a file of `bytes` and checks its footer.
+    /// Opens a file of `bytes` bytes and checks its footer.
     pub async fn open<S: Storage<File = F>>(storage: &S, identity: Identity, bytes: u64) -> Result<Self> {
         let name = FileName::Sst(identity.file);
         let label = storage.label(name);
@@ -47,7 +48,7 @@ impl<F: File> Sst<F> {
         Ok(Self { file, label, identity, bytes, top, properties })
     }
 
-    /// Its number.
+    /// The number of the file.
     pub fn number(&self) -> FileNumber {
         self.identity.file
     }
@@ -83,7 +84,7 @@ impl<F: File> Sst<F> {
         self.unpack(handle, self.read_frame(handle).await?, ())
     }
 
-    /// The description that the file carries of itself.
+    /// The description of the file that its properties block holds.
     pub async fn properties(&self) -> Result<SstMeta> {
         let block = self.read_block(self.properties).await?;
         SstMeta::decode(&mut Reader::new(&block.payload))
@@ -97,7 +98,7 @@ impl<F: File> Sst<F> {
     }
 }
 
-/// Reads exactly `bytes`.
+/// Reads exactly `bytes` bytes.
 pub(super) async fn read<F: File>(file: &F, label: &str, offset: u64, bytes: usize) -> Result<AlignedBuf> {
     let (result, mut buffer) = file.read_at(AlignedBuf::zeroed(bytes), offset).await;
     let count = result
@@ -110,7 +111,7 @@ pub(super) async fn read<F: File>(file: &F, label: &str, offset: u64, bytes: usi
     Ok(buffer)
 }
 
-/// What a lookup found out from a block.
+/// What a lookup learned from a block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LookupStep {
     /// The lookup wants another block: see [`PointLookup::wanted`].
@@ -119,9 +120,9 @@ pub enum LookupStep {
     Absent,
     /// The file's entry for the key.
     Found {
-        /// What was written, and when that expires.
+        /// What was written, and when it expires.
         kind: EntryKind,
-        /// When.
+        /// The SeqNo of the write.
         seqno: SeqNo,
         /// The value: a slice of the block.
         value: Bytes,

@@ -1,8 +1,8 @@
 //! The entries of disjoint sorted files, in key order: a level, or one file.
 //!
-//! A run walks from the top index of a file to an index block, to a data block, and from entry to entry. It opens a file
-//! when it comes to that file. Blocks come from the cache if the opener has one, else from a window that reads ahead. What
-//! a run reads is not put into the cache: it would throw out what point lookups use.
+//! A run walks from the top index of a file to an index block, to a data block, and from entry to entry. It opens a
+//! file when it comes to that file. Blocks come from the cache if the opener has one, otherwise from a window that
+//! reads ahead. Blocks that a run reads are not put into the cache, where they would evict what point lookups use.
 
 use std::rc::Rc;
 
@@ -19,7 +19,7 @@ use crate::storage::File;
 /// Opens files for a run.
 #[expect(async_fn_in_trait, reason = "all futures of this crate stay on their thread")]
 pub trait OpenSst {
-    /// An open file of the storage.
+    /// The type of the open files.
     type File: File;
 
     /// Opens the file.
@@ -40,20 +40,20 @@ pub struct Run<'a, O: OpenSst> {
     ahead: ReadAhead,
     /// The files. No two of them overlap.
     files: Vec<Rc<SstMeta>>,
-    /// The file that is opened next.
+    /// Index of the file that is opened next.
     next: usize,
-    /// Entries below this key are passed over.
+    /// Entries below this key are skipped.
     from: Vec<u8>,
     walk: Option<Walk<O::File>>,
 }
 
-/// The way through an open file.
+/// The walk through an open file.
 struct Walk<F: File> {
     sst: Rc<Sst<F>>,
     window: Window,
-    /// The next block on the way; `None` while there is an entry left in the current data block.
+    /// The block that the walk needs next; `None` while the current data block has entries left.
     wanted: Option<(BlockHandle, BlockKind)>,
-    /// The wanted block, if it was read by itself.
+    /// The wanted block, if it was read without the window.
     supplied: Option<Rc<Block>>,
     top: Option<Cursor>,
     index: Option<Cursor>,
@@ -61,7 +61,7 @@ struct Walk<F: File> {
 }
 
 impl<'a, O: OpenSst> Run<'a, O> {
-    /// A run in front of its first entry.
+    /// A run that stands before its first entry.
     pub fn new(opener: &'a O, files: impl IntoIterator<Item = Rc<SstMeta>>, ahead: ReadAhead) -> Self {
         Self { opener, ahead, files: files.into_iter().collect(), next: 0, from: Vec::new(), walk: None }
     }
@@ -181,7 +181,7 @@ impl<F: File> Walk<F> {
 
     async fn supply(&mut self) -> Result<()> {
         match self.wanted {
-            // Index blocks lie after their data blocks: read alone, they leave the window where it is.
+            // Index blocks lie after their data blocks. They are read without the window, which stays where it is.
             Some((handle, BlockKind::Data)) => {
                 self.sst.check_handle(handle)?;
                 self.window.fill(&self.sst, handle.offset, handle.bytes as usize, self.sst.top.offset).await

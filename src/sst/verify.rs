@@ -1,10 +1,11 @@
-//! Looks at every byte of a sorted file, and at everything that one part of it says of another.
+//! Checks every byte of a sorted file, and everything that one part of the file says of another part.
 //!
-//! Owns: what has to be true inside one file. Knows nothing of levels; changes nothing.
+//! Owns: what has to be true inside one file. Changes nothing.
 //!
-//! Every page belongs to a frame that verifies, or to the footer. Data blocks hold keys that only grow. The index
-//! block of a partition lists exactly its data blocks, under keys that separate them; its filter knows all their
-//! keys (T2); the top index lists exactly the partitions. The properties say what the entries are.
+//! Every page belongs to a frame that verifies, or to the footer. The keys of data blocks only grow. The index block of
+//! a partition lists exactly its data blocks, under keys that separate them. The filter of a partition knows all of its
+//! keys (T2). The top index lists exactly the partitions. The properties, and the description in the manifest, say what
+//! the entries are.
 
 use std::rc::Rc;
 
@@ -17,7 +18,7 @@ use crate::error::{CorruptionReason, Error, Result};
 use crate::key::{Entry, filter_hash};
 use crate::storage::File;
 
-/// A block that an index has to list: its handles, and the first and last key behind them.
+/// What an index has to list: the handles of an entry, and the first and last key of the blocks that they lead to.
 struct Listed {
     handles: Vec<BlockHandle>,
     first: Vec<u8>,
@@ -35,12 +36,12 @@ struct Walk<V> {
     /// The index block of the partition, once it was seen.
     index: Option<BlockHandle>,
     partitions: Vec<Listed>,
-    /// A damaged block was passed over, so that what lists it cannot be checked.
+    /// A damaged block was skipped, so the blocks that list or filter it cannot be checked.
     gap: bool,
 }
 
 /// Reads the whole file, which the manifest describes as `meta`. Every entry of an undamaged block goes to `visit`,
-/// which may object; `progress` hears how many bytes have been read. Returns what is damaged or cannot be read, in
+/// which may refuse it. `progress` is told how many bytes have been read. Returns what is damaged or cannot be read, in
 /// file order.
 pub async fn verify<F: File>(
     sst: Rc<Sst<F>>,
@@ -77,7 +78,7 @@ pub async fn verify<F: File>(
                     damage.push(error);
                 }
                 walk.gap = true;
-                // What lists or filters these may be what is damaged.
+                // The damaged block may be the one that lists or filters these.
                 walk.blocks.clear();
                 walk.hashes.clear();
                 walk.index = None;
@@ -88,7 +89,7 @@ pub async fn verify<F: File>(
     }
     walk.found.largest = walk.last_key.as_slice().into();
     if !walk.gap && walk.found != *meta {
-        let reason = CorruptionReason::Damaged("its entries are not what the manifest says");
+        let reason = CorruptionReason::Damaged("the entries are not what the manifest says");
         damage.push(sst.corruption(BlockHandle::default(), reason));
     }
     match sst.properties().await {
@@ -142,7 +143,7 @@ impl<V: FnMut(&Entry<'_>) -> Result<(), CorruptionReason>> Walk<V> {
                 for hash in hashes {
                     if !filter::may_contain(&block.payload, hash)? {
                         return Err(CorruptionReason::Damaged(
-                            "the filter does not know a key of its partition",
+                            "the filter does not contain a key of its partition",
                         ));
                     }
                 }
@@ -191,7 +192,7 @@ impl<V: FnMut(&Entry<'_>) -> Result<(), CorruptionReason>> Walk<V> {
     }
 }
 
-/// Whether an index lists exactly these blocks, under keys that separate them.
+/// Checks that an index lists exactly these blocks, under keys that separate them.
 fn lists(index: &Block, blocks: &[Listed]) -> Result<(), CorruptionReason> {
     let mut cursor = Cursor::new(index.payload.clone());
     let mut blocks = blocks.iter().peekable();
@@ -202,7 +203,7 @@ fn lists(index: &Block, blocks: &[Listed]) -> Result<(), CorruptionReason> {
         let mut reader = Reader::new(entry.value);
         for handle in &listed.handles {
             if BlockHandle::decode(&mut reader)? != *handle {
-                return Err(CorruptionReason::Damaged("the index points to another place than the block's"));
+                return Err(CorruptionReason::Damaged("an entry of the index does not point to its block"));
             }
         }
         let behind = blocks.peek().is_none_or(|next| *entry.key < *next.first);

@@ -1,4 +1,4 @@
-//! Reads a sorted file from front to back, ahead of what is asked for and past the block cache.
+//! Reads a sorted file from front to back, ahead of what was asked for, without the block cache.
 
 use std::rc::Rc;
 
@@ -9,9 +9,9 @@ use crate::codec::to_usize;
 use crate::error::{CorruptionReason, ErrorKind, Result};
 use crate::storage::{AlignedBuf, BLOCK_BYTES, File};
 
-/// Bytes that are read ahead at most.
+/// The most bytes that are read ahead.
 const READ_AHEAD_BYTES_MAX: usize = 256 << 10;
-/// Bytes that a reader who may soon stop reads first; every read doubles them.
+/// Bytes of the first read of a reader that may stop soon. Every read doubles them.
 const READ_AHEAD_BYTES_MIN: usize = 16 << 10;
 
 /// How far ahead a reader reads.
@@ -42,16 +42,16 @@ impl Window {
         Self { bytes: AlignedBuf::with_capacity(0), at: 0, ahead }
     }
 
-    /// The `bytes` at `offset`, if they are here.
+    /// The `bytes` bytes at `offset`, if the window holds them.
     pub(super) fn get(&self, offset: u64, bytes: usize) -> Option<&[u8]> {
         let from = to_usize(offset.checked_sub(self.at)?);
         self.bytes.get(from..from.checked_add(bytes)?)
     }
 
-    /// Reads the `bytes` at `offset`, and what follows them up to `end` if that can be read as well.
+    /// Reads the `bytes` bytes at `offset`, and what follows them up to `end` if that can be read as well.
     ///
     /// # Errors
-    /// `Io`, or `Corruption` if the file ends before.
+    /// `Io`, or `Corruption` if the file ends before that.
     pub(super) async fn fill<F: File>(
         &mut self,
         sst: &Sst<F>,
@@ -60,14 +60,14 @@ impl Window {
         end: u64,
     ) -> Result<()> {
         let step = if READ_AHEAD_BYTES_MAX < bytes {
-            bytes // by itself: a merge of large values then holds each of them once
+            bytes // alone: a merge of large values then holds each of them once
         } else {
             bytes.max(self.ahead.min(to_usize(end.saturating_sub(offset))))
         };
         self.ahead = (2 * self.ahead).min(READ_AHEAD_BYTES_MAX);
         self.bytes = AlignedBuf::with_capacity(0);
         self.bytes = match read(&sst.file, &sst.label, offset, step).await {
-            // A block further on may be unreadable.
+            // A block after the wanted bytes may be unreadable.
             Err(error) if error.kind() == ErrorKind::Io && bytes < step => {
                 read(&sst.file, &sst.label, offset, bytes).await?
             }
@@ -77,7 +77,7 @@ impl Window {
         Ok(())
     }
 
-    /// Takes the frame at `handle` out of the window, which holds it, and unpacks it.
+    /// Takes the frame at `handle` out of the window and unpacks it. `None` if the window does not hold the frame.
     ///
     /// # Errors
     /// `Corruption`.
@@ -97,7 +97,7 @@ impl Window {
     }
 }
 
-/// Walks all frames of a file in the order in which they lie there.
+/// Walks all frames of a file in file order.
 pub(super) struct Frames<F: File> {
     sst: Rc<Sst<F>>,
     window: Window,
@@ -119,7 +119,7 @@ impl<F: File> Frames<F> {
         BlockHandle { offset: self.next, bytes: 0 }
     }
 
-    /// The next block and its handle; `None` at the end. After an error the walk stands where it stood.
+    /// The next block and its handle; `None` at the end. After an error the walk stays where it was.
     pub(super) async fn next(&mut self) -> Result<Option<(BlockHandle, Block)>> {
         if self.end <= self.next {
             return Ok(None);
@@ -132,7 +132,7 @@ impl<F: File> Frames<F> {
         let front = self.window.get(self.next, FRAME_BYTES).unwrap_or_default();
         let bytes = frame_bytes(front).map_err(|reason| self.sst.corruption(at, reason))?;
         if self.end < self.next + bytes {
-            return Err(damaged("the block runs past the end of the blocks"));
+            return Err(damaged("the block runs into the footer"));
         }
         let bytes = u32::try_from(bytes).map_err(|_| damaged("the block is longer than any block can be"))?;
         let handle = BlockHandle { bytes, ..at };
@@ -145,7 +145,7 @@ impl<F: File> Frames<F> {
         Ok(Some((handle, block)))
     }
 
-    /// Passes over one page: the next frame may begin after it.
+    /// Skips one page. The next frame may begin after it.
     pub(super) fn skip_page(&mut self) {
         self.next += BLOCK_BYTES as u64;
     }
