@@ -1,13 +1,13 @@
 //! Version edits: one change of what a shard consists of. Pure; any bytes decode to an edit or an error.
 //!
-//! A payload is a list of fields, each a tag byte and its content; unknown tags are refused, because an edit
-//! that is only half understood is worse than none:
+//! A payload is a list of fields, each a tag byte and its content. An edit with an unknown tag is refused, because an
+//! edit that is only half understood is worse than none:
 //!
 //! ```text
 //!   1 next file   varint                        5 add SST     u8 level, description (see `SstMeta::encode`)
 //!   2 flushed     varint SeqNo                  6 remove SST  u8 level, varint number
 //!   3 add WAL     varint number, bytes, end,    7 clean WAL   varint number
-//!                 u8 whether that is exact      8 durable WAL varint number, end
+//!                 u8 1 if end is exact, else 0  8 durable WAL varint number, end
 //!   4 remove WAL  varint number                 9 keep WAL    varint number, bytes
 //! ```
 
@@ -20,10 +20,10 @@ use crate::key::{FileNumber, SeqNo};
 use crate::record::replay::KnownEnd;
 use crate::sst::SstMeta;
 
-/// What is known of a WAL without opening it.
+/// What the manifest knows of a WAL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WalMeta {
-    /// Its length at least: it may have grown since.
+    /// The least length of the file: it may have grown since.
     pub bytes: u64,
     /// Where its groups end.
     pub end: KnownEnd,
@@ -36,19 +36,19 @@ pub struct VersionEdit {
     pub next_file: Option<FileNumber>,
     /// Every write up to this one is in an SST.
     pub flushed: Option<SeqNo>,
-    /// WALs that are there now.
+    /// WALs that belong to the shard from now on.
     pub add_wals: Vec<(FileNumber, WalMeta)>,
-    /// Up to where a WAL that is there is durable (W4).
+    /// Offsets up to which WALs of the shard are durable (W4).
     pub durable_wals: Vec<(FileNumber, u64)>,
-    /// WALs that are not needed any more, and kept WALs that are let go.
+    /// WALs that are not needed any more, for recovery or as kept WALs.
     pub remove_wals: Vec<FileNumber>,
-    /// WALs that are not needed for recovery any more, and stay; with their lengths at least.
+    /// WALs that recovery does not need any more, and that are kept all the same; with their least lengths.
     pub keep_wals: Vec<(FileNumber, u64)>,
-    /// The WAL that a clean stop left empty. Only the last edit of a manifest counts.
+    /// The WAL that a clean stop left empty. It counts only in the last edit of a manifest.
     pub clean_wal: Option<FileNumber>,
-    /// SSTs that are there now.
+    /// SSTs that belong to the shard from now on, with their levels.
     pub add_ssts: Vec<(usize, SharedMeta)>,
-    /// SSTs that are not needed any more.
+    /// SSTs that are not needed any more, with their levels.
     pub remove_ssts: Vec<(usize, FileNumber)>,
 }
 

@@ -1,31 +1,33 @@
 //! The durable list of what a shard consists of: its SSTs by level, its WALs, and what has been flushed.
 //!
-//! Owns: the log of version edits, the switch of `CURRENT`, and the order in which both become durable. Knows
-//! nothing of what is in an SST or a WAL.
+//! Owns: the log of version edits, the switch of `CURRENT`, and the order in which both become durable.
 //!
 //! ```text
-//!   CURRENT ──names──► MANIFEST-n: head │ snapshot │ edit │ edit │ …        (records, see `crate::record`)
+//!   CURRENT ──names──► MANIFEST-n: marks │ snapshot │ edit │ edit │ …       (records, see `crate::record`)
 //! ```
 //!
-//! A file is made and synced, its name is synced, and only then does an edit name it; a file is released only
-//! after the edit that no longer names it was synced (P7). A fresh manifest is written at every open, so that
-//! no edit is ever appended behind one whose durability is in doubt.
+//! A file is made and synced, its name is synced, and only then does an edit name it. A file is released only after the
+//! edit that no longer names it was synced (P7). Every open writes a fresh manifest, so no edit is ever appended after
+//! an edit whose durability is in doubt.
 //!
 //! What a crash may leave, and why it is survived:
-//! - a torn edit: it was not synced, so nothing was released because of it; it is cut;
-//! - an edit, or a switch of `CURRENT`, that was written and not synced by a process that was killed: the next open
-//!   reads it, and removes nothing before a manifest of its own is in force;
-//! - files that no manifest names (made before their edit, or released after it): removed at the next open;
-//! - `CURRENT.tmp`, or a manifest that `CURRENT` does not name: an open that did not finish; removed;
-//! - the last edit damaged later: it is cut like a torn edit. If files that only the state before it names are gone, the
-//!   open stops with the name of the first of them; otherwise that state holds the same entries. Damage before the last
-//!   edit, and its loss together with the last edit, are refused: each edit carries a mark that says how far the edits
-//!   before it were durable ([`crate::record::mark`]).
+//! - a torn edit: it was not synced, so nothing was released because of it. It is cut;
+//! - an edit, or a switch of `CURRENT`, that a killed process wrote and did not sync: the next open reads it, and
+//!   removes nothing before a manifest of its own is in force (on a full disk: before what it read is durable);
+//! - files that no manifest names (made before their edit, or released after it): the next open removes them;
+//! - `CURRENT.tmp`, or a manifest that `CURRENT` does not name: an open, or the replacement of a full manifest, did not
+//!   finish. The next open removes them;
+//! - the last edit, damaged later: it is cut like a torn edit. If files are gone that only the state before this edit
+//!   names, the open stops with the name of the first of them. Otherwise that state holds the same entries.
 //!
-//! V1  What `CURRENT` names is complete: manifest file, head, snapshot and directory were synced before.
-//! V2  Appending never needs space: the file was zero-written at its full length. A full manifest is replaced
-//!     by a fresh one, and where that fails for want of space the old one stays in force, unharmed.
-//! V3  After a failed append, sync or switch nothing more is appended; the error is `Poisoned` (P6).
+//! Damage before the last edit is refused, and so is the loss of earlier edits together with the last edit: each edit
+//! carries a mark that says how far the edits before it were durable ([`crate::record::mark`]).
+//!
+//! V1  What `CURRENT` names is complete: the manifest with its marks and its snapshot, and the directory, were synced
+//!     before.
+//! V2  Appending never needs space: the file was filled with zeros at its full length. A full manifest is replaced by a
+//!     fresh one. If the replacement fails for want of space, the old manifest stays in force, unharmed.
+//! V3  After a failed append, sync or switch nothing more is appended. The error is `Poisoned` (P6).
 
 pub mod edit;
 pub mod presence;
@@ -49,24 +51,24 @@ use crate::storage::{
     Access, AlignedBuf, BLOCK_BYTES, File, Storage, open_file, read_file, sync_names, write_file_atomically,
 };
 
-/// A manifest is this many times as long as its snapshot, so that rewriting it stays a small part of the work.
+/// A manifest is at least this many times as long as its snapshot, so that rewriting it stays a small part of the work.
 const SNAPSHOT_RATIO: u64 = 4;
 
-/// What a manifest says of a shard.
+/// What a shard consists of, according to its manifest.
 #[derive(Debug, Clone, Default)]
 pub struct State {
     /// The SSTs.
     pub version: Rc<Version>,
     /// The WALs that recovery replays.
     pub wals: BTreeMap<FileNumber, WalMeta>,
-    /// WALs whose writes are all in SSTs and that stay all the same, with their lengths at least. Nothing keeps one yet.
+    /// WALs that are kept although all their writes are in SSTs, with their least lengths. Nothing keeps one yet.
     pub kept_wals: BTreeMap<FileNumber, u64>,
-    /// The WAL that a clean stop left empty, if the last stop was clean. Another empty WAL may still be written
-    /// to: the kernel can finish a write of a killed process after its successor has started.
+    /// The WAL that a clean stop left empty, if the last stop was clean. An empty WAL after any other stop may still be
+    /// written to: the kernel can finish a write of a killed process after its successor has started.
     pub clean_wal: Option<FileNumber>,
     /// Every write up to this one is in an SST.
     pub flushed: SeqNo,
-    /// Above every number in use.
+    /// Above every file number in use.
     pub next_file: FileNumber,
 }
 
@@ -118,7 +120,7 @@ impl State {
         edit
     }
 
-    /// What is known of the end of a WAL: nothing is searched for in the WAL that a clean stop has left empty.
+    /// What is known of the end of a WAL. A WAL that a clean stop left empty is not searched for groups.
     pub fn known_end(&self, number: FileNumber) -> KnownEnd {
         match self.wals.get(&number) {
             Some(_) if self.clean_wal == Some(number) => KnownEnd::Exactly(FIRST_RECORD),
@@ -127,7 +129,7 @@ impl State {
         }
     }
 
-    /// Every WAL that has to be there, and its length at least.
+    /// Every WAL that has to be there, with its least length.
     pub fn all_wals(&self) -> impl Iterator<Item = (FileNumber, u64)> {
         let kept = self.kept_wals.iter().map(|(&number, &bytes)| (number, bytes));
         self.wals.iter().map(|(&number, wal)| (number, wal.bytes)).chain(kept)
@@ -146,7 +148,7 @@ impl State {
 /// A description of an SST that several versions share.
 pub type SharedMeta = Rc<crate::sst::SstMeta>;
 
-/// What `CURRENT` leads to.
+/// What [`load`] read.
 #[derive(Debug)]
 pub struct Loaded {
     /// What the manifest says.
@@ -157,10 +159,11 @@ pub struct Loaded {
     pub end: End,
 }
 
-/// Reads the state that `CURRENT` leads to; `None` if there is no `CURRENT`.
+/// Reads `CURRENT` and the manifest that it names; `None` if there is no `CURRENT`.
 ///
 /// # Errors
-/// `Corruption` if `CURRENT`, the manifest or an edit does not verify, or the manifest is missing.
+/// `Corruption` if `CURRENT`, the manifest or an edit does not verify, or if the manifest is missing; `Configuration`
+/// if a later version wrote one of them; `Io`.
 pub async fn load<S: Storage>(storage: &S, owner: Owner) -> Result<Option<Loaded>> {
     let files = presence::list(storage)?;
     if !files.contains_key(&FileName::Current) {
@@ -175,7 +178,7 @@ pub async fn load<S: Storage>(storage: &S, owner: Owner) -> Result<Option<Loaded
     let name = FileName::Manifest(number);
     let label = storage.label(name);
     let Some(bytes) = files.get(&name) else {
-        let message = format!("{label} is missing, and {} names it", storage.label(FileName::Current));
+        let message = format!("{label} is missing, but {} names it", storage.label(FileName::Current));
         return Err(Error::new(ErrorKind::Corruption, message));
     };
     let file = open_file(storage, name, Access::Read).await?;
@@ -192,13 +195,13 @@ pub async fn load<S: Storage>(storage: &S, owner: Owner) -> Result<Option<Loaded
     .await?;
     // V1: the snapshot was synced before CURRENT named the file.
     let state = state.ok_or_else(|| {
-        Error::corruption(&label, FIRST_RECORD, "the snapshot is missing, and it was durable")
+        Error::corruption(&label, FIRST_RECORD, "the snapshot is missing, but it was durable")
     })?;
     Ok(Some(Loaded { state, number, end }))
 }
 
-/// Makes durable what [`load`] has read: a process that was killed between a write and its sync has left edits, or
-/// names, that the next power cut may still take. For those who have to remove something because of them.
+/// Makes durable what [`load`] has read. A process that was killed between a write and its sync may have left edits or
+/// names that the next power cut would still take. To be called before anything is removed because of them.
 ///
 /// # Errors
 /// `Poisoned` if a sync failed; `Io`.
@@ -223,12 +226,12 @@ pub struct Manifest<S: Storage> {
 }
 
 impl<S: Storage> Manifest<S> {
-    /// Writes a fresh manifest that starts with `state`, under the next file number, and puts it in force. It is
-    /// `bytes_min` long, or longer if the state is.
+    /// Writes a fresh manifest that starts with `state`, under the next file number, and puts it in force. The file is
+    /// `bytes_min` long, or longer if the state needs it.
     ///
     /// # Errors
-    /// `Poisoned` if the switch failed, so that it is unknown which manifest is in force (V3); any other kind
-    /// if the old one still is.
+    /// `Poisoned` if the switch failed, so that it is unknown which manifest is in force (V3); any other kind if the
+    /// old manifest still is.
     pub async fn create(storage: S, owner: Owner, mut state: State, bytes_min: u64) -> Result<Self> {
         let number = state.next_file;
         state.next_file = FileNumber(number.0 + 1);
@@ -252,14 +255,14 @@ impl<S: Storage> Manifest<S> {
             Ok(log) => Ok(Self { storage, owner, number, log, state, bytes_min }),
             Err(error) if error.kind() == ErrorKind::Poisoned => Err(error), // V3
             Err(error) => {
-                // Nothing names it; if it cannot be removed, the next open does.
+                // Nothing names the file. If it cannot be removed now, the next open removes it.
                 let _ = storage.remove(name).await;
                 Err(error)
             }
         }
     }
 
-    /// What the manifest says.
+    /// The state after the last edit.
     pub fn state(&self) -> &State {
         &self.state
     }
@@ -277,7 +280,7 @@ impl<S: Storage> Manifest<S> {
     /// Makes an edit durable. When it returns, files that the edit removed may be released.
     ///
     /// # Errors
-    /// `Poisoned` if the edit may or may not be durable (V3); any other kind if it certainly is not (V2).
+    /// `Poisoned` if it is unknown whether the edit is durable (V3); any other kind if it certainly is not (V2).
     pub async fn append(&mut self, edit: &VersionEdit) -> Result<()> {
         let next = self.state.apply(edit).map_err(|reason| {
             Error::new(ErrorKind::Poisoned, format!("a version edit contradicts the state: {reason}"))
@@ -332,7 +335,7 @@ mod tests {
     fn v1_every_crash_leaves_the_old_or_the_new_state() {
         block_on(async {
             for seed in 0..20 {
-                // The workload fails for ever at operation n: what a crash there leaves must load.
+                // The workload fails for ever from operation n on. What a crash there leaves must load.
                 for operation in 1.. {
                     let storage = SimStorage::new(seed);
                     storage.set_fault(Some(Fault {
@@ -442,11 +445,11 @@ mod tests {
                 Manifest::create(storage.clone(), OWNER, State::default(), BYTES).await.unwrap();
             storage.record();
             manifest.append(&wal(1)).await.unwrap();
-            // The last operation of an append is its sync: the process is killed before it.
+            // The last operation of an append is its sync. The process is killed before that.
             let killed = storage.take_snapshots().pop().unwrap().crash(Fate::Killed);
             let loaded = load(&killed, OWNER).await.unwrap().unwrap();
             assert_eq!(loaded.state.wals.len(), 1, "the next process reads the edit");
-            assert_eq!(wals(&killed.crash(Fate::Lost)).await, [0; 0], "and the power takes it");
+            assert_eq!(wals(&killed.crash(Fate::Lost)).await, [0; 0], "but a power cut takes it");
             make_durable(&killed, loaded.number).await.unwrap();
             assert_eq!(wals(&killed.crash(Fate::Lost)).await, [1]);
         });

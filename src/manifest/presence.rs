@@ -1,6 +1,6 @@
-//! What the manifest names against what is in the directory.
+//! Compares the files that the manifest names with the files in the directory.
 //!
-//! Owns: which files are missing, which are left over, and which of those would be a loss. Removes nothing.
+//! Owns: which files are missing, which are left over, and which leftovers would be a loss. Removes nothing.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -23,7 +23,7 @@ pub fn list<S: Storage>(storage: &S) -> Result<Files> {
     let files = storage.list().map_err(|error| {
         let message = format!("list {}", storage.directory_label());
         match error.kind() {
-            // It was made, and its name synced, before anything was in it.
+            // The directory was made, and its name synced, before anything was in it.
             io::ErrorKind::NotFound => Error::io(message, error).with_kind(ErrorKind::Corruption),
             _ => Error::io(message, error),
         }
@@ -31,7 +31,7 @@ pub fn list<S: Storage>(storage: &S) -> Result<Files> {
     Ok(files.into_iter().collect())
 }
 
-/// An error for every file that the manifest names and that is not there, or not in its length.
+/// An error for every file that the manifest names and that is missing, too short, or, if it is an SST, too long.
 pub fn missing<S: Storage>(storage: &S, state: &State, files: &Files) -> Vec<Error> {
     let wals = state.all_wals().map(|(number, bytes)| (FileName::Wal(number), bytes));
     let ssts = state.version.files().map(|file| (FileName::Sst(file.number), file.bytes));
@@ -40,11 +40,11 @@ pub fn missing<S: Storage>(storage: &S, state: &State, files: &Files) -> Vec<Err
         let label = storage.label(name);
         match files.get(&name) {
             None => {
-                let message = format!("{label} is missing, and the manifest names it");
+                let message = format!("{label} is missing, but the manifest names it");
                 Some(Error::new(ErrorKind::Corruption, message))
             }
             Some(found) if *found < expected || (expected < *found && !may_grow) => {
-                let message = format_args!("the file has {found} bytes, and the manifest says {expected}");
+                let message = format_args!("the file has {found} bytes, but the manifest says {expected}");
                 Some(Error::corruption(&label, (*found).min(expected), message))
             }
             Some(_) => None,
@@ -53,15 +53,16 @@ pub fn missing<S: Storage>(storage: &S, state: &State, files: &Files) -> Vec<Err
     wals.chain(ssts).filter_map(error).collect()
 }
 
-/// An error for every WAL that the manifest does not name and that holds writes which are nowhere else: the edit
-/// that named it was lost.
+/// An error for every WAL that the manifest does not name and that holds writes found in no other file: the edit that
+/// named the WAL was lost.
 ///
-/// WALs are named in the order of their numbers, and the newest is not released before a newer one is named; but for
-/// the spare of a clean stop, which nothing was ever written to. So one below the newest was named, and released: what
-/// it holds was flushed, or written so late by a killed process that recovery had fixed the end before it.
+/// WALs are named in the order of their numbers, and the newest is not released before a newer one is named. An
+/// exception is the spare WAL of a clean stop, which nothing was ever written to. So a WAL below the newest named one
+/// was itself named, and released. Whatever it holds was flushed, or was written late by a killed process, after a
+/// recovery had fixed the end before it.
 ///
 /// # Errors
-/// `Corruption` if such a WAL is damaged; `Io`.
+/// `Corruption` if such a WAL is damaged; `Configuration` if a later version wrote it; `Io`.
 pub async fn unnamed<S: Storage>(
     storage: &S,
     owner: Owner,
@@ -77,7 +78,7 @@ pub async fn unnamed<S: Storage>(
             && state.flushed < first
         {
             let message = format!(
-                "{} holds write {} and later ones, and the manifest does not name it: its last edit is lost",
+                "{} holds write {} and later ones, but the manifest does not name it: its last edit is lost",
                 storage.label(name),
                 first.0
             );
@@ -87,10 +88,10 @@ pub async fn unnamed<S: Storage>(
     Ok(errors)
 }
 
-/// An error if the directory of a shard that was never in use holds data: then it is `STORE` that is wrong.
+/// An error if the directory of a shard that was never in use holds data. In that case `STORE` is wrong.
 ///
 /// # Errors
-/// `Io`.
+/// `Corruption` if a WAL there is damaged; `Configuration` if a later version wrote it; `Io`.
 pub async fn unexpected_data<S: Storage>(storage: &S, owner: Owner) -> Result<Option<Error>> {
     for (name, bytes) in list(storage)? {
         let holds_data = match name {
@@ -100,7 +101,7 @@ pub async fn unexpected_data<S: Storage>(storage: &S, owner: Owner) -> Result<Op
         };
         if holds_data {
             let message = format!(
-                "{} holds data, and {} says that the store was never in use: it is damaged, or an old copy",
+                "{} holds data, but {} says that the store was never in use: it is damaged, or an old copy",
                 storage.label(name),
                 FileName::Store
             );

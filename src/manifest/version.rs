@@ -1,15 +1,16 @@
-//! The live SSTs of a shard, by level. Immutable and shared; an edit makes the next one. Pure.
+//! The live SSTs of a shard, by level. Immutable and shared; an edit makes the next version. Pure.
 //!
-//! L0 holds flushed memtables: files overlap, the newest first. L1 and deeper are disjoint and in key order.
+//! L0 holds flushed memtables: its files overlap, the newest comes first. L1 and deeper levels are disjoint and in key
+//! order.
 //!
 //! N1  In L1 and deeper no two files overlap, and files are in key order.
-//! N2  L0 is in descending order of SeqNo, and its SeqNo ranges do not overlap.
-//! N3  Of two entries of a key, the newer one is in the higher level, or in the newer file of L0.
+//! N2  L0 is in descending order of SeqNo, and the SeqNo ranges of its files do not overlap.
+//! N3  Of two entries of a key, the newer one is in the higher level (L0 is the highest), or in the newer file of L0.
 
 use super::{SharedMeta, VersionEdit};
 use crate::error::CorruptionReason;
 
-/// Levels, L0 counted. With ten times the size from level to level the last one holds over a hundred TiB.
+/// Levels, L0 included. Each level is ten times as large as the level above, so the last one holds over a hundred TiB.
 pub const LEVELS: usize = 7;
 
 /// The live SSTs.
@@ -39,7 +40,7 @@ impl Version {
         self.levels[level].iter().map(|file| file.bytes).sum()
     }
 
-    /// The files of a level below L0 that may hold keys from `smallest` to `largest`.
+    /// The files of a level below L0 whose key ranges overlap `smallest` to `largest`.
     pub fn overlapping(&self, level: usize, smallest: &[u8], largest: &[u8]) -> &[SharedMeta] {
         debug_assert!(0 < level, "L0 files overlap");
         let files = &self.levels[level];
@@ -61,7 +62,7 @@ impl Version {
         (level + 1..LEVELS).any(|deeper| self.file_for(deeper, key).is_some())
     }
 
-    /// The version after an edit; N1 and N2 are checked, because edits come from disk.
+    /// The version after an edit. N1 and N2 are checked, because edits come from disk.
     pub fn apply(&self, edit: &VersionEdit) -> Result<Self, CorruptionReason> {
         let mut next = self.clone();
         for (level, number) in &edit.remove_ssts {
@@ -80,7 +81,7 @@ impl Version {
         }
         next.levels[0].sort_by_key(|file| std::cmp::Reverse(file.last));
         if next.levels[0].windows(2).any(|pair| pair[0].first <= pair[1].last) {
-            return Err(CorruptionReason::Damaged("two files of L0 hold the same SeqNos")); // N2
+            return Err(CorruptionReason::Damaged("two files of L0 overlap in their SeqNos")); // N2
         }
         for files in &mut next.levels[1..] {
             files.sort_by(|a, b| a.smallest.cmp(&b.smallest));
@@ -100,7 +101,7 @@ pub(crate) mod tests {
     use crate::key::{FileNumber, SeqNo};
     use crate::sst::SstMeta;
 
-    /// A file of a thousand bytes; its number tells its SeqNos.
+    /// A file of `bytes` bytes. Its SeqNos are made from its number.
     pub(crate) fn meta(number: u64, smallest: &str, largest: &str, bytes: u64) -> SstMeta {
         SstMeta {
             number: FileNumber(number),
