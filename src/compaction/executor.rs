@@ -1,14 +1,14 @@
 //! Merges the inputs of a compaction into new files, in slices.
 //!
-//! Owns: what is kept, where an output ends, and the slices. Knows nothing of the manifest: the caller swaps
-//! inputs for outputs.
+//! Owns: which entries are kept, where an output ends, and the slices. The caller swaps inputs for outputs in the
+//! manifest.
 //!
-//! X1  Of each key the newest entry stays; a tombstone goes where no deeper level may hold its key.
+//! X1  Of each key the newest entry stays. A tombstone is dropped if no deeper level may hold its key.
+//! X2  Between two pauses at most a slice of work is done, so that requests on this thread wait no longer than that.
+//! X3  After an error no output is left over, unless its removal fails, too; then the next open removes it.
 //! X4  An entry that has expired becomes a tombstone with the same SeqNo, and X1 decides the rest. So it goes on hiding
-//!     older entries of its key for as long as there may be one. If the wall clock is set back afterwards, the key may
+//!     older entries of its key for as long as there may be any. If the wall clock is set back afterwards, the key may
 //!     stay lost, but an older value never comes back.
-//! X2  Between two pauses at most a slice of work is done, so that requests on this thread wait no longer.
-//! X3  After an error no output is left behind, unless removing fails too; then the next open removes it.
 
 use super::picker::{Compaction, Limits};
 use crate::error::Result;
@@ -24,29 +24,30 @@ use crate::sst::run::{OpenSst, Run};
 use crate::sst::window::ReadAhead;
 use crate::storage::Storage;
 
-/// What an entry costs beside its bytes when it is flushed or merged: comparing, hashing, encoding.
+/// What an entry costs in addition to its bytes when it is flushed or merged: comparing, hashing, encoding.
 pub const ENTRY_COST_BYTES: usize = 64;
 
-/// What the executor needs of its surroundings.
+/// What the executor needs from its caller.
 #[expect(async_fn_in_trait, reason = "all futures of this crate stay on their thread")]
 pub trait Environment: OpenSst<File = <Self::Storage as Storage>::File> {
-    /// Where files are.
+    /// The type of the storage.
     type Storage: Storage;
     /// The storage of the shard.
     fn storage(&self) -> &Self::Storage;
     /// The identity of a new file.
     fn new_file(&self) -> crate::record::Identity;
-    /// Accounts for `bytes` of work; pauses when a slice is used up (X2).
+    /// Accounts for `bytes` of work, and pauses when a slice is used up (X2).
     ///
     /// # Errors
-    /// `ShuttingDown` if the work is to end here.
+    /// `ShuttingDown` if the work has to end here, or the failure that ended the shard.
     async fn spend(&self, bytes: usize) -> Result<()>;
 }
 
-/// Merges. Entries that have expired at `now` become tombstones. The outputs are synced; the directory is not.
+/// Runs a compaction. Entries that have expired at `now` become tombstones. The outputs are synced, their names are
+/// not.
 ///
 /// # Errors
-/// Any; no output is left behind (X3).
+/// Any. No output is left over (X3).
 pub async fn execute<E: Environment>(
     environment: &E,
     compaction: &Compaction,
@@ -58,7 +59,7 @@ pub async fn execute<E: Environment>(
     let result = merge(environment, compaction, version, limits, now, &mut created).await;
     if result.is_err() {
         for number in created {
-            // X3: nothing names the file; if it cannot be removed now, the next open does it.
+            // X3: nothing names the file. If it cannot be removed now, the next open removes it.
             let _ = environment.storage().remove(FileName::Sst(number)).await;
         }
     }

@@ -1,13 +1,14 @@
-//! Compaction: keeps the number of files that a read looks at small, and takes out what nobody can read.
+//! Compaction: keeps the number of files that a read looks at small, and removes entries that nobody can read.
 //!
-//! Owns: which files to merge ([`picker`], pure) and merging them ([`executor`]). Knows nothing of memtables.
+//! Owns: which files to merge ([`picker`], pure), and merging them ([`executor`]).
 //!
 //! 1. The picker looks at a [`crate::manifest::Version`]: the level that is furthest over its size is next.
-//! 2. A file that overlaps nothing below moves down by an edit alone.
-//! 3. Otherwise the executor merges the inputs, newest entry first, in slices; the caller's other work goes on.
-//! 4. The outputs are synced, then their names, then one edit swaps inputs for outputs (P7), by the caller.
+//! 2. A file that overlaps nothing in the level below moves down by an edit alone.
+//! 3. Otherwise the executor merges the inputs, of each key the newest entry first, in slices; the caller's other work
+//!    goes on.
+//! 4. The outputs are synced, then the caller syncs their names and swaps inputs for outputs in one edit (P7).
 //!
-//! A crash or an error before the edit leaves the inputs in force and outputs that nothing names.
+//! A crash or an error before the edit leaves the inputs in force, and outputs that nothing names.
 
 pub mod executor;
 pub mod picker;

@@ -1,39 +1,39 @@
 //! Which compaction is next. Pure: a function from a version to a decision.
 //!
-//! Levelled, as in LevelDB: L0 is due by its number of files, L1 and deeper by their bytes, each level ten
-//! times the one above. The level furthest over its size goes first. Within a level the file goes that rewrites
-//! the least for its size; of equals the first. When no level is due, a file that is mostly tombstones is, so
+//! Levelled, as in LevelDB: L0 is due by its number of files, L1 and deeper levels by their bytes. Each level is ten
+//! times as large as the level above. The level furthest over its size goes first. Within a level, the file goes that
+//! rewrites the least for its size; of equal files, the first. When no level is due, a file of mostly tombstones is, so
 //! that deletes give their space back without more writes.
 //!
-//! K1  Inputs from L0 are the oldest files: a newer one never goes below an older one (N3).
+//! K1  Inputs from L0 are the oldest files, so a newer file never goes below an older one (N3).
 //! K2  All files of the target level that overlap the inputs are part of the compaction (N1).
 
 use crate::manifest::{LEVELS, SharedMeta, Version};
 
 /// Files in L0 that make a compaction due.
 pub const L0_FILES: usize = 4;
-/// Files of L0 that one compaction takes at most.
+/// The most files of L0 that one compaction takes.
 const L0_INPUTS_MAX: usize = 12;
-/// How much larger each level is than the one above.
+/// How much larger each level is than the level above.
 const LEVEL_RATIO: u64 = 10;
 
-/// What the decision depends on beside the version.
+/// What the decision depends on in addition to the version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of L1.
+    /// Bytes that L1 should have at most.
     pub base_bytes: u64,
     /// Bytes at which an output file ends.
     pub sst_bytes: u64,
 }
 
 impl Limits {
-    /// Limits that fit memtables of this size: L1 takes what four flushes make.
+    /// Limits that suit memtables of this size: L1 holds as much as four flushes make.
     pub fn for_memtables(memtable_bytes: usize) -> Self {
         let memtable = memtable_bytes as u64;
         Self { base_bytes: 4 * memtable, sst_bytes: memtable.min(64 << 20) }
     }
 
-    /// Bytes that a level below L0 should have at most; the last one has no limit.
+    /// Bytes that a level below L0 should have at most. The last level has no limit.
     fn level_bytes(&self, level: usize) -> u64 {
         if level + 1 == LEVELS {
             return u64::MAX;
@@ -45,16 +45,16 @@ impl Limits {
 /// Work to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Compaction {
-    /// Where the inputs are.
+    /// The level of the inputs.
     pub level: usize,
-    /// Files that go down, the newest first in L0, else one.
+    /// Files that go down: from L0 one or more, the newest first, from any other level one.
     pub inputs: Vec<SharedMeta>,
-    /// Files of the next level that overlap them, in key order.
+    /// Files of the next level that overlap the inputs, in key order.
     pub overlapping: Vec<SharedMeta>,
 }
 
 impl Compaction {
-    /// Whether an edit alone does it.
+    /// Whether an edit alone carries out the compaction.
     pub fn is_move(&self) -> bool {
         self.inputs.len() == 1 && self.overlapping.is_empty()
     }
@@ -68,7 +68,7 @@ impl Compaction {
 /// The compaction that is due, if one is.
 pub fn pick(version: &Version, limits: &Limits) -> Option<Compaction> {
     let due = (0..LEVELS - 1).filter(|&level| 1.0 <= score(version, limits, level)).max_by(|&a, &b| {
-        // Of equal scores the higher level first: it is what reads look at.
+        // Of equal scores the higher level goes first, because reads look at it first.
         score(version, limits, a).total_cmp(&score(version, limits, b)).then(b.cmp(&a))
     });
     match due {
@@ -84,7 +84,7 @@ pub fn pick(version: &Version, limits: &Limits) -> Option<Compaction> {
     }
 }
 
-/// Bytes over the limits of the levels: what compaction is behind.
+/// Bytes over the limits of the levels: the work that compaction still has to do.
 pub fn debt_bytes(version: &Version, limits: &Limits) -> u64 {
     let l0 = if version.level(0).len() < L0_FILES { 0 } else { version.bytes(0) };
     (1..LEVELS).fold(l0, |debt, level| {
@@ -101,8 +101,9 @@ fn score(version: &Version, limits: &Limits, level: usize) -> f64 {
     }
 }
 
-/// The oldest files of L0 (K1). A single one moves if it overlaps nothing that is older or newer than it in L0;
-/// newer ones would not matter for order, but moving is worth it only where it lasts.
+/// The oldest files of L0 (K1). The oldest file moves alone if it overlaps no other file of L0 and no file of L1. An
+/// overlap with newer files of L0 would not break the order, but the compaction of those files would soon rewrite the
+/// moved file.
 fn from_l0(version: &Version) -> Compaction {
     let files = version.level(0);
     let (oldest, others) = files.split_last().expect("a due L0 has files");
@@ -119,7 +120,7 @@ fn from_l0(version: &Version) -> Compaction {
     Compaction { level: 0, inputs, overlapping }
 }
 
-/// The file of a level that rewrites the fewest bytes below for each of its own.
+/// The file of a level that rewrites the fewest bytes of the level below for each byte of its own.
 fn cheapest(version: &Version, level: usize, wanted: impl Fn(&SharedMeta) -> bool) -> Option<Compaction> {
     let overlapping = |file: &SharedMeta| version.overlapping(level + 1, &file.smallest, &file.largest);
     let file = version.level(level).iter().filter(|file| wanted(file)).min_by_key(|file| {
