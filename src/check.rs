@@ -1,18 +1,19 @@
 //! Reads a store from end to end and says what is not as it was written. Changes nothing.
 //!
-//! Owns: which invariants hold between files. What holds inside one is checked by its own module: records by
-//! [`crate::record::file`], commit groups by [`crate::wal`], sorted files by [`crate::sst::verify`], edits by
-//! [`crate::manifest`].
+//! Owns: which invariants hold between files. The invariants inside a file are checked by other modules: those of
+//! records by [`crate::record::replay`], of commit groups by [`crate::wal`], of sorted files by [`crate::sst::verify`],
+//! of edits by [`crate::manifest`].
 //!
-//! A1  Every file that the manifest names is there in its length, and every byte of it that holds anything is
-//!     under a checksum that fits.
-//! A2  WALs go on where the sorted files end, without a gap (W1), and no write is in a WAL that nothing names.
-//! A3  The properties of every sorted file are what the manifest says, and below the number of the next file.
+//! A1  Every file that the manifest names is there in its length, and every byte of it that holds anything is under a
+//!     checksum that matches.
+//! A2  WALs continue where the sorted files end, without a gap (W1), and no write is in a WAL that nothing names.
+//! A3  The properties of every sorted file are what the manifest says, and its writes are among those that the manifest
+//!     calls flushed. The number of every file that the manifest names is below the number of the next file.
 //! A4  Of two entries of a key the newer one is in the higher level (N3), and every key belongs to its shard.
 //!
 //! A note is something that a crash may leave and the next start puts in order: the torn end of a WAL, a file that
-//! nothing names. What the system does not let us read is neither: it says nothing of the bytes. Damage is everything
-//! else.
+//! nothing names. What the system does not let us read, and what a later version wrote, is listed separately: neither
+//! says that bytes are wrong. Everything else is damage.
 
 use std::rc::Rc;
 
@@ -38,22 +39,22 @@ use crate::wal::reader::{Source, read};
 pub struct Report {
     /// What is not as it was written, in the order in which it was found.
     pub damage: Vec<Error>,
-    /// What could not be read, and so was not looked at.
+    /// What could not be read, and so was not checked.
     pub unread: Vec<Error>,
     /// What a later version of ringkeep has written.
     pub later: Vec<Error>,
-    /// What a crash may leave.
+    /// Things that a crash may leave.
     pub notes: Vec<String>,
-    /// Where each log ends that was not left by a clean stop, and how far it was witnessed.
+    /// Where each WAL ends, and how far it was witnessed; empty after a clean stop.
     pub log_ends: Vec<String>,
-    /// Files looked at.
+    /// Files that were checked.
     pub files: u64,
     /// Entries in sorted files, and writes in WALs.
     pub entries: u64,
 }
 
 impl Report {
-    /// Adds an error where it belongs.
+    /// Adds an error to the list of its kind.
     pub fn add_error(&mut self, error: Error) {
         match error.kind() {
             ErrorKind::Corruption => self.damage.push(error),
@@ -62,7 +63,7 @@ impl Report {
         }
     }
 
-    /// Adds what was found in another shard.
+    /// Adds the report of another shard.
     pub fn add(&mut self, other: Self) {
         self.damage.extend(other.damage);
         self.unread.extend(other.unread);
@@ -74,8 +75,8 @@ impl Report {
     }
 }
 
-/// Checks one shard of a store whose slots belong to the shards in `slots`. `progress` hears how many bytes have
-/// been read.
+/// Checks one shard of a store. `slots` says to which shard each slot of the store belongs. `progress` is told how many
+/// bytes have been read.
 pub async fn check_shard<S: Storage>(
     storage: &S,
     owner: Owner,
@@ -87,7 +88,10 @@ pub async fn check_shard<S: Storage>(
         let files = list(storage)?;
         let Some(loaded) = load(storage, owner).await? else {
             let label = storage.label(FileName::Current);
-            return Err(Error::new(ErrorKind::Corruption, format!("{label} is missing: the shard was here")));
+            return Err(Error::new(
+                ErrorKind::Corruption,
+                format!("{label} is missing, but the shard was in use"),
+            ));
         };
         let check = Check { storage, owner, slots, files, loaded };
         check.manifest(&mut report).await?;
@@ -106,7 +110,7 @@ pub async fn check_shard<S: Storage>(
 pub fn bytes_to_read(files: &Files) -> u64 {
     let bytes = |(name, bytes): (&FileName, &u64)| match name {
         FileName::Wal(_) => *bytes,
-        FileName::Sst(_) => 2 * bytes, // once for itself, once for the order between files
+        FileName::Sst(_) => 2 * bytes, // once for the file itself, once for the order between files
         _ => 0,
     };
     files.iter().map(bytes).sum()
@@ -150,8 +154,8 @@ impl<S: Storage> Check<'_, S> {
         self.end_of(report, &file, (name, bytes), &self.loaded.end, true).await
     }
 
-    /// Notes what is wrong with the marks of a file of records, and what lies after its end. `open` says that no recovery
-    /// has fixed the end: then there should be nothing.
+    /// Notes what is wrong with the marks of a file of records, and what lies after its end. `open` says that no
+    /// recovery has fixed the end. In that case only zeros should lie there.
     async fn end_of(
         &self,
         report: &mut Report,
@@ -176,7 +180,7 @@ impl<S: Storage> Check<'_, S> {
             && let Some(at) = first_nonzero(self.storage, file, &label, bytes, end.offset).await?
         {
             report.notes.push(format!(
-                "{label}: offset {at}, behind the last record at {}, should be zero: the torn end of a crash, or \
+                "{label}: offset {at}, after the last record at {}, should be zero: the torn end of a crash, or \
                  damaged later",
                 end.offset
             ));
@@ -184,7 +188,7 @@ impl<S: Storage> Check<'_, S> {
         Ok(())
     }
 
-    /// A1 for whole files, and what is there beside them.
+    /// A1 for whole files, and files that the manifest does not name.
     async fn presence(&self, report: &mut Report) -> Result<()> {
         report.damage.extend(missing(self.storage, self.state(), &self.files));
         report.damage.extend(unnamed(self.storage, self.owner, self.state(), &self.files).await?);
@@ -200,7 +204,11 @@ impl<S: Storage> Check<'_, S> {
                 && self.state().names(name)
             {
                 let label = self.storage.label(name);
-                report.damage.push(Error::corruption(&label, 0, "its number is above that of the next file")); // A3
+                report.damage.push(Error::corruption(
+                    &label,
+                    0,
+                    "its number is not below that of the next file",
+                )); // A3
             }
         }
         Ok(())
@@ -212,7 +220,7 @@ impl<S: Storage> Check<'_, S> {
         for (&number, wal) in &self.state().wals {
             let name = FileName::Wal(number);
             let Some(&bytes) = self.files.get(&name).filter(|bytes| wal.bytes <= **bytes) else {
-                return; // reported as missing; what must come next is not known any more
+                return; // reported as missing; the SeqNo that must come next is not known any more
             };
             report.files += 1;
             let known_end = self.state().known_end(number);
@@ -228,7 +236,7 @@ impl<S: Storage> Check<'_, S> {
                 let (file, end) = read(self.storage, self.owner, source, &mut next, visit).await?;
                 let open = matches!(wal.end, KnownEnd::AtLeast(_));
                 if let Err(error) = self.end_of(report, &file, (name, bytes), &end, open).await {
-                    report.add_error(error); // the groups are read all the same
+                    report.add_error(error); // the groups were read all the same
                 }
                 if self.state().clean_wal.is_none() {
                     report.log_ends.push(format!(
@@ -248,7 +256,7 @@ impl<S: Storage> Check<'_, S> {
             progress(bytes);
             if let Err(error) = outcome {
                 report.add_error(error);
-                return; // what must come next is not known any more
+                return; // the SeqNo that must come next is not known any more
             }
         }
     }
@@ -273,17 +281,21 @@ impl<S: Storage> Check<'_, S> {
             }
             if self.state().flushed < meta.last {
                 let label = self.storage.label(name);
-                report.damage.push(Error::corruption(&label, 0, "it holds writes above what was flushed"));
+                report.damage.push(Error::corruption(
+                    &label,
+                    0,
+                    "it holds writes above the last flushed write",
+                ));
             }
         }
     }
 
-    /// A4: walks all levels side by side. Only where every file is sound; else it would end at the first that is not.
+    /// A4: walks all levels in parallel. Only if every file is sound, because the walk would end at the first damage.
     async fn order(&self, report: &mut Report, progress: &mut impl FnMut(u64)) -> Result<()> {
         if !(report.damage.is_empty() && report.unread.is_empty() && report.later.is_empty()) {
             return Ok(());
         }
-        // Of one key, entries come from the newest to the oldest, and so from the highest level to the lowest.
+        // Of one key, entries come from the newest to the oldest. So they come from the highest level to the lowest.
         let mut merge = Merge::new(runs(self, &self.state().version));
         let (mut key, mut last): (Vec<u8>, Option<(SeqNo, usize)>) = (Vec::new(), None);
         let mut read = 0;
@@ -311,7 +323,7 @@ impl<S: Storage> Check<'_, S> {
             {
                 let file = merge.sources()[above].file().map(|file| file.number).unwrap_or_default();
                 let reason =
-                    CorruptionReason::Damaged("an entry is newer than one of the same key in a level above");
+                    CorruptionReason::Damaged("an entry is newer than an entry of its key in a higher level");
                 return Err(Error::corruption(&self.storage.label(FileName::Sst(file)), 0, reason));
             }
             last = Some((seqno, run));
@@ -324,7 +336,7 @@ impl<S: Storage> Check<'_, S> {
     }
 }
 
-/// The files of L0 one by one, the newest first, then each level as one run.
+/// Runs over all files: one for each file of L0, the newest first, then one for each level.
 fn runs<'a, S: Storage>(check: &'a Check<'a, S>, version: &Version) -> Vec<Run<'a, Check<'a, S>>> {
     let mut runs = Vec::new();
     for (level, files) in version.levels() {

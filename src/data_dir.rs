@@ -1,4 +1,4 @@
-//! The data directory: found or made, locked, and opened once. Every command that works on a store starts here.
+//! The data directory: found or created, locked, and opened once. Every command that works on a store starts here.
 //!
 //! Owns: the lock, `STORE` at the start, and the directories of the shards.
 //!
@@ -6,14 +6,14 @@
 //!   path ──(looked up once)──► directory, held open ──► flock on the directory itself ──► STORE ──► shard-000, …
 //! ```
 //!
-//! Y1  The directory is an inode, not a path. From its opening on, every file is reached through a descriptor of the
-//!     directory that holds it. If the path leads elsewhere later, this process touches nothing there.
-//! Y2  The lock is on the directory itself. No file can be removed to get around it, and two processes that reach the
-//!     same directory by different paths exclude each other.
-//! Y3  A lock counts only if the path still leads to the locked directory: otherwise another process may have locked
-//!     what is there now, and the lookup is repeated.
+//! Y1  The directory is an inode, not a path. Once it is open, every file is reached through a descriptor of the
+//!     directory that holds the file. If the path leads elsewhere later, this process touches nothing there.
+//! Y2  The lock is on the directory itself. So no file can be removed to get around the lock, and two processes that
+//!     reach the same directory by different paths exclude each other.
+//! Y3  A lock counts only if the path still leads to the locked directory. Otherwise another process may have locked
+//!     the directory that is there now, and the lookup is repeated.
 //!
-//! A crash while a directory is made leaves directories that are empty, or whose `STORE` says `creating`: see
+//! A crash while a data directory is created leaves directories that are empty, or a `STORE` that says `creating`: see
 //! [`crate::store`]. The names of new directories are synced before anything is written into them (P7).
 
 use std::fs::{File, TryLockError};
@@ -30,7 +30,7 @@ use crate::storage::sync_names;
 use crate::storage::uring::{Device, UringStorage};
 use crate::store::Store;
 
-/// A killed predecessor may hold its files for a moment: its ring goes last.
+/// A killed predecessor may keep its files open for a moment, because its ring is freed last.
 const LOCK_TRIES: u32 = 5;
 const LOCK_REST: Duration = Duration::from_millis(50);
 
@@ -41,10 +41,10 @@ pub struct DataDir {
 }
 
 impl DataDir {
-    /// Opens the directory at `path`, and makes it if it is not there.
+    /// Opens the directory at `path`, and creates it if it does not exist.
     ///
     /// # Errors
-    /// `CannotCreate`; `Locked` if another process has it; `Permission`; `Io`.
+    /// `CannotCreate`; `Locked` if another process has the directory; `Permission`; `Io`.
     pub fn open_or_create(path: &Path) -> Result<Self> {
         let shown = path.display();
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
@@ -57,10 +57,10 @@ impl DataDir {
         Self::open(path)
     }
 
-    /// Opens a directory that is there, and makes nothing.
+    /// Opens a directory that exists, and creates nothing.
     ///
     /// # Errors
-    /// `Locked` if another process has it; `Permission`; `Io`.
+    /// `Locked` if another process has the directory; `Permission`; `Io`.
     pub fn open(path: &Path) -> Result<Self> {
         let attempt = |what: &str| format!("{what} the data directory {}", path.display());
         loop {
@@ -89,18 +89,18 @@ impl DataDir {
     /// The directory of a shard.
     ///
     /// # Errors
-    /// `Corruption` if it is not there.
+    /// `Corruption` if it does not exist; `Permission`; `Io`.
     pub fn shard(&self, shard: ShardId) -> Result<Directory> {
         let name = shard_directory(shard);
         self.directory.child(&name).map_err(|error| {
             let missing = error.kind() == io::ErrorKind::NotFound;
             let error = Error::io(format!("open {name}"), error);
-            // It was made, and its name synced, before anything was in it.
+            // The directory was made, and its name synced, before anything was in it.
             if missing { error.with_kind(ErrorKind::Corruption) } else { error }
         })
     }
 
-    /// Whether the directory of a shard is there.
+    /// Whether the directory of a shard exists.
     ///
     /// # Errors
     /// `Io`.
@@ -109,11 +109,11 @@ impl DataDir {
         self.directory.contains(&name).map_err(|error| Error::io(format!("look for {name}"), error))
     }
 
-    /// Reads `STORE`.
+    /// Reads `STORE`; `None` if there is no store.
     ///
     /// # Errors
-    /// `Corruption` if it is missing and there are shards, or does not verify; `Configuration` if another version wrote
-    /// it; `Io`.
+    /// `Corruption` if `STORE` is missing and there are shards, or if it does not verify; `Configuration` if another
+    /// version wrote it; `Io`.
     pub async fn load_store(&self, root: &UringStorage) -> Result<Option<Store>> {
         let store = Store::load(root).await?;
         if store.is_none() && self.has_shard(ShardId(0))? {
@@ -127,25 +127,30 @@ impl DataDir {
         Ok(store)
     }
 
-    /// Reads the store, or makes one of `shards` shards: `STORE`, then the directories of the shards, then their names
-    /// durable. `wanted` is the number that the user asked for.
+    /// Reads the store, or creates one of `shards` shards: `STORE`, then the directories of the shards, then their
+    /// names are made durable. `wanted` is the number of shards that the user asked for, which overrides `shards`.
     ///
     /// # Errors
-    /// As [`Self::load_store`].
+    /// As [`Self::load_store`], or any error of the creation.
     pub async fn open_store(&self, root: &UringStorage, wanted: Option<u16>, shards: u16) -> Result<Store> {
         let store = match self.load_store(root).await? {
             Some(store) if store.ready => {
                 if wanted.is_some_and(|wanted| wanted != store.shards) {
-                    tracing::warn!("--shards is for new stores; this one has {}", store.shards);
+                    tracing::warn!(
+                        "--shards applies to new stores only; this store has {} shards",
+                        store.shards
+                    );
                 }
-                // The process before may have been killed between the rename of the file and its sync.
+                // A process before this one may have been killed between the rename of `STORE` and its sync.
                 sync_names(root).await?;
                 return Ok(store);
             }
             Some(unfinished) => unfinished,
             None => {
                 let id = getrandom::u64().map_err(|error| {
-                    let message = format!("the kernel gives no random number for the store: {error}");
+                    let message = format!(
+                        "cannot choose an id for the store: the kernel gives no random number: {error}"
+                    );
                     Error::new(ErrorKind::Io, message)
                 })?;
                 let store = Store::new(id, wanted.unwrap_or(shards));
@@ -161,7 +166,7 @@ impl DataDir {
         Ok(store)
     }
 
-    /// Bytes of all files of the store; what cannot be read counts nothing.
+    /// Bytes of all files of the store, except those that cannot be read.
     pub fn bytes(&self, store: &Store) -> u64 {
         let sum = |directory: &Directory| -> u64 {
             directory.list().unwrap_or_default().iter().map(|(_, bytes)| bytes).sum()
@@ -190,12 +195,12 @@ fn lock(directory: &File, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes the name of the data directory durable, and those of the directories above it, which may be as new.
+/// Makes the name of the data directory durable, and the names of the directories above it, which may be new as well.
 fn sync_names_above(path: &Path) -> io::Result<()> {
     for parent in path.canonicalize()?.ancestors().skip(1) {
         match File::open(parent).and_then(|directory| directory.sync_all()) {
             Ok(()) => {}
-            // A directory that we may not read is not one that we have made.
+            // We cannot have made a directory that we may not read.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => break,
             // A read-only or special file system above has nothing to sync.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EROFS)) => break,
@@ -224,13 +229,13 @@ mod tests {
         let path = folder.path().join("a/b/data");
         assert_eq!(DataDir::open(&path).unwrap_err().kind(), ErrorKind::Io);
         let first = DataDir::open_or_create(&path).unwrap();
-        assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0, "a lock leaves nothing behind");
+        assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0, "a lock leaves no file behind");
         let link = folder.path().join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
         for again in [&path, &link] {
             assert_eq!(DataDir::open(again).unwrap_err().kind(), ErrorKind::Locked);
         }
-        // Another directory at the same path is another store.
+        // Another directory at the same path is another data directory.
         std::fs::rename(&path, folder.path().join("moved")).unwrap();
         let second = DataDir::open_or_create(&path).unwrap();
         assert!(!first.directory().is_in_place().unwrap() && second.directory().is_in_place().unwrap());
@@ -254,7 +259,7 @@ mod tests {
             while opened() < 2 {
                 std::thread::yield_now();
             }
-            // It waits for the lock of a directory that is moved away meanwhile.
+            // The second `open` waits for the lock of a directory that is moved away meanwhile.
             std::fs::rename(&path, folder.path().join("moved")).unwrap();
             std::fs::create_dir(&path).unwrap();
             drop(first);

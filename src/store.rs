@@ -1,6 +1,7 @@
-//! `STORE`: what makes a data directory one store. Its id, its number of shards, and which slots each has.
+//! `STORE`: what makes a data directory one store. It holds the id of the store, its number of shards, and the slots of
+//! each shard.
 //!
-//! Owns: the file, and the two steps of its creation. Knows nothing of what a shard is made of.
+//! Owns: the file, and the steps of its creation.
 //!
 //! ```text
 //!   u32 format version  u64 store id  u16 shards  u8 state: 1 creating, 2 ready
@@ -11,29 +12,29 @@
 //!
 //! 1. `STORE` is written with state `creating`;  2. the shards are created;  3. `STORE` is written with `ready`.
 //!
-//! A crash between 1 and 3 leaves `creating`: nothing was acknowledged, the shards are created again. Once it says
-//! `ready`, every shard must be there: a missing shard is damage, never a reason to create it anew. A directory
-//! with shards and no `STORE` has lost it, and is refused.
+//! A crash between 1 and 3 leaves `creating`: nothing was acknowledged, and the shards are created again. Once `STORE`
+//! says `ready`, every shard must be there: a missing shard is damage, never a reason to create the shard anew. A
+//! directory that has shards and no `STORE` has lost the file, and is refused.
 //!
 //! # Versions
 //!
 //! The format version in `STORE` stands for every format below the data directory. This is the policy:
 //!
 //! - Every change of any format takes the next number. Within one number all bytes on disk mean the same.
-//! - A program opens exactly the numbers that it knows; today that is one. Every other number is refused with status 78,
-//!   and the message names both. `STORE` is read before any other file, so nothing is touched.
-//! - An upgrade to a program that knows the number of the store is a restart. To a program with another number the data
-//!   has to be moved: read from the old server, and written to a new store of the new one. Version 0.2.0 fixes the number:
-//!   later versions will open the stores of 0.2.0.
+//! - A program opens exactly the numbers that it knows; today it knows one. Every other number is refused with status
+//!   78, and the message names both. `STORE` is read before any other file, so nothing is touched.
+//! - An upgrade to a program that knows the number of the store is a restart. For a program with another number the
+//!   data has to be moved: read from the old server, and written to a new store of the new server. Version 0.2.0 fixes
+//!   the number: later versions will open the stores of 0.2.0.
 //! - A downgrade is refused in the same way, by the number.
-//! - A file or record whose checksum fits and that uses something unknown (a record format, a field of a version edit, a
-//!   kind of entry or block) comes from a program that did not keep to this. It is refused with status 78 as well. It is
-//!   never taken for a torn write: that would discard the log.
+//! - A file or record whose checksum matches and that uses something unknown (a record format, a field of a version
+//!   edit, a kind of entry or block) comes from a program that broke this policy. It is refused with status 78 as well.
+//!   It is never taken for a torn write: that would discard the WAL.
 //!
 //! Numbers so far:
 //!
 //! 1. The first.
-//! 2. WALs grow, and have marks. A commit group has room for a position in an external log.
+//! 2. WALs grow, and have marks. A commit group has space for a position in an external log.
 //! 3. Entries may expire. The slot of a key comes from its hash tag.
 
 use crate::codec::{Reader, put_varint};
@@ -45,7 +46,7 @@ use crate::storage::{BLOCK_BYTES, Storage, read_file, write_file_atomically};
 
 /// The format of everything under the data directory.
 const FORMAT_VERSION: u32 = 3;
-/// The file has to say who it is before its id is known.
+/// The identity of `STORE` itself. It names no store, because the id of the store is in the file.
 const IDENTITY: Identity =
     Identity { store_id: 0, shard: ShardId(0), kind: Kind::Store, file: FileNumber(0) };
 
@@ -87,7 +88,7 @@ impl Store {
     /// Reads the payload of the file.
     ///
     /// # Errors
-    /// Why it is none.
+    /// Why the payload is not a store.
     pub fn decode(payload: &[u8]) -> Result<Self, CorruptionReason> {
         let mut reader = Reader::new(payload);
         reader.u32()?;
@@ -115,10 +116,10 @@ impl Store {
         Ok(Self { id, slots, shards, ready })
     }
 
-    /// Reads `STORE`; `None` if there is none.
+    /// Reads `STORE`; `None` if there is no such file.
     ///
     /// # Errors
-    /// `Corruption` if it does not verify, `Configuration` if another version wrote it.
+    /// `Corruption` if the file does not verify, `Configuration` if another version wrote it, `Io`.
     pub async fn load<S: Storage>(storage: &S) -> Result<Option<Self>> {
         let files = storage.list().map_err(|error| Error::io("list the data directory", error))?;
         if !files.iter().any(|(name, _)| *name == FileName::Store) {
@@ -131,7 +132,7 @@ impl Store {
         let version = Reader::new(payload).u32().map_err(corruption)?;
         if version != FORMAT_VERSION {
             let message = format!(
-                "{label} says that the store has format {version}, and this program opens format {FORMAT_VERSION} \
+                "{label} says that the store has format {version}, but this program opens format {FORMAT_VERSION} \
                  only: use the version of ringkeep that wrote it, or move the data to a new store"
             );
             return Err(Error::new(ErrorKind::Configuration, message));
@@ -142,7 +143,7 @@ impl Store {
     /// Writes `STORE`, as a whole.
     ///
     /// # Errors
-    /// Any; the old or the new file is there.
+    /// As [`write_file_atomically`].
     pub async fn save<S: Storage>(&self, storage: &S) -> Result<()> {
         let bytes = encode_single(&self.encode(), IDENTITY, 0);
         write_file_atomically(storage, FileName::StoreTemporary, FileName::Store, bytes).await
