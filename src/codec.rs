@@ -30,7 +30,7 @@ pub fn varint(mut value: u64, buffer: &mut [u8; VARINT_BYTES_MAX]) -> &[u8] {
     &buffer[..count]
 }
 
-/// Appends `bytes` behind their length as a varint.
+/// Appends the length of `bytes` as a varint, then `bytes`.
 pub fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     put_varint(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
@@ -151,7 +151,7 @@ impl<'a> Reader<'a> {
         self.varint().map(to_usize)
     }
 
-    /// The next bytes behind their length.
+    /// The next length, a varint, and then as many bytes.
     pub fn length_and_bytes(&mut self) -> Result<&'a [u8], CorruptionReason> {
         let length = self.length()?;
         self.bytes(length)

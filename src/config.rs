@@ -1,7 +1,7 @@
 //! Every limit and setting, checked once at start.
 //!
-//! Owns: what a user may choose ([`Config`]), what follows from it for one shard ([`DbConfig`]), and the fixed
-//! limits with the relations between them. Knows nothing of how a setting is used.
+//! Owns: what a user may choose ([`Config`]), what follows from that for one shard ([`DbConfig`]), and the fixed limits
+//! with the relations between them.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,9 +10,9 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::KeyHash;
 
-/// Alignment of offsets, lengths and memory of every transfer; what O_DIRECT needs on every device we know.
+/// Alignment of offsets, lengths and memory of every transfer: what O_DIRECT needs on every device that we know.
 pub const BLOCK_BYTES: usize = 4096;
-/// The unit that a device writes whole or not at all.
+/// The unit that a device writes as a whole or not at all.
 pub const SECTOR_BYTES: usize = 512;
 /// Longest key.
 pub const KEY_BYTES_MAX: usize = 16_384;
@@ -25,19 +25,19 @@ pub const VALUE_BYTES_DEFAULT: usize = 16 << 20;
 pub const MEMTABLE_BYTES_DEFAULT: usize = 64 << 20;
 /// Smallest `--memtable-size`: a few pages, so that one entry does not fill it.
 pub const MEMTABLE_BYTES_MIN: usize = 1 << 20;
-/// Smallest `--cache-size` for one shard: the blocks that one lookup walks through.
+/// Smallest `--cache-size` for one shard: enough for the blocks that one lookup walks through.
 pub const CACHE_BYTES_MIN: usize = 256 << 10;
 /// Most shards of a store: three digits in a directory name, and far fewer than slots.
 pub const SHARDS_MAX: u16 = 999;
 /// A commit group is closed at this size (a single larger write makes a larger group). At 1 GB/s it is written
 /// in a millisecond.
 pub const GROUP_BYTES_MAX: usize = 1 << 20;
-/// First length of a WAL: with the manifest, what an empty shard takes on disk. A start reads up to six times as much
-/// beyond the records of each WAL.
+/// First length of a WAL. The WAL and the manifest are what an empty shard takes on disk. In each WAL, a start reads
+/// the records and up to six times this length after them.
 pub const WAL_STEP_BYTES: u64 = 1 << 20;
 /// Length of a manifest whose snapshot is small: some thousand edits.
 pub const MANIFEST_BYTES: u64 = 1 << 20;
-/// What a write adds to its value in a WAL record: key, lengths, and the framing of a group of one.
+/// What a write adds to its value in a WAL record: the key, the lengths, and the framing of a group of one write.
 pub const WRITE_OVERHEAD_BYTES_MAX: usize = KEY_BYTES_MAX + 512;
 
 const _: () = assert!(KEY_BYTES_MAX <= u16::MAX as usize, "the memtable keeps key lengths in 16 bits");
@@ -48,9 +48,10 @@ const _: () = assert!(VALUE_BYTES_LIMIT < u32::MAX as usize / 2, "records and bl
 pub enum SyncMode {
     /// After its group was synced (P1). A power cut takes nothing that was acknowledged.
     Always,
-    /// After its group was written; a sync follows at this interval. A power cut may take that much time.
+    /// After its group was written; a sync follows at this interval. A power cut may take the writes of that much time.
     Interval(Duration),
-    /// After its group was written. The log syncs itself every few MiB, and nothing else waits for that.
+    /// After its group was written. The WAL still syncs itself every few MiB, so that a start knows where to stop
+    /// reading.
     Never,
 }
 
@@ -86,7 +87,7 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where the data is.
     pub data_dir: PathBuf,
-    /// Shards of a new store; an existing one knows its own number.
+    /// Shards of a new store. An existing store knows its own number.
     pub shards: Option<u16>,
     /// Threads; the default is the number of usable cores.
     pub threads: Option<u16>,
@@ -96,9 +97,9 @@ pub struct Config {
     pub memtable_bytes: usize,
     /// Bytes of all caches together: half for blocks, half for values.
     pub cache_bytes: usize,
-    /// A memtable is flushed at least this often.
+    /// New writes go to sorted files at least this often.
     pub flush_interval: Duration,
-    /// Whether to compact is checked at least this often.
+    /// The server checks at least this often whether to compact.
     pub compaction_interval: Duration,
     /// Longest value.
     pub value_bytes_max: usize,
@@ -108,10 +109,10 @@ pub struct Config {
     pub drain_timeout: Duration,
 }
 
-/// What one shard needs to know.
+/// The settings of one shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DbConfig {
-    /// When a write is acknowledged: after a sync, or after the write alone.
+    /// When a write is acknowledged: after a sync if `true`, otherwise after the write alone.
     pub sync_every_group: bool,
     /// Bytes of a memtable.
     pub memtable_bytes: usize,
@@ -121,7 +122,7 @@ pub struct DbConfig {
     pub value_bytes_max: usize,
     /// SST files kept open.
     pub open_files_max: usize,
-    /// Greatest length of a WAL, at least that of [`Self::wal_bytes_for`] no bytes.
+    /// Greatest length of a WAL; at least `wal_bytes_for(0, value_bytes_max)`.
     pub wal_bytes: u64,
     /// First length of a WAL, and the unit of its growth and of its marks: see `record::file`.
     pub wal_step_bytes: u64,
@@ -132,20 +133,21 @@ pub struct DbConfig {
 }
 
 impl DbConfig {
-    /// Length of a WAL that holds `bytes` of writes and one more of the greatest size: any write fits an empty WAL.
+    /// Length of a WAL that holds `bytes` of writes, and one more write of the greatest size. So any write fits into an
+    /// empty WAL.
     pub const fn wal_bytes_for(bytes: usize, value_bytes_max: usize) -> u64 {
         let bytes = bytes + value_bytes_max + WRITE_OVERHEAD_BYTES_MAX + 2 * BLOCK_BYTES;
         bytes.next_multiple_of(BLOCK_BYTES) as u64
     }
 
-    /// Bytes of large values that may be held for readers: the blocks that the cache may keep, and a few of the
-    /// greatest size beside (P8).
+    /// Bytes of large values that may be held for readers: as many as the cache may keep, and a few values of the
+    /// greatest size in addition (P8).
     pub fn large_reads_bytes_max(&self) -> usize {
         self.cache_bytes + (4 * self.value_bytes_max).max(64 << 20)
     }
 
-    /// Bytes of writes that may wait for the WAL. With a sync in flight the next groups form here; beyond it
-    /// writes are refused until there is room (P8).
+    /// Bytes of writes that may wait for the WAL. While a sync is in flight, the next groups form in this space. Beyond
+    /// it, writes are refused until there is room (P8).
     pub fn queue_bytes_max(&self) -> usize {
         16 * GROUP_BYTES_MAX + self.value_bytes_max
     }
@@ -187,7 +189,7 @@ impl Config {
         Ok(())
     }
 
-    /// The part of one of `shards` shards. Keys are hashed by `key_hash`.
+    /// The settings of one of `shards` shards. Keys are hashed by `key_hash`.
     pub fn db(&self, shards: u16, open_files_max: usize, key_hash: KeyHash) -> DbConfig {
         DbConfig {
             sync_every_group: self.sync == SyncMode::Always,

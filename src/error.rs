@@ -1,8 +1,8 @@
 //! The one error type of ringkeep.
 //!
-//! Owns: what went wrong, in one sentence (what was attempted, on which file, at which offset), and the kind,
-//! which tells the caller how to react. Knows nothing of HTTP: the status of each kind is chosen in
-//! `http/response.rs`, in one exhaustive match.
+//! Owns: what went wrong, in one sentence (what was attempted, on which file, at which offset), and the kind, which
+//! tells the caller how to react. The HTTP status of each kind is chosen in `http/response.rs`, in one exhaustive
+//! match.
 //!
 //! `Error` is one word wide and `Clone`, because one failed sync answers every write of a commit group, and
 //! `Send`, because a reply may travel to another thread.
@@ -25,7 +25,7 @@ pub enum ErrorKind {
     Overloaded,
     /// The disk is full; writes work again once there is space, without a restart.
     DiskFull,
-    /// The server is stopping; another attempt must go to the next one.
+    /// The server is stopping. Another attempt must go to its successor.
     ShuttingDown,
     /// Bytes on disk are not what was written; an operator has to look.
     Corruption,
@@ -34,7 +34,7 @@ pub enum ErrorKind {
     /// An earlier write or sync of the WAL or the manifest failed: the shard takes no more writes and the
     /// process ends, because what is on disk is no longer certain (P6).
     Poisoned,
-    /// The configuration, or the system it runs on, does not allow a start.
+    /// The configuration, or the system that the server runs on, does not allow a start.
     Configuration,
     /// Another process holds the data directory.
     Locked,
@@ -47,7 +47,7 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// The exit status of a process that ends because of this kind, after the BSD `sysexits.h` numbers.
+    /// The exit status of a process that ends because of this kind. The numbers follow `sysexits.h` of BSD.
     pub fn exit_status(self) -> u8 {
         match self {
             Self::Corruption => 65,
@@ -77,25 +77,25 @@ struct Inner {
     source: Option<io::Error>,
 }
 
-/// Whether the system refused an operation for want of space.
+/// Whether the system refused an operation because it lacks space.
 pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// Whether the device cannot give back what is stored in a place, while the rest of it works. Linux says EIO, and of a
-/// medium error, by its kind, ENODATA, EILSEQ or EREMOTEIO (`blk_errors` in its block layer).
+/// Whether the device cannot return a part of what it stores, while the rest of it works. Linux reports EIO, or for a
+/// medium error, depending on its cause, ENODATA, EILSEQ or EREMOTEIO (`blk_errors` in its block layer).
 pub fn is_unreadable(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EIO | libc::ENODATA | libc::EILSEQ | libc::EREMOTEIO))
 }
 
 impl Error {
-    /// An error whose sentence says it all.
+    /// An error whose sentence says everything.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self(Arc::new(Inner { kind, message: message.into(), source: None }))
     }
 
-    /// A refusal of the operating system. `attempt` names the operation and its object, as in
-    /// `write 4096 bytes at offset 8192 of shard-000/000007.wal`. A full disk gets its own kind.
+    /// A refusal of the operating system. `attempt` names the operation and its object, for example
+    /// `write 4096 bytes at offset 8192 of shard-000/000007.wal`. A full disk gets a kind of its own.
     pub fn io(attempt: impl Into<String>, source: io::Error) -> Self {
         let kind = match source.kind() {
             _ if is_full(&source) => ErrorKind::DiskFull,
@@ -110,8 +110,8 @@ impl Error {
         Self::new(ErrorKind::Corruption, format!("{file} is damaged at offset {offset}: {reason}"))
     }
 
-    /// Bytes of `file` at `offset` that a decoder refused: damage, or the work of a later version, which is
-    /// `Configuration`.
+    /// Bytes of `file` at `offset` that a decoder refused: damage, or bytes that a later version wrote. The latter are
+    /// an error of the kind `Configuration`.
     pub fn undecodable(file: &str, offset: u64, reason: CorruptionReason) -> Self {
         match reason {
             CorruptionReason::Damaged(_) => Self::corruption(file, offset, reason),
@@ -123,7 +123,7 @@ impl Error {
         }
     }
 
-    /// The same error under another kind: the caller knows better what it means here.
+    /// The same error with another kind, for a caller that knows better what the error means.
     #[must_use]
     pub fn with_kind(&self, kind: ErrorKind) -> Self {
         let source = self.0.source.as_ref().map(clone_io);
@@ -136,7 +136,7 @@ impl Error {
     }
 }
 
-/// `io::Error` is not `Clone`; its code, or its kind and text, say the same.
+/// A copy of `error`. `io::Error` is not `Clone`, but its code, or its kind and text, say the same.
 pub fn clone_io(error: &io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(code) => io::Error::from_raw_os_error(code),
@@ -171,13 +171,13 @@ impl std::error::Error for Error {
 pub enum CorruptionReason {
     /// The bytes are not what was written.
     Damaged(&'static str),
-    /// The checksum fits, and the bytes use something that a later version of ringkeep has introduced.
+    /// The checksum matches, but the bytes use something that a later version of ringkeep has introduced.
     LaterVersion {
-        /// What has a version, as in `record format`.
+        /// What has a version, for example `record format`.
         what: &'static str,
         /// The version, or the code, that was found.
         found: u8,
-        /// The highest one that this program knows.
+        /// The highest version that this program knows.
         known: u8,
     },
 }
@@ -188,7 +188,7 @@ impl fmt::Display for CorruptionReason {
             Self::Damaged(reason) => f.write_str(reason),
             Self::LaterVersion { what, found, known } => write!(
                 f,
-                "{what} {found} is of a later version of ringkeep, and this program knows {what} {known} at most"
+                "{what} {found} is of a later version of ringkeep, but this program knows {what} {known} at most"
             ),
         }
     }

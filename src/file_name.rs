@@ -1,4 +1,4 @@
-//! Every name that ringkeep puts on disk, built and parsed in one place. Pure.
+//! Every name that ringkeep puts on disk, built and parsed in one module. Pure.
 //!
 //! ```text
 //! DATA/STORE  DATA/shard-000/{CURRENT, MANIFEST-000004, 000007.wal, 000009.sst}
@@ -28,7 +28,7 @@ pub enum FileName {
 }
 
 impl FileName {
-    /// Reads a name as `Display` writes it; `None` for a file that is not ours.
+    /// Reads a name as `Display` writes it; `None` for a name that is not ours.
     pub fn parse(name: &str) -> Option<Self> {
         let parsed = match name {
             "STORE" => Self::Store,
@@ -45,7 +45,7 @@ impl FileName {
                 }
             }
         };
-        // `+7.wal` and `7.wal` parse as numbers, but we never wrote them.
+        // `+7.wal` and `7.wal` parse as numbers, but ringkeep never writes them.
         (parsed.to_string() == name).then_some(parsed)
     }
 

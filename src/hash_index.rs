@@ -1,22 +1,24 @@
-//! From the hash of a key to the place of its record. Pure; knows nothing of keys or records: the caller compares.
+//! An index from the hash of a key to the *place* of its record, a 32-bit number that the caller has chosen. Pure. The
+//! index sees neither keys nor records: the caller compares them.
 //!
-//! Owns: growth without a long pause. A hash table that doubles moves all of its entries at once; this one is many
-//! small tables that grow on their own, each moving its share.
+//! Owns: growth without a long pause. A hash table that doubles moves all of its entries at once. This index consists
+//! of many small tables that grow one by one, so each growth moves only a small share.
 //!
-//! A slot keeps half of the hash beside the place. So a probe touches the record of another key once in four billion
-//! times, and growing touches no record at all: with the place alone it was a cache miss for each.
+//! A slot keeps half of the hash together with the place. So a probe touches the record of another key only once in
+//! four billion times, and growth touches no record at all. A slot with the place alone would cost a cache miss for
+//! each record that growth moves.
 
 use std::hint::black_box;
 
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
-/// Slots that are looked at before their records.
+/// Slots that are looked at before the first of their records.
 const PREFETCHED: usize = 32;
 
 /// The index of many records.
 pub struct HashIndex {
-    /// By some bits of the hash.
+    /// The table of a hash is chosen by some of its bits.
     tables: Box<[HashTable<Slot>]>,
     /// Bytes that the tables have allocated, all together.
     allocated: usize,
@@ -29,7 +31,7 @@ struct Slot {
 }
 
 impl Slot {
-    /// hashbrown looks at the lowest and the highest bits.
+    /// hashbrown uses the lowest and the highest bits of a hash.
     fn spread(hash: u32) -> u64 {
         u64::from(hash) << 32 | u64::from(hash)
     }
@@ -47,20 +49,20 @@ impl HashIndex {
         self.tables.len() * size_of::<HashTable<Slot>>() + self.allocated
     }
 
-    /// The place of the record with this hash that is the `same`.
+    /// The place of the record with this hash for which `same` returns `true`.
     pub fn get(&self, hash: u64, same: impl Fn(u32) -> bool) -> Option<u32> {
         let (table, half) = self.split(hash);
         let slot = self.tables[table].find(Slot::spread(half), |slot| slot.hash == half && same(slot.place));
         slot.map(|slot| slot.place)
     }
 
-    /// Brings slots and records of hashes that are going to be looked up near the processor. `touch` reads a byte of
-    /// the record at a place, which may be another key's.
+    /// Brings the slots and records of hashes that will be looked up soon near the processor. `touch` reads a byte of
+    /// the record at a place, which may be the record of another key.
     ///
-    /// Memory answers some ten loads at a time, if none needs what another one brings. A lookup is a chain (slot, then
-    /// record), and the next lookup is too far away for the processor to see; here it sees all slots, then all records.
-    /// With it, lookups of 16 keys at a time, a million in the memtable, took 0.16 µs each, without it 0.29 µs
-    /// (`cargo bench --bench designs -- lookups`).
+    /// Memory serves some ten loads at a time, if none of them needs what another one loads. A lookup is a chain of
+    /// loads (slot, then record), and the next lookup is too far away for the processor to see. Here the processor sees
+    /// all slots, then all records. Lookups of 16 keys at a time, with a million keys in the memtable, took 0.16 µs
+    /// each with a prefetch and 0.29 µs without (`cargo bench --bench designs -- lookups`).
     pub fn prefetch(&self, hashes: &[u64], touch: impl Fn(u32) -> u8) {
         let mut places = [None; PREFETCHED];
         let mut sum = 0_u8;
@@ -72,10 +74,10 @@ impl HashIndex {
                 sum = sum.wrapping_add(touch(*place));
             }
         }
-        black_box(sum); // or the loads would be left out
+        black_box(sum); // otherwise the compiler would leave out the loads
     }
 
-    /// Puts a record in, in the place of the `same`, whose place is returned.
+    /// Adds a record. It replaces the record for which `same` returns `true`, and the place of that record is returned.
     pub fn insert(&mut self, hash: u64, place: u32, same: impl Fn(u32) -> bool) -> Option<u32> {
         let (table, half) = self.split(hash);
         let table = &mut self.tables[table];
@@ -96,7 +98,7 @@ impl HashIndex {
         replaced
     }
 
-    /// Takes a record out; `false` if it is not there.
+    /// Removes a record. `false` if there is no such record.
     pub fn remove(&mut self, hash: u64, same: impl Fn(u32) -> bool) -> bool {
         let (table, half) = self.split(hash);
         let table = &mut self.tables[table];
@@ -104,7 +106,7 @@ impl HashIndex {
         found.map(|slot| slot.remove()).is_ok()
     }
 
-    /// The table of a hash, and the half of it that a slot keeps: of different bits.
+    /// The table of a hash, and the half of the hash that a slot keeps. The two use different bits.
     fn split(&self, hash: u64) -> (usize, u32) {
         ((hash >> 32) as usize & (self.tables.len() - 1), hash as u32)
     }
