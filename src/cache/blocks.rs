@@ -1,8 +1,8 @@
 //! Blocks of sorted files in memory, under a budget of bytes.
 //!
-//! Owns: which blocks stay. The order of eviction is quick_cache's (CLOCK-Pro and S3-FIFO ideas): one scan does
-//! not throw out what is read often. Knows nothing of what a block holds; index and filter blocks are in here
-//! like data blocks (T1). One per shard, so there is no lock.
+//! Owns: which blocks stay. The order of eviction is quick_cache's (with ideas of CLOCK-Pro and S3-FIFO): a single scan
+//! does not evict what is read often. Index and filter blocks are cached like data blocks (T1). Each shard has its own
+//! cache, so there is no lock.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -13,7 +13,7 @@ use quick_cache::{OptionsBuilder, Weighter};
 use crate::key::FileNumber;
 use crate::sst::block::Block;
 
-/// Bytes that an entry costs beside its block: key, slot, list links, the shared-memory handle.
+/// Bytes that an entry costs in addition to its block: key, slot, list links, the shared pointer.
 const ENTRY_OVERHEAD_BYTES: usize = 128;
 
 #[derive(Clone)]
@@ -49,12 +49,12 @@ impl BlockCache {
         Self { blocks: RefCell::new(cache) }
     }
 
-    /// The block at `offset` of `file`, if it is here.
+    /// The block at `offset` of `file`, if it is cached.
     pub fn get(&self, file: FileNumber, offset: u64) -> Option<Rc<Block>> {
         self.blocks.borrow().get(&(file, offset)).cloned()
     }
 
-    /// Keeps a block, or not if it is larger than the budget; others may have to go.
+    /// Caches a block, unless it is larger than the budget. Other blocks may be evicted.
     pub fn insert(&self, file: FileNumber, offset: u64, block: Rc<Block>) {
         self.blocks.borrow_mut().insert((file, offset), block);
     }

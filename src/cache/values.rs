@@ -2,22 +2,25 @@
 //!
 //! Owns: which values stay, and their memory. The caller says which value is current.
 //!
-//! The block cache keeps 4 KiB for a key that is read often, and to find the key there takes four blocks and four
-//! searches. Here it takes one probe of a hash index and one record. Records lie one after the other in pages, in the order
-//! in which they were inserted. When room is needed, the oldest page is emptied. Records that were read since they were
-//! inserted are inserted again, up to half a page (FIFO with reinsertion; Yang et al., "FIFO queues are all you need for
-//! cache eviction", SOSP 2023). So a record costs its bytes and about 30 more, and there are no links.
+//! The block cache keeps 4 KiB for a key that is read often, and finding the key there takes four blocks and four
+//! searches. Here it takes one probe of a hash index and one record. Records lie one after the other in pages, in the
+//! order in which they were inserted. When space is needed, the oldest page is emptied. Records that were read since
+//! their insertion are inserted again, up to half a page (FIFO with reinsertion; Yang et al., "FIFO queues are all you
+//! need for cache eviction", SOSP 2023). So a record costs its bytes and about 30 more, and there are no links.
 //!
 //! ```text
-//!   index: hash ──► page, offset
-//!   page:  u16 key bytes  u16 value bytes  u8 read  u8 expires  2 zero  u64 SeqNo  [u64 expires]  key  value  up to 8 │ …
+//!   index:   hash ──► page, offset
+//!   page:    record │ record │ …
+//!   record:  u16 key bytes  u16 value bytes  u8 read  u8 expires  2 zero  u64 SeqNo  [u64 expires]  key  value
+//!            zeros up to a multiple of 8
 //! ```
 //!
-//! F1  A value that is here is what the sorted files in force say of its key. Only a flush changes that: it removes
-//!     every key of its memtable, which hides them, before they are in force in a file.
-//! F2  Memory stays within the budget: the pages, and beside them an index of some 10 to 20 bytes a record.
-//! F3  An insert empties one page at most, of no more than some thousand records; a few only while the index outgrows
-//!     its share.
+//! F1  A cached value is the value that the sorted files in force hold for its key. Only a flush changes that value:
+//!     the flush removes every key of its memtable from the cache before its file is in force. Until then the memtable
+//!     hides these keys.
+//! F2  Memory stays within the budget: the pages, and an index of some 10 to 20 bytes for each record.
+//! F3  An insert empties at most one page, of a few thousand records at most. It empties several pages only while the
+//!     index outgrows its share.
 
 use std::cell::RefCell;
 
@@ -25,16 +28,16 @@ use crate::arena::{Address, UNIT_BYTES};
 use crate::hash_index::HashIndex;
 use crate::key::{Entry, EntryKind, KeyHash, SeqNo, UnixMillis};
 
-/// Bytes of a page. Emptying one takes some 50 µs.
+/// Bytes of a page. Emptying a page takes some 50 µs.
 const PAGE_BYTES: usize = 64 << 10;
-/// Larger records are left to the cache of blocks, where they have a block nearly to themselves.
+/// Larger records are left to the block cache, where each has a block nearly to itself.
 const RECORD_BYTES_MAX: usize = 4 << 10;
 const HEADER_BYTES: usize = 16;
 const EXPIRES_BYTES: usize = 8;
 const READ_AT: usize = 4;
 const EXPIRES_AT: usize = 5;
 const SEQNO_AT: usize = 8;
-/// Tables of the index: each growth moves 1/1024 of the records (F3).
+/// Tables of the index: the growth of a table moves 1/1024 of the records (F3).
 const TABLES: usize = 1024;
 
 /// Values by key.
@@ -43,13 +46,13 @@ pub struct ValueCache(RefCell<Pages>);
 struct Pages {
     key_hash: KeyHash,
     bytes_max: usize,
-    /// A ring of pages; all before the first lap has ended may be empty.
+    /// A ring of pages. Until the first round has ended, pages that were not reached yet are empty.
     pages: Vec<Vec<u8>>,
     /// Bytes that the pages have allocated, all together.
     allocated: usize,
     /// The page that is being filled.
     current: usize,
-    /// Where the record of a key is, in units from the first page on.
+    /// Where the record of a key is, as the number of its address.
     index: HashIndex,
 }
 
@@ -69,7 +72,7 @@ impl ValueCache {
         }))
     }
 
-    /// Lends the entry of `key`, whose [`KeyHash`] is `hash`, if it is here. It may have expired.
+    /// Lends the entry of `key`, whose [`KeyHash`] is `hash`, if it is cached. The entry may have expired.
     pub fn get<R>(&self, hash: u64, key: &[u8], read: impl FnOnce(Entry<'_>) -> R) -> Option<R> {
         let pages = &mut *self.0.borrow_mut();
         let number = pages.index.get(hash, |number| key_at(&pages.pages, number) == key)?;
@@ -87,7 +90,7 @@ impl ValueCache {
         });
     }
 
-    /// Keeps a value, if it is not too long. The caller knows that it is current (F1).
+    /// Caches a value, unless it is too long. The caller knows that it is current (F1).
     pub fn insert(&self, hash: u64, entry: Entry<'_>) {
         if RECORD_BYTES_MAX < entry.key.len() + entry.value.len() {
             return;
@@ -100,11 +103,11 @@ impl ValueCache {
         pages.point(hash, number);
     }
 
-    /// Forgets a key.
+    /// Removes a key.
     pub fn remove(&self, hash: u64, key: &[u8]) {
         let pages = &mut *self.0.borrow_mut();
         let Pages { pages, index, .. } = pages;
-        index.remove(hash, |number| key_at(pages, number) == key); // its bytes go with their page
+        index.remove(hash, |number| key_at(pages, number) == key); // the bytes go when their page is emptied
     }
 }
 
@@ -114,12 +117,12 @@ impl Pages {
         self.allocated + self.index.bytes()
     }
 
-    /// Makes the next page the current one, and gives up others as long as small records need much of an index.
+    /// Makes the next page the current one. Empties further pages as long as the index takes too much of the budget.
     fn turn(&mut self) {
         self.current = (self.current + 1) % self.pages.len();
         self.empty(self.current);
         let mut oldest = self.current;
-        // The new page, and what the index may grow by until it is full, have to fit as well.
+        // Space is needed for the new page as well, and for what the index may grow by until that page is full.
         while self.bytes_max < self.bytes() + 2 * PAGE_BYTES {
             oldest = (oldest + 1) % self.pages.len();
             if oldest == self.current {
@@ -129,7 +132,7 @@ impl Pages {
         }
     }
 
-    /// Empties a page. Records that were read since they were inserted go into the current page, until that is half full.
+    /// Empties a page. Records that were read since their insertion go into the current page, until it is half full.
     fn empty(&mut self, page: usize) {
         let old = std::mem::take(&mut self.pages[page]);
         self.allocated -= old.capacity();
@@ -139,7 +142,7 @@ impl Pages {
             let (entry, bytes) = record(&old[offset..]);
             let hash = self.key_hash.of(entry.key);
             let here = At { page, offset }.number();
-            // A record that was removed, or whose key was inserted again, is not the record that the index names.
+            // The index does not name a record that was removed, or whose key was inserted again.
             if self.index.remove(hash, |number| number == here) {
                 let has_room = self.pages[self.current].len() + bytes <= PAGE_BYTES / 2;
                 if old[offset + READ_AT] != 0 && has_room {
@@ -148,7 +151,8 @@ impl Pages {
             }
             offset += bytes;
         }
-        // The index compares keys in pages. The records that stay are added now that nothing in it names the old page.
+        // The index compares keys in pages. So the records that stay are added only now that it names nothing in the
+        // old page.
         let mut offset = begin;
         while offset < self.pages[self.current].len() {
             let (entry, bytes) = record(&self.pages[self.current][offset..]);
@@ -158,7 +162,7 @@ impl Pages {
         }
     }
 
-    /// Appends a record to the current page, which has room for it. Returns its number.
+    /// Appends a record to the current page, which has space for it. Returns its number.
     fn append(&mut self, entry: Entry<'_>) -> u32 {
         let page = &mut self.pages[self.current];
         if page.capacity() == 0 {
@@ -180,7 +184,7 @@ impl Pages {
         At { page: self.current, offset }.number()
     }
 
-    /// Makes the index name the record with this number.
+    /// Makes the index point to the record with this number.
     fn point(&mut self, hash: u64, number: u32) {
         let Self { pages, index, .. } = self;
         let key = key_at(pages, number);
