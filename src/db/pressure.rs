@@ -1,9 +1,9 @@
 //! Back-pressure: how long the next group waits, and when writes are refused (P9). Pure.
 //!
-//! Background work that falls behind shows as frozen memtables, files in L0, and bytes over the level limits.
-//! Each has a mark where writes begin to slow down and one where they stop; the worst of them decides. The
-//! delay grows with the square, so that a small backlog costs little and a large one is met by a crawl rather
-//! than a wall.
+//! Background work that falls behind shows as frozen memtables, files in L0, and bytes over the level limits. Each of
+//! them has a threshold at which writes begin to slow down; the worst of them decides. Files in L0 and bytes over the
+//! limits also have a threshold at which writes stop. The delay grows with the square of the pressure, so a small
+//! backlog costs little, and with a large backlog writes slow to a crawl before they stop.
 
 use std::time::Duration;
 
@@ -11,22 +11,24 @@ use crate::compaction::L0_FILES;
 
 /// Memtables that may wait for their flush. With the active one they bound the memory of unflushed writes.
 pub const FROZEN_MAX: usize = 2;
-/// The same after crashes: each finds one more, which was active. With so many no write is taken, until one is flushed.
+/// The same after crashes: each crash adds the memtable that was active then. With so many frozen memtables no write is
+/// taken until one of them is flushed.
 pub const FROZEN_RECOVERED_MAX: usize = FROZEN_MAX + 2;
-/// Files in L0: a read looks at each, so twice what one compaction takes is far too many.
+/// Files in L0 at which writes slow down, and stop. A read looks at each of them, and 24 are twice what one compaction
+/// takes: far too many.
 const L0_FILES_SLOW: usize = 10;
 const L0_FILES_STOP: usize = 24;
-/// Debt in units of L1's size.
+/// Bytes over the limits of the levels at which writes slow down, and stop, in units of L1's size.
 const DEBT_SLOW: u64 = 4;
 const DEBT_STOP: u64 = 32;
 /// The delay just before writes stop.
 const DELAY_MAX: Duration = Duration::from_millis(50);
-/// A slice of background work with no backlog: about 100 µs of merging.
+/// A slice of background work without a backlog: about 100 µs of merging.
 const SLICE_BYTES_MIN: usize = 16 << 10;
-/// A slice when writes are about to stop: then the backlog is what hurts.
+/// A slice when writes are about to stop: the backlog then costs more than long slices.
 const SLICE_BYTES_MAX: usize = 256 << 10;
 
-/// A slice of merging while a memtable is being flushed.
+/// The largest slice of merging while there is a frozen memtable.
 const BESIDE_FLUSH_BYTES_MAX: usize = 2 * SLICE_BYTES_MIN;
 
 /// What background work has not done yet.
@@ -44,7 +46,7 @@ pub struct Backlog {
     pub base_bytes: u64,
 }
 
-/// How bad the backlog is: 0 is none, 1 and above stops writes.
+/// How bad the backlog is: 0 means no backlog, 1 and above stops writes.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 pub struct Pressure(f64);
 
@@ -56,8 +58,8 @@ impl Pressure {
         let base = backlog.base_bytes.max(1) as f64;
         let l0 = ratio(backlog.l0_files as f64, L0_FILES_SLOW as f64, L0_FILES_STOP as f64);
         let debt = ratio(backlog.debt_bytes as f64 / base, DEBT_SLOW as f64, DEBT_STOP as f64);
-        // With no place to freeze to, the second half of the active memtable is the last reserve. It stays
-        // under 1: whether there is no room at all is known exactly when a write needs it.
+        // When no further memtable can be frozen, the second half of the active memtable is the last reserve. Its
+        // pressure stays under 1: only a write that needs space finds out exactly whether there is any.
         let memory = if backlog.frozen < FROZEN_MAX {
             0.0
         } else {
@@ -78,24 +80,25 @@ impl Pressure {
 }
 
 impl Backlog {
-    /// Bytes of flushing between two pauses. A flush has to end before the memtables behind it are full, or writes
-    /// wait; so its slices grow as they fill, long before there is pressure.
+    /// Bytes of flushing between two pauses. A flush has to end before the memtables after it are full, or writes have
+    /// to wait. So its slices grow as those memtables fill, long before there is pressure.
     pub fn flush_slice_bytes(&self) -> usize {
         let filled = self.frozen.saturating_sub(1) * 100 + self.active_percent;
         slice_bytes(filled as u64, 100 * FROZEN_MAX as u64)
     }
 
-    /// Bytes of merging between two pauses: more as L0 fills and as debt grows, up to where writes slow down.
+    /// Bytes of merging between two pauses. They grow as L0 fills and as debt grows, up to where writes slow down.
     pub fn compaction_slice_bytes(&self) -> usize {
         let above = self.l0_files.saturating_sub(L0_FILES);
         let l0 = slice_bytes(above as u64, (L0_FILES_SLOW - L0_FILES) as u64);
         let bytes = l0.max(slice_bytes(self.debt_bytes, self.base_bytes.saturating_mul(DEBT_SLOW)));
-        // A flush goes first: writes wait for it at once, for a merge only when L0 is full.
+        // A flush goes first: writes wait for a flush at once, but for a merge only when L0 is full.
         if 0 < self.frozen { bytes.min(BESIDE_FLUSH_BYTES_MAX) } else { bytes }
     }
 }
 
-/// Grows with the square, too: a commit group passes the loop four times, and each time a slice goes first.
+/// Also grows with the square: a commit group passes through the event loop four times, and may wait for a slice each
+/// time.
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,

@@ -1,27 +1,29 @@
 //! Opens a shard: `CURRENT` → manifest → files that must be there → WALs in order.
 //!
-//! 1. The manifest says which files make up the shard. One that is missing, or an SST of another length, stops
-//!    the start with its name. Files that the manifest does not name are leftovers of a crash. A WAL among them that
-//!    holds writes which are nowhere else is none: the edit that named it was lost.
-//! 2. The WALs are replayed in order. Each ends where its last record verifies; what is torn behind is cut and
+//! 1. The manifest says which files make up the shard. A file that is missing, a WAL that is too short, or an SST of
+//!    another length stops the start, and the error names the file. Files that the manifest does not name are leftovers
+//!    of a crash. A WAL that holds writes found in no other file is not a leftover: the edit that named it was lost,
+//!    and the start is refused.
+//! 2. The WALs are replayed in order. Each ends where its last record verifies. A torn record after that is cut and
 //!    reported. A gap in the SeqNos is damage (W1).
-//! 3. What was replayed is synced, so that it may be shown (P2), and a fresh manifest is written that fixes where
-//!    each WAL ends: a write of the killed process that the kernel finishes late cannot come to light at the
-//!    open after next, in between writes that were acknowledged since.
-//! 4. Leftovers are removed, only now: an edit of the killed process may still land in the manifest before, and
-//!    name one of them. (If the disk is too full for step 3 they go first, once what was read is durable; what is
-//!    risked then is a refused start, should such an edit land and a second crash come just there.)
-//! 5. Replayed memtables are frozen; the background flush turns them into SSTs while requests are served. A WAL without
-//!    a write has none, and the fresh manifest does not name it: a write of the killed process that lands there late
-//!    was never acknowledged, and a start that finds it there knows that it was released, by its number.
+//! 3. What was replayed is synced, so that it may be shown (P2). Then a fresh manifest is written that fixes where each
+//!    WAL ends. So a write of the killed process that the kernel finishes late cannot appear at a later open, in
+//!    between writes that were acknowledged in the meantime.
+//! 4. Leftovers are removed only now. Before, an edit of the killed process might still have landed in the old
+//!    manifest, and named one of them. (If the disk is too full for step 3, leftovers are removed first, once what was
+//!    read is durable. Should such an edit still land, and a second crash come just then, the next start is refused.)
+//! 5. Replayed memtables are frozen, and the background flush turns them into SSTs while requests are served. A WAL
+//!    without a write has no memtable, and the fresh manifest does not name it. A write of the killed process that
+//!    lands in that WAL late was never acknowledged. A start that finds such a write knows by the number of the WAL
+//!    that the WAL was released.
 //!
-//! The WAL of a clean stop is used again, as it is. After any other stop new writes go to a new WAL: the kernel may still
-//! be writing where the killed process was.
+//! The WAL of a clean stop is used again as it is. After any other stop new writes go to a new WAL, because the kernel
+//! may still be writing to the WAL of the killed process.
 //!
-//! A crash during any of this leaves either the old manifest or the fresh one in force, and nothing that the old one
-//! names, or may come to name, is changed before the fresh one is in force.
+//! A crash during any of these steps leaves either the old manifest or the fresh one in force. Nothing that the old
+//! manifest names, or may come to name, is changed before the fresh manifest is in force (except as in step 4).
 //!
-//! After an unclean stop the log says where the log of the shard ended, and how far a mark had witnessed it (W4).
+//! After an unclean stop the start logs where the last WAL ended, and how far a mark had witnessed it (W4).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -52,24 +54,24 @@ use crate::wal::writer::Wal;
 pub struct Recovered {
     /// Writes replayed from WALs.
     pub writes: u64,
-    /// Bytes of WAL that held them.
+    /// Bytes of WALs that held these writes.
     pub wal_bytes: u64,
-    /// Bytes of torn groups that were cut: written, never acknowledged.
+    /// Bytes of torn groups that were cut.
     pub torn_bytes: u64,
-    /// Files removed that nothing named.
+    /// Files that nothing named and that were removed.
     pub leftovers: u64,
-    /// Where the log of the shard ended; `None` after a clean stop.
+    /// Where the last WAL ended; `None` after a clean stop.
     pub log_end: Option<LogEnd>,
 }
 
-/// Where the log of a shard ended.
+/// Where the writes of a shard ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogEnd {
-    /// The last WAL that holds a group, or the first one if none does.
+    /// The last WAL that holds a group, or the first WAL if none does.
     pub wal: FileNumber,
     /// The end of its last group.
     pub offset: u64,
-    /// How far it was witnessed: damage below this offset is refused.
+    /// How far it was witnessed. Damage below this offset is refused.
     pub witnessed: u64,
 }
 
@@ -87,7 +89,7 @@ impl<S: Storage> Db<S> {
     /// Creates the shard in a directory that may hold leftovers of a creation that did not finish.
     ///
     /// # Errors
-    /// `Corruption` if the directory holds data: then it is `STORE` that is wrong. Any other; nothing was
+    /// `Corruption` if the directory holds data, which means that `STORE` is wrong. Any other; nothing was
     /// acknowledged.
     pub async fn create(storage: S, owner: Owner, config: DbConfig) -> Result<Self> {
         if let Some(error) = unexpected_data(&storage, owner).await? {
@@ -101,10 +103,12 @@ impl<S: Storage> Db<S> {
     /// Opens the shard.
     ///
     /// # Errors
-    /// `Corruption` with file and offset, or the name of a missing file; `Io`.
+    /// `Corruption` with file and offset, or with the name of a missing file; `Configuration` if a later version wrote
+    /// a file; `Poisoned`; `DiskFull`; `Io`.
     pub async fn open(storage: S, owner: Owner, config: DbConfig) -> Result<(Self, Recovered)> {
         let Some(Loaded { state, number, end }) = load(&storage, owner).await? else {
-            let message = format!("{} is missing: the shard was here", storage.label(FileName::Current));
+            let message =
+                format!("{} is missing, but the shard was in use", storage.label(FileName::Current));
             return Err(Error::new(ErrorKind::Corruption, message));
         };
         report(&storage.label(FileName::Manifest(number)), "version edit", &end);
@@ -114,7 +118,7 @@ impl<S: Storage> Db<S> {
         Self::open_with(storage, owner, config, state, Some(number)).await
     }
 
-    /// Opens what the manifest `loaded` says.
+    /// Opens the shard in `state`, which the manifest with the number `loaded` holds; `None` for a new shard.
     async fn open_with(
         storage: S,
         owner: Owner,
@@ -124,7 +128,7 @@ impl<S: Storage> Db<S> {
     ) -> Result<(Self, Recovered)> {
         let leftovers = look_at_leftovers(&storage, owner, &mut state).await?;
         let prepared = match Self::prepare(&storage, owner, &config, state.clone()).await {
-            // Leftovers may be what is lacking.
+            // The leftovers may take the space that is lacking.
             Err(error) if error.kind() == ErrorKind::DiskFull && 0 < leftovers => {
                 if let Some(number) = loaded {
                     make_durable(&storage, number).await?;
@@ -156,7 +160,7 @@ impl<S: Storage> Db<S> {
         Ok((Self(Rc::new(inner)), recovered))
     }
 
-    /// Replays the WALs, makes the one for new writes, and puts a fresh manifest in force that names both.
+    /// Replays the WALs, makes the WAL for new writes, and puts a fresh manifest in force that names all of them.
     async fn prepare(storage: &S, owner: Owner, config: &DbConfig, mut state: State) -> Result<Prepared<S>> {
         let mut replayed = replay_all(storage, owner, config, &state).await?;
         let sizes = wal_sizes(config);
@@ -191,25 +195,26 @@ impl<S: Storage> Db<S> {
     }
 }
 
-/// Removes a new WAL that nothing names. Otherwise each start that fails would leave one, and they would fill the disk.
+/// Removes a new WAL that nothing names. Otherwise each failed start would leave a WAL, and they would fill the disk.
 async fn give_up<S: Storage>(storage: &S, number: FileNumber, error: &Error) {
     if error.kind() != ErrorKind::Poisoned {
-        let _ = storage.remove(FileName::Wal(number)).await; // it may not be there
+        let _ = storage.remove(FileName::Wal(number)).await; // it may not exist
     }
 }
 
-/// A shard that is as durable as it is going to be when it serves.
+/// A replayed shard, and the WAL and the manifest with which it will serve. All of it is durable.
 struct Prepared<S: Storage> {
     replayed: Replayed<S>,
     wal: Wal<S::File>,
     manifest: Manifest<S>,
 }
 
-/// Looks at what the manifest does not name. Numbers of leftovers are not used again. Returns how many files a crash
+/// Checks the files that the manifest does not name. Their numbers are not used again. Returns how many files a crash
 /// has left over.
 ///
 /// # Errors
-/// `Corruption` if one of them is a WAL with writes that are nowhere else; `Io`.
+/// `Corruption` if one of them is a WAL that holds writes found in no other file, or is damaged; `Configuration` if a
+/// later version wrote it; `Io`.
 async fn look_at_leftovers<S: Storage>(storage: &S, owner: Owner, state: &mut State) -> Result<u64> {
     let files = list(storage)?;
     if let Some(error) = unnamed(storage, owner, state, &files).await?.into_iter().next() {
@@ -222,23 +227,23 @@ async fn look_at_leftovers<S: Storage>(storage: &S, owner: Owner, state: &mut St
     Ok(files.keys().filter(left).count() as u64)
 }
 
-/// What the WALs held.
+/// The content of the WALs.
 struct Replayed<S: Storage> {
     /// The SeqNo of the next write.
     next: SeqNo,
-    /// A memtable for each, the oldest first.
+    /// A memtable for each WAL, the oldest first.
     frozen: VecDeque<Rc<Frozen<S>>>,
-    /// The WALs that stay, and where each ends.
+    /// The WALs that stay, and where each of them ends.
     wals: BTreeMap<FileNumber, WalMeta>,
     clean: Option<Clean>,
     recovered: Recovered,
 }
 
-/// The empty WAL of a clean stop, which is used again.
+/// The empty WAL of a clean stop, which will be used again.
 struct Clean {
     number: FileNumber,
     mark: Mark,
-    /// Bytes that were written and synced.
+    /// Bytes of the WAL that were written and synced.
     bytes: u64,
 }
 
@@ -276,7 +281,7 @@ async fn replay_all<S: Storage>(
             clean = Some(Clean { number, mark: end.mark, bytes });
         }
         if !written {
-            // Kept, every start that is killed would leave one more.
+            // If such a WAL were kept, each start that is killed would leave one more.
             continue;
         }
         recovered.writes += memtable.entries();
@@ -287,7 +292,7 @@ async fn replay_all<S: Storage>(
     Ok(Replayed { next, frozen, wals, clean, recovered })
 }
 
-/// Logs what an uninterrupted process does not leave at the end of a file. `what` is what its records hold.
+/// Logs what only a crash or damage leaves at the end of a file. `what` says what a record of the file holds.
 fn report(file: &str, what: &str, end: &End) {
     if let Some(reason) = end.torn_reason {
         tracing::warn!(file, offset = end.offset, bytes = end.torn_bytes, %reason, "cut a torn {what}");
@@ -300,7 +305,7 @@ fn report(file: &str, what: &str, end: &End) {
     }
 }
 
-/// Removes every file of ours that is not to stay.
+/// Removes every file of ours for which `stays` returns `false`.
 async fn remove_except<S: Storage>(storage: &S, stays: impl Fn(FileName) -> bool) -> Result<()> {
     for name in list(storage)?.into_keys() {
         if !stays(name) {
