@@ -161,7 +161,7 @@ mutant 'a file that was cut is not noticed' src/record/replay.rs \
 mutant 'one good slot is enough for the limit' src/record/replay.rs \
     'if bad_slot.is_none() {' 'if true {'
 mutant 'a later version is cut like a torn record' src/record/replay.rs \
-    'Flaw::LaterVersion(reason) => return Err(Error::undecodable(label, offset, reason)),' 'Flaw::LaterVersion(reason) => (reason, 0),' check
+    'Flaw::LaterVersion(reason) => return Err(reason),' 'Flaw::LaterVersion(reason) => (reason, 0),' check
 mutant 'an unreadable block ends a start' src/record/replay.rs \
     'Err(error) if is_unreadable(&error) => return self.step_by_block' 'Err(error) if false && is_unreadable(&error) => return self.step_by_block'
 mutant 'ENODATA is not taken for a medium error' src/error.rs \

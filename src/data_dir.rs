@@ -25,9 +25,10 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::{FileName, shard_directory};
 use crate::key::ShardId;
+use crate::storage::device::Device;
 use crate::storage::directory::Directory;
 use crate::storage::sync_names;
-use crate::storage::uring::{Device, UringStorage};
+use crate::storage::uring::UringStorage;
 use crate::store::Store;
 
 /// A killed predecessor may keep its files open for a moment, because its ring is freed last.

@@ -472,6 +472,43 @@ fn r9_a_soak_with_kills_leaks_nothing() {
         .report();
 }
 
+/// Writes as fast as the server takes them, and what came of them.
+#[derive(Default)]
+struct Pressure {
+    over: AtomicBool,
+    accepted: AtomicU64,
+    refused: AtomicU64,
+    longest_us: AtomicU64,
+}
+
+impl Pressure {
+    /// Writes values that do not compress, so that the disk has to write all of them. Returns the value and its keys.
+    fn write(&self, address: SocketAddr, worker: u64) -> (Vec<u8>, Vec<String>) {
+        let mut keys = Vec::new();
+        let mut client = Client::connect(address);
+        let mut random = Random::new(worker);
+        let body: Vec<u8> = (0..4_000).map(|_| random.next_u64() as u8).collect();
+        while !self.over.load(Ordering::SeqCst) {
+            let since = Instant::now();
+            let key = format!("{:016x}", random.next_u64());
+            let reply = client.post(&format!("/set?key={key}"), &body);
+            self.longest_us.fetch_max(since.elapsed().as_micros() as u64, Ordering::SeqCst);
+            match reply.status {
+                200 => {
+                    keys.push(key);
+                    self.accepted.fetch_add(1, Ordering::SeqCst)
+                }
+                503 => {
+                    assert!(reply.head.contains("retry-after: "), "{}", reply.head);
+                    self.refused.fetch_add(1, Ordering::SeqCst)
+                }
+                status => panic!("{status} {}", reply.text()),
+            };
+        }
+        (body, keys)
+    }
+}
+
 #[test]
 fn p9_writes_faster_than_the_disk_are_slowed_or_refused_and_memory_stays_bounded() {
     let begin = Instant::now();
@@ -486,48 +523,21 @@ fn p9_writes_faster_than_the_disk_are_slowed_or_refused_and_memory_stays_bounded
         None => Server::start(&data, &flags),
     };
     let address = server.address;
-    let over = AtomicBool::new(false);
-    let (accepted, refused, longest) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let pressure = Pressure::default();
     let (mut most, mut last) = (0, Vec::new());
     thread::scope(|scope| {
-        let mut workers = Vec::new();
-        for worker in 0..64_u64 {
-            let (over, accepted, refused, longest) = (&over, &accepted, &refused, &longest);
-            workers.push(scope.spawn(move || {
-                let mut keys = Vec::new();
-                let mut client = Client::connect(address);
-                let mut random = Random::new(worker);
-                // Bytes that do not compress, so that the disk has to write all of them.
-                let body: Vec<u8> = (0..4_000).map(|_| random.next_u64() as u8).collect();
-                while !over.load(Ordering::SeqCst) {
-                    let since = Instant::now();
-                    let key = format!("{:016x}", random.next_u64());
-                    let reply = client.post(&format!("/set?key={key}"), &body);
-                    longest.fetch_max(since.elapsed().as_micros() as u64, Ordering::SeqCst);
-                    match reply.status {
-                        200 => {
-                            keys.push(key);
-                            accepted.fetch_add(1, Ordering::SeqCst)
-                        }
-                        503 => {
-                            assert!(reply.head.contains("retry-after: "), "{}", reply.head);
-                            refused.fetch_add(1, Ordering::SeqCst)
-                        }
-                        status => panic!("{status} {}", reply.text()),
-                    };
-                }
-                (body, keys)
-            }));
-        }
+        let pressure = &pressure;
+        let workers: Vec<_> =
+            (0..64).map(|worker| scope.spawn(move || pressure.write(address, worker))).collect();
         while begin.elapsed() < Duration::from_secs(seconds) {
             thread::sleep(Duration::from_millis(50));
             most = most.max(resident_kib(&server));
         }
-        over.store(true, Ordering::SeqCst);
+        pressure.over.store(true, Ordering::SeqCst);
         last = workers.into_iter().map(|worker| worker.join().unwrap()).collect::<Vec<_>>();
     });
-    let longest = Duration::from_micros(longest.into_inner());
-    let (accepted, refused) = (accepted.into_inner(), refused.into_inner());
+    let longest = Duration::from_micros(pressure.longest_us.into_inner());
+    let (accepted, refused) = (pressure.accepted.into_inner(), pressure.refused.into_inner());
     println!(
         "disk slowed: {}; {accepted} accepted, {refused} refused, {longest:?} for the slowest, {most} KiB at most",
         group.is_some()

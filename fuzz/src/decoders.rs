@@ -16,7 +16,7 @@ use ringkeep::key::{FileNumber, KeyHash, ShardId};
 use ringkeep::manifest::{State, VersionEdit};
 use ringkeep::record::file::FIRST_RECORD;
 use ringkeep::record::mark::Mark;
-use ringkeep::record::replay::{Extent, KnownEnd, replay};
+use ringkeep::record::replay::{End, Extent, KnownEnd, replay};
 use ringkeep::record::{HEADER_BYTES, Identity, Kind, decode, decode_single, record_bytes, seal};
 use ringkeep::sst::block::{Cursor, FRAME_BYTES, Frame, frame_crc, seek};
 use ringkeep::sst::{BlockHandle, SstMeta, filter};
@@ -65,48 +65,10 @@ pub fn record(data: &[u8]) {
 /// record says was durable, the bytes between them, and what is known of the end. The plan tells how the replay must
 /// end.
 pub fn record_file(data: &[u8]) {
-    const NAME: FileName = FileName::Wal(FileNumber(3));
     let mut plan = Reader::new(data);
     let extent = plan.u16().unwrap_or(0);
-    let used_before = extent & 1 == 1;
-    let mut file = vec![0; FIRST_RECORD as usize];
-    let mut chain = 0;
-    // Where the records that follow each other end, and the greatest offset that a record after them says was durable.
-    let (mut ends, mut unbroken, mut witness) = (vec![file.len() as u64], true, 0);
-    // The bytes torn off after these records: none, a whole record that does not follow, or bytes that may claim to be
-    // anything (`None`).
-    let mut torn = Some(0);
-    while file.len() < 64 << 10
-        && let (Ok(what), Ok(length), Ok(durable)) = (plan.u8(), plan.u16(), plan.u16())
-    {
-        let (at, offset) = (file.len(), file.len() as u64);
-        if what >= 0xf0 {
-            let bytes = plan.bytes(usize::from(length) % 600).unwrap_or_default();
-            file.extend_from_slice(bytes);
-            file.resize((at + bytes.len().max(1)).next_multiple_of(SECTOR_BYTES), 0);
-            if unbroken {
-                (unbroken, torn) = (false, None);
-            }
-            continue;
-        }
-        let payload_bytes = usize::from(length) % 9_000;
-        if unbroken && what >= 0xe0 {
-            (unbroken, torn) = (false, Some(record_bytes(payload_bytes) as u64));
-        }
-        file.resize(at + record_bytes(payload_bytes), 0);
-        file[at + HEADER_BYTES..][..payload_bytes].fill(what);
-        let durable = (u64::from(durable) * SECTOR_BYTES as u64).min(offset);
-        let follows = if unbroken { chain } else { !chain };
-        chain = seal(&mut file[at..], payload_bytes, IDENTITY, offset, follows, durable);
-        if unbroken {
-            ends.push(file.len() as u64);
-        } else if offset > *ends.last().expect("the list begins with the end of the marks") {
-            witness = witness.max(durable);
-        }
-    }
-    file.resize(file.len().next_multiple_of(BLOCK_BYTES), 0);
-
-    let last = *ends.last().expect("the list begins with the end of the marks");
+    let Records { mut file, ends, mut witness, mut torn } = Records::lay_out(&mut plan);
+    let mut wanted = *ends.last().expect("the list begins with the end of the marks");
     let sectors = u64::from(extent % 0x4000) * SECTOR_BYTES as u64;
     let limit = file.len() as u64;
     let (durable, known_end) = match extent {
@@ -118,34 +80,18 @@ pub fn record_file(data: &[u8]) {
     };
     // At most one of the slots is bad.
     let bad = u64::from(extent / 2 % 3);
+    let used_before = extent & 1 == 1;
     for number in 0..2 {
         let mark = Mark { number, durable, limit, used_before };
         let slot = &mut file[mark.offset() as usize..][..BLOCK_BYTES];
         slot.copy_from_slice(&mark.encode(IDENTITY));
         slot[HEADER_BYTES] ^= u8::from(number == bad);
     }
-    let mut wanted = last;
     match known_end {
         KnownEnd::Exactly(end) if ends.contains(&end) => (wanted, witness, torn) = (end, 0, Some(0)),
         known => witness = witness.max(durable).max(known.durable()),
     }
-    let found = block_on(async {
-        let storage = SimStorage::new(0);
-        storage.create(NAME).await?;
-        storage.overwrite(NAME, &file);
-        let opened = storage.open(NAME, Access::Read).await?;
-        let mut visited = 0;
-        let visit = |offset, _: &[u8]| {
-            assert_eq!(offset, ends[visited], "records are visited in order");
-            visited += 1;
-            Ok(ControlFlow::Continue(()))
-        };
-        let file_bytes = file.len() as u64;
-        let extent = Extent { label: "a file", identity: IDENTITY, file_bytes, known_end };
-        let end = replay(&storage, &opened, extent, visit).await;
-        Ok::<_, std::io::Error>((end, visited))
-    });
-    let (end, visited) = found.expect("the storage does not fail");
+    let (end, visited) = replayed(&file, known_end, &ends);
     assert_eq!(visited, ends.iter().filter(|end| **end < wanted).count());
     match end {
         Ok(end) => {
@@ -157,6 +103,78 @@ pub fn record_file(data: &[u8]) {
         }
         Err(error) => assert!(error.kind() == ErrorKind::Corruption && wanted < witness, "{error}"),
     }
+}
+
+/// A file of records as a plan lays it out, its marks left zero.
+struct Records {
+    file: Vec<u8>,
+    /// Where the records that follow each other end.
+    ends: Vec<u64>,
+    /// The greatest offset that a record after them says was durable.
+    witness: u64,
+    /// The bytes torn off after these records: none, a whole record that does not follow, or bytes that may claim to be
+    /// anything (`None`).
+    torn: Option<u64>,
+}
+
+impl Records {
+    fn lay_out(plan: &mut Reader<'_>) -> Self {
+        let mut file = vec![0; FIRST_RECORD as usize];
+        let (mut ends, mut unbroken, mut witness, mut torn) = (vec![FIRST_RECORD], true, 0, Some(0));
+        let mut chain = 0;
+        while file.len() < 64 << 10
+            && let (Ok(what), Ok(length), Ok(durable)) = (plan.u8(), plan.u16(), plan.u16())
+        {
+            let (at, offset) = (file.len(), file.len() as u64);
+            if what >= 0xf0 {
+                let bytes = plan.bytes(usize::from(length) % 600).unwrap_or_default();
+                file.extend_from_slice(bytes);
+                file.resize((at + bytes.len().max(1)).next_multiple_of(SECTOR_BYTES), 0);
+                if unbroken {
+                    (unbroken, torn) = (false, None);
+                }
+                continue;
+            }
+            let payload_bytes = usize::from(length) % 9_000;
+            if unbroken && what >= 0xe0 {
+                (unbroken, torn) = (false, Some(record_bytes(payload_bytes) as u64));
+            }
+            file.resize(at + record_bytes(payload_bytes), 0);
+            file[at + HEADER_BYTES..][..payload_bytes].fill(what);
+            let durable = (u64::from(durable) * SECTOR_BYTES as u64).min(offset);
+            let follows = if unbroken { chain } else { !chain };
+            chain = seal(&mut file[at..], payload_bytes, IDENTITY, offset, follows, durable);
+            if unbroken {
+                ends.push(file.len() as u64);
+            } else if offset > *ends.last().expect("the list begins with the end of the marks") {
+                witness = witness.max(durable);
+            }
+        }
+        file.resize(file.len().next_multiple_of(BLOCK_BYTES), 0);
+        Self { file, ends, witness, torn }
+    }
+}
+
+/// Replays a file. Returns how that ended, and how many records were visited, which begin at `starts`.
+fn replayed(file: &[u8], known_end: KnownEnd, starts: &[u64]) -> (ringkeep::error::Result<End>, usize) {
+    const NAME: FileName = FileName::Wal(FileNumber(3));
+    let found = block_on(async {
+        let storage = SimStorage::new(0);
+        storage.create(NAME).await?;
+        storage.overwrite(NAME, file);
+        let opened = storage.open(NAME, Access::Read).await?;
+        let mut visited = 0;
+        let visit = |offset, _: &[u8]| {
+            assert_eq!(offset, starts[visited], "records are visited in order");
+            visited += 1;
+            Ok(ControlFlow::Continue(()))
+        };
+        let file_bytes = file.len() as u64;
+        let extent = Extent { label: "a file", identity: IDENTITY, file_bytes, known_end };
+        let end = replay(&storage, &opened, extent, visit).await;
+        Ok::<_, std::io::Error>((end, visited))
+    });
+    found.expect("the storage does not fail")
 }
 
 /// A commit group.

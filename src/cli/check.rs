@@ -16,7 +16,7 @@ use crate::key::ShardId;
 use crate::manifest::presence::{list, unexpected_data};
 use crate::record::Owner;
 use crate::storage::Storage;
-use crate::storage::uring::Device;
+use crate::storage::device::Device;
 
 /// Arguments of `ringkeep check`.
 #[derive(Debug, Args)]

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::host;
+use crate::storage::device::{Device, queue_settings, time_commits};
 use crate::storage::directory::Directory;
-use crate::storage::uring::{Device, queue_settings, time_commits};
 
 /// The commit that the program was built from.
 pub const COMMIT: &str = env!("RINGKEEP_COMMIT");

@@ -131,14 +131,7 @@ async fn walk<S: Storage>(
     let mut chain = 0;
     let (flaw, unread) = loop {
         if known_end == KnownEnd::Exactly(offset) {
-            if offset < mark.durable {
-                let reason = format_args!(
-                    "the manifest says that the records end here, and a mark says that {} bytes are durable: one of \
-                     the two is an old copy",
-                    mark.durable
-                );
-                return Err(Error::corruption(label, offset, reason)); // E1
-            }
+            check_exact_end(label, offset, &mark)?;
             return Ok(end(offset));
         }
         match window.record(identity, offset).await? {
@@ -164,15 +157,8 @@ async fn walk<S: Storage>(
             }
         }
     };
-    let (reason, claimed) = match flaw {
-        Flaw::LaterVersion(reason) => return Err(Error::undecodable(label, offset, reason)),
-        Flaw::Absent(_) if unread.is_some() => (CorruptionReason::Damaged("unreadable block"), SECTOR_BYTES),
-        Flaw::Absent(reason) => (reason, 0),
-        Flaw::Damaged { reason, bytes } => (reason, bytes),
-        Flaw::Incomplete { bytes } => {
-            (CorruptionReason::Damaged("the record runs past the end of the file"), bytes)
-        }
-    };
+    let (reason, claimed) =
+        claim(flaw, unread.is_some()).map_err(|later| Error::undecodable(label, offset, later))?;
     let refused = |by: std::fmt::Arguments<'_>| match &unread {
         Some(error) => error.clone(),
         None => Error::corruption(label, offset, format_args!("{reason}, and {by}")),
@@ -188,6 +174,35 @@ async fn walk<S: Storage>(
     let torn_reason = (0 < torn_bytes).then_some(reason);
     let unread = unread.or_else(|| window.unread(offset, usize::MAX));
     Ok(End { torn_bytes, torn_reason, unread, ..end(offset) })
+}
+
+/// Refuses an end that the manifest knows exactly and that a mark contradicts (E1).
+fn check_exact_end(label: &str, end: u64, mark: &Mark) -> Result<()> {
+    if mark.durable <= end {
+        return Ok(());
+    }
+    let reason = format_args!(
+        "the manifest says that the records end here, and a mark says that {} bytes are durable: one of the two is an \
+         old copy",
+        mark.durable
+    );
+    Err(Error::corruption(label, end, reason))
+}
+
+/// What is wrong where no record verifies, and how many bytes it claims to take.
+///
+/// # Errors
+/// A record of a later version.
+fn claim(flaw: Flaw, unreadable: bool) -> std::result::Result<(CorruptionReason, usize), CorruptionReason> {
+    Ok(match flaw {
+        Flaw::LaterVersion(reason) => return Err(reason),
+        Flaw::Absent(_) if unreadable => (CorruptionReason::Damaged("unreadable block"), SECTOR_BYTES),
+        Flaw::Absent(reason) => (reason, 0),
+        Flaw::Damaged { reason, bytes } => (reason, bytes),
+        Flaw::Incomplete { bytes } => {
+            (CorruptionReason::Damaged("the record runs past the end of the file"), bytes)
+        }
+    })
 }
 
 /// The newest mark of a file, whatever state its records are in.

@@ -36,7 +36,7 @@ use crate::host::{
 };
 use crate::shard::handler::StopLines;
 use crate::shard::phase::{Event, Phase};
-use crate::storage::uring::Device;
+use crate::storage::device::Device;
 use crate::store::Store;
 
 /// After the drain time-out, connections are cut off; then this much more is waited.

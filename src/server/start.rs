@@ -17,7 +17,7 @@ use crate::shard::mailbox::connect;
 use crate::shard::phase::{Event, Phase};
 use crate::shard::router::{Router, ThreadId};
 use crate::shard::thread::{Plan, ShardPlan, run as run_thread};
-use crate::storage::uring::Device;
+use crate::storage::device::Device;
 use crate::store::Store;
 
 /// Descriptors that are neither connections nor SSTs: rings, WALs, manifests, sockets, logs.

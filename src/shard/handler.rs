@@ -315,8 +315,9 @@ mod tests {
     use crate::db::Db;
     use crate::key::KeyHash;
     use crate::record::Owner;
+    use crate::storage::device::Device;
     use crate::storage::directory::Directory;
-    use crate::storage::uring::{Device, UringStorage};
+    use crate::storage::uring::UringStorage;
 
     const CONFIG: DbConfig = DbConfig {
         sync_every_group: true,

@@ -35,8 +35,8 @@ use crate::http::peers::Peers;
 use crate::key::KeyHash;
 use crate::record::Owner;
 use crate::storage::Storage;
+use crate::storage::device::Device;
 use crate::storage::directory::Directory;
-use crate::storage::uring::Device;
 
 /// How often dates are renewed and stale connections looked for.
 const TICK: Duration = Duration::from_secs(1);

@@ -24,6 +24,7 @@
 
 mod at;
 pub mod buffer;
+pub mod device;
 pub mod directory;
 pub mod sim;
 pub mod uring;
