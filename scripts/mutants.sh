@@ -2,24 +2,32 @@
 # Breaks the code that durability rests on, one place at a time, and runs the quick tests on each broken copy. A
 # mutation that no test notices is a survivor; there must be none.
 #
-#   usage: scripts/mutants.sh [WORD]       only the mutations whose name contains WORD; default: all
+#   usage: scripts/mutants.sh [--list] [WORD]       only the mutations whose name contains WORD; default: all
 #
 # Works on a copy of the sources in target/mutants, and takes about an hour on two cores. One mutation can be noticed
-# only with root, loop devices and xfsprogs (as in scripts/power.sh); without them it is left out. Exit status 1: a
-# mutation survived, or the code that it should change is no longer there.
+# only with root, loop devices and xfsprogs (as in scripts/power.sh); without them it is left out. --list builds nothing;
+# it only tells for each mutation whether the code that it should change is there. Exit status 1: a mutation survived, or
+# the code that it should change is no longer there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+list=
+case ${1:-} in
+    --list) list=yes; shift ;;
+    -*) echo "usage: scripts/mutants.sh [--list] [WORD]"; exit 2 ;;
+esac
 only=${1:-}
+count=0 survivors=0
+
 work=$PWD/target/mutants
 tree=$work/tree
-mkdir -p "$tree"
 export CARGO_TARGET_DIR=$work/build CARGO_TERM_COLOR=never CARGO_PROFILE_DEV_DEBUG=0
 export RINGKEEP_STATES=${RINGKEEP_STATES:-8000} RINGKEEP_FLIPS=8000 RINGKEEP_KILLS=2 RINGKEEP_CUT_EVERY=977
-rm -rf "$tree" && mkdir -p "$tree"
-git ls-files -z | xargs -0 cp --parents -t "$tree"
-
-count=0 survivors=0
+if [ -z "$list" ]; then
+    rm -rf "$tree"
+    mkdir -p "$tree" "$work/power"
+    git ls-files -z | xargs -0 cp --parents -t "$tree"
+fi
 
 # suites [FIRST]: runs the quick tests, FIRST before the others, and stops at the first that fails. Fails if a test
 # fails.
@@ -35,13 +43,21 @@ suites() {
         esac
     done
 }
-mkdir -p "$work/power"
 
 # mutant NAME FILE OLD NEW [FIRST]: replaces the first OLD in FILE by NEW. FIRST is the suite that should notice.
 mutant() {
     local name=$1 file=$2 first=${5:-} begin=$SECONDS
     [[ $name == *"$only"* ]] || return 0
     count=$((count + 1))
+    if [ -n "$list" ]; then
+        if OLD=$3 perl -0ne '$hits += index($_, $ENV{OLD}) >= 0; END { exit !$hits }' "$file"; then
+            echo "applies: $name ($file)"
+        else
+            echo "DOES NOT APPLY: $name ($file)"
+            survivors=$((survivors + 1))
+        fi
+        return
+    fi
     if ! (cd "$tree" && OLD=$3 NEW=$4 perl -0pi -e \
         'BEGIN { ($old, $new) = @ENV{"OLD", "NEW"} } $hits += s/\Q$old\E/$new/; END { exit !$hits }' "$file"); then
         echo "DOES NOT APPLY: $name ($file)"
@@ -67,8 +83,10 @@ mutant() {
     cp "$file" "$tree/$file"
 }
 
-echo "== unchanged"
-(cd "$tree" && suites) >"$work/log" 2>&1 || { tail -n 40 "$work/log"; echo "FAILED: the tests fail without any mutation"; exit 1; }
+if [ -z "$list" ]; then
+    echo "== unchanged"
+    (cd "$tree" && suites) >"$work/log" 2>&1 || { tail -n 40 "$work/log"; echo "FAILED: the tests fail without any mutation"; exit 1; }
+fi
 
 echo "== group commit"
 mutant 'a group is committed without its sync' src/db/commit.rs \
@@ -99,7 +117,7 @@ mutant 'a failed sync is forgotten' src/record/file.rs \
             self.durable'
 mutant 'a sync does nothing' src/record/file.rs \
     'let result = self.file.sync().await;' 'let result: std::io::Result<()> = Ok(());'
-if [ "$(id -u)" = 0 ] && [ -e /dev/loop-control ] && command -v mkfs.xfs >/dev/null; then
+if [ -n "$list" ] || { [ "$(id -u)" = 0 ] && [ -e /dev/loop-control ] && command -v mkfs.xfs >/dev/null; }; then
     mutant 'a sync does not reach the device' src/storage/uring.rs \
         'if self.durable_writes {' 'if self.durable_writes || cfg!(unix) {' flushes
 else
@@ -269,5 +287,9 @@ mutant 'a directory that was moved is not noticed' src/storage/uring.rs \
 mutant 'a file that was replaced is not noticed' src/storage/uring.rs \
     'Ok(look_up(&self.0.directory, Path::new(&name.to_string())).await? == Some(id))' 'let _ = (id, name); Ok(true)' taken_away
 
-echo "$count mutations, $survivors survivors"
+if [ -n "$list" ]; then
+    echo "$count mutations, $survivors of them do not apply"
+else
+    echo "$count mutations, $survivors survivors"
+fi
 [ "$survivors" = 0 ]
