@@ -56,15 +56,20 @@ tests() { cargo test --locked --profile campaign "$@"; }
 
 tests --no-run
 # These run alone, because they measure time, memory and processors.
-export RINGKEEP_PRESSURE_SECONDS=$(size 600) RINGKEEP_CONFINED_SECONDS=$(size 120) RINGKEEP_STARVED_SECONDS=$(size 20)
-export RINGKEEP_IDLE=$(size 10000) RINGKEEP_ABORTS=$(size 100000) RINGKEEP_STOPS=$(size 50)
+RINGKEEP_PRESSURE_SECONDS=$(size 600) RINGKEEP_CONFINED_SECONDS=$(size 120) RINGKEEP_STARVED_SECONDS=$(size 20)
+RINGKEEP_IDLE=$(size 10000) RINGKEEP_ABORTS=$(size 100000) RINGKEEP_STOPS=$(size 50)
+export RINGKEEP_PRESSURE_SECONDS RINGKEEP_CONFINED_SECONDS RINGKEEP_STARVED_SECONDS
+export RINGKEEP_IDLE RINGKEEP_ABORTS RINGKEEP_STOPS
 run resources tests --test resources -- --nocapture --test-threads 1 --skip r9_
 
 # The soak runs at the same time as the others.
 RINGKEEP_SOAK_SECONDS=$(size 7200) start soak tests --test resources r9_ -- --nocapture
 # The test that has found the most faults comes first.
 RINGKEEP_STATES=$(size 10000000) run crash tests --test crash -- --nocapture --test-threads 1
-RINGKEEP_FLIPS=$([ "$form" = full ] && echo 0 || size 2600000) RINGKEEP_CUT_EVERY=$divisor run damage tests --test damage -- --nocapture --test-threads 1
+# 0 flips every bit.
+flips=0
+[ "$form" = full ] || flips=$(size 2600000)
+RINGKEEP_FLIPS=$flips RINGKEEP_CUT_EVERY=$divisor run damage tests --test damage -- --nocapture --test-threads 1
 RINGKEEP_CUTS=$(size 500) RINGKEEP_FULL_DISKS=$(size 20) run power scripts/power.sh
 RINGKEEP_KILLS=$(size 1000) run kill tests --test kill p1_ -- --nocapture
 RINGKEEP_HISTORIES=$(size 200) run history tests --test history p3_ -- --nocapture

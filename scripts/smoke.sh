@@ -54,8 +54,8 @@ begin_pass() {
     mkdir "$work/replies"
 }
 ask() { # method, target, reply file, further configuration lines
+    [ ! -s "$work/pass" ] || echo next >>"$work/pass"
     {
-        [ ! -s "$work/pass" ] || echo next
         printf 'silent\nshow-error\nmax-time = 60\nretry = 30\nrequest = "%s"\nurl = "%s%s"\noutput = "%s"\n%s\n' \
             "$1" "$url" "$2" "$work/replies/$3" "${4-}"
         printf 'write-out = "%%{http_code} %s\\n"\n' "$3"

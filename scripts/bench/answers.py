@@ -36,7 +36,7 @@ class Lines:
 
     def ratios(self, name, peer, less_is_better=False):
         """The ratio of each sample to the sample of the peer that was taken next to it."""
-        pairs = zip(self.samples(name), self.samples(peer))
+        pairs = zip(self.samples(name), self.samples(peer), strict=True)
         return [b / a if less_is_better else a / b for a, b in pairs]
 
     def has(self, *names):

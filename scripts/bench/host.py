@@ -70,9 +70,10 @@ class Process:
 
     def __init__(self, cpus, command, log):
         self.log = log
-        self.child = subprocess.Popen(
-            pinned(cpus, command), stdout=subprocess.PIPE, stderr=open(log, "w"), text=True, start_new_session=True
-        )
+        with open(log, "w") as errors:
+            self.child = subprocess.Popen(
+                pinned(cpus, command), stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+            )
         self.pid = self.child.pid
         # Ends the server, whatever ends the measurement.
         atexit.register(Process.stop, self)

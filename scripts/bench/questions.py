@@ -355,8 +355,7 @@ def steady(run):
 
 def sizes(run):
     """Throughput by amount of data: GET and SET, always with the same size of cache."""
-    for keys in (100_000, 1_000_000, 4_000_000, 16_000_000):
-        keys = run.scaled(keys)
+    for keys in map(run.scaled, (100_000, 1_000_000, 4_000_000, 16_000_000)):
         ringkeep = Ringkeep("--cache-size", "256MiB", "--sync", "100ms")
         loads.bench(ringkeep, "fill-unique", "--key-count", keys, "--pipeline", 16)
         ringkeep.settle()
@@ -398,7 +397,8 @@ def machine():
     cpu = pathlib.Path("/proc/cpuinfo").read_text()
     number = os.stat(host.WORK).st_dev
     queue = pathlib.Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/queue")
-    mount = subprocess.run(["findmnt", "--noheadings", "--output=FSTYPE,OPTIONS", "--target", host.WORK], capture_output=True, text=True).stdout.split()
+    find = ["findmnt", "--noheadings", "--output=FSTYPE,OPTIONS", "--target", host.WORK]
+    mount = subprocess.run(find, capture_output=True, text=True, check=False).stdout.split()
     return {
         "kernel": platform.release(),
         "cpu": next((line.split(": ")[1] for line in cpu.splitlines() if line.startswith("model name")), None),

@@ -186,16 +186,14 @@ def sizes(lines):
 
 
 def shapes(lines):
+    def cells(line):
+        p99 = statistics.median(latency["p99"] for latency in lines.details(line, "latency_us"))
+        return [spread(lines.samples(line)), number(p99)]
     rows = []
     for name in lines.lines:
         workload, key, value = name.split("/")
-        if workload != "overwrite":
-            continue
-        def cells(workload):
-            line = f"{workload}/{key}/{value}"
-            p99 = statistics.median(latency["p99"] for latency in lines.details(line, "latency_us"))
-            return [spread(lines.samples(line)), number(p99)]
-        rows.append([key, value, *cells("overwrite"), *cells("read")])
+        if workload == "overwrite":
+            rows.append([key, value, *cells(name), *cells(f"read/{key}/{value}")])
     return table(["key bytes", "value bytes", "SET per second", "p99, µs", "GET per second", "p99, µs"], rows) + "\n\n" + commands(lines, list(lines.lines)[:2])
 
 
@@ -214,12 +212,14 @@ def cold_reads(lines):
 
 
 def fill(lines):
+    def middle(name, key):
+        found = [value for value in lines.details(name, key) if value is not None]
+        return number(statistics.median(found)) if found else ""
     rows = []
     for name, label in (("fill/ringkeep", "ringkeep, `--sync 100ms`, over HTTP"), ("fill/rocksdb", "RocksDB db_bench, 2 writers, never synced, in process")):
-        if not lines.has(name):
-            continue
-        middle = lambda key: (lambda found: number(statistics.median(found)) if found else "")([v for v in lines.details(name, key) if v is not None])
-        rows.append([label, spread(lines.samples(name)), middle("fill_seconds"), middle("write_amplification"), middle("space_amplification")])
+        if lines.has(name):
+            figures = (middle(name, key) for key in ("fill_seconds", "write_amplification", "space_amplification"))
+            rows.append([label, spread(lines.samples(name)), *figures])
     text = table(["20 million random keys", "keys per second, until compaction is quiet", "seconds to the last answer", "write amplification", "space amplification"], rows)
     if lines.has("fill/ringkeep", "fill/rocksdb"):
         text += f"\n\nringkeep is {spread(lines.ratios('fill/ringkeep', 'fill/rocksdb'))} × RocksDB."
@@ -269,12 +269,12 @@ TARGETS = (
     ("SET, any keys against own keys, per second of CPU time", "shards", "at least", 0.8, ratio("set/any", "set/own"), "×"),
     ("GET, data 8 × the cache, against fio", "cold_reads", "at least", 0.6, ratio("ringkeep", "fio"), "×"),
     ("Fill with 20 million random keys, `--sync 100ms`, against db_bench", "fill", "at least", 1.0, ratio("fill/ringkeep", "fill/rocksdb"), "×"),
-    ("The same fill: longest time without an answer", "fill", "at most", 200, lambda l: l.details("fill/ringkeep", "longest_gap_ms"), "ms"),
+    ("The same fill: longest time without an answer", "fill", "at most", 200, lambda lines: lines.details("fill/ringkeep", "longest_gap_ms"), "ms"),
     ("Open loop of sets at half the top rate, that data, `--sync 100ms`: p99.9", "steady", "at most", 20,
-     lambda l: [us / 1000 for us in l.samples("open_loop")], "ms"),
+     lambda lines: [us / 1000 for us in lines.samples("open_loop")], "ms"),
     ("Resident memory with that data and a full cache, beyond 256 MiB of cache and 64 MiB of memtable", "fill", "at most", 64,
-     lambda l: [bytes_ / 2**20 - 320 for bytes_ in l.details("fill/ringkeep", "resident_bytes")], "MiB"),
-    ("Start after a clean stop with that data", "fill", "at most", 1, lambda l: l.samples("start/clean"), "s"),
+     lambda lines: [bytes_ / 2**20 - 320 for bytes_ in lines.details("fill/ringkeep", "resident_bytes")], "MiB"),
+    ("Start after a clean stop with that data", "fill", "at most", 1, lambda lines: lines.samples("start/clean"), "s"),
     ("Replay of a WAL", "fill", "at least", 400, replay_speeds, "MB/s"),
 )
 
@@ -330,21 +330,21 @@ def answers(reports):
         f"{against(sets, '64', 'webdis', 'Webdis, which serves that Redis over HTTP')}.",
         f"- 256 connections: {rate(sets, '256/ringkeep')}, {against(sets, '256', 'redis', 'Redis')}.",
         f"- 64 connections with 16 requests pipelined: {rate(sets, '64x16/ringkeep')}, {against(sets, '64x16', 'redis', 'Redis')}.",
-        f"- 64 clients, compared with RocksDB in the process of its load: {rate(rocksdb, 'ringkeep')}, {spread(rocksdb.ratios('ringkeep', 'rocksdb'))} × RocksDB "
-        "with a sync for each write group.",
+        (f"- 64 clients, compared with RocksDB in the process of its load: {rate(rocksdb, 'ringkeep')}, {spread(rocksdb.ratios('ringkeep', 'rocksdb'))} × RocksDB "
+         "with a sync for each write group."),
         "", "### How many reads per second from memory?", "",
         picture("reads", "reads per second of ringkeep, Redis, nginx and Webdis") +
         f"- 64 connections: {rate(gets, '64/ringkeep')}. That is {against(gets, '64', 'redis', 'Redis')}, "
         f"{against(gets, '64', 'nginx', 'nginx `return 200`')}, and {against(gets, '64', 'webdis', 'Webdis')}.",
-        f"- 64 connections with 16 requests pipelined: {rate(gets, '64x16/ringkeep')}. That is {against(gets, '64x16', 'redis', 'Redis')}, and "
-        f"{against(gets, '64x16', 'nginx', 'nginx')}.",
+        (f"- 64 connections with 16 requests pipelined: {rate(gets, '64x16/ringkeep')}. That is {against(gets, '64x16', 'redis', 'Redis')}, and "
+         f"{against(gets, '64x16', 'nginx', 'nginx')}."),
         "- nginx looks nothing up: it shows what HTTP alone costs.",
         "", "### How long does a request take?", "",
         picture("lone", "median latency of one client that waits for each answer") + picture("latency", "latency against percentile") +
         f"- One client that waits for each answer, p50: a SET takes {spread(lone.samples('ringkeep'))} µs. "
         f"The device alone takes {spread(lone.samples('device'))} µs for a write and its sync, and Redis {spread(lone.samples('redis'))} µs for a SET.",
-        f"- 64 connections at half the top rate: p99 is {milliseconds('read/50', 'p99')} for GET and {milliseconds('overwrite/50', 'p99')} for SET. "
-        f"p99.9 is {milliseconds('read/50', 'p99.9')} and {milliseconds('overwrite/50', 'p99.9')}.",
+        (f"- 64 connections at half the top rate: p99 is {milliseconds('read/50', 'p99')} for GET and {milliseconds('overwrite/50', 'p99')} for SET. "
+         f"p99.9 is {milliseconds('read/50', 'p99.9')} and {milliseconds('overwrite/50', 'p99.9')}."),
         "- The processors themselves are unsteady: see [Latency](#latency) and [Limits](#limits).",
         "", "### What if the data is larger than memory?", "",
         picture("beyond_memory", "fill and random reads with more data than memory") +
@@ -393,7 +393,7 @@ def fill_in(path, blocks):
     text = path.read_text()
     for name, block in blocks.items():
         pattern = re.compile(rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)", re.DOTALL)
-        text, count = pattern.subn(lambda found: f"{found[1]}{block}\n{found[2]}", text)
+        text, count = pattern.subn(lambda found, block=block: f"{found[1]}{block}\n{found[2]}", text)
         if count != 1:
             raise SystemExit(f"{path.name} has no markers for {name}")
     path.write_text(text)

@@ -190,7 +190,7 @@ class Lines:
             drawing.polygon(least + most[::-1], fill=each.colour, fill_opacity="0.16")
         drawing.polyline(medians, each.colour, DASHES[index])
         if self.spread == "whiskers":
-            for (x, low), (_, high) in zip(least, most):
+            for (x, low), (_, high) in zip(least, most, strict=True):
                 drawing.line(x, low, x, high, each.colour, 1.6)
         if self.spread:
             for x, y in medians:
@@ -203,7 +203,7 @@ def figure(path, title, rows, note=""):
     heights = [max(panel.height() for panel in row) for row in rows]
     drawing = Drawing(round(sum(heights) + 14 * (len(rows) - 1) + 24 + (20 if note else 0)), title)
     top = 12
-    for row, height in zip(rows, heights):
+    for row, height in zip(rows, heights, strict=True):
         width = (WIDTH - 24 - gap * (len(row) - 1)) / len(row)
         for index, panel in enumerate(row):
             panel.draw(drawing, 12 + index * (width + gap), top, width)
