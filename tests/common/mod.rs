@@ -1,7 +1,11 @@
-//! A server process under test, and a client that sends and receives bytes.
+//! A server process under test, and a client that sends and receives bytes. For tests on simulated storage: a shard to
+//! build scenarios of ([`sim`]), and lives that end by crashes ([`lives`]).
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of this module")]
 
+pub mod campaign;
 pub mod journal;
+pub mod lives;
+pub mod sim;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
