@@ -2,6 +2,9 @@
 
 use std::time::Instant;
 
+use proptest::strategy::Strategy;
+use proptest::test_runner::{Config, RngSeed, TestRunner};
+
 use super::{Row, setting};
 
 /// What was tried: runs, acknowledged writes, and damages that were refused.
@@ -53,4 +56,18 @@ pub fn campaign(name: &'static str, runs: u64, run: impl Fn(u64) -> Tried + Sync
     });
     let Tried { runs, acknowledged, detected } = totals;
     Row { name, runs, acknowledged, detected, seconds: begin.elapsed(), ..Row::default() }.report();
+}
+
+/// Calls `test` with `cases` random inputs. `RINGKEEP_SEED` decides them; without it they are others each time. If a case
+/// fails, prints the seed and the shortest input that fails.
+pub fn for_random<S: Strategy>(cases: u32, inputs: S, test: impl Fn(S::Value)) {
+    let seed = setting("RINGKEEP_SEED", getrandom::u64().unwrap());
+    let _prints_seed = PrintsSeed(seed);
+    let rng_seed = RngSeed::Fixed(seed);
+    let config = Config { cases, rng_seed, failure_persistence: None, ..Config::default() };
+    let result = TestRunner::new(config).run(&inputs, |input| {
+        test(input);
+        Ok(())
+    });
+    result.unwrap_or_else(|error| panic!("{error}"));
 }

@@ -1,11 +1,12 @@
-//! A server process under test, and a client that sends and receives bytes. For tests on simulated storage: a shard to
-//! build scenarios of ([`sim`]), and lives that end by crashes ([`lives`]).
+//! A server process under test, and a client that sends and receives bytes. For tests on simulated storage: a shard to build scenarios of
+//! ([`sim`]), lives that end by crashes ([`lives`]), and a world that has to agree with a sorted map ([`world`]).
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of this module")]
 
 pub mod campaign;
 pub mod journal;
 pub mod lives;
 pub mod sim;
+pub mod world;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
