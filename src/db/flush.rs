@@ -55,6 +55,11 @@ impl<S: Storage> Db<S> {
         inner.writes.queue.committed_up_to(last).await?; // D3
         let meta = if last == SeqNo(0) { None } else { Some(self.write_sst(&frozen.memtable).await?) };
         let kept = inner.writes.retention.borrow().keeps(frozen.wal, Some(last));
+        if kept {
+            // Without a sync of every group, the end of the WAL may not be durable. Nothing else would make it so: recovery
+            // does not need the WAL any more.
+            self.sync().await?; // I1
+        }
         let mut edit = VersionEdit {
             flushed: meta.as_ref().map(|meta| meta.last),
             add_ssts: meta.iter().map(|meta| (0, Rc::new(meta.clone()))).collect(),
