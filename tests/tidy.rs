@@ -31,7 +31,8 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Every source file of the library: its path below `src`, and its text without the tests.
+/// Every source file of the library: its path below `src`, and its text without the tests. The tests of a long module are
+/// in `tests.rs` of its folder, and the helpers of these tests in the folder `tests`.
 fn library() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut found = Vec::new();
@@ -43,7 +44,8 @@ fn library() -> Vec<(String, String)> {
         let code = text.split("#[cfg(test)]").next().unwrap().to_owned();
         (name, code)
     };
-    found.into_iter().map(read).collect()
+    let is_test = |name: &str| name.split('/').any(|part| ["tests", "tests.rs"].contains(&part));
+    found.into_iter().map(read).filter(|(name, _)| !is_test(name)).collect()
 }
 
 fn module(name: &str) -> &str {

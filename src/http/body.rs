@@ -175,4 +175,16 @@ mod tests {
         let count = chunked.take(b"64\r\n", 100).unwrap();
         assert_eq!(count, 4, "exactly the limit is allowed");
     }
+
+    #[test]
+    fn h2_memory_follows_the_bytes_that_arrived_and_not_the_size_of_a_chunk() {
+        let bytes_max = 1 << 30;
+        let mut chunked = Chunked::default();
+        chunked.take(b"3fffffff\r\n", bytes_max).unwrap();
+        for arrived in (1..100).map(|pieces| 1_000 * pieces) {
+            chunked.take(&[b'v'; 1_000], bytes_max).unwrap();
+            let bytes = chunked.body.capacity();
+            assert!(bytes <= 2 * arrived, "{bytes} bytes for {arrived}");
+        }
+    }
 }

@@ -584,3 +584,6 @@ fn expected_after<B: AsRef<[u8]>>(expected: usize, outcome: &Outcome<B>) -> usiz
         Outcome::Written { .. } | Outcome::Missing => expected,
     }
 }
+
+#[cfg(test)]
+mod tests;
