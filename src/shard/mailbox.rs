@@ -329,4 +329,124 @@ mod tests {
         sending.abort();
         receiving.abort();
     }
+
+    /// Two mailboxes of one thread, so that the test decides what happens when.
+    fn pair() -> [Mailbox; 2] {
+        let mut ends = connect(2).into_iter().map(Mailbox::new);
+        [ends.next().unwrap(), ends.next().unwrap()]
+    }
+
+    fn set<'a>(key: &'a [u8], value: &'a [u8]) -> Op<&'a [u8]> {
+        Op::Set { key: Key::new(key, KeyHash::with_seed(1)), value, expires: None }
+    }
+
+    /// Messages that have arrived from thread `from`, and that nobody has taken in.
+    fn arrived(mailbox: &Mailbox, from: ThreadId) -> usize {
+        mailbox.inboxes.borrow()[from.0].as_ref().unwrap().slots()
+    }
+
+    fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
+        Pin::new(future).poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    /// Takes in what has arrived. Returns the requests.
+    fn take_in(mailbox: &Mailbox) -> Vec<Request> {
+        let mut requests = Vec::new();
+        {
+            let mut receiving = std::pin::pin!(mailbox.receive(|more| requests.extend(more)));
+            assert!(poll_once(&mut receiving).is_pending());
+        }
+        requests
+    }
+
+    #[test]
+    fn q2_what_finds_no_room_waits_up_to_a_bound_and_then_requests_are_refused() {
+        let [asker, answerer] = pair();
+        let value = vec![0; OUTBOX_BYTES_MAX / 4];
+        let ask = |mailbox: &Mailbox| mailbox.ask(ThreadId(1 - mailbox.id.0), ShardId(0), set(b"k", &value));
+        let mut awaited = ask(&asker).unwrap();
+        assert!(asker.flush());
+        let [request] = &take_in(&answerer)[..] else { panic!("one request was sent") };
+
+        // Nobody takes anything: both threads post as much as they may.
+        let count = |mailbox: &Mailbox| (0..10).take_while(|_| ask(mailbox).is_ok()).count();
+        assert_eq!([count(&asker), count(&answerer)], [4, 4], "the fourth passes the bound");
+        for mailbox in [&asker, &answerer] {
+            assert_eq!(ask(mailbox).err().unwrap().kind(), ErrorKind::Overloaded);
+        }
+        // A result goes all the same.
+        answerer.answer(request.sender, request.token, Ok(echo(b"k")));
+        assert!(answerer.flush());
+        assert_eq!(take_in(&asker).len(), 4);
+        let Poll::Ready(Ok(result)) = poll_once(&mut awaited) else { panic!("the result has not arrived") };
+        assert_eq!(result, echo(b"k"));
+        // Once the messages have left, there is room for others.
+        assert!(asker.flush());
+        assert_eq!(count(&asker), 4);
+    }
+
+    #[test]
+    fn q2_more_messages_than_a_ring_holds_are_posted_without_a_wait() {
+        let [asker, answerer] = pair();
+        for key in 0..2 * RING_MESSAGES {
+            asker.ask(ThreadId(1), ShardId(0), set(&key.to_le_bytes(), b"")).unwrap();
+        }
+        assert!(!asker.flush(), "the ring is full");
+        assert_eq!(take_in(&answerer).len(), RING_MESSAGES);
+        assert!(asker.flush());
+        let rest = take_in(&answerer);
+        let expected = (RING_MESSAGES..2 * RING_MESSAGES).map(|key| key.to_le_bytes());
+        assert!(rest.iter().map(|request| request.op.key().bytes().to_vec()).eq(expected.map(Vec::from)));
+    }
+
+    #[test]
+    fn q3_the_messages_of_a_turn_leave_together_and_wake_their_target_once() {
+        let mut mailboxes = connect(3).into_iter().map(|ends| Rc::new(Mailbox::new(ends)));
+        let [sender, one, other] = [(); 3].map(|()| mailboxes.next().unwrap());
+        let woken = Rc::new(Cell::new([0, 0]));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let turns = tokio::task::LocalSet::new();
+        for (index, mailbox) in [one.clone(), other.clone()].into_iter().enumerate() {
+            let woken = woken.clone();
+            turns.spawn_local(async move {
+                loop {
+                    mailbox.wake[mailbox.id.0].notified().await;
+                    let mut counts = woken.get();
+                    counts[index] += 1;
+                    woken.set(counts);
+                }
+            });
+        }
+        let sending = sender.clone();
+        turns.spawn_local(async move { sending.send().await });
+        turns.block_on(&runtime, async {
+            // Every task has begun to wait.
+            tokio::task::yield_now().await;
+            let tasks: Vec<_> = (0..10_u32)
+                .map(|task| {
+                    let (sender, one) = (sender.clone(), one.clone());
+                    tokio::task::spawn_local(async move {
+                        for to in [1, 2, 1] {
+                            drop(
+                                sender.ask(ThreadId(to), ShardId(0), set(&task.to_le_bytes(), b"")).unwrap(),
+                            );
+                        }
+                        assert_eq!(
+                            arrived(&one, ThreadId(0)),
+                            0,
+                            "task {task}: a message left before its turn ended"
+                        );
+                    })
+                })
+                .collect();
+            for task in tasks {
+                task.await.unwrap();
+            }
+            for _ in 0..3 {
+                tokio::task::yield_now().await;
+            }
+        });
+        assert_eq!([&one, &other].map(|mailbox| arrived(mailbox, ThreadId(0))), [20, 10]);
+        assert_eq!(woken.get(), [1, 1]);
+    }
 }
