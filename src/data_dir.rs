@@ -222,7 +222,11 @@ pub fn open_storage(directory: &Directory, device: Device, sync_every_write: boo
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
+    use crate::key::FileNumber;
+    use crate::storage::{Access, AlignedBuf, BLOCK_BYTES, File as _, Storage};
 
     #[test]
     fn y2_the_lock_is_on_the_directory_and_no_file_stands_for_it() {
@@ -266,5 +270,75 @@ mod tests {
             drop(first);
             assert!(second.join().unwrap().unwrap().directory().is_in_place().unwrap());
         });
+    }
+
+    /// Every file and directory below `path`, and what the files hold.
+    fn contents(path: &Path) -> Vec<(PathBuf, Option<Vec<u8>>)> {
+        let mut found = Vec::new();
+        let mut folders = vec![path.to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let entry = entry.unwrap().path();
+                found.push((entry.strip_prefix(path).unwrap().to_owned(), std::fs::read(&entry).ok()));
+                if entry.is_dir() {
+                    folders.push(entry);
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
+    /// Makes a file of one block that holds `byte`.
+    async fn write(storage: &UringStorage, name: FileName, byte: u8) {
+        let file = storage.create(name).await.unwrap();
+        let block = AlignedBuf::from(&[byte; BLOCK_BYTES][..]);
+        file.write_at(block, 0).await.0.unwrap();
+        file.sync().await.unwrap();
+        storage.sync_dir().await.unwrap();
+    }
+
+    #[test]
+    fn y1_a_directory_that_was_moved_is_used_on_and_the_one_at_its_path_is_not_touched() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, moved) = (folder.path().join("data"), folder.path().join("moved"));
+        let held = DataDir::open_or_create(&path).unwrap();
+        // The same names lead to other files and directories.
+        std::fs::rename(&path, &moved).unwrap();
+        for shard in 0..3 {
+            let decoy = path.join(shard_directory(ShardId(shard)));
+            std::fs::create_dir_all(&decoy).unwrap();
+            for number in 1..4 {
+                std::fs::write(decoy.join(FileName::Wal(FileNumber(number)).to_string()), "decoy").unwrap();
+            }
+        }
+        let before = contents(&path);
+        let device = Device::probe(held.directory()).unwrap();
+        tokio_uring::start(async {
+            let root = held.storage(device).unwrap();
+            assert!(!held.has_shard(ShardId(0)).unwrap(), "there is one at the path");
+            assert!(held.load_store(&root).await.unwrap().is_none());
+            let store = held.open_store(&root, Some(2), 1).await.unwrap();
+            assert!(held.has_shard(ShardId(1)).unwrap() && !held.has_shard(ShardId(2)).unwrap());
+            assert_eq!(held.load_store(&root).await.unwrap().unwrap().id, store.id);
+
+            let storage = open_storage(&held.shard(ShardId(0)).unwrap(), device, true).unwrap();
+            let [first, second, third] = [1, 2, 3].map(|number| FileName::Wal(FileNumber(number)));
+            for (name, byte) in [(first, 1), (second, 2)] {
+                write(&storage, name, byte).await;
+            }
+            let file = storage.open(first, Access::Read).await.unwrap();
+            let (count, buffer) = file.read_at(AlignedBuf::zeroed(BLOCK_BYTES), 0).await;
+            assert!(count.unwrap() == BLOCK_BYTES && buffer[..] == [1; BLOCK_BYTES]);
+            assert!(storage.leads_to(first, &file).await.unwrap());
+            storage.rename(first, third).await.unwrap();
+            storage.remove(second).await.unwrap();
+            assert_eq!(storage.list().unwrap(), [(third, BLOCK_BYTES as u64)]);
+            assert!(storage.lost_path().await.unwrap().is_some(), "that the path leads elsewhere is noticed");
+        });
+        assert!(contents(&path) == before, "a file at the path has changed");
+        let shard = moved.join(shard_directory(ShardId(0)));
+        let third = std::fs::read(shard.join(FileName::Wal(FileNumber(3)).to_string())).unwrap();
+        assert_eq!(third, [1; BLOCK_BYTES]);
     }
 }
