@@ -451,3 +451,159 @@ fn answer(head: Head, body: &[u8], besides: &str) -> Error {
     let message = format!("the server answered {}: {}{besides}", head.status, sentence.trim_end());
     Error::new(ErrorKind::Io, message)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::choose::Access;
+    use crate::load::data::{Keys, Size, Values};
+    use crate::load::ledger::Ledger;
+    use crate::load::run::tests::begun_at;
+    use crate::load::run::{Plan, Task};
+    use crate::load::workload::{Keyspace, Workload};
+    use crate::random::Random;
+
+    const KEYS: u64 = 50;
+
+    fn plan() -> Plan {
+        Plan {
+            server: ([127, 0, 0, 1], 1).into(),
+            connections: 1,
+            threads: 1,
+            pipeline: 7,
+            rate: None,
+            warm_up: Duration::ZERO,
+            duration: None,
+            access: Access::Uniform,
+            seed: 1,
+            keys: Keys::new(Size::Fixed(4), KEYS).unwrap(),
+            values: Values::new(Size::Fixed(20), 0.5),
+            epoch: 1_000,
+        }
+    }
+
+    /// A connection of a run that began at `start`. Nothing is sent: the test builds requests, and makes up the replies.
+    fn with_connection(
+        start: Instant,
+        plan: &Plan,
+        (name, limit): (&str, u64),
+        index: u64,
+        test: impl FnOnce(&Connection),
+    ) {
+        let task = Task {
+            workload: Workload::named(name).unwrap(),
+            ordinal: 0,
+            limit,
+            ledger: Arc::new(Ledger::new(KEYS, 0)),
+            keyspace: Arc::new(Keyspace::new(KEYS, KEYS, 1)),
+        };
+        let run = Arc::new(begun_at(start, plan, task));
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        tokio_uring::start(async {
+            let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let tally = Rc::new(RefCell::new(Tally::new(start)));
+            test(&Connection::new(stream, run, index, tally));
+        });
+    }
+
+    /// A reply to the oldest request under way.
+    fn reply(connection: &Connection, status: u16, body: &[u8]) {
+        let head = Head { status, bytes: 0, body_bytes: body.len(), closes: false };
+        connection.settle(head, body, Instant::now(), &mut Vec::new()).unwrap();
+    }
+
+    /// Builds requests and replies to them at random, until there are no more. Returns how many replies there were.
+    fn drive(connection: &Connection, random: &mut Random) -> u64 {
+        let mut replies = 0;
+        let mut reply_to_one = || {
+            reply(connection, [200, 200, 503][random.below(3) as usize], b"");
+            replies += 1;
+        };
+        loop {
+            match connection.build(&mut Vec::new()) {
+                Next::End => break,
+                Next::Write if connection.run.pace().is_some() => {}
+                Next::Write | Next::Wait => reply_to_one(),
+            }
+        }
+        while !connection.idle() {
+            reply_to_one();
+        }
+        replies
+    }
+
+    #[test]
+    fn b1_a_reply_with_any_other_bytes_than_those_of_the_value_is_wrong() {
+        let plan = Plan { values: Values::new(Size::Fixed(300), 0.5), ..plan() };
+        with_connection(Instant::now(), &plan, ("read", 1), 0, |connection| {
+            let key = Key { number: 7, missing: false };
+            let get = |body: &[u8]| {
+                let operation = Operation { verb: Verb::Get, key };
+                let known = connection.put(&mut Vec::new(), operation, &mut Vec::new()).unwrap();
+                let request = Request { operation, from: Instant::now(), known, value_bytes: 0 };
+                connection.state.borrow_mut().under_way.push_back(request);
+                reply(connection, 200, body);
+                std::mem::take(&mut connection.tally.borrow_mut().wrong)
+            };
+            let write = connection.run.ledger.begin_write(key.number, false).unwrap();
+            connection.run.ledger.end_write(key.number, write, true);
+            let mut value = Vec::new();
+            plan.values.put(&mut value, key.number, plan.version(write.version));
+            assert_eq!(get(&value), 0);
+            for at in 0..value.len() {
+                let mut damaged = value.clone();
+                damaged[at] ^= 0x10;
+                assert_eq!(get(&damaged), 1, "byte {at}");
+            }
+            let mut of_another_key = Vec::new();
+            plan.values.put(&mut of_another_key, 8, plan.version(write.version));
+            assert_eq!(get(&of_another_key), 1);
+            assert_eq!(get(&value[1..]), 1);
+        });
+    }
+
+    #[test]
+    fn b3_in_a_closed_loop_each_request_is_answered_or_refused() {
+        for seed in 0..10 {
+            let mut random = Random::new(seed);
+            for name in ["overwrite", "fill-seq"] {
+                with_connection(Instant::now(), &plan(), (name, KEYS), 0, |connection| {
+                    let replies = drive(connection, &mut random);
+                    let tally = connection.tally.borrow();
+                    assert_eq!(tally.count() + tally.refused, replies, "seed {seed}, {name}");
+                    assert!(tally.refused != 0 && tally.unsent.is_empty());
+                    // A fill repeats what was refused.
+                    let operations = if name == "fill-seq" { tally.count() } else { replies };
+                    assert_eq!(operations, KEYS, "seed {seed}, {name}");
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn b3_in_an_open_loop_each_request_that_was_due_is_answered_or_refused_or_never_sent() {
+        for (seed, rate) in (0..10).flat_map(|seed| [(seed, 7.0), (seed, 100.0), (seed, 54_321.0)]) {
+            let mut random = Random::new(seed);
+            let plan =
+                Plan { connections: 3, rate: Some(rate), duration: Some(Duration::from_secs(2)), ..plan() };
+            // The run was over a second ago.
+            let start = Instant::now() - Duration::from_secs(3);
+            let mut counts = [0; 3];
+            for index in 0..plan.connections {
+                with_connection(start, &plan, ("overwrite", u64::MAX), index, |connection| {
+                    let replies = drive(connection, &mut random);
+                    let tally = connection.tally.borrow();
+                    assert_eq!(tally.count() + tally.refused, replies, "seed {seed}, rate {rate}");
+                    for (sum, count) in
+                        counts.iter_mut().zip([tally.count(), tally.refused, tally.unsent.len()])
+                    {
+                        *sum += count;
+                    }
+                });
+            }
+            let due = (rate * 2.0) as u64;
+            assert_eq!(counts.iter().sum::<u64>(), due, "seed {seed}, rate {rate}: {counts:?}");
+            assert!(due < 50 || counts[2] != 0, "the pipelines are too short for all: {counts:?}");
+        }
+    }
+}

@@ -272,6 +272,29 @@ mod tests {
     }
 
     #[test]
+    fn b1_a_value_follows_from_key_and_version_and_each_of_its_bytes_is_compared() {
+        let mut scratch = Vec::new();
+        for (size, step) in [(1, 1), (7, 1), (8, 1), (100, 1), (5_000, 41)] {
+            for compressible in [0.0, 0.5, 1.0] {
+                let values = Values::new(Size::Fixed(size), compressible);
+                let (mut value, mut again) = (Vec::new(), Vec::new());
+                values.put(&mut value, 5, 9);
+                values.put(&mut again, 5, 9);
+                assert_eq!(value, again);
+                for at in (0..size).step_by(step).chain([size - 1]) {
+                    let mut damaged = value.clone();
+                    damaged[at] ^= 1 << (at % 8);
+                    assert!(!values.matches(&damaged, 5, 9, &mut scratch), "byte {at} of {size}");
+                }
+                let longer = [&value[..], b"x"].concat();
+                for other in [&value[1..], &value[..size - 1], &longer, b""] {
+                    assert!(!values.matches(other, 5, 9, &mut scratch), "{} bytes of {size}", other.len());
+                }
+            }
+        }
+    }
+
+    #[test]
     fn values_say_their_version_and_match_no_other() {
         let mut scratch = Vec::new();
         for size in [0, 1, 7, 8, 9, 100, 4096, 4097, 9000] {

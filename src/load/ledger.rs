@@ -228,6 +228,7 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::Random;
 
     const KEY: u64 = 300;
 
@@ -269,6 +270,104 @@ mod tests {
         let delete = begin(&ledger, true);
         assert_eq!(ledger.judge_delete(KEY, delete, false), None);
         assert_eq!(ledger.judge_delete(KEY, delete, true), Some(Fault::Wrong));
+    }
+
+    /// A write, as the server of [`World`] sees it.
+    #[derive(Clone, Copy)]
+    struct Sent {
+        write: Write,
+        delete: bool,
+        /// Nothing else was under way when it began.
+        alone: bool,
+        took_effect: bool,
+    }
+
+    /// A read, and what the server has found for it.
+    struct Reading {
+        before: Before,
+        found: Option<Seen>,
+        /// The last write that was acknowledged before the read began, of those that began alone.
+        certain: u32,
+    }
+
+    /// A key, a server that is right about it, and clients that overlap.
+    struct World {
+        ledger: Ledger,
+        writes: Vec<Sent>,
+        reads: Vec<Reading>,
+        holds: Seen,
+        certain: u32,
+    }
+
+    impl World {
+        /// Takes one step, if it is possible. Returns a read that has ended.
+        fn step(&mut self, random: &mut Random) -> Option<Reading> {
+            let mut choose = |count: usize| random.below(count.max(1) as u64) as usize;
+            match choose(6) {
+                0 if self.writes.len() < 4 => {
+                    let (delete, alone) = (choose(4) == 0, self.writes.is_empty());
+                    let write = begin(&self.ledger, delete);
+                    self.writes.push(Sent { write, delete, alone, took_effect: false });
+                }
+                1 if !self.writes.is_empty() => {
+                    let index = choose(self.writes.len());
+                    let sent = &mut self.writes[index];
+                    if !std::mem::replace(&mut sent.took_effect, true) {
+                        self.holds =
+                            if sent.delete { Seen::Missing } else { Seen::Version(sent.write.version) };
+                    }
+                }
+                2 if !self.writes.is_empty() => {
+                    let sent = self.writes.swap_remove(choose(self.writes.len()));
+                    // A write that took no effect was refused. One that took effect may seem to be refused.
+                    let acknowledged = sent.took_effect && choose(4) != 0;
+                    self.ledger.end_write(KEY, sent.write, acknowledged);
+                    if acknowledged && sent.alone {
+                        self.certain = self.certain.max(sent.write.version);
+                    }
+                }
+                3 if self.reads.len() < 4 => {
+                    let before = self.ledger.begin_read(KEY);
+                    self.reads.push(Reading { before, found: None, certain: self.certain });
+                }
+                4 if !self.reads.is_empty() => {
+                    let index = choose(self.reads.len());
+                    self.reads[index].found.get_or_insert(self.holds);
+                }
+                5 if !self.reads.is_empty() => {
+                    let index = choose(self.reads.len());
+                    if self.reads[index].found.is_some() {
+                        return Some(self.reads.swap_remove(index));
+                    }
+                }
+                _ => {}
+            }
+            None
+        }
+    }
+
+    #[test]
+    fn b2_a_read_that_shows_less_than_was_acknowledged_before_it_is_noticed_and_no_other_is() {
+        let (mut ended, mut stale) = (0, 0);
+        for seed in 0..200 {
+            let mut random = Random::new(seed);
+            let (writes, reads, ledger) = (Vec::new(), Vec::new(), Ledger::new(301, 0));
+            let mut world = World { ledger, writes, reads, holds: Seen::Missing, certain: 0 };
+            for step in 0..500 {
+                let Some(Reading { before, found, certain }) = world.step(&mut random) else { continue };
+                ended += 1;
+                // What a wrong server might have answered.
+                let judge = |seen| world.ledger.end_read(KEY, before, seen);
+                for older in 1..certain {
+                    stale += 1;
+                    assert_eq!(judge(Seen::Version(older)), Some(Fault::Lost), "seed {seed}, step {step}");
+                }
+                let never_sent = world.ledger.sent(KEY) + 1;
+                assert_eq!(judge(Seen::Version(never_sent)), Some(Fault::Wrong), "seed {seed}, step {step}");
+                assert_eq!(judge(found.unwrap()), None, "seed {seed}, step {step}: {found:?}");
+            }
+        }
+        assert!(1_000 < ended && 1_000 < stale, "{ended} reads, {stale} stale answers");
     }
 
     #[test]

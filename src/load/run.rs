@@ -127,6 +127,22 @@ pub struct Run {
 }
 
 impl Run {
+    pub(super) fn new(plan: &Plan, task: Task) -> Self {
+        Self {
+            plan: plan.clone(),
+            workload: task.workload,
+            ledger: task.ledger,
+            keyspace: task.keyspace,
+            limit: task.limit,
+            begun: Arc::default(),
+            ordinal: task.ordinal,
+            start: OnceLock::new(),
+            answered: AtomicU64::new(0),
+            failed: AtomicBool::new(false),
+            failure: Mutex::new(None),
+        }
+    }
+
     /// The operations of a connection.
     pub fn stream(&self, connection: u64) -> Stream {
         let random = Random::new(hash(hash(self.plan.seed, self.ordinal), connection));
@@ -211,19 +227,7 @@ pub struct Task {
 /// `Configuration` if the system refuses a ring, and `Io` if the server cannot be reached. Later failures are in the
 /// outcome.
 pub fn run(plan: &Plan, task: Task, progress: impl Fn(u64)) -> Result<Outcome> {
-    let run = Arc::new(Run {
-        plan: plan.clone(),
-        workload: task.workload,
-        ledger: task.ledger,
-        keyspace: task.keyspace,
-        limit: task.limit,
-        begun: Arc::default(),
-        ordinal: task.ordinal,
-        start: OnceLock::new(),
-        answered: AtomicU64::new(0),
-        failed: AtomicBool::new(false),
-        failure: Mutex::new(None),
-    });
+    let run = Arc::new(Run::new(plan, task));
     let all_connected = Barrier::new(plan.threads as usize + 1);
     let main = std::thread::current();
     let (tallies, begin, used) = std::thread::scope(|scope| {
@@ -369,8 +373,15 @@ async fn wait_until(run: &Run, due: Instant) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// A run whose threads began at `start`.
+    pub(in crate::load) fn begun_at(start: Instant, plan: &Plan, task: Task) -> Run {
+        let run = Run::new(plan, task);
+        run.start.set(start).unwrap();
+        run
+    }
 
     #[test]
     fn requests_are_due_in_turn_and_never_early() {
