@@ -35,7 +35,7 @@ impl<S: Storage> Db<S> {
     /// Cancel safety: not safe.
     pub async fn compact_next(&self, now: UnixMillis) -> Result<bool> {
         let result = self.compact(UnixMillis(now.0.saturating_sub(EXPIRY_MARGIN_MILLIS))).await;
-        self.0.admission.note(Work::Compaction, result)
+        self.note(Work::Compaction, result)
     }
 
     async fn compact(&self, now: UnixMillis) -> Result<bool> {

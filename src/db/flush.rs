@@ -45,7 +45,7 @@ impl<S: Storage> Db<S> {
     pub async fn flush_next(&self) -> Result<()> {
         let Some(oldest) = self.0.writes.oldest_frozen() else { return Ok(()) };
         let result = self.flush(&oldest).await;
-        self.0.admission.note(Work::Flush, result).map(|_| ())
+        self.note(Work::Flush, result).map(|_| ())
     }
 
     /// Writes the memtable, puts the SST in force, and releases the WAL.

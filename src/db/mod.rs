@@ -277,6 +277,16 @@ impl<S: Storage> Db<S> {
         first
     }
 
+    /// Takes note of how background work ended (J3). A failed sync of names is told to writers here: the work that needed
+    /// it is the only one to know (D4).
+    fn note<T>(&self, work: Work, result: Result<T>) -> Result<T> {
+        let result = result.map_err(|error| match error.kind() {
+            ErrorKind::Poisoned => self.poison(&error),
+            _ => error,
+        });
+        self.0.admission.note(work, result)
+    }
+
     /// Appends an edit to the manifest and puts the new version in force.
     ///
     /// # Errors

@@ -130,7 +130,7 @@ impl<S: Storage> Db<S> {
         {
             let _ = self.remove_wal(number).await; // nothing names it
         }
-        inner.admission.note(Work::PrepareWal, result)
+        self.note(Work::PrepareWal, result)
     }
 
     /// Waits until the active WAL should grow. Cancel safety: safe.
