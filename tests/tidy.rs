@@ -116,6 +116,7 @@ fn what_is_banned_stays_where_it_is_allowed() {
                 "shard/handler.rs",
                 "load/connection.rs",
                 "load/run.rs",
+                "load/session.rs",
             ],
         ),
         ("yield_now", &[]),

@@ -21,7 +21,8 @@ use crate::load::data::{Keys, Size, Values};
 use crate::load::facts;
 use crate::load::ledger::Ledger;
 use crate::load::report;
-use crate::load::run::{Outcome, Plan, Task, run};
+use crate::load::run::{Outcome, run};
+use crate::load::session::{Plan, Task};
 use crate::load::workload::{Keyspace, WORKLOADS, Workload};
 
 /// The report counts answers per millisecond: a longer run would take too much memory.

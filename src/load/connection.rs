@@ -24,7 +24,7 @@ use tokio_uring::net::TcpStream;
 
 use super::data::Key;
 use super::ledger::{Before, Fault, Seen, Write};
-use super::run::{PATIENCE, Run};
+use super::session::{PATIENCE, Session};
 use super::tally::{Answer, Tally};
 use super::wire::{self, Head};
 use super::workload::{Operation, Stream, Verb};
@@ -48,7 +48,7 @@ const BODY_BYTES_MIN: usize = 64 << 10;
 /// A connection and its requests under way.
 pub struct Connection {
     stream: TcpStream,
-    run: Arc<Run>,
+    run: Arc<Session>,
     /// The number of this connection among all connections of the run.
     index: u64,
     tally: Rc<RefCell<Tally>>,
@@ -98,7 +98,7 @@ enum Next {
 
 impl Connection {
     /// A connection on a socket that is already open.
-    pub fn new(stream: TcpStream, run: Arc<Run>, index: u64, tally: Rc<RefCell<Tally>>) -> Rc<Self> {
+    pub fn new(stream: TcpStream, run: Arc<Session>, index: u64, tally: Rc<RefCell<Tally>>) -> Rc<Self> {
         let operations = run.stream(index);
         let under_way = VecDeque::with_capacity(run.plan.pipeline);
         Rc::new(Self {
@@ -235,7 +235,7 @@ impl Connection {
 
     /// Appends a request to `output`. Returns `None`, and appends nothing, if the key has no version left.
     fn put(&self, output: &mut Vec<u8>, operation: Operation, value: &mut Vec<u8>) -> Option<Known> {
-        let Run { plan, ledger, .. } = &*self.run;
+        let Session { plan, ledger, .. } = &*self.run;
         let Operation { verb, key } = operation;
         Some(match verb {
             Verb::Get | Verb::GetThenSet => {
@@ -417,7 +417,7 @@ impl Connection {
         before: Before,
         scratch: &mut Vec<u8>,
     ) -> Option<Seen> {
-        let Run { plan, ledger, .. } = &*self.run;
+        let Session { plan, ledger, .. } = &*self.run;
         if missing {
             return Some(Seen::Missing);
         }
@@ -458,8 +458,8 @@ mod tests {
     use crate::load::choose::Access;
     use crate::load::data::{Keys, Size, Values};
     use crate::load::ledger::Ledger;
-    use crate::load::run::tests::begun_at;
-    use crate::load::run::{Plan, Task};
+    use crate::load::session::tests::begun_at;
+    use crate::load::session::{Plan, Task};
     use crate::load::workload::{Keyspace, Workload};
     use crate::random::Random;
 

@@ -31,6 +31,7 @@ pub mod ledger;
 pub mod wire;
 pub mod tally;
 pub mod connection;
+pub mod session;
 pub mod run;
 pub mod facts;
 pub mod report;
