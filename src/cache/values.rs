@@ -121,9 +121,12 @@ impl Pages {
     fn turn(&mut self) {
         self.current = (self.current + 1) % self.pages.len();
         self.empty(self.current);
+        // Before the loop: a record that is inserted again would otherwise allocate the page in the loop, and take the
+        // memory that the loop has freed. So the loop would empty two pages (F3).
+        self.allocate_current();
         let mut oldest = self.current;
-        // Space is needed for the new page as well, and for what the index may grow by until that page is full.
-        while self.bytes_max < self.bytes() + 2 * PAGE_BYTES {
+        // Space is needed for what the index may grow by until the new page is full.
+        while self.bytes_max < self.bytes() + PAGE_BYTES {
             oldest = (oldest + 1) % self.pages.len();
             if oldest == self.current {
                 break;
@@ -162,13 +165,19 @@ impl Pages {
         }
     }
 
-    /// Appends a record to the current page, which has space for it. Returns its number.
-    fn append(&mut self, entry: Entry<'_>) -> u32 {
+    /// Gives the current page its memory, if it has none.
+    fn allocate_current(&mut self) {
         let page = &mut self.pages[self.current];
         if page.capacity() == 0 {
             page.reserve_exact(PAGE_BYTES);
             self.allocated += page.capacity();
         }
+    }
+
+    /// Appends a record to the current page, which has space for it. Returns its number.
+    fn append(&mut self, entry: Entry<'_>) -> u32 {
+        self.allocate_current();
+        let page = &mut self.pages[self.current];
         let offset = page.len();
         let narrow = |bytes: usize| u16::try_from(bytes).expect("records are under 4 KiB").to_le_bytes();
         page.extend_from_slice(&narrow(entry.key.len()));
@@ -242,6 +251,12 @@ mod tests {
         cache.insert(KEY_HASH.of(key), Entry { key, seqno: SeqNo(seqno), kind, value });
     }
 
+    /// The current page, the bytes of each page, and the bytes of the index.
+    fn state(cache: &ValueCache) -> (usize, Vec<usize>, usize) {
+        let Pages { pages, current, index, .. } = &*cache.0.borrow();
+        (*current, pages.iter().map(Vec::len).collect(), index.bytes())
+    }
+
     #[test]
     fn f1_what_is_found_is_what_was_put_last_and_not_removed() {
         let seed = 7;
@@ -293,6 +308,43 @@ mod tests {
             let kept = (0..400_000_u32).filter(|number| get(&cache, &number.to_be_bytes()).is_some()).count();
             let record = (HEADER_BYTES + 4 + value_bytes).next_multiple_of(UNIT_BYTES);
             assert!(budget / 3 < kept * record, "{value_bytes}: {kept}");
+        }
+    }
+
+    #[test]
+    fn f3_an_insert_empties_one_page_and_a_few_only_while_the_index_outgrows_its_share() {
+        let seed = 3;
+        let mut random = Random::new(seed);
+        let cache = ValueCache::new(4 << 20, KEY_HASH);
+        let (mut turns, mut index_at_last_turn) = (0, cache.0.borrow().index.bytes());
+        for number in 0..600_000_u32 {
+            // First the values are long and the index is small. Later the index takes memory from the pages.
+            let value_bytes = if number < 20_000 { 4_000 } else { random.below(8) as usize };
+            let (current_before, before, index_bytes) = state(&cache);
+            insert(&cache, &number.to_be_bytes(), 1, None, &vec![1; value_bytes]);
+            let (current, after, index_after) = state(&cache);
+            // Records that were read are inserted again: half of them for some time, then all of them.
+            if number / 50_000 % 2 == 1 || random.below(2) == 0 {
+                assert!(get(&cache, &number.to_be_bytes()).is_some());
+            }
+            let context = format!("seed {seed}, insert {number}");
+            let emptied = (0..before.len()).filter(|page| after[*page] < before[*page]).count();
+            if current == current_before {
+                assert_eq!(emptied, 0, "{context}: the current page has space");
+                continue;
+            }
+            assert_eq!(current, (current_before + 1) % before.len(), "{context}: page after page");
+            let outgrown = (index_after - index_at_last_turn).div_ceil(PAGE_BYTES);
+            assert!(emptied <= 1 + outgrown && emptied <= 5, "{context}: {emptied}, {outgrown}");
+            (turns, index_at_last_turn) = (turns + 1, index_bytes);
+        }
+        assert!(1_500 < turns, "{turns}");
+        for page in &cache.0.borrow().pages {
+            let (mut offset, mut records) = (0, 0);
+            while offset < page.len() {
+                (offset, records) = (offset + record(&page[offset..]).1, records + 1);
+            }
+            assert!(page.len() <= PAGE_BYTES && records < 3_000, "{records} in {} bytes", page.len());
         }
     }
 

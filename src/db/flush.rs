@@ -121,7 +121,8 @@ impl<S: Storage> Db<S> {
                     ENTRY_COST_BYTES + entry.key.len() + entry.value.len()
                 });
                 builder.write_full().await?;
-                self.slice(Work::Flush, bytes).await;
+                let passed = source.take_passed();
+                self.slice(Work::Flush, bytes + passed.bytes + passed.versions * ENTRY_COST_BYTES).await;
             }
             let meta = builder.finish().await?;
             // The last write of a memtable is the newest of its key, so it was not left out.
@@ -142,5 +143,59 @@ impl<S: Storage> Db<S> {
         if !self.0.admission.is_closing() {
             self.0.writes.freeze_if_due();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    use futures_executor::block_on;
+
+    use super::*;
+    use crate::config::DbConfig;
+    use crate::key::{KeyHash, ShardId};
+    use crate::record::Owner;
+    use crate::storage::sim::SimStorage;
+
+    const CONFIG: DbConfig = DbConfig {
+        sync_every_group: true,
+        memtable_bytes: 16 << 20,
+        cache_bytes: 1 << 20,
+        value_bytes_max: 4_000,
+        open_files_max: 16,
+        wal_bytes: DbConfig::wal_bytes_for(16 << 20, 4_000),
+        wal_step_bytes: 8 << 20,
+        manifest_bytes: 1 << 14,
+        key_hash: KeyHash::with_seed(1),
+    };
+
+    #[test]
+    fn x2_a_flush_of_many_versions_of_one_key_pauses_on_its_way() {
+        const VERSIONS: usize = 60_000;
+        let storage = SimStorage::new(1);
+        let owner = Owner { store_id: 1, shard: ShardId(0) };
+        let db = block_on(async {
+            let db = Db::create(storage.clone(), owner, CONFIG).await.unwrap();
+            for _ in 0..VERSIONS {
+                db.set(b"key", b"value").unwrap();
+            }
+            while db.has_uncommitted() {
+                db.commit_next().await.unwrap();
+            }
+            db.request_flush();
+            db.prepare_spare().await.unwrap();
+            assert!(db.has_frozen());
+            db
+        });
+        let mut flush = pin!(db.flush_next());
+        let mut turns = 0;
+        while flush.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+            turns += 1;
+        }
+        assert_eq!(db.version().level(0).len(), 1);
+        // A turn for every 512 versions that are sorted, and one for as many that are passed over.
+        assert!(2 * VERSIONS / 512 <= turns, "{turns}");
     }
 }

@@ -223,6 +223,8 @@ pub struct Manifest<S: Storage> {
     log: RecordFile<S::File>,
     state: State,
     bytes_min: u64,
+    /// Why nothing is appended any more (V3).
+    failure: Option<Error>,
 }
 
 impl<S: Storage> Manifest<S> {
@@ -252,7 +254,7 @@ impl<S: Storage> Manifest<S> {
         }
         .await;
         match result {
-            Ok(log) => Ok(Self { storage, owner, number, log, state, bytes_min }),
+            Ok(log) => Ok(Self { storage, owner, number, log, state, bytes_min, failure: None }),
             Err(error) if error.kind() == ErrorKind::Poisoned => Err(error), // V3
             Err(error) => {
                 // Nothing names the file. If it cannot be removed now, the next open removes it.
@@ -280,8 +282,18 @@ impl<S: Storage> Manifest<S> {
     /// Makes an edit durable. When it returns, files that the edit removed may be released.
     ///
     /// # Errors
-    /// `Poisoned` if it is unknown whether the edit is durable (V3); any other kind if it certainly is not (V2).
+    /// `Poisoned` if it is unknown whether the edit is durable, and for every edit after that (V3). Any other kind if the
+    /// edit certainly is not durable (V2).
     pub async fn append(&mut self, edit: &VersionEdit) -> Result<()> {
+        if let Some(first) = &self.failure {
+            return Err(first.clone()); // V3
+        }
+        let result = self.append_or_replace(edit).await;
+        self.failure = result.as_ref().err().filter(|error| error.kind() == ErrorKind::Poisoned).cloned();
+        result
+    }
+
+    async fn append_or_replace(&mut self, edit: &VersionEdit) -> Result<()> {
         let next = self.state.apply(edit).map_err(|reason| {
             Error::new(ErrorKind::Poisoned, format!("a version edit contradicts the state: {reason}"))
         })?;
@@ -434,6 +446,70 @@ mod tests {
             assert_eq!(wals(&storage).await, [1, 2]);
             zero_from(ends[0]);
             assert_eq!(load(&storage, OWNER).await.unwrap_err().kind(), ErrorKind::Corruption);
+        });
+    }
+
+    /// Appends edits until the full manifest was replaced, or an edit fails. Returns the edits that are durable.
+    async fn append_until_replaced(manifest: &mut Manifest<SimStorage>) -> (u64, Result<()>) {
+        let first = manifest.number();
+        for number in 1.. {
+            match manifest.append(&wal(number)).await {
+                Err(error) => return (number - 1, Err(error)),
+                Ok(()) if manifest.number() != first => return (number, Ok(())),
+                Ok(()) => {}
+            }
+        }
+        unreachable!("a manifest is full at some time")
+    }
+
+    #[test]
+    fn v3_after_a_failed_append_sync_or_switch_nothing_more_is_appended() {
+        block_on(async {
+            let (mut poisoned, mut refused) = (0, 0);
+            for failure in [Failure::Errno(libc::EIO), Failure::Errno(libc::ENOSPC), Failure::Short] {
+                for nth in 1.. {
+                    let storage = SimStorage::new(nth);
+                    let mut manifest =
+                        Manifest::create(storage.clone(), OWNER, State::default(), BYTES).await.unwrap();
+                    let operation = storage.operations() + nth;
+                    storage.set_fault(Some(Fault { operation, failure, for_ever: false }));
+                    let (durable, result) = append_until_replaced(&mut manifest).await;
+                    if storage.operations() < operation {
+                        break;
+                    }
+                    let Err(error) = result else { continue }; // a manifest that was replaced could not be removed
+                    let context = format!("operation {operation}, {failure:?}: {error}");
+                    let possible = if error.kind() == ErrorKind::Poisoned {
+                        let operations = storage.operations();
+                        for number in [durable + 1, durable + 2] {
+                            let again = manifest.append(&wal(number)).await.unwrap_err();
+                            assert_eq!(again.kind(), ErrorKind::Poisoned, "{context}");
+                            assert_eq!(
+                                again.to_string(),
+                                error.to_string(),
+                                "{context}: not the first cause"
+                            );
+                        }
+                        assert_eq!(storage.operations(), operations, "{context}: another attempt");
+                        poisoned += 1;
+                        durable..=durable + 1
+                    } else {
+                        refused += 1;
+                        durable..=durable
+                    };
+                    for fate in [Fate::Lost, Fate::Kept, Fate::Killed, Fate::Random, Fate::Random] {
+                        let found = wals(&storage.crash(fate)).await.len() as u64;
+                        assert!(
+                            possible.contains(&found),
+                            "{context}, {fate:?}: {found} edits, not {possible:?}"
+                        );
+                    }
+                    if error.kind() != ErrorKind::Poisoned {
+                        manifest.append(&wal(durable + 1)).await.unwrap();
+                    }
+                }
+            }
+            assert!(10 < poisoned && 10 < refused, "{poisoned} and {refused}");
         });
     }
 

@@ -95,10 +95,13 @@ impl Version {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::collections::BTreeMap;
     use std::rc::Rc;
 
     use super::*;
+    use crate::compaction::{Compaction, Limits, pick};
     use crate::key::{FileNumber, SeqNo};
+    use crate::random::Random;
     use crate::sst::SstMeta;
 
     /// A file of `bytes` bytes. Its SeqNos are made from its number.
@@ -133,12 +136,133 @@ pub(crate) mod tests {
         assert!(add(1, meta(5, "g", "j", 1)).is_ok());
         assert!(add(2, meta(2, "x", "y", 1)).is_err(), "a number is used once");
         let mut same = meta(6, "a", "b", 1);
-        same.first = SeqNo(35);
+        same.first = SeqNo(39); // the last SeqNo of the file that is there
         assert!(add(0, same).is_err());
         let newest = add(0, meta(7, "a", "b", 1)).unwrap();
         assert_eq!(newest.level(0)[0].number, FileNumber(7));
         let remove_ssts = vec![(1, FileNumber(9))];
         assert!(base.apply(&VersionEdit { remove_ssts, ..VersionEdit::default() }).is_err());
+    }
+
+    /// The files of a shard, without their bytes.
+    #[derive(Default)]
+    struct Model {
+        version: Version,
+        /// The SeqNo of every key in every file.
+        contents: BTreeMap<FileNumber, BTreeMap<Vec<u8>, SeqNo>>,
+        /// The newest write of each key, except for tombstones that a compaction has dropped.
+        newest: BTreeMap<Vec<u8>, SeqNo>,
+        last: SeqNo,
+    }
+
+    impl Model {
+        /// Every seventh write is a delete.
+        fn is_tombstone(seqno: SeqNo) -> bool {
+            seqno.0.is_multiple_of(7)
+        }
+
+        fn file(&mut self, entries: BTreeMap<Vec<u8>, SeqNo>) -> SharedMeta {
+            let number = self.contents.last_key_value().map_or(FileNumber(1), |(last, _)| last.next());
+            let (smallest, largest) = (entries.keys().next(), entries.keys().next_back());
+            let (smallest, largest) = smallest.zip(largest).expect("no file is empty");
+            let meta = SstMeta {
+                number,
+                bytes: entries.len() as u64,
+                smallest: smallest.as_slice().into(),
+                largest: largest.as_slice().into(),
+                first: *entries.values().min().expect("no file is empty"),
+                last: *entries.values().max().expect("no file is empty"),
+                entries: entries.len() as u64,
+                tombstones: entries.values().filter(|seqno| Self::is_tombstone(**seqno)).count() as u64,
+                expiry: None,
+            };
+            self.contents.insert(number, entries);
+            Rc::new(meta)
+        }
+
+        fn flush(&mut self, keys: impl Iterator<Item = u64>) {
+            let mut entries = BTreeMap::new();
+            for key in keys {
+                self.last = self.last.next();
+                entries.insert(format!("{key:02}").into_bytes(), self.last);
+            }
+            self.newest.extend(entries.clone());
+            let add_ssts = vec![(0, self.file(entries))];
+            self.version = self.version.apply(&VersionEdit { add_ssts, ..VersionEdit::default() }).unwrap();
+        }
+
+        fn compact(&mut self, compaction: &Compaction, limits: &Limits) {
+            let target = compaction.target();
+            let mut edit = VersionEdit::default();
+            for (level, files) in [(compaction.level, &compaction.inputs), (target, &compaction.overlapping)]
+            {
+                edit.remove_ssts.extend(files.iter().map(|file| (level, file.number)));
+            }
+            if compaction.is_move() {
+                edit.add_ssts.push((target, compaction.inputs[0].clone()));
+            } else {
+                let mut merged: BTreeMap<Vec<u8>, SeqNo> = BTreeMap::new();
+                for file in compaction.inputs.iter().chain(&compaction.overlapping) {
+                    for (key, seqno) in &self.contents[&file.number] {
+                        let newest = merged.entry(key.clone()).or_default();
+                        *newest = (*newest).max(*seqno);
+                    }
+                }
+                merged.retain(|key, seqno| {
+                    let stays = !Self::is_tombstone(*seqno) || self.version.may_hold_below(target, key);
+                    if !stays && self.newest.get(key) == Some(seqno) {
+                        self.newest.remove(key);
+                    }
+                    stays
+                });
+                let entries: Vec<_> = merged.into_iter().collect();
+                for output in entries.chunks(limits.sst_bytes as usize) {
+                    let file = self.file(output.iter().cloned().collect());
+                    edit.add_ssts.push((target, file));
+                }
+            }
+            self.version = self.version.apply(&edit).unwrap();
+        }
+
+        /// The SeqNos of a key in the order of the levels, and of the files of L0.
+        fn read(&self, key: &[u8]) -> Vec<SeqNo> {
+            let l0 = self.version.level(0).iter().filter(|file| file.covers(key));
+            let deeper = (1..LEVELS).filter_map(|level| self.version.file_for(level, key));
+            l0.chain(deeper).filter_map(|file| self.contents[&file.number].get(key).copied()).collect()
+        }
+    }
+
+    #[test]
+    fn n3_flushes_and_compactions_keep_newer_entries_above_older_entries() {
+        for seed in 0..20 {
+            let mut random = Random::new(seed);
+            let limits = Limits { base_bytes: 4, sst_bytes: 6 };
+            let (mut model, mut eagerness) = (Model::default(), 0);
+            let mut reached = [false; LEVELS];
+            for step in 0..600 {
+                // At times compaction is far behind.
+                if step % 30 == 0 {
+                    eagerness = random.below(5);
+                }
+                match pick(&model.version, &limits).filter(|_| random.below(4) < eagerness) {
+                    Some(compaction) => model.compact(&compaction, &limits),
+                    None => {
+                        let count = 1 + random.below(6);
+                        model.flush((0..count).map(|_| random.below(90)));
+                    }
+                }
+                for key in (0..90).map(|key| format!("{key:02}").into_bytes()) {
+                    let found = model.read(&key);
+                    assert!(found.is_sorted_by(|a, b| b < a), "seed {seed}, step {step}: {found:?}");
+                    let newest = model.newest.get(&key);
+                    assert_eq!(found.first(), newest, "seed {seed}, step {step}: {key:?}");
+                }
+                for (level, files) in model.version.levels() {
+                    reached[level] |= !files.is_empty();
+                }
+            }
+            assert_eq!(reached[..4], [true; 4], "seed {seed}: files in L0 to L3");
+        }
     }
 
     #[test]

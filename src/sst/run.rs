@@ -203,3 +203,334 @@ fn next_handle(index: &mut Cursor) -> Result<Option<BlockHandle>, CorruptionReas
     let value = index.entry().map(|entry| entry.value).unwrap_or_default();
     BlockHandle::decode(&mut Reader::new(value)).map(Some)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::collections::{BTreeMap, HashMap};
+    use std::ops::Bound;
+
+    use futures_executor::block_on;
+
+    use super::*;
+    use crate::error::{Error, ErrorKind};
+    use crate::file_name::FileName;
+    use crate::key::{EntryKind, SeqNo, ShardId, UnixMillis};
+    use crate::random::Random;
+    use crate::record::{Identity, Kind, Owner};
+    use crate::sst::builder::SstBuilder;
+    use crate::sst::window::Frames;
+    use crate::storage::sim::{SimFile, SimStorage};
+
+    /// An entry without its key.
+    type Stored = (SeqNo, EntryKind, Vec<u8>);
+    type Model = BTreeMap<Vec<u8>, Stored>;
+
+    fn identity(file: FileNumber) -> Identity {
+        Owner { store_id: 4, shard: ShardId(1) }.identity(Kind::Sst, file)
+    }
+
+    /// Sorted files, and a cache.
+    struct Files {
+        storage: SimStorage,
+        metas: Vec<Rc<SstMeta>>,
+        cached: HashMap<(FileNumber, u64), Rc<Block>>,
+        opened: RefCell<Vec<FileNumber>>,
+    }
+
+    impl OpenSst for Files {
+        type File = SimFile;
+
+        async fn open(&self, meta: &SstMeta) -> Result<Rc<Sst<SimFile>>> {
+            self.opened.borrow_mut().push(meta.number);
+            Ok(Rc::new(Sst::open(&self.storage, identity(meta.number), meta.bytes).await?))
+        }
+
+        fn cached(&self, file: FileNumber, offset: u64) -> Option<Rc<Block>> {
+            self.cached.get(&(file, offset)).cloned()
+        }
+    }
+
+    impl Files {
+        /// `count` files with the entries of `model`. The first file has the greatest number.
+        async fn new(model: &Model, count: usize) -> Self {
+            let storage = SimStorage::new(1);
+            let (mut metas, mut entries) = (Vec::new(), model.iter().peekable());
+            for part in 0..count {
+                let number = FileNumber((count - part) as u64);
+                let mut builder = SstBuilder::create(&storage, identity(number)).await.unwrap();
+                let part_end = (part + 1) * model.len() / count - part * model.len() / count;
+                for (key, (seqno, kind, value)) in entries.by_ref().take(part_end) {
+                    builder.add(&Entry { key, seqno: *seqno, kind: *kind, value });
+                    builder.write_full().await.unwrap();
+                }
+                metas.push(Rc::new(builder.finish().await.unwrap()));
+            }
+            assert!(entries.next().is_none());
+            Self { storage, metas, cached: HashMap::new(), opened: RefCell::default() }
+        }
+
+        fn run(&self, ahead: ReadAhead) -> Run<'_, Self> {
+            Run::new(self, self.metas.iter().cloned(), ahead)
+        }
+
+        /// All blocks of all files.
+        async fn blocks(&self) -> Vec<(FileNumber, BlockHandle, Block)> {
+            let mut blocks = Vec::new();
+            for meta in &self.metas {
+                let mut frames = Frames::new(self.open(meta).await.unwrap());
+                while let Some((handle, block)) = frames.next().await.unwrap() {
+                    blocks.push((meta.number, handle, block));
+                }
+            }
+            self.opened.borrow_mut().clear();
+            blocks
+        }
+
+        /// Caches about `share` of four blocks.
+        async fn cache(&mut self, share: u64, random: &mut Random) {
+            let blocks = self.blocks().await.into_iter().filter(|_| random.below(4) < share);
+            self.cached =
+                blocks.map(|(file, handle, block)| ((file, handle.offset), Rc::new(block))).collect();
+        }
+
+        /// The file that holds `key`.
+        fn file_of(&self, key: &[u8]) -> FileNumber {
+            self.metas.iter().find(|meta| meta.covers(key)).expect("a file holds the key").number
+        }
+    }
+
+    /// Random keys, and values of up to `value_bytes_max` bytes.
+    fn model(seed: u64, count: u64, value_bytes_max: u64) -> Model {
+        let mut random = Random::new(seed);
+        (1..=count)
+            .map(|seqno| {
+                // Keys with a long common prefix have long separators, and a partition is full after a few of these.
+                let length = [0, 40, 300, 2_000, 5_000][random.below(5) as usize];
+                let key = format!("{:02}{:p>length$}{}", random.below(20), "", random.below(1_000_000));
+                let bytes_max = [10, 100, 1_000, value_bytes_max][random.below(4) as usize];
+                let noise = random.below(2) == 0;
+                let value = (0..random.below(bytes_max + 1))
+                    .map(|_| if noise { random.next_u64().to_le_bytes()[0] } else { 7 })
+                    .collect();
+                let stored = match random.below(8) {
+                    0 => (SeqNo(seqno), EntryKind::TOMBSTONE, Vec::new()),
+                    1 => (SeqNo(seqno), EntryKind::value(Some(UnixMillis(seqno))), value),
+                    _ => (SeqNo(seqno), EntryKind::VALUE, value),
+                };
+                (key.into_bytes(), stored)
+            })
+            .collect()
+    }
+
+    /// The next entry; `None` at the end.
+    async fn next<O: OpenSst>(run: &mut Run<'_, O>) -> Result<Option<(Vec<u8>, Stored)>> {
+        loop {
+            match run.step()? {
+                Step::Entry => {
+                    let own = |entry: Entry<'_>| {
+                        (entry.key.to_vec(), (entry.seqno, entry.kind, entry.value.to_vec()))
+                    };
+                    return Ok(Some(run.read(own)));
+                }
+                Step::Need => run.supply().await?,
+                Step::End => return Ok(None),
+            }
+        }
+    }
+
+    /// Reads `count` entries, or up to the end, and compares them with those of `model` from `from` on.
+    async fn compare<O: OpenSst>(
+        run: &mut Run<'_, O>,
+        model: &Model,
+        from: &[u8],
+        count: usize,
+        context: &str,
+    ) {
+        let mut expected = model.range::<[u8], _>((Bound::Included(from), Bound::Unbounded));
+        for _ in 0..count {
+            let found = next(run).await.unwrap_or_else(|error| panic!("{context}: {error}"));
+            let wanted = expected.next();
+            let found = found.as_ref().map(|(key, stored)| (key, stored));
+            assert!(found == wanted, "{context}: {:?}, not {:?}", found.map(|f| f.0), wanted.map(|w| w.0));
+            if wanted.is_none() {
+                break;
+            }
+        }
+    }
+
+    #[test]
+    fn a_run_gives_the_entries_of_a_sorted_map_from_any_key() {
+        block_on(async {
+            for seed in 0..4 {
+                let mut random = Random::new(seed);
+                let model = model(seed, 700, [3_000, 30_000, 400_000, 0][seed as usize]);
+                let mut files = Files::new(&model, 1 + seed as usize).await;
+                for meta in &files.metas {
+                    let of_file = |(file, _, block): &&(_, _, Block)| {
+                        *file == meta.number && block.kind == BlockKind::Index
+                    };
+                    let partitions = files.blocks().await.iter().filter(of_file).count();
+                    assert!(1 < partitions, "seed {seed}: file {} has one partition", meta.number.0);
+                }
+                let keys: Vec<_> = model.keys().cloned().collect();
+                for (ahead, cached) in [ReadAhead::Full, ReadAhead::Growing]
+                    .into_iter()
+                    .flat_map(|ahead| [0, 1, 4].map(|cached| (ahead, cached)))
+                {
+                    files.cache(cached, &mut random).await;
+                    let context = format!("seed {seed}, {ahead:?}, {cached} of 4 blocks cached");
+                    let mut run = files.run(ahead);
+                    compare(&mut run, &model, b"", usize::MAX, &context).await;
+                    // Forward and back, to keys of the files and to other keys.
+                    for _ in 0..30 {
+                        let mut from = keys[random.below(keys.len() as u64) as usize].clone();
+                        match random.below(4) {
+                            0 => from.push(0),
+                            1 => from.truncate(random.below(from.len() as u64) as usize),
+                            2 => *from.last_mut().expect("no key is empty") ^= 1,
+                            _ => {}
+                        }
+                        run.seek(&from);
+                        let count = [1, 20, 200][random.below(3) as usize];
+                        compare(&mut run, &model, &from, count, &format!("{context}, from {from:?}")).await;
+                    }
+                    for (from, left) in [(keys[0].clone(), keys.len()), (vec![0xff], 0)] {
+                        run.seek(&from);
+                        compare(&mut run, &model, &from, usize::MAX, &context).await;
+                        assert_eq!(model.range(from..).count(), left);
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn a_run_opens_each_file_only_when_it_comes_to_it() {
+        block_on(async {
+            let model = model(7, 400, 100);
+            let files = Files::new(&model, 4).await;
+            let numbers: Vec<_> = files.metas.iter().map(|meta| meta.number).collect();
+            let keys: Vec<_> = model.keys().cloned().collect();
+            for from in [0, 99, 150, 250, 399] {
+                files.opened.borrow_mut().clear();
+                let mut run = files.run(ReadAhead::Full);
+                run.seek(&keys[from]);
+                assert!(files.opened.borrow().is_empty(), "a seek opens nothing");
+                let first = numbers.iter().position(|number| *number == files.file_of(&keys[from])).unwrap();
+                for key in &keys[from..] {
+                    let found = next(&mut run).await.unwrap().map(|(key, _)| key);
+                    assert_eq!(found.as_ref(), Some(key));
+                    let file = files.file_of(key);
+                    assert_eq!(run.file().map(|meta| meta.number), Some(file));
+                    let last = numbers.iter().position(|number| *number == file).unwrap();
+                    assert_eq!(*files.opened.borrow(), numbers[first..=last], "from key {from}");
+                }
+                assert_eq!(next(&mut run).await.unwrap(), None);
+                assert_eq!(*files.opened.borrow(), numbers[first..], "from key {from}");
+            }
+            // A missing file is an error only for a run that comes to it.
+            files.storage.lose(FileName::Sst(numbers[2]));
+            let mut run = files.run(ReadAhead::Growing);
+            for key in &keys[..200] {
+                assert_eq!(next(&mut run).await.unwrap().map(|(key, _)| key).as_ref(), Some(key));
+            }
+            let error = next(&mut run).await.unwrap_err();
+            assert!(error.to_string().contains(&FileName::Sst(numbers[2]).to_string()), "{error}");
+            run.seek(&keys[300]);
+            compare(&mut run, &model, &keys[300], usize::MAX, "after the missing file").await;
+        });
+    }
+
+    #[test]
+    fn a_flipped_bit_is_an_error_with_file_and_offset_and_never_another_entry() {
+        block_on(async {
+            let seed = 8;
+            let mut random = Random::new(seed);
+            let model = model(seed, 250, 20_000);
+            let mut files = Files::new(&model, 2).await;
+            let mut kinds = [0; 6];
+            for (number, handle, block) in files.blocks().await {
+                let name = FileName::Sst(number);
+                // The header of the frame, and other places.
+                let mut places: Vec<_> = (0..24).step_by(3).collect();
+                places.extend((0..4).map(|_| random.below(u64::from(handle.bytes))));
+                for (index, place) in places.into_iter().enumerate() {
+                    let mask = 1 << random.below(8);
+                    let ahead = [ReadAhead::Full, ReadAhead::Growing][index % 2];
+                    let context = format!("seed {seed}: byte {place} of a {:?} block of {name}", block.kind);
+                    files.storage.corrupt(name, handle.offset + place, mask);
+                    let mut run = files.run(ahead);
+                    let error = walk_to_error(&mut run, &model, &context).await;
+                    if matches!(block.kind, BlockKind::Data | BlockKind::Index | BlockKind::Top) {
+                        let error = error.unwrap_or_else(|| panic!("{context}: nothing was noticed"));
+                        assert_eq!(error.kind(), ErrorKind::Corruption, "{context}: {error}");
+                        let said = format!("{name} is damaged at offset {}: ", handle.offset);
+                        assert!(error.to_string().starts_with(&said), "{context}: {error}");
+                    } else {
+                        assert!(error.is_none(), "{context}: a run does not read the block");
+                    }
+                    files.cached.insert((number, handle.offset), Rc::new(block.clone()));
+                    let mut run = files.run(ahead);
+                    let error = walk_to_error(&mut run, &model, &context).await;
+                    assert!(error.is_none(), "{context}: the block is cached");
+                    files.cached.clear();
+                    files.storage.corrupt(name, handle.offset + place, mask);
+                }
+                kinds[block.kind as usize] += 1;
+            }
+            assert!(kinds[1..].iter().all(|count| 1 < *count), "blocks of each kind: {kinds:?}");
+        });
+    }
+
+    /// Walks to the first error, or to the end. Every entry on the way is the next entry of `model`.
+    async fn walk_to_error<O: OpenSst>(run: &mut Run<'_, O>, model: &Model, context: &str) -> Option<Error> {
+        let mut expected = model.iter();
+        loop {
+            let wanted = expected.next();
+            match next(run).await {
+                Ok(found) => {
+                    assert!(found.as_ref().map(|(key, stored)| (key, stored)) == wanted, "{context}");
+                    wanted?;
+                }
+                Err(error) => return Some(error),
+            }
+        }
+    }
+
+    #[test]
+    fn an_unreadable_block_is_an_error_only_for_a_run_that_comes_to_it() {
+        block_on(async {
+            let model = model(9, 200, 20_000);
+            let files = Files::new(&model, 1).await;
+            let blocks = files.blocks().await;
+            let name = FileName::Sst(files.metas[0].number);
+            let data: Vec<_> = blocks.iter().filter(|(_, _, block)| block.kind == BlockKind::Data).collect();
+            for (index, (_, handle, _)) in data.iter().enumerate().step_by(7) {
+                files.storage.make_unreadable(name, handle.offset / crate::storage::BLOCK_BYTES as u64);
+                let first_key = |block: &Block| {
+                    let mut cursor = Cursor::new(block.payload.clone());
+                    assert!(cursor.advance().unwrap());
+                    cursor.entry().map(|entry| entry.key.to_vec()).expect("a block has an entry")
+                };
+                let before = model.range(..first_key(&data[index].2)).count();
+                for ahead in [ReadAhead::Full, ReadAhead::Growing] {
+                    let context = format!("data block {index}, {ahead:?}");
+                    let mut run = files.run(ahead);
+                    compare(&mut run, &model, b"", before, &context).await;
+                    let error = next(&mut run).await.expect_err(&context);
+                    assert_eq!(error.kind(), ErrorKind::Io, "{context}: {error}");
+                    let said = format!("read {} bytes at offset {} of {name}", handle.bytes, handle.offset);
+                    assert!(error.to_string().contains(&said), "{context}: {error}");
+                    if let Some((_, _, next)) = data.get(index + 1) {
+                        let from = first_key(next);
+                        run.seek(&from);
+                        compare(&mut run, &model, &from, usize::MAX, &context).await;
+                    }
+                }
+                // The block is readable again.
+                files.storage.overwrite(name, &files.storage.bytes(name));
+            }
+        });
+    }
+}

@@ -150,3 +150,187 @@ impl<F: File> Frames<F> {
         self.next += BLOCK_BYTES as u64;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_executor::block_on;
+
+    use super::*;
+    use crate::file_name::FileName;
+    use crate::key::{Entry, EntryKind, FileNumber, SeqNo, ShardId};
+    use crate::random::Random;
+    use crate::record::{Identity, Kind, Owner};
+    use crate::sst::block::BlockKind;
+    use crate::sst::builder::SstBuilder;
+    use crate::storage::sim::{SimFile, SimStorage};
+
+    const NUMBER: FileNumber = FileNumber(1);
+
+    fn identity() -> Identity {
+        Owner { store_id: 4, shard: ShardId(1) }.identity(Kind::Sst, NUMBER)
+    }
+
+    /// A file with values of these lengths, which do not compress.
+    async fn sst(storage: &SimStorage, lengths: impl Iterator<Item = usize>) -> Rc<Sst<SimFile>> {
+        let mut random = Random::new(1);
+        let mut builder = SstBuilder::create(storage, identity()).await.unwrap();
+        for (number, length) in (1..).zip(lengths) {
+            let value: Vec<_> = (0..length).map(|_| random.next_u64().to_le_bytes()[0]).collect();
+            let key = format!("{number:06}").into_bytes();
+            let entry = Entry { key: &key, seqno: SeqNo(number), kind: EntryKind::VALUE, value: &value };
+            builder.add(&entry);
+            builder.write_full().await.unwrap();
+        }
+        let meta = builder.finish().await.unwrap();
+        Rc::new(Sst::open(storage, identity(), meta.bytes).await.unwrap())
+    }
+
+    #[test]
+    fn a_growing_window_doubles_with_each_read_and_does_not_reach_beyond_the_end() {
+        block_on(async {
+            let storage = SimStorage::new(1);
+            let sst = sst(&storage, (0..300).map(|_| 4_000)).await;
+            let contents = storage.bytes(FileName::Sst(NUMBER));
+            for (ahead, kib) in [
+                (ReadAhead::Growing, &[16, 32, 64, 128, 256, 256, 20, 4][..]),
+                (ReadAhead::Full, &[256, 256, 20, 4]),
+            ] {
+                let (mut window, mut at) = (Window::new(ahead), 0);
+                // The window ends before the last block. A block is read even there.
+                let end = kib[..kib.len() - 1].iter().sum::<usize>() << 10;
+                for kib in kib {
+                    let length = kib << 10;
+                    let operations = storage.operations();
+                    window.fill(&sst, at as u64, BLOCK_BYTES, end as u64).await.unwrap();
+                    assert_eq!(storage.operations(), operations + 1, "{ahead:?}: one read");
+                    let held = window.get(at as u64, length);
+                    assert_eq!(held, Some(&contents[at..at + length]), "{ahead:?} at {at}");
+                    assert!(
+                        window.get(at as u64, length + 1).is_none(),
+                        "{ahead:?} at {at}: no more is read"
+                    );
+                    at += length;
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn a_window_holds_what_it_has_read_and_nothing_around_it() {
+        block_on(async {
+            let storage = SimStorage::new(1);
+            let sst = sst(&storage, (0..60).map(|_| 4_000)).await;
+            let mut window = Window::new(ReadAhead::Growing);
+            let at = 10 * BLOCK_BYTES as u64;
+            window.fill(&sst, at, BLOCK_BYTES, sst.top.offset).await.unwrap();
+            assert!(window.get(at, 4 * BLOCK_BYTES).is_some());
+            assert!(window.get(at - 1, 1).is_none(), "before it");
+            assert!(window.get(at - 1, 4 * BLOCK_BYTES).is_none(), "a part of it");
+            assert!(window.get(at + 1, 4 * BLOCK_BYTES).is_none(), "beyond it");
+            assert!(window.get(u64::MAX, usize::MAX).is_none());
+        });
+    }
+
+    #[test]
+    fn a_block_longer_than_the_window_is_read_by_itself_and_held_once() {
+        block_on(async {
+            let storage = SimStorage::new(1);
+            let long = READ_AHEAD_BYTES_MAX + 10_000;
+            let sst = sst(&storage, [100, long, 100, long, 100].into_iter()).await;
+            let mut frames = Frames::new(sst.clone());
+            let mut lengths = Vec::new();
+            while let Some((handle, block)) = frames.next().await.unwrap() {
+                if READ_AHEAD_BYTES_MAX < handle.bytes as usize {
+                    let mut window = Window::new(ReadAhead::Full);
+                    window.fill(&sst, handle.offset, handle.bytes as usize, sst.top.offset).await.unwrap();
+                    assert_eq!(window.bytes.len(), handle.bytes as usize, "nothing after the block is read");
+                    let memory = window.bytes.as_ptr_range();
+                    let found = window.unpack(&sst, handle).unwrap().expect("the window holds the block");
+                    assert_eq!(found.payload, block.payload);
+                    assert!(memory.contains(&found.payload.as_ptr()), "the block is not copied");
+                    assert!(window.bytes.is_empty(), "the window has given its memory away");
+                    lengths.push(block.payload.len());
+                }
+            }
+            assert_eq!(lengths.len(), 2);
+            assert!(lengths.iter().all(|length| long < *length));
+        });
+    }
+
+    #[test]
+    fn an_unreadable_block_ahead_is_an_error_only_for_who_asks_for_it() {
+        block_on(async {
+            let storage = SimStorage::new(1);
+            let sst = sst(&storage, (0..40).map(|_| 4_000)).await;
+            let name = FileName::Sst(NUMBER);
+            let contents = storage.bytes(name);
+            let bad = 5;
+            storage.make_unreadable(name, bad);
+            for ahead in [ReadAhead::Full, ReadAhead::Growing] {
+                for block in 0..20 {
+                    let mut window = Window::new(ahead);
+                    let at = block * BLOCK_BYTES as u64;
+                    let result = window.fill(&sst, at, BLOCK_BYTES, sst.top.offset).await;
+                    if block == bad {
+                        assert_eq!(result.unwrap_err().kind(), ErrorKind::Io, "{ahead:?}, block {block}");
+                        assert!(window.get(at, BLOCK_BYTES).is_none(), "{ahead:?}");
+                    } else {
+                        result.unwrap();
+                        let held = window.get(at, BLOCK_BYTES);
+                        assert_eq!(
+                            held,
+                            Some(&contents[to_usize(at)..][..BLOCK_BYTES]),
+                            "{ahead:?}, {block}"
+                        );
+                    }
+                }
+            }
+            // A block of two pages, one of which is unreadable.
+            let mut window = Window::new(ReadAhead::Full);
+            let at = (bad - 1) * BLOCK_BYTES as u64;
+            assert!(window.fill(&sst, at, 2 * BLOCK_BYTES, sst.top.offset).await.is_err());
+        });
+    }
+
+    #[test]
+    fn frames_come_in_the_order_of_the_file_and_a_damaged_one_is_passed_over_by_page() {
+        block_on(async {
+            let storage = SimStorage::new(1);
+            let sst = sst(&storage, (0..40).map(|number| 500 * number)).await;
+            let mut frames = Frames::new(sst.clone());
+            let mut handles = Vec::new();
+            while let Some((handle, block)) = frames.next().await.unwrap() {
+                handles.push((handle, block.kind));
+            }
+            let mut next = 0;
+            for (handle, _) in &handles {
+                assert_eq!(handle.offset, next);
+                next += u64::from(handle.bytes);
+            }
+            assert_eq!(next, sst.bytes - BLOCK_BYTES as u64, "only the footer follows");
+            let last_kinds = handles[handles.len() - 4..].iter().map(|(_, kind)| *kind);
+            let expected = [BlockKind::Index, BlockKind::Filter, BlockKind::Top, BlockKind::Properties];
+            assert_eq!(last_kinds.collect::<Vec<_>>(), expected);
+
+            let (damaged, _) = handles[3];
+            storage.corrupt(FileName::Sst(NUMBER), damaged.offset + 100, 1);
+            let mut frames = Frames::new(sst);
+            let mut found = Vec::new();
+            loop {
+                let at = frames.position().offset;
+                match frames.next().await {
+                    Ok(None) => break,
+                    Ok(Some((handle, kind))) => found.push((handle, kind.kind)),
+                    Err(error) => {
+                        let said = format!("000001.sst is damaged at offset {at}: ");
+                        assert!(error.to_string().starts_with(&said), "{error}");
+                        assert!(damaged.offset <= at && at < damaged.offset + u64::from(damaged.bytes));
+                        frames.skip_page();
+                    }
+                }
+            }
+            handles.remove(3);
+            assert_eq!(found, handles);
+        });
+    }
+}

@@ -800,6 +800,82 @@ mod tests {
         });
     }
 
+    /// What happens to an overwrite.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Mishap {
+        NotSynced,
+        FailedWrite,
+        ShortWrite,
+        FailedSync,
+        LyingSync,
+    }
+
+    /// Overwrites the synced bytes `old` of a file by `new`. Returns the disk before each operation of that, and after the
+    /// last.
+    async fn overwrite(seed: u64, old: &[u8], new: &[u8], mishap: Mishap) -> Vec<SimStorage> {
+        let storage = SimStorage::new(seed);
+        let file = storage.create(NAME).await.unwrap();
+        file.write_at(AlignedBuf::from(old), 0).await.0.unwrap();
+        file.sync().await.unwrap();
+        storage.sync_dir().await.unwrap();
+        let next = storage.operations() + 1;
+        let fault = |operation, failure| Some(Fault { operation, failure, for_ever: false });
+        storage.set_fault(match mishap {
+            Mishap::FailedWrite => fault(next, Failure::Errno(libc::EIO)),
+            Mishap::ShortWrite => fault(next, Failure::Short),
+            Mishap::FailedSync => fault(next + 1, Failure::Errno(libc::EIO)),
+            Mishap::NotSynced | Mishap::LyingSync => None,
+        });
+        storage.lie(mishap == Mishap::LyingSync);
+        storage.record();
+        let written = file.write_at(AlignedBuf::from(new), 0).await.0;
+        assert_eq!(written.is_err(), matches!(mishap, Mishap::FailedWrite | Mishap::ShortWrite));
+        if mishap != Mishap::NotSynced {
+            assert_eq!(file.sync().await.is_err(), mishap == Mishap::FailedSync);
+        }
+        let mut disks = storage.take_snapshots();
+        disks.push(storage);
+        disks
+    }
+
+    #[test]
+    fn s3_a_sector_that_is_overwritten_with_the_same_bytes_does_not_change() {
+        use Mishap::{FailedSync, FailedWrite, LyingSync, NotSynced, ShortWrite};
+        let (mut new_sectors, mut old_sectors) = (0, 0);
+        for seed in 0..200 {
+            let mut random = Random::new(seed);
+            let mut noise = || random.next_u64().to_le_bytes()[0];
+            let old: Vec<u8> = (0..2 * BLOCK_BYTES).map(|_| noise()).collect();
+            let mut new = old.clone();
+            for sector in new.chunks_mut(SECTOR_BYTES).filter(|sector| sector[0].is_multiple_of(2)) {
+                sector.fill_with(&mut noise);
+            }
+            let mut check = |disk: &SimStorage, context: &str| {
+                let found = disk.bytes(NAME);
+                for at in (0..found.len()).step_by(SECTOR_BYTES) {
+                    let [old, new, found] = [&old, &new, &found].map(|bytes| &bytes[at..at + SECTOR_BYTES]);
+                    assert!(found == old || found == new, "seed {seed}, {context}, offset {at}");
+                    new_sectors += usize::from(found != old);
+                    old_sectors += usize::from(found != new);
+                }
+            };
+            let mishap = [NotSynced, FailedWrite, ShortWrite, FailedSync, LyingSync][to_usize(seed % 5)];
+            for disk in block_on(overwrite(seed, &old, &new, mishap)) {
+                for fate in [Fate::Lost, Fate::Kept, Fate::Random, Fate::Random] {
+                    check(&disk.crash(fate), &format!("{mishap:?}, {fate:?}"));
+                }
+                // A write in flight lands during the next operations. The power may go before and after that.
+                let killed = disk.crash(Fate::Killed);
+                for _ in 0..=LATE_OPERATIONS {
+                    check(&killed, &format!("{mishap:?}, killed"));
+                    check(&killed.crash(Fate::Random), &format!("{mishap:?}, killed and a power cut"));
+                    block_on(killed.lost_path()).unwrap();
+                }
+            }
+        }
+        assert!(1_000 < new_sectors && 1_000 < old_sectors, "{new_sectors} and {old_sectors}");
+    }
+
     #[test]
     fn a_planned_fault_hits_its_operation_once_or_for_ever() {
         block_on(async {
