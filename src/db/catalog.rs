@@ -101,3 +101,108 @@ impl<S: Storage> Catalog<S> {
         self.manifest.lock().await.state().kept_wals.keys().copied().collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::pin::pin;
+    use std::task::Poll;
+
+    use futures_executor::block_on;
+
+    use super::*;
+    use crate::error::{Error, ErrorKind};
+    use crate::key::ShardId;
+    use crate::manifest::WalMeta;
+    use crate::manifest::load;
+    use crate::record::Owner;
+    use crate::record::replay::KnownEnd;
+    use crate::storage::sim::{Fate, SimStorage};
+
+    const OWNER: Owner = Owner { store_id: 1, shard: ShardId(0) };
+
+    async fn catalog(storage: &SimStorage) -> Catalog<SimStorage> {
+        let state = State { next_file: FileNumber(1), ..State::default() };
+        Catalog::new(Manifest::create(storage.clone(), OWNER, state, 1 << 14).await.unwrap())
+    }
+
+    fn add_wal(number: FileNumber) -> VersionEdit {
+        let meta = WalMeta { bytes: 4096, end: KnownEnd::default() };
+        VersionEdit { add_wals: vec![(number, meta)], ..VersionEdit::default() }
+    }
+
+    fn add_sst(number: u64, key: &str) -> VersionEdit {
+        let meta = crate::manifest::version::tests::meta(number, key, key, 10);
+        VersionEdit { add_ssts: vec![(1, Rc::new(meta))], ..VersionEdit::default() }
+    }
+
+    #[test]
+    fn g1_a_file_number_is_given_out_once_even_over_a_crash() {
+        block_on(async {
+            let storage = SimStorage::new(1);
+            let catalog = catalog(&storage).await;
+            let mut given = Vec::new();
+            for _ in 0..3 {
+                given.extend([catalog.new_file(), catalog.new_file()]);
+                let number = catalog.new_file();
+                given.push(number);
+                catalog.edit(add_wal(number), |_| Ok(true)).await.unwrap();
+            }
+            assert!(given.is_sorted_by(|a, b| a < b));
+            let loaded = load(&storage.crash(Fate::Lost), OWNER).await.unwrap().unwrap();
+            assert!(given.iter().all(|number| *number < loaded.state.next_file));
+        });
+    }
+
+    #[test]
+    fn g2_the_version_in_force_is_that_of_the_last_durable_edit() {
+        block_on(async {
+            let storage = SimStorage::new(1);
+            let catalog = catalog(&storage).await;
+            let before = catalog.version();
+            {
+                let mut edit = pin!(catalog.edit(add_sst(7, "a"), |_| Ok(true)));
+                // As long as the edit is under way, the old version is in force.
+                let mut polls = 0;
+                while poll_fn(|context| Poll::Ready(edit.as_mut().poll(context).is_pending())).await {
+                    assert!(catalog.is_in_force(&before));
+                    polls += 1;
+                }
+                assert!(0 < polls, "the manifest is written and synced");
+            }
+            assert!(!catalog.is_in_force(&before));
+            let loaded = load(&storage.crash(Fate::Lost), OWNER).await.unwrap().unwrap();
+            assert_eq!(loaded.state.version.level(1).len(), catalog.version().level(1).len());
+            // An edit that nobody agrees to, or that fails, changes nothing.
+            let now = catalog.version();
+            assert!(catalog.edit(add_sst(8, "b"), |_| Ok(false)).await.unwrap().is_none());
+            let refused = Error::new(ErrorKind::Io, "refused");
+            catalog.edit(add_sst(8, "b"), |_| Err(refused)).await.unwrap_err();
+            assert!(catalog.is_in_force(&now));
+        });
+    }
+
+    #[test]
+    fn g3_edits_are_appended_one_at_a_time_in_the_order_in_which_they_asked() {
+        block_on(async {
+            let storage = SimStorage::new(1);
+            let catalog = catalog(&storage).await;
+            let order = RefCell::new(Vec::new());
+            let edit = |number: u64, key: &'static str| {
+                let (order, catalog) = (&order, &catalog);
+                catalog.edit(add_sst(number, key), move |state| {
+                    order.borrow_mut().push((number, state.version.level(1).len()));
+                    Ok(true)
+                })
+            };
+            let (first, second, third) = tokio::join!(edit(1, "a"), edit(2, "b"), edit(3, "c"));
+            for result in [first, second, third] {
+                result.unwrap();
+            }
+            // Each sees the state that the edit before it has made.
+            assert_eq!(*order.borrow(), [(1, 0), (2, 1), (3, 2)]);
+            let loaded = load(&storage.crash(Fate::Lost), OWNER).await.unwrap().unwrap();
+            assert_eq!(loaded.state.version.level(1).len(), 3);
+        });
+    }
+}
