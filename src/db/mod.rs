@@ -321,3 +321,83 @@ impl<S: Storage> Db<S> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! What the tests of this folder share: a shard on simulated storage, and futures that are polled by hand.
+
+    use std::pin::Pin;
+    use std::task::{Context, Poll, Waker};
+
+    use futures_executor::block_on;
+
+    use super::*;
+    use crate::file_name::FileName;
+    use crate::key::{KeyHash, ShardId, UnixMillis};
+    use crate::storage::sim::SimStorage;
+
+    /// Before every expiry.
+    pub(super) const NOW: UnixMillis = UnixMillis::START;
+
+    pub(super) const OWNER: Owner = Owner { store_id: 5, shard: ShardId(0) };
+
+    pub(super) const CONFIG: DbConfig = DbConfig {
+        sync_every_group: true,
+        memtable_bytes: 1 << 20,
+        cache_bytes: 1 << 20,
+        value_bytes_max: 1 << 20,
+        open_files_max: 16,
+        wal_bytes: DbConfig::wal_bytes_for(1 << 20, 1 << 20),
+        wal_step_bytes: 1 << 18,
+        manifest_bytes: 1 << 16,
+        key_hash: KeyHash::with_seed(1),
+    };
+
+    pub(super) fn create(storage: &SimStorage) -> Db<SimStorage> {
+        block_on(Db::create(storage.clone(), OWNER, CONFIG)).unwrap()
+    }
+
+    /// Polls a future once. Returns its output, if it has ended.
+    pub(super) fn step<F: Future + ?Sized>(future: &mut Pin<Box<F>>) -> Option<F::Output> {
+        match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(output) => Some(output),
+            Poll::Pending => None,
+        }
+    }
+
+    /// Polls a future so often that it would end, if it waited for nothing but the disk.
+    pub(super) fn run_on<F: Future + ?Sized>(future: &mut Pin<Box<F>>) -> Option<F::Output> {
+        (0..10_000).find_map(|_| step(future))
+    }
+
+    /// Sets a key and commits that.
+    pub(super) fn set(db: &Db<SimStorage>, key: &[u8], value: &[u8]) {
+        let ticket = db.set(key, value).or_else(|_| {
+            block_on(db.grow_wal())?; // a long value may need a longer WAL
+            db.set(key, value)
+        });
+        block_on(db.commit_next()).unwrap();
+        block_on(ticket.unwrap()).unwrap();
+    }
+
+    /// Freezes the active memtable. Returns whether that was possible.
+    pub(super) fn freeze(db: &Db<SimStorage>) -> bool {
+        block_on(db.prepare_spare()).unwrap();
+        let before = db.0.writes.frozen();
+        db.request_flush();
+        before < db.0.writes.frozen()
+    }
+
+    /// Flushes everything that was written.
+    pub(super) fn flush(db: &Db<SimStorage>) {
+        assert!(freeze(db));
+        block_on(db.flush_next()).unwrap();
+        assert!(!db.has_frozen());
+    }
+
+    /// The sorted files on the disk.
+    pub(super) fn ssts(storage: &SimStorage) -> Vec<FileNumber> {
+        let number = |(name, _)| if let FileName::Sst(number) = name { Some(number) } else { None };
+        storage.files().into_iter().filter_map(number).collect()
+    }
+}

@@ -370,3 +370,235 @@ impl<S: Storage> Writes<S> {
         std::iter::once(active).chain(self.frozen.borrow().iter().rev().map(|f| f.memtable.clone())).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use futures_executor::block_on;
+
+    use super::*;
+    use crate::db::Db;
+    use crate::db::tests::{CONFIG, NOW, OWNER, create, freeze, run_on, ssts, step};
+    use crate::error::{Error, ErrorKind, Result};
+    use crate::file_name::FileName;
+    use crate::manifest::load;
+    use crate::op::Op;
+    use crate::random::Random;
+    use crate::record::replay::KnownEnd;
+    use crate::storage::sim::{Failure, Fate, Fault, SimStorage};
+    use crate::wal::reader::{Source, read};
+
+    #[test]
+    fn d1_readers_see_a_write_when_it_is_committed_and_deletes_see_it_before() {
+        let db = create(&SimStorage::new(1));
+        let get = || block_on(db.get(b"k", NOW)).unwrap();
+        let ticket = db.set(b"k", b"1").unwrap();
+        assert_eq!(get(), None);
+        let (_, lookup) = db.delete(b"k", NOW).unwrap();
+        assert!(block_on(lookup.finish(&db, b"k")).unwrap().is_some(), "there was something to delete");
+        let _ = db.set(b"k", b"2").unwrap();
+        assert_eq!((get(), db.visible()), (None, SeqNo(0)));
+        block_on(db.commit_next()).unwrap();
+        block_on(ticket).unwrap();
+        assert_eq!((get().as_deref(), db.visible()), (Some(&b"2"[..]), SeqNo(3)));
+        // A frozen memtable may hold writes that are not committed, too.
+        let _ = db.set(b"k", b"3").unwrap();
+        assert!(freeze(&db));
+        let _ = db.set(b"k", b"4").unwrap();
+        for (seen, visible) in [(b"2", 3), (b"3", 4), (b"4", 5)] {
+            assert_eq!((get().as_deref(), db.visible()), (Some(&seen[..]), SeqNo(visible)));
+            block_on(db.commit_next()).unwrap();
+        }
+    }
+
+    #[test]
+    fn d1_what_a_reader_sees_survives_a_power_cut_at_any_moment() {
+        let storage = SimStorage::new(1);
+        let db = create(&storage);
+        for value in 1..=4 {
+            let _ = db.set(b"k", &[value]).unwrap();
+            let mut commit = Box::pin(db.commit_next());
+            loop {
+                let done = step(&mut commit).is_some();
+                let seen = block_on(db.get(b"k", NOW)).unwrap();
+                let (after, _) = block_on(Db::open(storage.crash(Fate::Lost), OWNER, CONFIG)).unwrap();
+                assert!(seen <= block_on(after.get(b"k", NOW)).unwrap(), "{seen:?} was seen, and is lost");
+                if done {
+                    assert_eq!(seen.as_deref(), Some(&[value][..]));
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Checks that each memtable holds the writes of its WAL, and that the manifest names the WALs that are in use. All
+    /// writes are committed.
+    fn check_pairs(db: &Db<SimStorage>, storage: &SimStorage, context: &str) {
+        let writes = &db.0.writes;
+        let active = writes.active.borrow();
+        let frozen = writes.all_frozen();
+        let pairs = frozen.iter().map(|frozen| (&frozen.memtable, frozen.wal));
+        let mut next = db.version().files().map(|file| file.last).max().unwrap_or_default().next();
+        let mut wals = BTreeSet::from_iter(writes.spare.get().map(|spare| spare.number()));
+        for (memtable, number) in pairs.chain([(&active.memtable, active.wal.number())]) {
+            wals.insert(number);
+            let files = storage.files();
+            let file =
+                files.iter().find(|(name, _)| *name == FileName::Wal(number)).expect("the WAL is there");
+            let source = Source { number, file_bytes: file.1, known_end: KnownEnd::default() };
+            let mut count = 0;
+            let replayed = read(storage, OWNER, source, &mut next, |entry| {
+                count += 1;
+                let hash = CONFIG.key_hash.of(entry.key);
+                let same = memtable.get(hash, entry.key, entry.seqno, |found| found == entry);
+                assert_eq!(same, Some(true), "{context}: {:?} of WAL {number:?}", entry.seqno);
+            });
+            block_on(replayed).unwrap();
+            assert_eq!(count, memtable.entries(), "{context}: writes of WAL {number:?}");
+        }
+        let named = block_on(load(storage, OWNER)).unwrap().unwrap().state.wals;
+        assert!(named.keys().eq(&wals), "{context}: {named:?} are named, and {wals:?} are in use");
+    }
+
+    #[test]
+    fn d2_a_memtable_holds_the_writes_of_its_wal_and_both_come_and_go_together() {
+        for seed in 0..5 {
+            let mut random = Random::new(seed);
+            let storage = SimStorage::new(seed);
+            let db = create(&storage);
+            let mut flushes = 0;
+            for turn in 0..150 {
+                for _ in 0..random.below(4) {
+                    let key = [random.below(20) as u8];
+                    let value = vec![7; random.below(40_000) as usize];
+                    // A write that finds no room is in neither.
+                    let _ = if random.below(4) == 0 {
+                        db.delete(&key, NOW).map(|_| ())
+                    } else {
+                        db.set(&key, &value).map(|_| ())
+                    };
+                }
+                match random.below(8) {
+                    0 => drop(freeze(&db)),
+                    1 => block_on(db.prepare_spare()).unwrap(),
+                    2 => block_on(db.grow_wal()).unwrap(),
+                    _ => {}
+                }
+                while db.has_uncommitted() {
+                    block_on(db.commit_next()).unwrap();
+                }
+                check_pairs(&db, &storage, &format!("seed {seed}, turn {turn}"));
+                if random.below(4) == 0 && db.has_frozen() {
+                    let released = db.0.writes.oldest_frozen().unwrap().wal;
+                    block_on(db.flush_next()).unwrap();
+                    flushes += 1;
+                    check_pairs(&db, &storage, &format!("seed {seed}, turn {turn}, after a flush"));
+                    assert!(!storage.files().iter().any(|(name, _)| *name == FileName::Wal(released)));
+                }
+            }
+            assert!(5 < flushes, "seed {seed}: {flushes} flushes");
+        }
+    }
+
+    #[test]
+    fn d3_a_memtable_is_flushed_when_all_of_it_is_committed_and_the_oldest_first() {
+        let storage = SimStorage::new(1);
+        let db = create(&storage);
+        for value in [b"1", b"2"] {
+            let _ = db.set(b"k", value).unwrap();
+            assert!(freeze(&db));
+        }
+        for number in 1..=2 {
+            let mut flush = Box::pin(db.flush_next());
+            assert!(run_on(&mut flush).is_none(), "a write of memtable {number} is not committed");
+            assert_eq!((ssts(&storage).len(), db.version().files().count()), (number - 1, number - 1));
+            block_on(db.commit_next()).unwrap();
+            run_on(&mut flush).expect("all of the memtable is committed").unwrap();
+            let newest = db.version().level(0)[0].clone();
+            assert_eq!((newest.first, newest.last), (SeqNo(number as u64), SeqNo(number as u64)));
+        }
+        assert_eq!(db.version().level(0).len(), 2);
+        assert_eq!(block_on(db.get(b"k", NOW)).unwrap().unwrap(), &b"2"[..]);
+    }
+
+    /// Writes, commits and background work, until something fails. Returns the tickets of the writes that were taken.
+    async fn work(db: &Db<SimStorage>, tickets: &mut Vec<Ticket>) -> Result<()> {
+        for number in 0..5 {
+            tickets.push(db.set(&[number], b"1")?);
+            db.prepare_spare().await?;
+            db.request_flush();
+            tickets.push(db.delete(&[number], NOW)?.0);
+            db.commit_next().await?;
+            tickets.push(db.set(&[number], b"2")?);
+            db.flush_next().await?;
+            db.sync().await?;
+            db.commit_next().await?;
+            db.mark().await?;
+            db.note_end().await?;
+            db.compact_next(NOW).await?;
+        }
+        assert!(db.version().level(0).len() < 5, "there was a compaction");
+        Ok(())
+    }
+
+    #[test]
+    fn d4_after_a_failure_no_write_is_accepted_and_none_is_acknowledged() {
+        let mut failures = 0;
+        for operation in 1.. {
+            let storage = SimStorage::new(operation);
+            let db = create(&storage);
+            let operation = storage.operations() + operation;
+            // The disk works again after it, and nothing comes of that.
+            let failure = Failure::Errno(libc::EIO);
+            storage.set_fault(Some(Fault { operation, failure, for_ever: false }));
+            let mut tickets = Vec::new();
+            let result = block_on(work(&db, &mut tickets));
+            let poisoned =
+                |result: Result<()>| result.is_err_and(|error| error.kind() == ErrorKind::Poisoned);
+            if poisoned(result) {
+                failures += 1;
+                let visible = db.visible();
+                let check = || {
+                    // The SeqNos of the writes are 1, 2, 3, ...
+                    for (number, ticket) in (1..).zip(&tickets) {
+                        let answer = step(&mut Box::pin(ticket.clone())).expect("nobody waits for ever");
+                        assert_eq!(
+                            answer.is_ok(),
+                            number <= visible.0,
+                            "operation {operation}, write {number}"
+                        );
+                    }
+                };
+                check();
+                let op = Op::Set { key: db.key(b"k"), value: b"v", expires: None };
+                assert!(poisoned(db.start(op, NOW, |_| {}).map(|_| ())), "operation {operation}");
+                assert!(poisoned(db.set(b"k", b"v").map(|_| ())), "operation {operation}");
+                assert!(poisoned(db.delete(b"k", NOW).map(|_| ())), "operation {operation}");
+                for _ in 0..3 {
+                    let _ = block_on(db.commit_next());
+                    let _ = block_on(db.sync());
+                    let _ = block_on(db.prepare_spare());
+                    let _ = block_on(db.flush_next());
+                }
+                check();
+                assert_eq!(db.visible(), visible, "operation {operation}");
+            }
+            if storage.operations() < operation {
+                break;
+            }
+        }
+        assert!(10 < failures, "{failures} failures were final");
+    }
+
+    #[test]
+    fn d4_a_failure_elsewhere_is_told_to_writers_that_wait() {
+        let db = create(&SimStorage::new(1));
+        let ticket = db.set(b"k", b"v").unwrap();
+        db.poison(&Error::new(ErrorKind::Io, "the manifest is lost"));
+        assert_eq!(block_on(ticket).unwrap_err().kind(), ErrorKind::Poisoned);
+        assert_eq!(db.set(b"k", b"v").err().unwrap().kind(), ErrorKind::Poisoned);
+        block_on(db.commit_next()).unwrap();
+        assert_eq!(block_on(db.get(b"k", NOW)).unwrap(), None);
+    }
+}
