@@ -187,9 +187,7 @@ mutant 'ENODATA is not taken for a medium error' src/error.rs \
 mutant 'a slot of zeros is taken for torn' src/record/replay.rs \
     'if !unread && !slot.is_empty()' 'if false && !slot.is_empty()'
 mutant 'an old manifest overrides a mark' src/record/replay.rs \
-    'if offset < mark.durable {
-                let reason' 'if false {
-                let reason'
+    'if mark.durable <= end {' 'if end <= u64::MAX {'
 mutant 'a gap in the writes of a WAL is not noticed' src/wal/reader.rs \
     'if first != expected {' 'if first < expected {' damage
 mutant 'a replayed WAL is not synced' src/wal/reader.rs \
