@@ -33,7 +33,7 @@ fi
 # fails.
 suites() {
     local suite
-    for suite in ${1:+"$1"} lib decoders crash damage check taken_away bounds model formats kill http_api; do
+    for suite in ${1:+"$1"} lib decoders crash damage check taken_away bounds model scan expiry retention order_on_disk formats kill http_api; do
         case $suite in
             lib) timeout 600 cargo test -q --locked --lib || return 1 ;;
             # This test runs on a loop device, because loop devices count flushes.

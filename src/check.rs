@@ -708,7 +708,8 @@ mod tests {
         }
         block_on(async {
             let shard = Shard::new().await;
-            let changes: [(&str, fn(&mut SstMeta)); 10] = [
+            type Change = fn(&mut SstMeta);
+            let changes: [(&str, Change); 10] = [
                 ("the smallest key", |meta| meta.smallest = b"key".as_slice().into()),
                 ("the largest key", |meta| meta.largest = b"key 99".as_slice().into()),
                 ("the first SeqNo", |meta| meta.first.0 += 1),

@@ -4,7 +4,8 @@
 //! given to it as a value; [`super::pressure`] says what a backlog means.
 //!
 //! J1  A write is refused, never delayed here: a caller that wants to wait does so with a limit of its own (P9).
-//! J2  Writes that wait for room are tried in the order in which they began to wait, and no other write goes ahead of them.
+//! J2  Writes that wait for room are tried in the order in which they began to wait, and a write that does not wait never
+//!     goes ahead of them. A waiting write whose time is up gets one more try, out of turn.
 //! J3  When background work fails for want of space or because of damage, writes that depend on it are refused with that
 //!     reason, and not as overload.
 

@@ -54,7 +54,8 @@ pub trait Attached {
         Ok(0)
     }
 
-    /// Learns that `wal` is durable up to the offset `durable`, and all WALs before it are durable whole.
+    /// Learns that `wal` is durable up to the offset `durable`, and all WALs before it are durable whole. A call may repeat
+    /// less than an earlier one said.
     fn mark(&self, _wal: FileNumber, _durable: u64) {}
 
     /// Gets a group that has become visible. The bytes stay valid for as long as the group is held.

@@ -217,7 +217,9 @@ impl<S: Storage> Db<S> {
     /// Syncs groups that were committed without a sync (`--sync DURATION`). Errors and cancel safety as
     /// [`Self::commit_next`].
     pub async fn sync(&self) -> Result<()> {
-        self.0.writes.queue.sync().await
+        let result = self.0.writes.queue.sync().await;
+        self.0.admission.make_room(); // if it has failed, writes that wait are told
+        result
     }
 
     /// The WAL of the last group, and how far it is durable; `None` before the first.
@@ -247,7 +249,9 @@ impl<S: Storage> Db<S> {
     ///
     /// Cancel safety: not safe.
     pub async fn mark(&self) -> Result<()> {
-        self.0.writes.queue.write_mark().await
+        let result = self.0.writes.queue.write_mark().await;
+        self.0.admission.make_room(); // as for `sync`
+        result
     }
 
     /// Notes in the manifest how far the last WAL is durable, so that an older copy of it does not pass for it (W4). For a
@@ -370,29 +374,12 @@ mod tests {
         (0..10_000).find_map(|_| step(future))
     }
 
-    /// Sets a key and commits that.
-    pub(super) fn set(db: &Db<SimStorage>, key: &[u8], value: &[u8]) {
-        let ticket = db.set(key, value).or_else(|_| {
-            block_on(db.grow_wal())?; // a long value may need a longer WAL
-            db.set(key, value)
-        });
-        block_on(db.commit_next()).unwrap();
-        block_on(ticket.unwrap()).unwrap();
-    }
-
     /// Freezes the active memtable. Returns whether that was possible.
     pub(super) fn freeze(db: &Db<SimStorage>) -> bool {
         block_on(db.prepare_spare()).unwrap();
         let before = db.0.writes.frozen();
         db.request_flush();
         before < db.0.writes.frozen()
-    }
-
-    /// Flushes everything that was written.
-    pub(super) fn flush(db: &Db<SimStorage>) {
-        assert!(freeze(db));
-        block_on(db.flush_next()).unwrap();
-        assert!(!db.has_frozen());
     }
 
     /// The sorted files on the disk.

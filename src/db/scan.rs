@@ -23,7 +23,12 @@ use crate::storage::Storage;
 pub struct Scan<'a, S: Storage> {
     entries: Newest<Merge<Part<'a, S>>>,
     now: UnixMillis,
+    /// The last step ended because it had passed over many keys: nothing has to be supplied.
+    paused: bool,
 }
+
+/// Deleted and expired keys that one step passes over at most: some 50 µs.
+const PASSED_MAX: usize = 512;
 
 enum Part<'a, S: Storage> {
     Memtable(MemtableSource),
@@ -47,17 +52,18 @@ impl<S: Storage> Db<S> {
                 parts.push(run(files));
             }
         }
-        Scan { entries: Newest::new(Merge::new(parts), view.visible), now }
+        Scan { entries: Newest::new(Merge::new(parts), view.visible), now, paused: false }
     }
 }
 
 impl<S: Storage> Source for Scan<'_, S> {
     fn seek(&mut self, key: &[u8]) {
+        self.paused = false;
         self.entries.seek(key);
     }
 
     fn step(&mut self) -> Result<Step> {
-        loop {
+        for _ in 0..PASSED_MAX {
             let step = self.entries.step()?;
             let now = self.now;
             // The newest entry of a key decides: a tombstone or an expired entry hides all older ones.
@@ -65,6 +71,8 @@ impl<S: Storage> Source for Scan<'_, S> {
                 return Ok(step);
             }
         }
+        self.paused = true;
+        Ok(Step::Need)
     }
 
     fn read<R>(&self, read: impl FnOnce(Entry<'_>) -> R) -> R {
@@ -72,7 +80,7 @@ impl<S: Storage> Source for Scan<'_, S> {
     }
 
     async fn supply(&mut self) -> Result<()> {
-        self.entries.supply().await
+        if std::mem::take(&mut self.paused) { Ok(()) } else { self.entries.supply().await }
     }
 }
 

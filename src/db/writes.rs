@@ -397,15 +397,15 @@ mod tests {
         assert_eq!(get(), None);
         let (_, lookup) = db.delete(b"k", NOW).unwrap();
         assert!(block_on(lookup.finish(&db, b"k")).unwrap().is_some(), "there was something to delete");
-        let _ = db.set(b"k", b"2").unwrap();
+        drop(db.set(b"k", b"2").unwrap());
         assert_eq!((get(), db.visible()), (None, SeqNo(0)));
         block_on(db.commit_next()).unwrap();
         block_on(ticket).unwrap();
         assert_eq!((get().as_deref(), db.visible()), (Some(&b"2"[..]), SeqNo(3)));
         // A frozen memtable may hold writes that are not committed, too.
-        let _ = db.set(b"k", b"3").unwrap();
+        drop(db.set(b"k", b"3").unwrap());
         assert!(freeze(&db));
-        let _ = db.set(b"k", b"4").unwrap();
+        drop(db.set(b"k", b"4").unwrap());
         for (seen, visible) in [(b"2", 3), (b"3", 4), (b"4", 5)] {
             assert_eq!((get().as_deref(), db.visible()), (Some(&seen[..]), SeqNo(visible)));
             block_on(db.commit_next()).unwrap();
@@ -417,7 +417,7 @@ mod tests {
         let storage = SimStorage::new(1);
         let db = create(&storage);
         for value in 1..=4 {
-            let _ = db.set(b"k", &[value]).unwrap();
+            drop(db.set(b"k", &[value]).unwrap());
             let mut commit = Box::pin(db.commit_next());
             loop {
                 let done = step(&mut commit).is_some();
@@ -506,7 +506,7 @@ mod tests {
         let storage = SimStorage::new(1);
         let db = create(&storage);
         for value in [b"1", b"2"] {
-            let _ = db.set(b"k", value).unwrap();
+            drop(db.set(b"k", value).unwrap());
             assert!(freeze(&db));
         }
         for number in 1..=2 {

@@ -27,7 +27,7 @@ use super::peers::{Peer, Peers, Phase};
 use super::response::{Body, Response, Wire, put_line_chunk};
 use super::route::Route;
 use super::stream::Stream;
-use super::{Handler, IDLE_BUFFER_BYTES, PIPELINE_MAX, Refusal, Reply, Status};
+use super::{Handler, PIPELINE_MAX, Refusal, Reply, Status};
 use crate::codec::to_usize;
 use crate::error::Result as EngineResult;
 use crate::key::{Slot, UnixMillis};
@@ -107,6 +107,8 @@ struct Turn<P> {
     pending: Vec<Pending<P>>,
     /// The slots of keys that begun requests write (H4). Two keys may share a slot; then a request waits in vain.
     written: Vec<Slot>,
+    /// The time at which operations begin. It is taken anew whenever the turn has waited.
+    now: Option<UnixMillis>,
 }
 
 /// The body of a request, complete.
@@ -165,7 +167,7 @@ struct Connection<'a, S, H> {
 
 impl<S: Stream, H: Handler> Connection<'_, S, H> {
     async fn run(&mut self) {
-        let mut turn = Turn { parsed: Vec::new(), pending: Vec::new(), written: Vec::new() };
+        let mut turn = Turn { parsed: Vec::new(), pending: Vec::new(), written: Vec::new(), now: None };
         loop {
             match self.turn(&mut turn).await {
                 Ok(Then::GoOn) => {}
@@ -248,12 +250,12 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
                 self.handler.prefetch(keys.filter_map(|parsed| parsed.route.key()), sets);
             }
         }
-        let now = self.handler.now();
+        turn.now = None;
         let mut parsed = std::mem::take(&mut turn.parsed);
         let mut then = Then::GoOn;
         for Parsed { route, wire, at, body } in parsed.drain(..) {
             let body = RequestBody::Input(body);
-            then = self.begin(&route, wire, (at, &body), now, turn).await?;
+            then = self.begin(&route, wire, (at, &body), turn).await?;
             if then == Then::Close {
                 break;
             }
@@ -268,13 +270,15 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         route: &Route,
         wire: Wire,
         (at, body): (usize, &RequestBody),
-        now: UnixMillis,
         turn: &mut Turn<H::Pending>,
     ) -> Result<Then, Gone> {
         if let Some(control) = route.control() {
             let response = self.handler.control(control);
             let watches = matches!(response.body, Body::Lines(_));
             turn.pending.push(Pending { answer: Answer::Response(response), wire });
+            if PIPELINE_MAX <= turn.pending.len() {
+                self.settle(turn).await?; // H3
+            }
             // After the request to stop nothing is served.
             return Ok(if watches { Then::Close } else { Then::GoOn });
         }
@@ -287,6 +291,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             Ok(op) => op,
             Err(refusal) => return self.refuse(&refusal, wire, turn).await,
         };
+        let now = *turn.now.get_or_insert_with(|| handler.now());
         let direct = turn.pending.is_empty();
         let mut kept = None;
         let reply = handler.begin(op, now, |outcome| {
@@ -313,6 +318,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         match answer {
             None => {
                 if OUTPUT_BYTES <= self.output.len() {
+                    turn.now = None;
                     self.flush().await?;
                 }
             }
@@ -354,8 +360,8 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         };
         let at = self.input.start();
         self.input.consume(head.bytes + body.input_bytes());
-        let now = self.handler.now();
-        let then = self.begin(&route, wire, (at, &body), now, turn).await?;
+        turn.now = None;
+        let then = self.begin(&route, wire, (at, &body), turn).await?;
         Ok(if wire.keep_alive { then } else { Then::Close })
     }
 
@@ -420,6 +426,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
     /// Awaits every request that is under way and puts the replies into the output, in order (H3).
     async fn settle(&mut self, turn: &mut Turn<H::Pending>) -> Result<(), Gone> {
         turn.written.clear();
+        turn.now = None;
         self.held = 0;
         for Pending { answer, wire } in turn.pending.drain(..) {
             let result = match answer {
@@ -563,7 +570,10 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             // Nothing is worth waiting for: only a client that sends on would see a reset.
             self.peer.end(Shutdown::Read);
         }
-        let mut buffer = Vec::with_capacity(IDLE_BUFFER_BYTES);
+        // What the client has sent is not needed any more, and its memory may be for others.
+        self.input = Input::new();
+        self.release_budget();
+        let mut buffer = self.input.lend_for_read();
         let mut dropped = 0;
         while dropped < LINGER_BYTES_MAX {
             buffer.clear();

@@ -21,7 +21,8 @@
 //! ```
 //!
 //! M1  Entries are only added. A lookup at SeqNo n gives the same answer for ever, once all entries up to n are in.
-//! M2  `bytes` counts every page and the index; `order_bytes` counts the order. Together they bound the memory.
+//! M2  `bytes` counts every page and the index, and decides when a memtable is frozen. `order_bytes` counts the order, which
+//!     takes 16 bytes for each entry once somebody asks for it, and twice that while runs are merged.
 //! M3  No insert does more than a small share of the work that growing takes: the index is many small tables, and
 //!     pages never move.
 

@@ -312,12 +312,15 @@ impl Source for MemtableSource {
                 none.insert(Cursors::new(&order.runs, &self.from, &records)) // O2
             }
         };
-        while cursors.advance(&records) {
+        for _ in 0..RUN_ENTRIES {
+            if !cursors.advance(&records) {
+                return Ok(Step::End);
+            }
             if records.record(cursors.current).entry.seqno <= self.snapshot {
                 return Ok(Step::Entry);
             }
         }
-        Ok(Step::End)
+        Ok(Step::Need) // many entries above the snapshot were passed over: the caller may pause
     }
 
     fn read<R>(&self, read: impl FnOnce(Entry<'_>) -> R) -> R {

@@ -81,7 +81,7 @@ impl Future for Pending {
     type Output = Result<Outcome<Bytes>>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let result = match &mut *self {
+        Poll::Ready(match &mut *self {
             Self::Write(ticket, outcome) => {
                 let result = ready!(Pin::new(ticket).poll(context));
                 result.map(|()| std::mem::replace(outcome, Outcome::Missing))
@@ -91,8 +91,18 @@ impl Future for Pending {
                 Err(error) => Err(Error::new(ErrorKind::Io, format!("a task ended badly: {error}"))),
             },
             Self::Message(awaited) => ready!(Pin::new(awaited).poll(context)),
-        };
-        Poll::Ready(logged(result))
+        })
+    }
+}
+
+/// An outcome on its way to a client of this thread. Failures are logged here, where the client is.
+pub struct ForClient(Pending);
+
+impl Future for ForClient {
+    type Output = Result<Outcome<Bytes>>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(context).map(logged)
     }
 }
 
@@ -191,7 +201,7 @@ impl<T: Status> Dispatcher<T> {
 }
 
 impl<T: Status> Handler for Dispatcher<T> {
-    type Pending = Pending;
+    type Pending = ForClient;
 
     fn now(&self) -> UnixMillis {
         wall_clock()
@@ -216,15 +226,20 @@ impl<T: Status> Handler for Dispatcher<T> {
         }
     }
 
-    fn begin(&self, op: Op<&[u8]>, now: UnixMillis, lend: impl FnOnce(Outcome<&[u8]>)) -> Reply<Pending> {
+    fn begin(&self, op: Op<&[u8]>, now: UnixMillis, lend: impl FnOnce(Outcome<&[u8]>)) -> Reply<ForClient> {
         let shard = self.router.shard(op.key().slot());
         let thread = self.router.thread(shard);
-        if thread == self.id {
-            return begin(self.engine(shard), &self.tasks, op, now, lend);
+        if thread != self.id {
+            return match self.mailbox.ask(thread, shard, op) {
+                Ok(awaited) => Reply::Later(ForClient(Pending::Message(awaited))),
+                Err(error) => Reply::Known(Err(error)),
+            };
         }
-        match self.mailbox.ask(thread, shard, op) {
-            Ok(awaited) => Reply::Later(Pending::Message(awaited)),
-            Err(error) => Reply::Known(Err(error)),
+        match begin(self.engine(shard), &self.tasks, op, now, lend) {
+            Reply::Lent => Reply::Lent,
+            Reply::Known(result) => Reply::Known(logged(result)),
+            Reply::Later(pending) => Reply::Later(ForClient(pending)),
+            Reply::Barrier(pending) => Reply::Barrier(ForClient(pending)),
         }
     }
 
@@ -271,7 +286,7 @@ fn begin(
             let (db, op, position) = (db.clone(), op.to_owned(), db.wait_for_room());
             Reply::Barrier(Pending::Task(tasks.spawn(async move { in_turn(&db, &op, position).await })))
         }
-        Err(error) => Reply::Known(logged(Err(error))),
+        Err(error) => Reply::Known(Err(error)),
     }
 }
 

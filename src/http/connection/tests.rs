@@ -3,6 +3,7 @@
 mod session;
 
 use self::session::*;
+use super::super::IDLE_BUFFER_BYTES;
 use super::*;
 use crate::error::{Error, ErrorKind};
 use crate::random::Random;
@@ -99,6 +100,30 @@ fn h3_at_most_pipeline_max_requests_are_under_way() {
         assert!(session.store.under_way().len() <= PIPELINE_MAX, "after {found} replies");
     }
     assert_eq!(found, count);
+}
+
+#[test]
+fn h3_requests_without_a_key_count_as_under_way() {
+    let mut session = Session::new();
+    // The first reply is not known, so all others wait for it.
+    let count = 3 * PIPELINE_MAX;
+    let controls = "GET /livez HTTP/1.1\r\nHost: h\r\n\r\n".repeat(count);
+    session.send(format!("{}{controls}", delete("k")));
+    let begun = session.store.calls().iter().filter(|call| call.contains("Livez")).count();
+    assert!(begun < PIPELINE_MAX, "{begun} of {count}");
+    session.store.end(0);
+    assert_eq!(replies(&session.go_on()).len(), count + 1);
+}
+
+#[test]
+fn an_operation_that_had_to_wait_begins_at_the_time_after_the_wait() {
+    let mut session = Session::new();
+    session.store.is_full.set(true);
+    // The set is a barrier, and the get waits for it. The stand-in compares the time that it is given with the clock.
+    session.send([set("a", "1"), get("b")].concat());
+    session.store.clock.set(60_000);
+    let replies = [session.end("set a=1"), session.end("get b")].concat();
+    assert_eq!(replies.len(), 2, "{replies:?}");
 }
 
 #[test]
@@ -286,7 +311,7 @@ fn a_connection_stays_open_as_the_version_and_the_header_say() {
         let found = session.send([line, fields, "\r\n", &set("k", "v")].concat());
         if closes {
             assert_eq!(found, [reply]);
-            assert!(session.send(set("k", "v")).is_empty() && session.store.calls().is_empty());
+            assert!(session.send(set("k", "v")).is_empty() && session.store.calls() == ["Livez"]);
             session.assert_closes();
         } else {
             assert_eq!(session.end_all(), [reply, "200 OK"]);

@@ -99,6 +99,8 @@ pub(super) struct Store {
     pub(super) is_full: Cell<bool>,
     /// Every call that has to do with an operation, in order.
     calls: RefCell<Vec<String>>,
+    /// The time, as tests set it.
+    pub(super) clock: Cell<u64>,
     /// Tells those who have asked for the stop about it.
     pub(super) stop: RefCell<Option<UnboundedSender<String>>>,
 }
@@ -122,7 +124,7 @@ impl Handler for Store {
     type Pending = Later;
 
     fn now(&self) -> UnixMillis {
-        UnixMillis::START
+        UnixMillis(self.clock.get())
     }
 
     fn prefetch(&self, keys: impl Iterator<Item = Key<()>>, sets: bool) {
@@ -154,6 +156,7 @@ impl Handler for Store {
     }
 
     fn control(&self, control: Control) -> Response {
+        self.calls.borrow_mut().push(format!("{control:?}"));
         if control != Control::Shutdown {
             return Response::OK;
         }
