@@ -212,6 +212,15 @@ mutant 'a file is replaced before its name is synced' src/storage/mod.rs \
     let uncertain' '    let uncertain'
 mutant 'names are not synced at all' src/storage/mod.rs \
     'storage.sync_dir().await.map_err' 'Ok(drop(storage.clone())).map_err' crash
+mutant 'a manifest goes on after a failure' src/manifest/mod.rs \
+    'if let Some(first) = &self.failure {' 'if let Some(first) = self.failure.as_ref().filter(|_| false) {'
+mutant 'a manifest is removed before it is replaced' src/manifest/mod.rs \
+    '*self = Self::create(self.storage.clone()' 'let _ = self.storage.remove(old).await;
+        *self = Self::create(self.storage.clone()' order_on_disk
+mutant 'a check does not compare levels' src/check.rs \
+    '&& !(seqno < newer && above < run)' '&& false && !(seqno < newer && above < run)'
+mutant 'a check does not look for keys of other shards' src/check.rs \
+    'if self.slots[Slot::of(key).index()] == self.owner.shard {' 'if true || self.slots[Slot::of(key).index()] == self.owner.shard {'
 
 echo "== flush, compaction, recovery"
 mutant 'what is not committed is flushed' src/db/flush.rs \
@@ -254,6 +263,8 @@ mutant 'a WAL that is kept is used again' src/db/flush.rs \
     'if kept {
             frozen.held.take();' 'if false {
             frozen.held.take();'
+mutant 'leftovers stay' src/db/recovery.rs \
+    'if !stays(name) {' 'if false && !stays(name) {' order_on_disk
 
 echo "== reads, expiry, compaction"
 mutant 'an expired value is found' src/key.rs \
@@ -272,6 +283,21 @@ mutant 'a scan begins one block too late' src/sst/block.rs \
     'let (mut low, mut high) = (0, self.restarts.len());' 'let (mut low, mut high) = (1.min(self.restarts.len().saturating_sub(1)), self.restarts.len());'
 mutant 'a source of a memtable begins before its order is made' src/memtable/order.rs \
     'if order.ordered < self.snapshot.min(self.memtable.last()) {' 'if order.ordered < self.snapshot.min(self.memtable.last()) && order.runs.is_empty() {'
+mutant 'outputs of a failed compaction stay' src/compaction/executor.rs \
+    'if result.is_err() {' 'if false && result.is_err() {'
+mutant 'a compaction does not count older entries' src/compaction/executor.rs \
+    'let passed = source.take_passed();' 'let passed = crate::source::newest::Passed::default();'
+mutant 'a step passes over any number of versions' src/source/newest.rs \
+    'for _ in 0..PASSED_MAX {' 'for _ in PASSED_MAX..usize::MAX {'
+mutant 'a newer file of L0 is merged below an older one' src/compaction/picker.rs \
+    'files[files.len().saturating_sub(L0_INPUTS_MAX)..].to_vec()' 'files[..files.len().min(L0_INPUTS_MAX)].to_vec()'
+mutant 'an unreadable block ahead fails a read' src/sst/window.rs \
+    'if error.kind() == ErrorKind::Io && bytes < step => {' 'if false && error.kind() == ErrorKind::Io && bytes < step => {'
+mutant 'a seek to the last key of a file passes over the file' src/sst/run.rs \
+    'self.next = self.files.partition_point(|file| *file.largest < *key);' 'self.next = self.files.partition_point(|file| *file.largest <= *key);'
+mutant 'an insert empties two pages' src/cache/values.rs \
+    '        self.allocate_current();
+        let mut oldest' '        let mut oldest'
 
 echo "== the data directory"
 mutant 'two processes may have one directory' src/data_dir.rs \
