@@ -1,7 +1,7 @@
 //! The sockets of a thread: where connections come from, and how a connection moves to another thread.
 //!
-//! This is the seam for other transports. Everything above it knows a [`Socket`], which is an [`http::stream::Stream`], and
-//! a [`Handed`] connection between two threads.
+//! This is the seam for other transports. Everything above it knows a socket, which is an [`http::stream::Stream`], and a
+//! [`Handed`] connection between two threads.
 //!
 //! [`http::stream::Stream`]: crate::http::stream::Stream
 
