@@ -80,6 +80,7 @@ impl Ordered for Rc<Memtable> {
             match source.step().expect("memory does not fail") {
                 Step::Entry => sum += source.read(|entry| look(entry.key, entry.value)),
                 Step::Need => futures_executor::block_on(source.supply()).expect("memory does not fail"),
+                Step::Pause => {}
                 Step::End => return sum,
             }
         }

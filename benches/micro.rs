@@ -233,6 +233,7 @@ fn walk(mut source: impl Source, mut visit: impl FnMut(Entry<'_>)) {
         match source.step().expect("memory does not fail") {
             Step::Entry => source.read(&mut visit),
             Step::Need => futures_executor::block_on(source.supply()).expect("memory does not fail"),
+            Step::Pause => {}
             Step::End => return,
         }
     }

@@ -24,8 +24,8 @@ use crate::manifest::presence::{Files, list, missing, unnamed};
 use crate::manifest::{Loaded, State, Version, load};
 use crate::record::replay::{End, KnownEnd, first_nonzero};
 use crate::record::{Kind, Owner};
+use crate::source::Source as _;
 use crate::source::merge::Merge;
-use crate::source::{Source as _, Step};
 use crate::sst::SstMeta;
 use crate::sst::reader::Sst;
 use crate::sst::run::{OpenSst, Run};
@@ -325,15 +325,7 @@ impl<S: Storage> Check<'_, S> {
         let mut merge = Merge::new(runs(self, &self.state().version));
         let (mut key, mut last): (Vec<u8>, Option<(SeqNo, usize, FileNumber)>) = (Vec::new(), None);
         let mut read = 0;
-        loop {
-            match merge.step()? {
-                Step::Entry => {}
-                Step::End => break,
-                Step::Need => {
-                    merge.supply().await?;
-                    continue;
-                }
-            }
+        while merge.advance().await? {
             let run = merge.current().unwrap_or_default();
             let file = merge.sources()[run].file().map(|file| file.number).unwrap_or_default();
             let (seqno, same) = merge.read(|entry| {

@@ -11,7 +11,7 @@ use ringkeep::config::DbConfig;
 use ringkeep::db::Found;
 use ringkeep::key::{EntryKind, SeqNo, UnixMillis};
 use ringkeep::op::{Op, Outcome};
-use ringkeep::source::{Source, Step};
+use ringkeep::source::Source;
 use ringkeep::sst::run::Run;
 use ringkeep::sst::window::ReadAhead;
 use ringkeep::storage::sim::Fate;
@@ -109,16 +109,12 @@ async fn entries_in_files(shard: &Shard) -> Vec<(usize, SeqNo, EntryKind)> {
     for (level, files) in shard.db.version().levels() {
         for file in files {
             let mut run = Run::new(&shard.db, [file.clone()], ReadAhead::Full);
-            loop {
-                match run.step().unwrap() {
-                    Step::Entry => run.read(|entry| {
-                        if entry.key == KEY {
-                            entries.push((level, entry.seqno, entry.kind));
-                        }
-                    }),
-                    Step::Need => run.supply().await.unwrap(),
-                    Step::End => break,
-                }
+            while run.advance().await.unwrap() {
+                run.read(|entry| {
+                    if entry.key == KEY {
+                        entries.push((level, entry.seqno, entry.kind));
+                    }
+                });
             }
         }
     }

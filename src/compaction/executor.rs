@@ -15,9 +15,9 @@ use crate::error::Result;
 use crate::file_name::FileName;
 use crate::key::{Entry, EntryKind, FileNumber, SeqNo, UnixMillis, ValueKind};
 use crate::manifest::{SharedMeta, Version};
+use crate::source::Source;
 use crate::source::merge::Merge;
 use crate::source::newest::Newest;
-use crate::source::{Source, Step};
 use crate::sst::SstMeta;
 use crate::sst::builder::SstBuilder;
 use crate::sst::run::{OpenSst, Run};
@@ -80,15 +80,7 @@ async fn merge<E: Environment>(
     let mut source = Newest::new(Merge::new(runs), SeqNo(u64::MAX)); // X1
     let mut outputs = Vec::new();
     let mut builder: Option<SstBuilder<_>> = None;
-    loop {
-        match source.step()? {
-            Step::Entry => {}
-            Step::End => break,
-            Step::Need => {
-                source.supply().await?;
-                continue;
-            }
-        }
+    while source.advance().await? {
         let (bytes, stays) = source.read(|entry| {
             let tombstone = what_stays(entry, now).kind.value == ValueKind::Tombstone;
             let stays = !tombstone || version.may_hold_below(compaction.target(), entry.key); // X1
@@ -224,17 +216,12 @@ mod tests {
         async fn read(&self, files: impl IntoIterator<Item = SharedMeta>) -> Result<Vec<(Vec<u8>, Stored)>> {
             let mut run = Run::new(self, files, ReadAhead::Full);
             let mut found = Vec::new();
-            loop {
-                match run.step()? {
-                    Step::Entry => {
-                        found.push(run.read(|entry| {
-                            (entry.key.to_vec(), (entry.seqno, entry.kind, entry.value.to_vec()))
-                        }))
-                    }
-                    Step::Need => run.supply().await?,
-                    Step::End => return Ok(found),
-                }
+            while run.advance().await? {
+                found.push(
+                    run.read(|entry| (entry.key.to_vec(), (entry.seqno, entry.kind, entry.value.to_vec()))),
+                );
             }
+            Ok(found)
         }
 
         fn contents(&self) -> BTreeMap<FileName, Vec<u8>> {

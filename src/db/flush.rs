@@ -109,8 +109,10 @@ impl<S: Storage> Db<S> {
                 match source.step()? {
                     Step::Entry => {}
                     Step::End => break,
-                    Step::Need => {
-                        source.supply().await?;
+                    step => {
+                        if step == Step::Need {
+                            source.supply().await?;
+                        }
                         inner.storage.pause().await;
                         continue;
                     }

@@ -11,7 +11,7 @@ use crate::key::{Entry, FileNumber, UnixMillis};
 use crate::memtable::order::{MemtableSource, Wants};
 use crate::source::merge::Merge;
 use crate::source::newest::Newest;
-use crate::source::{Source, Step};
+use crate::source::{PASSED_MAX, Source, Step};
 use crate::sst::SstMeta;
 use crate::sst::block::Block;
 use crate::sst::reader::Sst;
@@ -23,12 +23,7 @@ use crate::storage::Storage;
 pub struct Scan<'a, S: Storage> {
     entries: Newest<Merge<Part<'a, S>>>,
     now: UnixMillis,
-    /// The last step ended because it had passed over many keys: nothing has to be supplied.
-    paused: bool,
 }
-
-/// Deleted and expired keys that one step passes over at most: some 50 µs.
-const PASSED_MAX: usize = 512;
 
 enum Part<'a, S: Storage> {
     Memtable(MemtableSource),
@@ -52,13 +47,12 @@ impl<S: Storage> Db<S> {
                 parts.push(run(files));
             }
         }
-        Scan { entries: Newest::new(Merge::new(parts), view.visible), now, paused: false }
+        Scan { entries: Newest::new(Merge::new(parts), view.visible), now }
     }
 }
 
 impl<S: Storage> Source for Scan<'_, S> {
     fn seek(&mut self, key: &[u8]) {
-        self.paused = false;
         self.entries.seek(key);
     }
 
@@ -71,8 +65,7 @@ impl<S: Storage> Source for Scan<'_, S> {
                 return Ok(step);
             }
         }
-        self.paused = true;
-        Ok(Step::Need)
+        Ok(Step::Pause) // many keys are deleted, or have expired
     }
 
     fn read<R>(&self, read: impl FnOnce(Entry<'_>) -> R) -> R {
@@ -80,7 +73,7 @@ impl<S: Storage> Source for Scan<'_, S> {
     }
 
     async fn supply(&mut self) -> Result<()> {
-        if std::mem::take(&mut self.paused) { Ok(()) } else { self.entries.supply().await }
+        self.entries.supply().await
     }
 }
 

@@ -30,7 +30,7 @@ use crate::arena::UNIT_BYTES;
 use crate::error::Result;
 use crate::key::{Entry, SeqNo, compare};
 use crate::source::tournament::Tournament;
-use crate::source::{Source, Step};
+use crate::source::{PASSED_MAX, Source, Step};
 
 /// Entries sorted in one step: about 50 µs.
 const RUN_ENTRIES: usize = 512;
@@ -312,7 +312,7 @@ impl Source for MemtableSource {
                 none.insert(Cursors::new(&order.runs, &self.from, &records)) // O2
             }
         };
-        for _ in 0..RUN_ENTRIES {
+        for _ in 0..PASSED_MAX {
             if !cursors.advance(&records) {
                 return Ok(Step::End);
             }
@@ -320,7 +320,7 @@ impl Source for MemtableSource {
                 return Ok(Step::Entry);
             }
         }
-        Ok(Step::Need) // many entries above the snapshot were passed over: the caller may pause
+        Ok(Step::Pause) // many entries are above the snapshot
     }
 
     fn read<R>(&self, read: impl FnOnce(Entry<'_>) -> R) -> R {
@@ -366,15 +366,12 @@ mod tests {
 
     fn walk(mut source: MemtableSource) -> Entries {
         let mut found = Vec::new();
-        loop {
-            match source.step().unwrap() {
-                Step::Need => block_on(source.supply()).unwrap(),
-                Step::End => return found,
-                Step::Entry => found.push(source.read(|entry| {
-                    ((entry.key.to_vec(), Reverse(entry.seqno.0)), (entry.kind, entry.value.to_vec()))
-                })),
-            }
+        while block_on(source.advance()).unwrap() {
+            found.push(source.read(|entry| {
+                ((entry.key.to_vec(), Reverse(entry.seqno.0)), (entry.kind, entry.value.to_vec()))
+            }));
         }
+        found
     }
 
     fn expected(model: &Model, from: &[u8], snapshot: u64) -> Entries {

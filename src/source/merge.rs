@@ -73,7 +73,7 @@ impl<S: Source> Source for Merge<S> {
                 return Ok(self.standing());
             };
             match source.step()? {
-                Step::Need => return Ok(Step::Need),
+                step @ (Step::Need | Step::Pause) => return Ok(step),
                 step => ended[next] = step == Step::End,
             }
             *state = State::Beginning(next + 1);
@@ -81,7 +81,7 @@ impl<S: Source> Source for Merge<S> {
         let Some(winner) = tournament.winner().filter(|winner| !ended[*winner]) else { return Ok(Step::End) };
         *state = State::Moving;
         match sources[winner].step()? {
-            Step::Need => return Ok(Step::Need),
+            step @ (Step::Need | Step::Pause) => return Ok(step),
             step => ended[winner] = step == Step::End,
         }
         tournament.replay(|a, b| less(sources, ended, a, b));
@@ -172,13 +172,10 @@ mod tests {
 
     fn all(source: &mut impl Source) -> Vec<(Vec<u8>, SeqNo)> {
         let mut found = Vec::new();
-        loop {
-            match source.step().unwrap() {
-                Step::Entry => found.push(source.read(|entry| (entry.key.to_vec(), entry.seqno))),
-                Step::Need => block_on(source.supply()).unwrap(),
-                Step::End => return found,
-            }
+        while block_on(source.advance()).unwrap() {
+            found.push(source.read(|entry| (entry.key.to_vec(), entry.seqno)));
         }
+        found
     }
 
     proptest! {

@@ -3,7 +3,8 @@
 //!
 //! A [`Source`] is a synchronous state machine. A step ends at an entry, at the end, or with the need for something that
 //! is not in memory: a block, an open file, or the order of a memtable. The caller then awaits [`Source::supply`] and
-//! steps again. Between the two it may pause, so a long read never holds up the other work of a thread.
+//! steps again. A step that passes over many entries ends early, too. After either, the caller may pause, so a long read
+//! never holds up the other work of a thread.
 //!
 //! ```text
 //!   memtable ──┐
@@ -31,7 +32,12 @@ pub enum Step {
     End,
     /// The next step needs what [`Source::supply`] provides.
     Need,
+    /// The step has passed over many entries. The next step goes on; nothing has to be supplied.
+    Pause,
 }
+
+/// Entries that one step passes over at most: about 50 µs.
+pub const PASSED_MAX: usize = 512;
 
 /// Entries in the order of [`crate::key::compare`]: by key, and the versions of a key from the newest to the oldest.
 #[expect(async_fn_in_trait, reason = "all futures of this crate stay on their thread")]
@@ -39,7 +45,8 @@ pub trait Source {
     /// Moves in front of the first entry whose key is at or above `key`. A new source stands in front of its first entry.
     fn seek(&mut self, key: &[u8]);
 
-    /// Moves to the next entry. After [`Step::Need`] the source has not moved.
+    /// Moves to the next entry. After [`Step::Need`] and [`Step::Pause`] the source stands at no entry, and the next step
+    /// goes on towards it.
     ///
     /// # Errors
     /// `Corruption` if a block does not decode.
@@ -59,4 +66,21 @@ pub trait Source {
     ///
     /// Cancel safety: safe; the source has not moved.
     async fn supply(&mut self) -> Result<()>;
+
+    /// Moves to the next entry, without pauses, and supplies what that needs. `false` at the end.
+    ///
+    /// # Errors
+    /// As [`Self::step`] and [`Self::supply`].
+    ///
+    /// Cancel safety: safe; the next call goes on.
+    async fn advance(&mut self) -> Result<bool> {
+        loop {
+            match self.step()? {
+                Step::Entry => return Ok(true),
+                Step::End => return Ok(false),
+                Step::Need => self.supply().await?,
+                Step::Pause => {}
+            }
+        }
+    }
 }

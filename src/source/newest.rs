@@ -1,24 +1,19 @@
 //! The newest version of each key, at a snapshot.
 
-use super::{Source, Step};
+use super::{PASSED_MAX, Source, Step};
 use crate::error::Result;
 use crate::key::{Entry, SeqNo};
-
-/// Versions that one step passes over at most: some 50 µs. A key may have a million versions in a memtable.
-const PASSED_MAX: usize = 512;
 
 /// A source that passes over all versions of a key except the newest at or below a snapshot. That version may be a
 /// tombstone, or may have expired: what it means is for the caller to decide.
 ///
-/// A step that has passed over many versions ends with [`Step::Need`], so that the caller can pause.
+/// A key may have a million versions in a memtable: a step that has passed over many of them ends with [`Step::Pause`].
 pub struct Newest<S> {
     source: S,
     snapshot: SeqNo,
     /// The key of the last entry; `None` in front of the first.
     last: Option<Vec<u8>>,
     passed: Passed,
-    /// The last step ended because it had passed over many versions: nothing has to be supplied.
-    paused: bool,
 }
 
 /// Versions that were passed over.
@@ -33,7 +28,7 @@ pub struct Passed {
 impl<S: Source> Newest<S> {
     /// The newest versions of `source` at `snapshot`.
     pub fn new(source: S, snapshot: SeqNo) -> Self {
-        Self { source, snapshot, last: None, passed: Passed::default(), paused: false }
+        Self { source, snapshot, last: None, passed: Passed::default() }
     }
 
     /// What was passed over since the last call, for a caller that counts its work.
@@ -45,7 +40,6 @@ impl<S: Source> Newest<S> {
 impl<S: Source> Source for Newest<S> {
     fn seek(&mut self, key: &[u8]) {
         self.last = None;
-        self.paused = false;
         self.source.seek(key);
     }
 
@@ -71,8 +65,7 @@ impl<S: Source> Source for Newest<S> {
                 return Ok(Step::Entry);
             }
         }
-        self.paused = true;
-        Ok(Step::Need)
+        Ok(Step::Pause)
     }
 
     fn read<R>(&self, read: impl FnOnce(Entry<'_>) -> R) -> R {
@@ -80,7 +73,7 @@ impl<S: Source> Source for Newest<S> {
     }
 
     async fn supply(&mut self) -> Result<()> {
-        if std::mem::take(&mut self.paused) { Ok(()) } else { self.source.supply().await }
+        self.source.supply().await
     }
 }
 
@@ -117,6 +110,7 @@ mod tests {
                 match step {
                     Step::Entry => found.push(newest.read(|entry| (entry.key.to_vec(), entry.seqno))),
                     Step::Need => block_on(newest.supply()).unwrap(),
+                    Step::Pause => {}
                     Step::End => break,
                 }
             }

@@ -325,18 +325,11 @@ mod tests {
 
     /// The next entry; `None` at the end.
     async fn next<O: OpenSst>(run: &mut Run<'_, O>) -> Result<Option<(Vec<u8>, Stored)>> {
-        loop {
-            match run.step()? {
-                Step::Entry => {
-                    let own = |entry: Entry<'_>| {
-                        (entry.key.to_vec(), (entry.seqno, entry.kind, entry.value.to_vec()))
-                    };
-                    return Ok(Some(run.read(own)));
-                }
-                Step::Need => run.supply().await?,
-                Step::End => return Ok(None),
-            }
+        if !run.advance().await? {
+            return Ok(None);
         }
+        let own = |entry: Entry<'_>| (entry.key.to_vec(), (entry.seqno, entry.kind, entry.value.to_vec()));
+        Ok(Some(run.read(own)))
     }
 
     /// Reads `count` entries, or up to the end, and compares them with those of `model` from `from` on.

@@ -190,6 +190,7 @@ pub async fn read_all<S: Source>(
                 (entry.key.to_vec(), Found { value, seqno: entry.seqno, expires: entry.kind.expires })
             })),
             Step::Need => source.supply().await.unwrap(),
+            Step::Pause => {}
             Step::End => return entries,
         }
     }
