@@ -376,9 +376,10 @@ mod tests {
 
     use super::*;
     use crate::codec::to_usize;
+    use crate::config::tests::SMALL;
     use crate::config::{BLOCK_BYTES, DbConfig, SECTOR_BYTES};
     use crate::db::Db;
-    use crate::key::{Entry, EntryKind, KeyHash, SLOT_COUNT, UnixMillis};
+    use crate::key::{Entry, EntryKind, SLOT_COUNT, UnixMillis};
     use crate::manifest::{Manifest, SharedMeta, VersionEdit};
     use crate::random::Random;
     use crate::record::file::{FIRST_RECORD, Sizes};
@@ -389,15 +390,11 @@ mod tests {
 
     const OWNER: Owner = Owner { store_id: 3, shard: ShardId(1) };
     const CONFIG: DbConfig = DbConfig {
-        sync_every_group: true,
-        memtable_bytes: 1 << 20,
-        cache_bytes: 1 << 20,
         value_bytes_max: 4_000,
-        open_files_max: 16,
         wal_bytes: DbConfig::wal_bytes_for(1 << 20, 4_000),
         wal_step_bytes: 1 << 16,
         manifest_bytes: 1 << 14,
-        key_hash: KeyHash::with_seed(1),
+        ..SMALL
     };
     /// Entries of a sorted file. One more write went into its memtable.
     const ENTRIES: u64 = 30;

@@ -206,8 +206,21 @@ impl Config {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// A small shard, for tests.
+    pub(crate) const SMALL: DbConfig = DbConfig {
+        sync_every_group: true,
+        memtable_bytes: 1 << 20,
+        cache_bytes: 1 << 20,
+        value_bytes_max: 1 << 20,
+        open_files_max: 16,
+        wal_bytes: DbConfig::wal_bytes_for(1 << 20, 1 << 20),
+        wal_step_bytes: 1 << 18,
+        manifest_bytes: 1 << 16,
+        key_hash: KeyHash::with_seed(1),
+    };
 
     #[test]
     fn sync_modes_round_trip_and_nonsense_is_refused() {

@@ -95,30 +95,15 @@ impl AsRef<[u8]> for HeldValue {
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
-    use std::pin::pin;
-    use std::task::Poll;
-
     use futures_executor::block_on;
 
     use super::*;
-    use crate::key::KeyHash;
-
-    const CONFIG: DbConfig = DbConfig {
-        sync_every_group: true,
-        memtable_bytes: 1 << 20,
-        cache_bytes: 1 << 20,
-        value_bytes_max: 1 << 20,
-        open_files_max: 16,
-        wal_bytes: DbConfig::wal_bytes_for(1 << 20, 1 << 20),
-        wal_step_bytes: 1 << 20,
-        manifest_bytes: 1 << 16,
-        key_hash: KeyHash::with_seed(1),
-    };
+    use crate::config::tests::SMALL;
+    use crate::db::tests::step;
 
     #[test]
     fn z1_large_values_of_readers_take_no_more_than_the_budget_and_small_ones_are_free() {
-        let budget = ReadBudget::new(&CONFIG);
+        let budget = ReadBudget::new(&SMALL);
         let value = vec![7; 1 << 20];
         let mut held = Vec::new();
         let refused = loop {
@@ -128,7 +113,7 @@ mod tests {
             }
         };
         assert_eq!(refused.kind(), ErrorKind::Overloaded);
-        assert_eq!(held.len() * value.len(), CONFIG.large_reads_bytes_max());
+        assert_eq!(held.len() * value.len(), SMALL.large_reads_bytes_max());
         assert!(budget.for_reader(SMALL_READ_BYTES).unwrap().is_none(), "small reads need no permit");
         // A slice of a value holds all of it.
         let slice = held.pop().unwrap().slice(..1);
@@ -142,15 +127,15 @@ mod tests {
 
     #[test]
     fn z2_a_few_checks_read_large_blocks_at_a_time_and_the_others_wait() {
-        let budget = ReadBudget::new(&CONFIG);
+        let budget = ReadBudget::new(&SMALL);
         block_on(async {
             let mut held = Vec::new();
             for _ in 0..LARGE_CHECKS {
                 held.push(budget.for_check(1 << 20).await.unwrap());
             }
             assert!(budget.for_check(SMALL_READ_BYTES).await.is_none(), "small blocks need no permit");
-            let mut next = pin!(budget.for_check(1 << 20));
-            assert!(poll_fn(|context| Poll::Ready(next.as_mut().poll(context).is_pending())).await);
+            let mut next = Box::pin(budget.for_check(1 << 20));
+            assert!(step(&mut next).is_none());
             held.pop();
             assert!(next.await.is_some());
         });

@@ -104,22 +104,15 @@ impl<S: Storage> Catalog<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
-    use std::pin::pin;
-    use std::task::Poll;
-
     use futures_executor::block_on;
 
     use super::*;
+    use crate::db::tests::{OWNER, step};
     use crate::error::{Error, ErrorKind};
-    use crate::key::ShardId;
     use crate::manifest::WalMeta;
     use crate::manifest::load;
-    use crate::record::Owner;
     use crate::record::replay::KnownEnd;
     use crate::storage::sim::{Fate, SimStorage};
-
-    const OWNER: Owner = Owner { store_id: 1, shard: ShardId(0) };
 
     async fn catalog(storage: &SimStorage) -> Catalog<SimStorage> {
         let state = State { next_file: FileNumber(1), ..State::default() };
@@ -161,10 +154,10 @@ mod tests {
             let catalog = catalog(&storage).await;
             let before = catalog.version();
             {
-                let mut edit = pin!(catalog.edit(add_sst(7, "a"), |_| Ok(true)));
+                let mut edit = Box::pin(catalog.edit(add_sst(7, "a"), |_| Ok(true)));
                 // As long as the edit is under way, the old version is in force.
                 let mut polls = 0;
-                while poll_fn(|context| Poll::Ready(edit.as_mut().poll(context).is_pending())).await {
+                while step(&mut edit).is_none() {
                     assert!(catalog.is_in_force(&before));
                     polls += 1;
                 }

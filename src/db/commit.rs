@@ -376,11 +376,10 @@ impl<F: File, A: Attached> CommitQueue<F, A> {
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
-
     use futures_executor::block_on;
 
     use super::*;
+    use crate::db::tests::step;
     use crate::key::ShardId;
     use crate::record::Owner;
     use crate::record::file::Sizes;
@@ -446,13 +445,8 @@ mod tests {
             self.queue.push(&self.wal, SeqNo(seqno), b"key", EntryKind::VALUE, b"value")
         }
 
-        fn answer(&self, ticket: &mut Ticket) -> Option<Result<()>> {
-            block_on(poll_fn(|context| {
-                Poll::Ready(match Pin::new(&mut *ticket).poll(context) {
-                    Poll::Ready(result) => Some(result),
-                    Poll::Pending => None,
-                })
-            }))
+        fn answer(&self, ticket: &Ticket) -> Option<Result<()>> {
+            step(&mut Box::pin(ticket.clone()))
         }
 
         /// The next operation on the disk, or all from there on, fail.
@@ -472,12 +466,12 @@ mod tests {
         // A group that is being written takes no more: the next write begins another.
         {
             let mut commit = Box::pin(fixture.queue.commit());
-            let _ = block_on(poll_fn(|context| Poll::Ready(commit.as_mut().poll(context).is_ready())));
+            assert!(step(&mut commit).is_none());
             tickets.push(fixture.push(3));
             block_on(commit).unwrap();
         }
         assert_eq!(fixture.queue.visible(), SeqNo(2));
-        assert!(fixture.answer(&mut tickets[1]).is_some() && fixture.answer(&mut tickets[2]).is_none());
+        assert!(fixture.answer(&tickets[1]).is_some() && fixture.answer(&tickets[2]).is_none());
         block_on(fixture.queue.commit()).unwrap();
         assert_eq!((fixture.queue.visible(), fixture.queue.committed()), (SeqNo(3), (2, 3)));
     }
@@ -485,13 +479,13 @@ mod tests {
     #[test]
     fn c2_a_ticket_is_answered_after_the_sync_and_not_before() {
         let fixture = Fixture::new(true);
-        let mut ticket = fixture.push(1);
+        let ticket = fixture.push(1);
         let before = fixture.wal.file().durable();
         let mut commit = Box::pin(fixture.queue.commit());
         let mut polls = 0;
         loop {
-            let done = block_on(poll_fn(|context| Poll::Ready(commit.as_mut().poll(context).is_ready())));
-            let answered = fixture.answer(&mut ticket).is_some();
+            let done = step(&mut commit).is_some();
+            let answered = fixture.answer(&ticket).is_some();
             assert_eq!(answered, done);
             assert!(!answered || before < fixture.wal.file().durable());
             polls += 1;
@@ -500,7 +494,7 @@ mod tests {
             }
         }
         assert!(1 < polls, "the write and its sync are awaited");
-        assert!(matches!(fixture.answer(&mut ticket), Some(Ok(()))));
+        assert!(matches!(fixture.answer(&ticket), Some(Ok(()))));
     }
 
     #[test]
@@ -509,10 +503,10 @@ mod tests {
         for operations in [1, 2] {
             let fixture = Fixture::new(true);
             fixture.break_disk(operations);
-            let mut tickets = [fixture.push(1), fixture.push(2)];
+            let tickets = [fixture.push(1), fixture.push(2)];
             let error = block_on(fixture.queue.commit()).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Poisoned);
-            for ticket in &mut tickets {
+            for ticket in &tickets {
                 assert_eq!(fixture.answer(ticket).unwrap().unwrap_err().kind(), ErrorKind::Poisoned);
             }
             assert_eq!((fixture.queue.visible(), fixture.queue.committed()), (SeqNo(0), (0, 0)));
@@ -525,22 +519,22 @@ mod tests {
         let fixture = Fixture::new(true);
         let mut tickets = vec![fixture.push(1)];
         let mut commit = Box::pin(fixture.queue.commit());
-        let _ = block_on(poll_fn(|context| Poll::Ready(commit.as_mut().poll(context).is_ready())));
+        assert!(step(&mut commit).is_none());
         tickets.push(fixture.push(2));
         fixture.queue.fail(&Error::new(ErrorKind::Io, "the manifest is lost"));
-        assert!(fixture.answer(&mut tickets[0]).is_none(), "its commit tells it");
-        assert!(fixture.answer(&mut tickets[1]).unwrap().is_err());
+        assert!(fixture.answer(&tickets[0]).is_none(), "its commit tells it");
+        assert!(fixture.answer(&tickets[1]).unwrap().is_err());
         assert!(block_on(commit).is_err());
-        assert!(fixture.answer(&mut tickets[0]).unwrap().is_err());
+        assert!(fixture.answer(&tickets[0]).unwrap().is_err());
     }
 
     #[test]
     fn c4_a_group_in_a_file_without_a_name_is_not_committed() {
         let fixture = Fixture::new(true);
-        let mut ticket = fixture.push(1);
+        let ticket = fixture.push(1);
         block_on(fixture.storage.remove(crate::file_name::FileName::Wal(FileNumber(1)))).unwrap();
         assert_eq!(block_on(fixture.queue.commit()).unwrap_err().kind(), ErrorKind::Poisoned);
-        assert!(fixture.answer(&mut ticket).unwrap().is_err());
+        assert!(fixture.answer(&ticket).unwrap().is_err());
     }
 
     #[test]
@@ -581,10 +575,10 @@ mod tests {
     fn c5_a_group_that_cannot_be_published_is_not_written() {
         let fixture = Fixture::new(true);
         fixture.recorder.refuses.set(true);
-        let mut ticket = fixture.push(1);
+        let ticket = fixture.push(1);
         let end = fixture.wal.file().end();
         assert_eq!(block_on(fixture.queue.commit()).unwrap_err().kind(), ErrorKind::Poisoned);
-        assert!(fixture.answer(&mut ticket).unwrap().is_err());
+        assert!(fixture.answer(&ticket).unwrap().is_err());
         assert_eq!(fixture.wal.file().end(), end);
         assert!(fixture.recorder.seen.borrow().is_empty());
     }

@@ -157,20 +157,18 @@ mod tests {
 
     use super::*;
     use crate::config::DbConfig;
-    use crate::key::{KeyHash, ShardId};
+    use crate::config::tests::SMALL;
+    use crate::key::ShardId;
     use crate::record::Owner;
     use crate::storage::sim::SimStorage;
 
     const CONFIG: DbConfig = DbConfig {
-        sync_every_group: true,
         memtable_bytes: 16 << 20,
-        cache_bytes: 1 << 20,
         value_bytes_max: 4_000,
-        open_files_max: 16,
         wal_bytes: DbConfig::wal_bytes_for(16 << 20, 4_000),
         wal_step_bytes: 8 << 20,
         manifest_bytes: 1 << 14,
-        key_hash: KeyHash::with_seed(1),
+        ..SMALL
     };
 
     #[test]

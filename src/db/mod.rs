@@ -336,8 +336,9 @@ mod tests {
     use futures_executor::block_on;
 
     use super::*;
+    use crate::config::tests::SMALL;
     use crate::file_name::FileName;
-    use crate::key::{KeyHash, ShardId, UnixMillis};
+    use crate::key::{ShardId, UnixMillis};
     use crate::storage::sim::SimStorage;
 
     /// Before every expiry.
@@ -345,20 +346,8 @@ mod tests {
 
     pub(super) const OWNER: Owner = Owner { store_id: 5, shard: ShardId(0) };
 
-    pub(super) const CONFIG: DbConfig = DbConfig {
-        sync_every_group: true,
-        memtable_bytes: 1 << 20,
-        cache_bytes: 1 << 20,
-        value_bytes_max: 1 << 20,
-        open_files_max: 16,
-        wal_bytes: DbConfig::wal_bytes_for(1 << 20, 1 << 20),
-        wal_step_bytes: 1 << 18,
-        manifest_bytes: 1 << 16,
-        key_hash: KeyHash::with_seed(1),
-    };
-
     pub(super) fn create(storage: &SimStorage) -> Db<SimStorage> {
-        block_on(Db::create(storage.clone(), OWNER, CONFIG)).unwrap()
+        block_on(Db::create(storage.clone(), OWNER, SMALL)).unwrap()
     }
 
     /// Polls a future once. Returns its output, if it has ended.

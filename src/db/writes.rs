@@ -378,8 +378,9 @@ mod tests {
     use futures_executor::block_on;
 
     use super::*;
+    use crate::config::tests::SMALL;
     use crate::db::Db;
-    use crate::db::tests::{CONFIG, NOW, OWNER, create, freeze, run_on, ssts, step};
+    use crate::db::tests::{NOW, OWNER, create, freeze, run_on, ssts, step};
     use crate::error::{Error, ErrorKind, Result};
     use crate::file_name::FileName;
     use crate::manifest::load;
@@ -422,7 +423,7 @@ mod tests {
             loop {
                 let done = step(&mut commit).is_some();
                 let seen = block_on(db.get(b"k", NOW)).unwrap();
-                let (after, _) = block_on(Db::open(storage.crash(Fate::Lost), OWNER, CONFIG)).unwrap();
+                let (after, _) = block_on(Db::open(storage.crash(Fate::Lost), OWNER, SMALL)).unwrap();
                 assert!(seen <= block_on(after.get(b"k", NOW)).unwrap(), "{seen:?} was seen, and is lost");
                 if done {
                     assert_eq!(seen.as_deref(), Some(&[value][..]));
@@ -450,7 +451,7 @@ mod tests {
             let mut count = 0;
             let replayed = read(storage, OWNER, source, &mut next, |entry| {
                 count += 1;
-                let hash = CONFIG.key_hash.of(entry.key);
+                let hash = SMALL.key_hash.of(entry.key);
                 let same = memtable.get(hash, entry.key, entry.seqno, |found| found == entry);
                 assert_eq!(same, Some(true), "{context}: {:?} of WAL {number:?}", entry.seqno);
             });

@@ -326,24 +326,20 @@ async fn in_turn(db: &Engine, op: &Op<Bytes>, position: WaitPosition) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::tests::SMALL;
     use crate::config::{DbConfig, MANIFEST_BYTES};
     use crate::db::Db;
-    use crate::key::KeyHash;
     use crate::record::Owner;
     use crate::storage::device::Device;
     use crate::storage::directory::Directory;
     use crate::storage::uring::UringStorage;
 
     const CONFIG: DbConfig = DbConfig {
-        sync_every_group: true,
-        memtable_bytes: 1 << 20,
-        cache_bytes: 1 << 20,
         value_bytes_max: 1_000,
-        open_files_max: 16,
         wal_bytes: DbConfig::wal_bytes_for(1 << 20, 1_000),
         wal_step_bytes: 1 << 20,
         manifest_bytes: MANIFEST_BYTES,
-        key_hash: KeyHash::with_seed(1),
+        ..SMALL
     };
 
     /// Lets every task go on until nothing is left to do without an event.
