@@ -250,7 +250,6 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
                 self.handler.prefetch(keys.filter_map(|parsed| parsed.route.key()), sets);
             }
         }
-        turn.now = None;
         let mut parsed = std::mem::take(&mut turn.parsed);
         let mut then = Then::GoOn;
         for Parsed { route, wire, at, body } in parsed.drain(..) {
@@ -360,7 +359,6 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         };
         let at = self.input.start();
         self.input.consume(head.bytes + body.input_bytes());
-        turn.now = None;
         let then = self.begin(&route, wire, (at, &body), turn).await?;
         Ok(if wire.keep_alive { then } else { Then::Close })
     }
