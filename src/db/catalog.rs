@@ -4,7 +4,7 @@
 //!
 //! G1  A file number is given out once. An edit says by itself that its number and all below are taken.
 //! G2  The version in force is the one that the last durable edit made. It changes in the same synchronous step in which
-//!     the edit is found to be durable, so whoever waited for the edit finds it in force.
+//!     the edit is found to be durable. So a caller that waited for the edit finds the version in force.
 //! G3  Edits are appended one at a time, in the order in which they asked.
 
 use std::cell::{Cell, RefCell};

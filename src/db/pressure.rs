@@ -92,7 +92,7 @@ impl Backlog {
         let above = self.l0_files.saturating_sub(L0_FILES);
         let l0 = slice_bytes(above as u64, (L0_FILES_SLOW - L0_FILES) as u64);
         let bytes = l0.max(slice_bytes(self.debt_bytes, self.base_bytes.saturating_mul(DEBT_SLOW)));
-        // A flush goes first: writes wait for a flush at once, but for a merge only when L0 is full.
+        // A flush goes first. Writes may have to wait for it at once; they wait for a merge only when L0 is full.
         if 0 < self.frozen { bytes.min(BESIDE_FLUSH_BYTES_MAX) } else { bytes }
     }
 }

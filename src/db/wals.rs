@@ -71,7 +71,7 @@ impl<S: Storage> Db<S> {
             // The file has one name or the other, and no manifest names either; its space may be what is lacking.
             let _ = self.remove_wal(number).await;
             let _ = self.remove_wal(from.number()).await;
-            inner.writes.spare.want(); // whoever looked meanwhile saw a spare coming
+            inner.writes.spare.want(); // a task that looked meanwhile expected this spare
         }
         result
     }

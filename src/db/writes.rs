@@ -264,7 +264,7 @@ impl<S: Storage> Writes<S> {
     /// Makes up for a freeze that was asked for and not possible then.
     pub(super) fn freeze_if_due(&self) {
         if self.freeze_due.get() {
-            let _ = self.freeze(); // it stays due, and whoever makes room tries again
+            let _ = self.freeze(); // it stays due, and is tried again when there is room
         }
     }
 

@@ -1,6 +1,6 @@
 //! HTTP/1.1 outside: bytes in, operations to a handler, replies out in request order.
 //!
-//! Owns: the wire format, its limits, and connections. Whoever serves gives it a [`Handler`] for the operations and a
+//! Owns: the wire format, its limits, and connections. The server gives it a [`Handler`] for the operations and a
 //! [`stream::Stream`] for the bytes. Everything except [`connection`], [`peers`] and [`stream`] is a pure function over
 //! bytes.
 //!
@@ -63,7 +63,7 @@ pub enum Reply<P> {
     Barrier(P),
 }
 
-/// Whoever carries out requests.
+/// Carries out requests.
 pub trait Handler {
     /// An outcome on its way. Dropping it abandons the outcome, not the operation.
     type Pending: Future<Output = EngineResult<Outcome<Bytes>>> + Unpin;

@@ -1,8 +1,8 @@
 //! What the connections of a thread share: their clock, their budget, and their end.
 //!
-//! A read or write of a connection is never dropped in flight: the ring would still use its buffer. Whoever wants a
-//! connection to end calls `shutdown(2)` on its socket, and the read or write returns. [`Peers`] does so for time-outs and
-//! for a stop.
+//! A read or write of a connection is never dropped in flight: the ring would still use its buffer. To end a
+//! connection, [`Peers`] calls `shutdown(2)` on its socket, and the read or write returns. Time-outs and the stop of the
+//! server end connections in this way.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
