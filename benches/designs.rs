@@ -33,11 +33,11 @@ use common::{MEMTABLE_ENTRIES, key, shuffled_key, value};
 use criterion::measurement::WallTime;
 use criterion::{BatchSize, BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use crossbeam_skiplist::SkipMap;
+use ringkeep::identity::{FileKind, Identity};
 use ringkeep::key::{Entry, EntryKind, FileNumber, Key, KeyHash, SeqNo, ShardId, filter_hash};
 use ringkeep::memtable::Memtable;
 use ringkeep::memtable::order::{MemtableSource, Wants};
 use ringkeep::random::hash;
-use ringkeep::record::{Identity, Kind};
 use ringkeep::source::{Source, Step};
 use ringkeep::sst::block::{BlockBuilder, BlockKind, Frame, put_frame, seek};
 use ringkeep::sst::filter;
@@ -264,7 +264,7 @@ fn filters(criterion: &mut Criterion) {
 /// What a lookup pays for a block that was read (checksum, decompression, search), by pages of the stored block.
 fn block_sizes(criterion: &mut Criterion) {
     const IDENTITY: Identity =
-        Identity { store_id: 7, shard: ShardId(0), kind: Kind::Sst, file: FileNumber(3) };
+        Identity { store_id: 7, shard: ShardId(0), kind: FileKind::Sst, file: FileNumber(3) };
     let mut group = criterion.benchmark_group("block_sizes");
     for pages in [1, 2, 4, 8] {
         let mut builder = BlockBuilder::default();
@@ -342,7 +342,7 @@ fn sockets(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("sockets");
     group.sample_size(10).throughput(Throughput::Elements(1));
     let uring = serve(|listener, ready| {
-        let (_, runtime) = ringkeep::host::probe_ring().expect("this host has io_uring");
+        let (_, runtime) = ringkeep::ring::probe().expect("this host has io_uring");
         runtime.block_on(async {
             let listener = tokio_uring::net::TcpListener::from_std(listener);
             ready();

@@ -18,11 +18,12 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use ringkeep::http::head::{HeadEnd, parse};
 use ringkeep::http::response::{Heads, Wire};
 use ringkeep::http::route::Route;
+use ringkeep::identity::{FileKind, Identity};
 use ringkeep::key::{Entry, EntryKind, FileNumber, Key, KeyHash, SeqNo, ShardId, filter_hash};
 use ringkeep::memtable::Memtable;
 use ringkeep::memtable::order::{MemtableSource, Wants};
 use ringkeep::op::{Op, Outcome};
-use ringkeep::record::{Identity, Kind, decode, record_bytes, seal};
+use ringkeep::record::{decode, record_bytes, seal};
 use ringkeep::shard::mailbox::{Mailbox, connect};
 use ringkeep::shard::router::ThreadId;
 use ringkeep::source::merge::Merge;
@@ -33,7 +34,8 @@ use ringkeep::sst::filter;
 use ringkeep::storage::AlignedBuf;
 
 const KEY_HASH: KeyHash = KeyHash::with_seed(1);
-const IDENTITY: Identity = Identity { store_id: 7, shard: ShardId(0), kind: Kind::Wal, file: FileNumber(3) };
+const IDENTITY: Identity =
+    Identity { store_id: 7, shard: ShardId(0), kind: FileKind::Wal, file: FileNumber(3) };
 
 fn entry<'a>(key: &'a [u8], value: &'a [u8], seqno: u64) -> Entry<'a> {
     Entry { key, seqno: SeqNo(seqno), kind: EntryKind::VALUE, value }
@@ -130,7 +132,7 @@ fn block_of(count: u64) -> (Vec<Vec<u8>>, BlockBuilder) {
 
 fn block(criterion: &mut Criterion) {
     const COUNT: u64 = 60;
-    let identity = Identity { kind: Kind::Sst, ..IDENTITY };
+    let identity = Identity { kind: FileKind::Sst, ..IDENTITY };
     let mut group = criterion.benchmark_group("block");
     let values: Vec<Vec<u8>> = (0..COUNT).map(value).collect();
     let (keys, mut builder) = block_of(COUNT);
@@ -369,7 +371,7 @@ fn on_ring<F: Future<Output = ()> + 'static>(
     task: impl FnOnce(Rc<Mailbox>) -> F,
     ends: ringkeep::shard::mailbox::Ends,
 ) {
-    let (_, runtime) = ringkeep::host::probe_ring().expect("this host has io_uring");
+    let (_, runtime) = ringkeep::ring::probe().expect("this host has io_uring");
     runtime.block_on(async {
         let mailbox = Rc::new(Mailbox::new(ends));
         let sender = mailbox.clone();

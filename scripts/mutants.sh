@@ -201,9 +201,9 @@ mutant 'edits carry no marks' src/manifest/mod.rs \
     'log.request_mark();' ''
 mutant 'CURRENT names a manifest without its snapshot' src/manifest/mod.rs \
     'append(&log, &payload).await?;' 'if payload.is_empty() { append(&log, &payload).await?; }' crash
-mutant 'missing files are not reported' src/manifest/presence.rs \
+mutant 'missing files are not reported' src/presence.rs \
     'wals.chain(ssts).filter_map(error).collect()' 'wals.chain(ssts).filter_map(error).take(0).collect()' damage
-mutant 'a WAL that nothing names is removed with its writes' src/manifest/presence.rs \
+mutant 'a WAL that nothing names is removed with its writes' src/presence.rs \
     '&& state.flushed < first' '&& state.flushed < first && first.0 == 0' crash
 mutant 'a file is replaced before it is synced' src/storage/mod.rs \
     'file.sync().await.map_err(|error| Error::io(attempt("sync"), error))?;' ''

@@ -19,11 +19,11 @@ use std::rc::Rc;
 
 use crate::error::{CorruptionReason, Error, ErrorKind, Result};
 use crate::file_name::FileName;
+use crate::identity::{FileKind, Owner};
 use crate::key::{FileNumber, SeqNo, ShardId, Slot};
-use crate::manifest::presence::{Files, list, missing, unnamed};
 use crate::manifest::{Loaded, State, Version, load};
+use crate::presence::{missing, unnamed};
 use crate::record::replay::{End, KnownEnd, first_nonzero};
-use crate::record::{Kind, Owner};
 use crate::source::Source as _;
 use crate::source::merge::Merge;
 use crate::sst::SstMeta;
@@ -31,7 +31,7 @@ use crate::sst::reader::Sst;
 use crate::sst::run::{OpenSst, Run};
 use crate::sst::verify::verify;
 use crate::sst::window::ReadAhead;
-use crate::storage::{Access, Storage, open_file};
+use crate::storage::{Access, Files, Storage, list_files, open_file};
 use crate::wal::reader::{Source, first_write, read};
 
 /// What a check found.
@@ -85,7 +85,7 @@ pub async fn check_shard<S: Storage>(
 ) -> Report {
     let mut report = Report::default();
     let outcome = async {
-        let files = list(storage)?;
+        let files = list_files(storage)?;
         let Some(loaded) = load(storage, owner).await? else {
             let label = storage.label(FileName::Current);
             return Err(Error::new(
@@ -129,7 +129,7 @@ impl<S: Storage> OpenSst for Check<'_, S> {
     type File = S::File;
 
     async fn open(&self, meta: &SstMeta) -> Result<Rc<Sst<S::File>>> {
-        let identity = self.owner.identity(Kind::Sst, meta.number);
+        let identity = self.owner.identity(FileKind::Sst, meta.number);
         Ok(Rc::new(Sst::open(self.storage, identity, meta.bytes).await?))
     }
 }

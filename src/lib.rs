@@ -60,11 +60,11 @@
 //!
 //! | layer | modules |
 //! | --- | --- |
-//! | words that everything shares | [`error`], [`random`], [`codec`], [`key`], [`op`], [`config`], [`file_name`], [`arena`], [`hash_index`], [`host`] |
-//! | files, and entries in order | [`storage`], [`source`] |
+//! | words that everything shares | [`error`], [`random`], [`codec`], [`key`], [`op`], [`config`], [`file_name`], [`identity`], [`arena`], [`hash_index`], [`host`] |
+//! | files, the ring, entries in order | [`storage`], [`ring`], [`source`] |
 //! | bytes with a meaning | [`memtable`], [`record`] |
 //! | files with a meaning | [`sst`], [`wal`] |
-//! | what a shard and a store consist of | [`cache`], [`compaction`], [`manifest`], [`store`], [`data_dir`] |
+//! | what a shard and a store consist of | [`cache`], [`compaction`], [`manifest`], [`presence`], [`store`], [`data_dir`] |
 //! | the engine of a shard | [`db`]; and [`check`], which reads the same files from outside |
 //! | a client of the server, which shares only the first two layers with it | [`load`] |
 //! | the wire, which uses the first layer only | [`http`] |
@@ -77,10 +77,12 @@ pub mod key;
 pub mod op;
 pub mod config;
 pub mod file_name;
+pub mod identity;
 pub mod arena;
 pub mod hash_index;
 pub mod host;
 pub mod storage;
+pub mod ring;
 pub mod source;
 pub mod memtable;
 pub mod record;
@@ -89,6 +91,7 @@ pub mod wal;
 pub mod cache;
 pub mod compaction;
 pub mod manifest;
+pub mod presence;
 pub mod store;
 pub mod data_dir;
 pub mod db;

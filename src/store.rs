@@ -40,15 +40,16 @@
 use crate::codec::{Reader, put_varint};
 use crate::error::{CorruptionReason, Error, ErrorKind, Result};
 use crate::file_name::FileName;
+use crate::identity::{FileKind, Identity};
 use crate::key::{FileNumber, SLOT_COUNT, ShardId};
-use crate::record::{Identity, Kind, decode_single, encode_single};
+use crate::record::{decode_single, encode_single};
 use crate::storage::{BLOCK_BYTES, Storage, read_file, write_file_atomically};
 
 /// The format of everything under the data directory.
 const FORMAT_VERSION: u32 = 3;
 /// The identity of `STORE` itself. It names no store, because the id of the store is in the file.
 const IDENTITY: Identity =
-    Identity { store_id: 0, shard: ShardId(0), kind: Kind::Store, file: FileNumber(0) };
+    Identity { store_id: 0, shard: ShardId(0), kind: FileKind::Store, file: FileNumber(0) };
 
 /// A store.
 #[derive(Debug, Clone, PartialEq, Eq)]

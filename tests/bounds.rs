@@ -6,9 +6,9 @@ use ringkeep::config::{BLOCK_BYTES, DbConfig};
 use ringkeep::db::Db;
 use ringkeep::error::ErrorKind;
 use ringkeep::file_name::FileName;
+use ringkeep::identity::Owner;
 use ringkeep::key::{KeyHash, ShardId, UnixMillis};
 use ringkeep::random::Random;
-use ringkeep::record::Owner;
 use ringkeep::storage::sim::{Fate, SimStorage};
 
 /// A time before every expiry.

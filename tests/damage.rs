@@ -17,11 +17,11 @@ use ringkeep::config::DbConfig;
 use ringkeep::db::Db;
 use ringkeep::error::ErrorKind;
 use ringkeep::file_name::FileName;
+use ringkeep::identity::{FileKind, Owner};
 use ringkeep::key::{KeyHash, SLOT_COUNT, ShardId, UnixMillis};
 use ringkeep::random::Random;
 use ringkeep::record::file::FIRST_RECORD;
 use ringkeep::record::mark::Mark;
-use ringkeep::record::{Kind, Owner};
 use ringkeep::storage::sim::{Failure, Fate, Fault, SimStorage};
 
 /// Before every expiry.
@@ -545,7 +545,7 @@ fn w4_a_device_that_lies_is_found_out_where_a_mark_tells() {
         let left = storage.crash(Fate::Random);
         let wal =
             left.files().iter().map(|file| file.0).find(|name| matches!(name, FileName::Wal(_))).unwrap();
-        let identity = owner.identity(Kind::Wal, wal.number().unwrap());
+        let identity = owner.identity(FileKind::Wal, wal.number().unwrap());
         let known =
             Mark::newest(&left.bytes(wal)[..FIRST_RECORD as usize], identity).map(|(mark, _)| mark.durable);
         match block_on(Db::open(left, owner, UnderLoad::CONFIG)) {

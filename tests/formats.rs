@@ -6,11 +6,11 @@ use std::rc::Rc;
 use futures_executor::block_on;
 use ringkeep::codec::crc32;
 use ringkeep::file_name::FileName;
+use ringkeep::identity::{FileKind, Owner};
 use ringkeep::key::{Entry, EntryKind, FileNumber, SeqNo, ShardId, UnixMillis};
 use ringkeep::manifest::{Manifest, State, VersionEdit, WalMeta};
 use ringkeep::record::file::{FIRST_RECORD, Sizes};
 use ringkeep::record::replay::KnownEnd;
-use ringkeep::record::{Kind, Owner};
 use ringkeep::sst::builder::SstBuilder;
 use ringkeep::sst::{Expiry, SstMeta, filter};
 use ringkeep::storage::AlignedBuf;
@@ -115,7 +115,7 @@ fn wal() {
 fn sst() {
     block_on(async {
         let storage = SimStorage::new(0);
-        let identity = OWNER.identity(Kind::Sst, FileNumber(9));
+        let identity = OWNER.identity(FileKind::Sst, FileNumber(9));
         let mut builder = SstBuilder::create(&storage, identity).await.unwrap();
         for n in 0..5_000_u64 {
             let key = format!("key-{:08}", n * 7);

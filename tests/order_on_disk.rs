@@ -21,13 +21,13 @@ use ringkeep::config::DbConfig;
 use ringkeep::db::Db;
 use ringkeep::error::{ErrorKind, Result};
 use ringkeep::file_name::FileName;
+use ringkeep::identity::Owner;
 use ringkeep::key::{FileNumber, KeyHash, SLOT_COUNT, ShardId, UnixMillis};
-use ringkeep::manifest::presence::{list, missing};
 use ringkeep::manifest::{Loaded, load};
+use ringkeep::presence::missing;
 use ringkeep::random::Random;
-use ringkeep::record::Owner;
-use ringkeep::storage::Storage;
 use ringkeep::storage::sim::{Fate, SimStorage};
+use ringkeep::storage::{Storage, list_files};
 
 /// Before every expiry.
 const NOW: UnixMillis = UnixMillis::START;
@@ -138,7 +138,7 @@ fn assert_complete(disk: &SimStorage, in_force: bool, context: &str) {
             assert!(!in_force, "{context}: no manifest is in force any more");
             return;
         };
-        let missing = missing(disk, &loaded.state, &list(disk).unwrap());
+        let missing = missing(disk, &loaded.state, &list_files(disk).unwrap());
         assert!(missing.is_empty(), "{context}: {missing:?}");
         let report = check_shard(disk, OWNER, &[OWNER.shard; SLOT_COUNT], |_| {}).await;
         let sound = report.damage.is_empty() && report.unread.is_empty() && report.later.is_empty();

@@ -11,9 +11,9 @@ use common::sim::{CONFIG, NOW, Shard, read_all};
 use common::world::{Map, World, config, key, steps_of_one_life};
 use futures_executor::block_on;
 use proptest::prelude::*;
-use ringkeep::db::Db;
-use ringkeep::db::scan::Scan;
+use ringkeep::db::{Db, View};
 use ringkeep::file_name::FileName;
+use ringkeep::key::UnixMillis;
 use ringkeep::random::Random;
 use ringkeep::storage::sim::SimStorage;
 
@@ -48,7 +48,7 @@ fn p2_p10_a_scan_agrees_with_a_sorted_map_at_the_moment_of_its_view() {
                 }
                 over.set(true);
             };
-            let scans = scan_until(&over, &db, db.scan(&view, now), &expected, &starts);
+            let scans = scan_until(&over, &db, &view, now, &expected, &starts);
             tokio::join!(steps, scans);
 
             overtaken.set(overtaken.get() + u32::from(!Rc::ptr_eq(&db.version(), &view.version)));
@@ -68,26 +68,31 @@ fn p2_p10_a_scan_agrees_with_a_sorted_map_at_the_moment_of_its_view() {
 }
 
 /// Scans from each start, again and again, while other tasks go on between the steps; a last time when they are over.
+/// One scan is used for all of them, and a new one in every round.
 async fn scan_until(
     over: &Cell<bool>,
     db: &Db<SimStorage>,
-    mut scan: Scan<'_, SimStorage>,
+    view: &View,
+    now: UnixMillis,
     expected: &Map,
     starts: &[Vec<u8>],
 ) {
     let mut random = Random::new(7);
+    let mut first = db.scan(view, now);
     let mut last = false;
     while !last {
         last = over.get();
         for start in starts {
-            let others_go_on = async || {
+            let mut others_go_on = async || {
                 if random.below(3) == 0 {
                     db.pause().await;
                 }
             };
-            let found = read_all(&mut scan, start, others_go_on).await;
-            let expected = expected.range(start.clone()..).map(|(key, held)| (key.clone(), held.clone()));
-            assert!(found == expected.collect::<Vec<_>>(), "from {start:?}");
+            let range = expected.range(start.clone()..);
+            let expected: Vec<_> = range.map(|(key, held)| (key.clone(), held.clone())).collect();
+            for scan in [&mut first, &mut db.scan(view, now)] {
+                assert!(read_all(scan, start, &mut others_go_on).await == expected, "from {start:?}");
+            }
         }
         db.pause().await;
     }

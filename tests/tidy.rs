@@ -6,11 +6,23 @@ use std::path::{Path, PathBuf};
 
 /// Modules by layer. A module may use modules of lower layers, and its own folder.
 const LAYERS: &[&[&str]] = &[
-    &["error", "random", "codec", "key", "op", "config", "file_name", "arena", "hash_index", "host"],
-    &["storage", "source"],
+    &[
+        "error",
+        "random",
+        "codec",
+        "key",
+        "op",
+        "config",
+        "file_name",
+        "identity",
+        "arena",
+        "hash_index",
+        "host",
+    ],
+    &["storage", "ring", "source"],
     &["memtable", "record"],
     &["sst", "wal"],
-    &["cache", "compaction", "manifest", "store", "data_dir"],
+    &["cache", "compaction", "manifest", "presence", "store", "data_dir"],
     &["db", "check", "load"],
     &["shard"],
     &["server"],

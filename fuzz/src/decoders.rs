@@ -12,12 +12,13 @@ use ringkeep::http::body::Chunked;
 use ringkeep::http::head::{Framing, HeadEnd, parse};
 use ringkeep::http::query;
 use ringkeep::http::route::Route;
+use ringkeep::identity::{FileKind, Identity};
 use ringkeep::key::{FileNumber, KeyHash, ShardId};
 use ringkeep::manifest::{State, VersionEdit};
 use ringkeep::record::file::FIRST_RECORD;
 use ringkeep::record::mark::Mark;
 use ringkeep::record::replay::{End, Extent, KnownEnd, replay};
-use ringkeep::record::{HEADER_BYTES, Identity, Kind, decode, decode_single, record_bytes, seal};
+use ringkeep::record::{HEADER_BYTES, decode, decode_single, record_bytes, seal};
 use ringkeep::sst::block::{Cursor, FRAME_BYTES, Frame, frame_crc, seek};
 use ringkeep::sst::{BlockHandle, SstMeta, filter};
 use ringkeep::storage::sim::SimStorage;
@@ -25,7 +26,8 @@ use ringkeep::storage::{Access, AlignedBuf, BLOCK_BYTES, SECTOR_BYTES, Storage};
 use ringkeep::store::Store;
 use ringkeep::wal::decode_group;
 
-const IDENTITY: Identity = Identity { store_id: 1, shard: ShardId(2), kind: Kind::Wal, file: FileNumber(3) };
+const IDENTITY: Identity =
+    Identity { store_id: 1, shard: ShardId(2), kind: FileKind::Wal, file: FileNumber(3) };
 
 /// A decoder and its name, which is also the name of its fuzz target and of its corpus.
 pub type Decoder = (&'static str, fn(&[u8]));

@@ -163,7 +163,7 @@ fn version(add_ssts: Vec<(usize, SharedMeta)>) -> Rc<Version> {
 
 /// A sorted file with these keys and SeqNos.
 async fn sst(storage: &SimStorage, number: FileNumber, entries: &[(&[u8], u64)]) -> SharedMeta {
-    let identity = OWNER.identity(Kind::Sst, number);
+    let identity = OWNER.identity(FileKind::Sst, number);
     let mut builder = SstBuilder::create(storage, identity).await.unwrap();
     for &(key, seqno) in entries {
         builder.add(&Entry { key, seqno: SeqNo(seqno), kind: EntryKind::VALUE, value: b"" });

@@ -11,12 +11,12 @@ use crate::check::{Report, bytes_to_read, check_shard};
 use crate::data_dir::{DataDir, open_storage};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::{FileName, shard_directory};
-use crate::host;
+use crate::identity::Owner;
 use crate::key::ShardId;
-use crate::manifest::presence::{list, unexpected_data};
-use crate::record::Owner;
-use crate::storage::Storage;
+use crate::presence::unexpected_data;
+use crate::ring;
 use crate::storage::device::Device;
+use crate::storage::{Storage, list_files};
 
 /// Arguments of `ringkeep check`.
 #[derive(Debug, Args)]
@@ -28,7 +28,7 @@ pub(super) struct Check {
 
 impl Check {
     pub(super) fn run(self) -> Result<()> {
-        let (_, runtime) = host::probe_ring()?;
+        let (_, runtime) = ring::probe()?;
         let data_dir = DataDir::open(&self.data_dir)?;
         let report = runtime.block_on(check(&data_dir))?;
         let mut output = std::io::stdout().lock();
@@ -115,8 +115,11 @@ async fn check(data_dir: &DataDir) -> Result<Report> {
             Err(error) => report.add_error(error),
         }
     }
-    let total =
-        shards.iter().filter_map(|(_, storage)| list(storage).ok()).map(|files| bytes_to_read(&files)).sum();
+    let total = shards
+        .iter()
+        .filter_map(|(_, storage)| list_files(storage).ok())
+        .map(|files| bytes_to_read(&files))
+        .sum();
     let template = "{bar:40} {bytes} of {total_bytes} ({bytes_per_sec}, {eta} left)";
     let bar = styled(ProgressBar::new(total), template);
     for (owner, storage) in &shards {

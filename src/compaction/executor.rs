@@ -35,7 +35,7 @@ pub trait Environment: OpenSst<File = <Self::Storage as Storage>::File> {
     /// The storage of the shard.
     fn storage(&self) -> &Self::Storage;
     /// The identity of a new file.
-    fn new_file(&self) -> crate::record::Identity;
+    fn new_file(&self) -> crate::identity::Identity;
     /// Accounts for `bytes` of work, and pauses when a slice is used up (X2).
     ///
     /// # Errors
@@ -133,10 +133,10 @@ mod tests {
     use super::*;
     use crate::config::BLOCK_BYTES;
     use crate::error::{Error, ErrorKind};
+    use crate::identity::{FileKind, Identity, Owner};
     use crate::key::ShardId;
     use crate::manifest::{LEVELS, VersionEdit};
     use crate::random::Random;
-    use crate::record::{Identity, Kind, Owner};
     use crate::sst::reader::Sst;
     use crate::storage::sim::{Failure, Fate, Fault, SimFile, SimStorage};
 
@@ -162,7 +162,7 @@ mod tests {
         type File = SimFile;
 
         async fn open(&self, meta: &SstMeta) -> Result<Rc<Sst<SimFile>>> {
-            let identity = OWNER.identity(Kind::Sst, meta.number);
+            let identity = OWNER.identity(FileKind::Sst, meta.number);
             Ok(Rc::new(Sst::open(&self.storage, identity, meta.bytes).await?))
         }
     }
@@ -177,7 +177,7 @@ mod tests {
         fn new_file(&self) -> Identity {
             let number = self.next_file.get();
             self.next_file.set(number + 1);
-            OWNER.identity(Kind::Sst, FileNumber(number))
+            OWNER.identity(FileKind::Sst, FileNumber(number))
         }
 
         async fn spend(&self, bytes: usize) -> Result<()> {

@@ -2,9 +2,9 @@
 //!
 //! Z1  Values and blocks over 64 KiB that readers hold take at most `DbConfig::large_reads_bytes_max`, those in the block
 //!     cache included. A read beyond that is refused; it never waits for memory that other readers hold.
-//! Z2  Blocks over 64 KiB that only tell whether a key is there are read a few at a time. They are not cached, and a check
-//!     keeps its permit to its end. If it released the permit between blocks, four checks could each wait for a second
-//!     permit: a deadlock.
+//! Z2  Blocks over 64 KiB that only tell whether a key is there are read a few at a time, and not cached. A check holds
+//!     one permit at a time: if it kept the permit of one block while it waited for that of the next, four checks could
+//!     wait for each other.
 //!
 //! Smaller reads are not counted: their number is bounded by the requests under way.
 
@@ -106,12 +106,8 @@ mod tests {
         let budget = ReadBudget::new(&SMALL);
         let value = vec![7; 1 << 20];
         let mut held = Vec::new();
-        let refused = loop {
-            match budget.copy(&value) {
-                Ok(copy) => held.push(copy),
-                Err(error) => break error,
-            }
-        };
+        let refused = (0..1000).find_map(|_| budget.copy(&value).map(|copy| held.push(copy)).err());
+        let refused = refused.expect("1,000 MiB are beyond the budget");
         assert_eq!(refused.kind(), ErrorKind::Overloaded);
         assert_eq!(held.len() * value.len(), SMALL.large_reads_bytes_max());
         assert!(budget.for_reader(SMALL_READ_BYTES).unwrap().is_none(), "small reads need no permit");

@@ -380,8 +380,8 @@ mod tests {
 
     use super::*;
     use crate::db::tests::step;
+    use crate::identity::Owner;
     use crate::key::ShardId;
-    use crate::record::Owner;
     use crate::record::file::Sizes;
     use crate::storage::Storage;
     use crate::storage::sim::{Failure, Fault, SimFile, SimStorage};

@@ -7,9 +7,9 @@ use crate::compaction::executor::Environment;
 use crate::compaction::{Compaction, execute, pick};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
+use crate::identity::{FileKind, Identity};
 use crate::key::UnixMillis;
 use crate::manifest::{SharedMeta, VersionEdit};
-use crate::record::{Identity, Kind};
 use crate::sst::SstMeta;
 use crate::sst::reader::Sst;
 use crate::sst::run::OpenSst;
@@ -113,7 +113,7 @@ impl<S: Storage> OpenSst for Inputs<'_, S> {
         match inner.tree.opened(meta.number) {
             Some(sst) => Ok(sst),
             None => {
-                let identity = inner.owner.identity(Kind::Sst, meta.number);
+                let identity = inner.owner.identity(FileKind::Sst, meta.number);
                 Ok(Rc::new(Sst::open(&inner.storage, identity, meta.bytes).await?))
             }
         }
@@ -129,7 +129,7 @@ impl<S: Storage> Environment for Inputs<'_, S> {
 
     fn new_file(&self) -> Identity {
         let Db(inner) = self.0;
-        inner.owner.identity(Kind::Sst, inner.catalog.new_file())
+        inner.owner.identity(FileKind::Sst, inner.catalog.new_file())
     }
 
     async fn spend(&self, bytes: usize) -> Result<()> {

@@ -8,11 +8,11 @@ use super::{Db, Work};
 use crate::compaction::executor::ENTRY_COST_BYTES;
 use crate::error::{ErrorKind, Result};
 use crate::file_name::FileName;
+use crate::identity::FileKind;
 use crate::key::SeqNo;
 use crate::manifest::VersionEdit;
 use crate::memtable::Memtable;
 use crate::memtable::order::{MemtableSource, Wants};
-use crate::record::Kind;
 use crate::source::newest::Newest;
 use crate::source::{Source, Step};
 use crate::sst::SstMeta;
@@ -100,7 +100,7 @@ impl<S: Storage> Db<S> {
         let inner = &*self.0;
         let number = inner.catalog.new_file();
         let result = async {
-            let identity = inner.owner.identity(Kind::Sst, number);
+            let identity = inner.owner.identity(FileKind::Sst, number);
             let mut builder = SstBuilder::create(&inner.storage, identity).await?;
             let last = memtable.last();
             let mut source =
@@ -158,8 +158,8 @@ mod tests {
     use super::*;
     use crate::config::DbConfig;
     use crate::config::tests::SMALL;
+    use crate::identity::Owner;
     use crate::key::ShardId;
-    use crate::record::Owner;
     use crate::storage::sim::SimStorage;
 
     const CONFIG: DbConfig = DbConfig {

@@ -68,10 +68,10 @@ use self::tree::Tree;
 use self::writes::Writes;
 use crate::config::DbConfig;
 use crate::error::{Error, ErrorKind, Result};
+use crate::identity::Owner;
 use crate::key::{FileNumber, SeqNo};
 use crate::manifest::{State, Version, VersionEdit};
 use crate::memtable::Memtable;
-use crate::record::Owner;
 use crate::record::replay::KnownEnd;
 use crate::storage::Storage;
 

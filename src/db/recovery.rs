@@ -37,15 +37,15 @@ use super::{Db, Inner};
 use crate::config::DbConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
+use crate::identity::Owner;
 use crate::key::{FileNumber, SeqNo};
-use crate::manifest::presence::{list, missing, unexpected_data, unnamed};
 use crate::manifest::{Loaded, Manifest, State, WalMeta, load, make_durable};
 use crate::memtable::Memtable;
-use crate::record::Owner;
+use crate::presence::{missing, unexpected_data, unnamed};
 use crate::record::file::FIRST_RECORD;
 use crate::record::mark::Mark;
 use crate::record::replay::{End, KnownEnd};
-use crate::storage::Storage;
+use crate::storage::{Storage, list_files};
 use crate::wal::reader::{Source, replay};
 use crate::wal::writer::Wal;
 
@@ -112,7 +112,7 @@ impl<S: Storage> Db<S> {
             return Err(Error::new(ErrorKind::Corruption, message));
         };
         report(&storage.label(FileName::Manifest(number)), "version edit", &end);
-        if let Some(error) = missing(&storage, &state, &list(&storage)?).into_iter().next() {
+        if let Some(error) = missing(&storage, &state, &list_files(&storage)?).into_iter().next() {
             return Err(error);
         }
         Self::open_with(storage, owner, config, state, Some(number)).await
@@ -216,7 +216,7 @@ struct Prepared<S: Storage> {
 /// `Corruption` if one of them is a WAL that holds writes found in no other file, or is damaged; `Configuration` if a
 /// later version wrote it; `Io`.
 async fn look_at_leftovers<S: Storage>(storage: &S, owner: Owner, state: &mut State) -> Result<u64> {
-    let files = list(storage)?;
+    let files = list_files(storage)?;
     if let Some(error) = unnamed(storage, owner, state, &files).await?.into_iter().next() {
         return Err(error);
     }
@@ -257,7 +257,7 @@ async fn replay_all<S: Storage>(
     let mut recovered = Recovered::default();
     let mut next = state.flushed.next();
     let (mut frozen, mut wals, mut clean) = (VecDeque::new(), BTreeMap::new(), None);
-    let files = list(storage)?;
+    let files = list_files(storage)?;
     for (&number, &WalMeta { bytes, .. }) in &state.wals {
         let file_bytes = files.get(&FileName::Wal(number)).copied().unwrap_or_default();
         let known_end = state.known_end(number);
@@ -307,7 +307,7 @@ fn report(file: &str, what: &str, end: &End) {
 
 /// Removes every file of ours for which `stays` returns `false`.
 async fn remove_except<S: Storage>(storage: &S, stays: impl Fn(FileName) -> bool) -> Result<()> {
-    for name in list(storage)?.into_keys() {
+    for name in list_files(storage)?.into_keys() {
         if !stays(name) {
             let label = storage.label(name);
             storage.remove(name).await.map_err(|error| Error::io(format!("remove {label}"), error))?;

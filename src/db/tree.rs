@@ -17,9 +17,9 @@ use crate::cache::values::ValueCache;
 use crate::compaction::{Limits, debt_bytes};
 use crate::config::DbConfig;
 use crate::error::Result;
+use crate::identity::{FileKind, Owner};
 use crate::key::FileNumber;
 use crate::manifest::{SharedMeta, Version};
-use crate::record::{Kind, Owner};
 use crate::sst::SstMeta;
 use crate::sst::reader::Sst;
 use crate::storage::Storage;
@@ -77,7 +77,7 @@ impl<S: Storage> Tree<S> {
             self.open_files.borrow_mut().insert(meta.number, open.clone());
             open
         });
-        let identity = owner.identity(Kind::Sst, meta.number);
+        let identity = owner.identity(FileKind::Sst, meta.number);
         let sst = open.get_or_try_init(async || Sst::open(storage, identity, meta.bytes).await.map(Rc::new));
         sst.await.cloned()
     }

@@ -12,6 +12,7 @@ use super::session::{PATIENCE, Plan, Session, Task};
 use super::tally::Tally;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host;
+use crate::ring;
 
 /// How often the load checks for such a silence, and reports its progress.
 const TICK: Duration = Duration::from_millis(100);
@@ -71,7 +72,7 @@ pub fn run(plan: &Plan, task: Task, progress: impl Fn(u64)) -> Result<Outcome> {
 
 fn thread(run: Arc<Session>, index: u64, all_connected: &Barrier) -> Result<Tally> {
     // Built here, because a ring belongs to the thread that builds it.
-    let runtime = host::probe_ring();
+    let runtime = ring::probe();
     let connected = match &runtime {
         Ok((_, runtime)) => runtime.block_on(connect(&run, index)),
         Err(error) => Err(error.clone()),

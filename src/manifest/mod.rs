@@ -30,7 +30,6 @@
 //! V3  After a failed append, sync or switch nothing more is appended. The error is `Poisoned` (P6).
 
 pub mod edit;
-pub mod presence;
 pub mod version;
 
 use std::collections::BTreeMap;
@@ -43,12 +42,14 @@ pub use version::{LEVELS, Version};
 use crate::codec::{Reader, align_up};
 use crate::error::{CorruptionReason, Error, ErrorKind, Result};
 use crate::file_name::FileName;
+use crate::identity::{FileKind, Owner};
 use crate::key::{FileNumber, SeqNo};
 use crate::record::file::{FIRST_RECORD, RecordFile, Sizes};
 use crate::record::replay::{End, Extent, KnownEnd, replay};
-use crate::record::{Kind, Owner, RecordBuilder, decode_single, encode_single, record_bytes};
+use crate::record::{RecordBuilder, decode_single, encode_single, record_bytes};
 use crate::storage::{
-    Access, AlignedBuf, BLOCK_BYTES, File, Storage, open_file, read_file, sync_names, write_file_atomically,
+    Access, AlignedBuf, BLOCK_BYTES, File, Storage, list_files, open_file, read_file, sync_names,
+    write_file_atomically,
 };
 
 /// A manifest is at least this many times as long as its snapshot, so that rewriting it stays a small part of the work.
@@ -165,13 +166,13 @@ pub struct Loaded {
 /// `Corruption` if `CURRENT`, the manifest or an edit does not verify, or if the manifest is missing; `Configuration`
 /// if a later version wrote one of them; `Io`.
 pub async fn load<S: Storage>(storage: &S, owner: Owner) -> Result<Option<Loaded>> {
-    let files = presence::list(storage)?;
+    let files = list_files(storage)?;
     if !files.contains_key(&FileName::Current) {
         return Ok(None);
     }
     let label = storage.label(FileName::Current);
     let current = read_file(storage, FileName::Current, 2 * BLOCK_BYTES).await?;
-    let number = decode_single(&current, owner.identity(Kind::Current, FileNumber(0)), 0)
+    let number = decode_single(&current, owner.identity(FileKind::Current, FileNumber(0)), 0)
         .and_then(|payload| Reader::new(payload).u64())
         .map(FileNumber)
         .map_err(|reason| Error::undecodable(&label, 0, reason))?;
@@ -183,7 +184,7 @@ pub async fn load<S: Storage>(storage: &S, owner: Owner) -> Result<Option<Loaded
     };
     let file = open_file(storage, name, Access::Read).await?;
     let mut state: Option<State> = None;
-    let identity = owner.identity(Kind::Manifest, number);
+    let identity = owner.identity(FileKind::Manifest, number);
     let extent = Extent { label: &label, identity, file_bytes: *bytes, known_end: KnownEnd::default() };
     let end = replay(storage, &file, extent, |offset, payload| {
         let next = VersionEdit::decode(payload)
@@ -243,11 +244,11 @@ impl<S: Storage> Manifest<S> {
         let capacity = align_up(wanted.max(bytes_min), BLOCK_BYTES as u64);
         let name = FileName::Manifest(number);
         let result = async {
-            let identity = owner.identity(Kind::Manifest, number);
+            let identity = owner.identity(FileKind::Manifest, number);
             let log = RecordFile::create(&storage, name, identity, Sizes::fixed(capacity)).await?;
             append(&log, &payload).await?;
             log.mark().await?; // V1
-            let identity = owner.identity(Kind::Current, FileNumber(0));
+            let identity = owner.identity(FileKind::Current, FileNumber(0));
             let current = encode_single(&number.0.to_le_bytes(), identity, 0);
             write_file_atomically(&storage, FileName::CurrentTemporary, FileName::Current, current).await?; // V1
             Ok::<_, Error>(log)

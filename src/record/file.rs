@@ -31,11 +31,12 @@ use std::cell::{Cell, RefCell};
 
 use tokio::sync::Mutex;
 
+use super::RecordBuilder;
 use super::mark::{Mark, SLOTS};
-use super::{Identity, RecordBuilder};
 use crate::codec::{align_up, to_usize};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
+use crate::identity::Identity;
 use crate::storage::{Access, AlignedBuf, BLOCK_BYTES, File, Storage, open_file, sync_names};
 
 /// Where the first record starts: after the slots of the marks.

@@ -25,9 +25,10 @@
 //! E1 to E4 do not notice when a whole file is replaced by an older copy of itself. For that, the owner of the file has
 //! to know from elsewhere how far the file was durable ([`KnownEnd`](super::replay::KnownEnd)).
 
-use super::{Flaw, Identity, RecordBuilder, decode};
+use super::{Flaw, RecordBuilder, decode};
 use crate::codec::Reader;
 use crate::error::CorruptionReason;
+use crate::identity::Identity;
 use crate::storage::{AlignedBuf, BLOCK_BYTES};
 
 /// Slots of a file, each one block.

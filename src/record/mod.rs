@@ -16,7 +16,7 @@
 //! 32 u64 offset      where in the file this record starts (a misdirected write lies somewhere else)
 //! 40 u64 durable     bytes of the file that were synced when this record was written
 //! 48 u16 shard
-//! 50 u8  kind        which kind of file, see `Kind`
+//! 50 u8  kind        which kind of file, see `FileKind`
 //! 51 u8  version     of this format: 1
 //! 52 u32 zero
 //! 56     payload, then zeros up to the next sector
@@ -36,7 +36,7 @@ pub mod replay;
 
 use crate::codec::{Reader, align_up, crc32};
 use crate::error::CorruptionReason;
-use crate::key::{FileNumber, ShardId};
+use crate::identity::Identity;
 use crate::storage::{AlignedBuf, BLOCK_BYTES, SECTOR_BYTES};
 
 /// Bytes before the payload.
@@ -44,50 +44,6 @@ pub const HEADER_BYTES: usize = 56;
 const MAGIC: [u8; 4] = *b"RGK1";
 const VERSION: u8 = 1;
 const CRC_FROM: usize = 8;
-
-/// Which kind of file a record belongs to. On disk one byte, never renumbered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// The store's identity and slot map.
-    Store = 1,
-    /// The name of the manifest in force.
-    Current = 2,
-    /// A version edit, or a mark of a manifest.
-    Manifest = 3,
-    /// A commit group, or a mark of a WAL.
-    Wal = 4,
-    /// The footer of an SST.
-    Sst = 5,
-}
-
-/// Which file a record must belong to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Identity {
-    /// Id of the store.
-    pub store_id: u64,
-    /// The shard whose directory holds the file.
-    pub shard: ShardId,
-    /// Kind of the file.
-    pub kind: Kind,
-    /// Number of the file.
-    pub file: FileNumber,
-}
-
-/// Which shard of which store a file belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Owner {
-    /// Id of the store.
-    pub store_id: u64,
-    /// The shard.
-    pub shard: ShardId,
-}
-
-impl Owner {
-    /// The identity of one of its files.
-    pub fn identity(self, kind: Kind, file: FileNumber) -> Identity {
-        Identity { store_id: self.store_id, shard: self.shard, kind, file }
-    }
-}
 
 /// A record that verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -312,9 +268,11 @@ pub fn decode_single(bytes: &[u8], identity: Identity, offset: u64) -> Result<&[
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::FileKind;
+    use crate::key::{FileNumber, ShardId};
 
     pub(crate) const IDENTITY: Identity =
-        Identity { store_id: 0x1122, shard: ShardId(3), kind: Kind::Wal, file: FileNumber(7) };
+        Identity { store_id: 0x1122, shard: ShardId(3), kind: FileKind::Wal, file: FileNumber(7) };
 
     fn record(payload: &[u8], offset: u64) -> Vec<u8> {
         let mut builder = RecordBuilder::new(AlignedBuf::with_capacity(0), offset);
@@ -360,7 +318,7 @@ mod tests {
         for identity in [
             Identity { store_id: 1, ..IDENTITY },
             Identity { shard: ShardId(4), ..IDENTITY },
-            Identity { kind: Kind::Manifest, ..IDENTITY },
+            Identity { kind: FileKind::Manifest, ..IDENTITY },
             Identity { file: FileNumber(8), ..IDENTITY },
         ] {
             assert!(matches!(decode(&bytes, identity, 0), Err(Flaw::Absent(_))));

@@ -29,9 +29,10 @@ use std::pin::Pin;
 
 use super::file::FIRST_RECORD;
 use super::mark::Mark;
-use super::{Flaw, Identity, decode};
+use super::{Flaw, decode};
 use crate::codec::{align_up, to_usize};
 use crate::error::{CorruptionReason, Error, Result, clone_io, is_unreadable};
+use crate::identity::Identity;
 use crate::storage::{AlignedBuf, BLOCK_BYTES, File, SECTOR_BYTES, Storage};
 
 /// Records are read in steps of this many bytes; one step is read ahead.

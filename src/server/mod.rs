@@ -31,9 +31,8 @@ use crate::config::{Config, SyncMode};
 use crate::data_dir::DataDir;
 use crate::db::Recovered;
 use crate::error::{Error, ErrorKind, Result};
-use crate::host::{
-    RingFlags, give_back_large_buffers, parallelism, probe_ring, processors, raise_open_files,
-};
+use crate::host::{give_back_large_buffers, parallelism, processors, raise_open_files};
+use crate::ring;
 use crate::shard::handler::StopLines;
 use crate::shard::phase::{Event, Phase};
 use crate::storage::device::Device;
@@ -52,8 +51,8 @@ const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 pub fn run(mut config: Config, announce: impl FnOnce(SocketAddr)) -> Result<()> {
     config.validate()?;
     give_back_large_buffers();
-    let (ring, runtime) = probe_ring()?;
-    if ring == RingFlags::Plain {
+    let (ring, runtime) = ring::probe()?;
+    if ring == ring::Flags::Plain {
         tracing::warn!(
             "this kernel knows no cooperative rings (Linux 6.0 does): requests cost more CPU here"
         );
@@ -98,7 +97,7 @@ impl Server {
     async fn run(
         config: Arc<Config>,
         data_dir: &DataDir,
-        ring: RingFlags,
+        ring: ring::Flags,
         open_files: usize,
         announce: impl FnOnce(SocketAddr),
     ) -> Result<()> {

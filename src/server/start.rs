@@ -9,9 +9,10 @@ use tokio::sync::{mpsc, watch};
 use crate::config::Config;
 use crate::data_dir::DataDir;
 use crate::error::{Error, Result};
-use crate::host::{RingFlags, memory_bytes};
+use crate::host::memory_bytes;
+use crate::identity::Owner;
 use crate::key::KeyHash;
-use crate::record::Owner;
+use crate::ring;
 use crate::shard::accept::Balance;
 use crate::shard::mailbox::connect;
 use crate::shard::phase::{Event, Phase};
@@ -28,7 +29,7 @@ const SST_FILES_MAX: usize = 16_384;
 /// What all threads have in common.
 pub(super) struct Common {
     pub(super) config: Arc<Config>,
-    pub(super) ring: RingFlags,
+    pub(super) ring: ring::Flags,
     pub(super) device: Device,
     /// The limit on open files.
     pub(super) open_files: usize,

@@ -329,7 +329,7 @@ mod tests {
     use crate::config::tests::SMALL;
     use crate::config::{DbConfig, MANIFEST_BYTES};
     use crate::db::Db;
-    use crate::record::Owner;
+    use crate::identity::Owner;
     use crate::storage::device::Device;
     use crate::storage::directory::Directory;
     use crate::storage::uring::UringStorage;

@@ -30,10 +30,11 @@ use crate::data_dir::open_storage;
 use crate::db::{CloseStep, Db, LogEnd, Recovered};
 use crate::error::{Error, Result};
 use crate::file_name::FileName;
-use crate::host::{RingFlags, pin};
+use crate::host::pin;
 use crate::http::peers::Peers;
+use crate::identity::Owner;
 use crate::key::KeyHash;
-use crate::record::Owner;
+use crate::ring;
 use crate::storage::Storage;
 use crate::storage::device::Device;
 use crate::storage::directory::Directory;
@@ -50,7 +51,7 @@ pub struct Plan {
     /// The processor that it stays on.
     pub processor: Option<usize>,
     /// Flags of its ring.
-    pub ring: RingFlags,
+    pub ring: ring::Flags,
     /// Everything that a user chose.
     pub config: Arc<Config>,
     /// The map from keys to threads.

@@ -23,8 +23,8 @@ use bytes::Bytes;
 use super::BlockHandle;
 use crate::codec::{Reader, VARINT_BYTES_MAX, put_varint, to_usize, varint};
 use crate::error::CorruptionReason;
+use crate::identity::Identity;
 use crate::key::{ENTRY_KIND_BYTES_MAX, Entry, EntryKind, SeqNo, common_prefix};
-use crate::record::Identity;
 use crate::storage::{AlignedBuf, BLOCK_BYTES};
 
 /// Bytes of a frame before the payload.
@@ -496,11 +496,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::identity::FileKind;
     use crate::key::{FileNumber, ShardId};
-    use crate::record::Kind;
 
     const IDENTITY: Identity =
-        Identity { store_id: 1, shard: ShardId(2), kind: Kind::Sst, file: FileNumber(3) };
+        Identity { store_id: 1, shard: ShardId(2), kind: FileKind::Sst, file: FileNumber(3) };
 
     fn build(model: &BTreeMap<Vec<u8>, Vec<u8>>) -> Vec<u8> {
         let mut builder = BlockBuilder::default();

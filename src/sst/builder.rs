@@ -7,8 +7,9 @@ use super::block::{BlockBuilder, BlockKind, TARGET_PAGES_MAX, put_frame, raw_byt
 use super::{BlockHandle, SstMeta, filter};
 use crate::error::{Error, Result};
 use crate::file_name::FileName;
+use crate::identity::Identity;
 use crate::key::{Entry, EntryKind, SeqNo, filter_hash};
-use crate::record::{Identity, encode_single};
+use crate::record::encode_single;
 use crate::storage::{AlignedBuf, BLOCK_BYTES, File, Storage};
 
 /// Bytes written at a time.

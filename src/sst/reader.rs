@@ -11,8 +11,9 @@ use super::{BlockHandle, SstMeta, filter};
 use crate::codec::Reader;
 use crate::error::{CorruptionReason, Error, Result};
 use crate::file_name::FileName;
+use crate::identity::Identity;
 use crate::key::{EntryKind, FileNumber, SeqNo};
-use crate::record::{Identity, decode_single};
+use crate::record::decode_single;
 use crate::storage::{Access, AlignedBuf, BLOCK_BYTES, File, Storage, open_file};
 
 /// An open sorted file.
@@ -212,14 +213,14 @@ mod tests {
     use super::*;
     use crate::codec::to_usize;
     use crate::error::ErrorKind;
+    use crate::identity::FileKind;
     use crate::key::{Entry, ShardId, UnixMillis, filter_hash};
     use crate::random::Random;
-    use crate::record::Kind;
     use crate::sst::builder::SstBuilder;
     use crate::storage::sim::{Fate, SimFile, SimStorage};
 
     const IDENTITY: Identity =
-        Identity { store_id: 1, shard: ShardId(0), kind: Kind::Sst, file: FileNumber(1) };
+        Identity { store_id: 1, shard: ShardId(0), kind: FileKind::Sst, file: FileNumber(1) };
 
     async fn build(storage: &SimStorage, model: &BTreeMap<Vec<u8>, Vec<u8>>) -> SstMeta {
         let mut builder = SstBuilder::create(storage, IDENTITY).await.unwrap();

@@ -215,9 +215,9 @@ mod tests {
     use super::*;
     use crate::error::{Error, ErrorKind};
     use crate::file_name::FileName;
+    use crate::identity::{FileKind, Identity, Owner};
     use crate::key::{EntryKind, SeqNo, ShardId, UnixMillis};
     use crate::random::Random;
-    use crate::record::{Identity, Kind, Owner};
     use crate::sst::builder::SstBuilder;
     use crate::sst::window::Frames;
     use crate::storage::sim::{SimFile, SimStorage};
@@ -227,7 +227,7 @@ mod tests {
     type Model = BTreeMap<Vec<u8>, Stored>;
 
     fn identity(file: FileNumber) -> Identity {
-        Owner { store_id: 4, shard: ShardId(1) }.identity(Kind::Sst, file)
+        Owner { store_id: 4, shard: ShardId(1) }.identity(FileKind::Sst, file)
     }
 
     /// Sorted files, and a cache.

@@ -157,9 +157,9 @@ mod tests {
 
     use super::*;
     use crate::file_name::FileName;
+    use crate::identity::{FileKind, Identity, Owner};
     use crate::key::{Entry, EntryKind, FileNumber, SeqNo, ShardId};
     use crate::random::Random;
-    use crate::record::{Identity, Kind, Owner};
     use crate::sst::block::BlockKind;
     use crate::sst::builder::SstBuilder;
     use crate::storage::sim::{SimFile, SimStorage};
@@ -167,7 +167,7 @@ mod tests {
     const NUMBER: FileNumber = FileNumber(1);
 
     fn identity() -> Identity {
-        Owner { store_id: 4, shard: ShardId(1) }.identity(Kind::Sst, NUMBER)
+        Owner { store_id: 4, shard: ShardId(1) }.identity(FileKind::Sst, NUMBER)
     }
 
     /// A file with values of these lengths, which do not compress.

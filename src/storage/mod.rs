@@ -29,6 +29,7 @@ pub mod directory;
 pub mod sim;
 pub mod uring;
 
+use std::collections::BTreeMap;
 use std::io;
 
 pub use buffer::AlignedBuf;
@@ -153,6 +154,25 @@ pub async fn sync_names<S: Storage>(storage: &S) -> Result<()> {
     storage.sync_dir().await.map_err(|error| {
         Error::io(format!("sync {}", storage.directory_label()), error).with_kind(ErrorKind::Poisoned)
     })
+}
+
+/// The files of a directory and their lengths.
+pub type Files = BTreeMap<FileName, u64>;
+
+/// Lists the directory of a shard.
+///
+/// # Errors
+/// `Io`.
+pub fn list_files<S: Storage>(storage: &S) -> Result<Files> {
+    let files = storage.list().map_err(|error| {
+        let message = format!("list {}", storage.directory_label());
+        match error.kind() {
+            // The directory was made, and its name synced, before anything was in it.
+            io::ErrorKind::NotFound => Error::io(message, error).with_kind(ErrorKind::Corruption),
+            _ => Error::io(message, error),
+        }
+    })?;
+    Ok(files.into_iter().collect())
 }
 
 /// Opens a file. The error names the file.

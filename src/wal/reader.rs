@@ -5,10 +5,10 @@ use std::ops::ControlFlow;
 use super::decode_group;
 use crate::error::{CorruptionReason, Error, ErrorKind, Result};
 use crate::file_name::FileName;
+use crate::identity::{FileKind, Owner};
 use crate::key::{Entry, FileNumber, SeqNo};
 use crate::record::file::FIRST_RECORD;
 use crate::record::replay::{End, Extent, KnownEnd, newest_mark, replay as replay_records};
-use crate::record::{Kind, Owner};
 use crate::storage::{Access, File, Storage, open_file};
 
 /// Which WAL to replay.
@@ -62,7 +62,7 @@ pub async fn read<S: Storage>(
     let name = FileName::Wal(source.number);
     let label = storage.label(name);
     let file = open_file(storage, name, Access::Read).await?;
-    let identity = owner.identity(Kind::Wal, source.number);
+    let identity = owner.identity(FileKind::Wal, source.number);
     let Source { file_bytes, known_end, .. } = source;
     let extent = Extent { label: &label, identity, file_bytes, known_end };
     let end = replay_records(storage, &file, extent, |offset, payload| {
@@ -110,7 +110,7 @@ pub async fn first_write<S: Storage>(
     let name = FileName::Wal(number);
     let label = storage.label(name);
     let file = open_file(storage, name, Access::Read).await?;
-    let identity = owner.identity(Kind::Wal, number);
+    let identity = owner.identity(FileKind::Wal, number);
     let extent = Extent { label: &label, identity, file_bytes, known_end: KnownEnd::default() };
     let mut found = None;
     let result = replay_records(storage, &file, extent, |offset, payload| {

@@ -5,10 +5,11 @@ use std::cell::Cell;
 use super::{Group, GroupBuilder};
 use crate::error::Result;
 use crate::file_name::FileName;
+use crate::identity::{FileKind, Owner};
 use crate::key::{FileNumber, SeqNo};
 use crate::record::file::{RecordFile, Sizes};
 use crate::record::mark::Mark;
-use crate::record::{Kind, Owner, record_bytes};
+use crate::record::record_bytes;
 use crate::storage::{AlignedBuf, File, SECTOR_BYTES, Storage};
 
 /// An open WAL.
@@ -35,7 +36,7 @@ impl<F: File> Wal<F> {
         number: FileNumber,
         sizes: Sizes,
     ) -> Result<Self> {
-        let identity = owner.identity(Kind::Wal, number);
+        let identity = owner.identity(FileKind::Wal, number);
         let file = RecordFile::create(storage, FileName::Wal(number), identity, sizes).await?;
         Ok(Self::new(number, file))
     }
@@ -51,7 +52,7 @@ impl<F: File> Wal<F> {
         number: FileNumber,
         sizes: Sizes,
     ) -> Result<Self> {
-        let identity = owner.identity(Kind::Wal, number);
+        let identity = owner.identity(FileKind::Wal, number);
         let (old, new, allocated) = (from.file.name(), FileName::Wal(number), from.file.allocated());
         Ok(Self::new(number, RecordFile::recycle(storage, old, new, identity, allocated, sizes).await?))
     }
@@ -69,7 +70,7 @@ impl<F: File> Wal<F> {
         allocated: u64,
         sizes: Sizes,
     ) -> Result<Self> {
-        let (name, identity) = (FileName::Wal(number), owner.identity(Kind::Wal, number));
+        let (name, identity) = (FileName::Wal(number), owner.identity(FileKind::Wal, number));
         Ok(Self::new(number, RecordFile::open_empty(storage, name, identity, mark, allocated, sizes).await?))
     }
 

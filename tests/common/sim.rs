@@ -7,9 +7,9 @@ use ringkeep::config::DbConfig;
 use ringkeep::db::{Db, Found, Recovered, Started, Ticket};
 use ringkeep::error::Result;
 use ringkeep::file_name::FileName;
+use ringkeep::identity::Owner;
 use ringkeep::key::{KeyHash, SLOT_COUNT, SeqNo, ShardId, UnixMillis};
 use ringkeep::op::{Op, Outcome};
-use ringkeep::record::Owner;
 use ringkeep::source::{Source, Step};
 use ringkeep::storage::sim::{Fate, SimStorage};
 

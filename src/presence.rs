@@ -2,34 +2,12 @@
 //!
 //! Owns: which files are missing, which are left over, and which leftovers would be a loss. Removes nothing.
 
-use std::collections::BTreeMap;
-use std::io;
-
-use super::State;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
-use crate::record::Owner;
-use crate::storage::Storage;
+use crate::identity::Owner;
+use crate::manifest::State;
+use crate::storage::{Files, Storage, list_files};
 use crate::wal::reader::first_write;
-
-/// The files of a directory and their lengths.
-pub type Files = BTreeMap<FileName, u64>;
-
-/// Lists the directory of a shard.
-///
-/// # Errors
-/// `Io`.
-pub fn list<S: Storage>(storage: &S) -> Result<Files> {
-    let files = storage.list().map_err(|error| {
-        let message = format!("list {}", storage.directory_label());
-        match error.kind() {
-            // The directory was made, and its name synced, before anything was in it.
-            io::ErrorKind::NotFound => Error::io(message, error).with_kind(ErrorKind::Corruption),
-            _ => Error::io(message, error),
-        }
-    })?;
-    Ok(files.into_iter().collect())
-}
 
 /// An error for every file that the manifest names and that is missing, too short, or, if it is an SST, too long.
 pub fn missing<S: Storage>(storage: &S, state: &State, files: &Files) -> Vec<Error> {
@@ -93,7 +71,7 @@ pub async fn unnamed<S: Storage>(
 /// # Errors
 /// `Corruption` if a WAL there is damaged; `Configuration` if a later version wrote it; `Io`.
 pub async fn unexpected_data<S: Storage>(storage: &S, owner: Owner) -> Result<Option<Error>> {
-    for (name, bytes) in list(storage)? {
+    for (name, bytes) in list_files(storage)? {
         let holds_data = match name {
             FileName::Sst(_) => true,
             FileName::Wal(number) => first_write(storage, owner, number, bytes).await?.is_some(),
