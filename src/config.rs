@@ -10,32 +10,32 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::KeyHash;
 
-/// Alignment of offsets, lengths and memory of every transfer: what O_DIRECT needs on every device that we know.
+/// Alignment of offsets, lengths and memory of every transfer: enough for O_DIRECT on every device that we know.
 pub const BLOCK_BYTES: usize = 4096;
 /// The unit that a device writes as a whole or not at all.
 pub const SECTOR_BYTES: usize = 512;
 /// Longest key.
 pub const KEY_BYTES_MAX: usize = 16_384;
-/// Longest value that `--max-value-size` may allow. A value is held a few times over while it is written
+/// Longest value that `--max-value-size` may allow. While a value is written, several copies of it are in memory
 /// (request, commit group, memtable), and blocks carry 32-bit lengths.
 pub const VALUE_BYTES_LIMIT: usize = 256 << 20;
 /// Default of `--max-value-size`.
 pub const VALUE_BYTES_DEFAULT: usize = 16 << 20;
 /// Default of `--memtable-size`.
 pub const MEMTABLE_BYTES_DEFAULT: usize = 64 << 20;
-/// Smallest `--memtable-size`: a few pages, so that one entry does not fill it.
+/// Smallest `--memtable-size`: a few pages, so that one short entry does not fill the memtable.
 pub const MEMTABLE_BYTES_MIN: usize = 1 << 20;
-/// Smallest `--cache-size` for one shard: enough for the blocks that one lookup walks through.
+/// Smallest cache of one shard, whatever `--cache-size` says: enough for the blocks that one lookup reads.
 pub const CACHE_BYTES_MIN: usize = 256 << 10;
 /// Most shards of a store: three digits in a directory name, and far fewer than slots.
 pub const SHARDS_MAX: u16 = 999;
-/// A commit group is closed at this size (a single larger write makes a larger group). At 1 GB/s it is written
-/// in a millisecond.
+/// A commit group is closed at this size (a single larger write makes a larger group). At 1 GB/s such a group is
+/// written in a millisecond.
 pub const GROUP_BYTES_MAX: usize = 1 << 20;
-/// First length of a WAL. The WAL and the manifest are what an empty shard takes on disk. In each WAL, a start reads
-/// the records and up to six times this length after them.
+/// First length of a WAL. On disk, an empty shard takes the space of its WAL and its manifest. In each WAL, a start
+/// reads the records and up to six times this length after them.
 pub const WAL_STEP_BYTES: u64 = 1 << 20;
-/// Length of a manifest whose snapshot is small: some thousand edits.
+/// Length of a manifest whose snapshot is small: room for some thousands of edits.
 pub const MANIFEST_BYTES: u64 = 1 << 20;
 /// What a write adds to its value in a WAL record: the key, the lengths, and the framing of a group of one write.
 pub const WRITE_OVERHEAD_BYTES_MAX: usize = KEY_BYTES_MAX + 512;
@@ -48,7 +48,7 @@ const _: () = assert!(VALUE_BYTES_LIMIT < u32::MAX as usize / 2, "records and bl
 pub enum SyncMode {
     /// After its group was synced (P1). A power cut takes nothing that was acknowledged.
     Always,
-    /// After its group was written; a sync follows at this interval. A power cut may take the writes of that much time.
+    /// After its group was written; a sync follows at this interval. A power cut may take the writes of one interval.
     Interval(Duration),
     /// After its group was written. The WAL still syncs itself every few MiB, so that a start knows where to stop
     /// reading.
@@ -83,11 +83,11 @@ impl std::fmt::Display for SyncMode {
 /// Everything that a user may choose.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Where to listen; port 0 takes a free one.
+    /// Where to listen; port 0 takes a free port.
     pub listen: SocketAddr,
     /// Where the data is.
     pub data_dir: PathBuf,
-    /// Shards of a new store. An existing store knows its own number.
+    /// Shards of a new store. An existing store keeps its number of shards.
     pub shards: Option<u16>,
     /// Threads; the default is the number of usable cores.
     pub threads: Option<u16>,
@@ -133,15 +133,15 @@ pub struct DbConfig {
 }
 
 impl DbConfig {
-    /// Length of a WAL that holds `bytes` of writes, and one more write of the greatest size. So any write fits into an
-    /// empty WAL.
+    /// Length of a WAL that holds `bytes` of writes and one more write of the greatest size, so that any write fits
+    /// into an empty WAL.
     pub const fn wal_bytes_for(bytes: usize, value_bytes_max: usize) -> u64 {
         let bytes = bytes + value_bytes_max + WRITE_OVERHEAD_BYTES_MAX + 2 * BLOCK_BYTES;
         bytes.next_multiple_of(BLOCK_BYTES) as u64
     }
 
-    /// Bytes of large values that may be held for readers: as many as the cache may keep, and a few values of the
-    /// greatest size in addition (P8).
+    /// Bytes of large values that may be held for readers: as many as the cache may keep, plus a few values of the
+    /// greatest size (P8).
     pub fn large_reads_bytes_max(&self) -> usize {
         self.cache_bytes + (4 * self.value_bytes_max).max(64 << 20)
     }

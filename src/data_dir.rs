@@ -6,8 +6,8 @@
 //!   path ──(looked up once)──► directory, held open ──► flock on the directory itself ──► STORE ──► shard-000, …
 //! ```
 //!
-//! Y1  The directory is an inode, not a path. Once it is open, every file is reached through a descriptor of the
-//!     directory that holds the file. If the path leads elsewhere later, this process touches nothing there.
+//! Y1  The directory is an inode, not a path. Once the directory is open, every file is reached through a descriptor of
+//!     the directory that holds the file. If the path leads elsewhere later, this process touches nothing there.
 //! Y2  The lock is on the directory itself. So no file can be removed to get around the lock, and two processes that
 //!     reach the same directory by different paths exclude each other.
 //! Y3  A lock counts only if the path still leads to the locked directory. Otherwise another process may have locked
@@ -79,7 +79,7 @@ impl DataDir {
         &self.directory
     }
 
-    /// The files of the directory, on the ring of the calling thread.
+    /// The files of the directory, used through the ring of the calling thread.
     ///
     /// # Errors
     /// `Io`.
@@ -96,7 +96,7 @@ impl DataDir {
         self.directory.child(&name).map_err(|error| {
             let missing = error.kind() == io::ErrorKind::NotFound;
             let error = Error::io(format!("open {name}"), error);
-            // The directory was made, and its name synced, before anything was in it.
+            // `STORE` names the shard, and the directory's name was synced before anything was written into it.
             if missing { error.with_kind(ErrorKind::Corruption) } else { error }
         })
     }
@@ -128,8 +128,8 @@ impl DataDir {
         Ok(store)
     }
 
-    /// Reads the store, or creates one of `shards` shards: `STORE`, then the directories of the shards, then their
-    /// names are made durable. `wanted` is the number of shards that the user asked for, which overrides `shards`.
+    /// Reads the store, or creates one of `shards` shards: writes `STORE`, creates the directories of the shards, and
+    /// makes their names durable. `wanted` is the number of shards that the user asked for, which overrides `shards`.
     ///
     /// # Errors
     /// As [`Self::load_store`], or any error of the creation.
@@ -142,7 +142,7 @@ impl DataDir {
                         store.shards
                     );
                 }
-                // A process before this one may have been killed between the rename of `STORE` and its sync.
+                // An earlier process may have been killed after it renamed `STORE` and before it synced the name.
                 sync_names(root).await?;
                 return Ok(store);
             }
@@ -177,7 +177,7 @@ impl DataDir {
     }
 }
 
-/// Locks an open directory; it stays locked until the last copy of its descriptor is closed (Y2).
+/// Locks an open directory. The directory stays locked until the last copy of its descriptor is closed (Y2).
 fn lock(directory: &File, path: &Path) -> Result<()> {
     let shown = path.display();
     for tried in 1.. {
@@ -211,7 +211,7 @@ fn sync_names_above(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The files of a directory, on the ring of the calling thread. See [`UringStorage::new`].
+/// The files of a directory, used through the ring of the calling thread. See [`UringStorage::new`].
 ///
 /// # Errors
 /// `Io`.
@@ -334,7 +334,7 @@ mod tests {
             storage.rename(first, third).await.unwrap();
             storage.remove(second).await.unwrap();
             assert_eq!(storage.list().unwrap(), [(third, BLOCK_BYTES as u64)]);
-            assert!(storage.lost_path().await.unwrap().is_some(), "that the path leads elsewhere is noticed");
+            assert!(storage.lost_path().await.unwrap().is_some(), "the changed path is noticed");
         });
         assert!(contents(&path) == before, "a file at the path has changed");
         let shard = moved.join(shard_directory(ShardId(0)));

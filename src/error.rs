@@ -4,8 +4,8 @@
 //! tells the caller how to react. The HTTP status of each kind is chosen in `http/response.rs`, in one exhaustive
 //! match.
 //!
-//! `Error` is one word wide and `Clone`, because one failed sync answers every write of a commit group, and
-//! `Send`, because a reply may travel to another thread.
+//! `Error` is one word wide. It is `Clone`, because one failed sync answers every write of a commit group, and `Send`,
+//! because a reply may travel to another thread.
 
 use std::fmt;
 use std::io;
@@ -82,14 +82,15 @@ pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// Whether the device cannot return a part of what it stores, while the rest of it works. Linux reports EIO, or for a
-/// medium error, depending on its cause, ENODATA, EILSEQ or EREMOTEIO (`blk_errors` in its block layer).
+/// Whether the device cannot return a part of what it stores, while the rest of the device works. Linux reports EIO.
+/// For a medium error it may report ENODATA, EILSEQ or EREMOTEIO instead, depending on the cause (`blk_errors` in its
+/// block layer).
 pub fn is_unreadable(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EIO | libc::ENODATA | libc::EILSEQ | libc::EREMOTEIO))
 }
 
 impl Error {
-    /// An error whose sentence says everything.
+    /// An error whose message says everything.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self(Arc::new(Inner { kind, message: message.into(), source: None }))
     }
@@ -110,8 +111,8 @@ impl Error {
         Self::new(ErrorKind::Corruption, format!("{file} is damaged at offset {offset}: {reason}"))
     }
 
-    /// Bytes of `file` at `offset` that a decoder refused: damage, or bytes that a later version wrote. The latter are
-    /// an error of the kind `Configuration`.
+    /// Bytes of `file` at `offset` that a decoder refused: damage, or bytes that a later version wrote. Bytes of a
+    /// later version are an error of the kind `Configuration`.
     pub fn undecodable(file: &str, offset: u64, reason: CorruptionReason) -> Self {
         match reason {
             CorruptionReason::Damaged(_) => Self::corruption(file, offset, reason),
@@ -123,7 +124,7 @@ impl Error {
         }
     }
 
-    /// The same error with another kind, for a caller that knows better what the error means.
+    /// The same error with another kind, for a caller that knows more about its meaning.
     #[must_use]
     pub fn with_kind(&self, kind: ErrorKind) -> Self {
         let source = self.0.source.as_ref().map(clone_io);
@@ -136,7 +137,7 @@ impl Error {
     }
 }
 
-/// A copy of `error`. `io::Error` is not `Clone`, but its code, or its kind and text, say the same.
+/// A copy of `error`. `io::Error` is not `Clone`, so the copy is made from its code, or from its kind and text.
 pub fn clone_io(error: &io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(code) => io::Error::from_raw_os_error(code),

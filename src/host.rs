@@ -1,6 +1,6 @@
-//! What the host offers: processors, memory, descriptors. Asked once, at start, through std and rustix.
+//! What the host offers: processors, memory, descriptors. Most is asked once at start, through std and rustix.
 //!
-//! Owns: the limits that the process really has (affinity, cgroup), and the settings that only C offers.
+//! Owns: the limits that the process really has (affinity, cgroup), and the settings that only the C library offers.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -68,7 +68,7 @@ pub fn raise_open_files() -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    // The kernel may refuse; then the old limit is in force.
+    // If the kernel refuses, the old limit stays in force.
     let effective = if setrlimit(Resource::Nofile, raised).is_ok() { limit.maximum } else { limit.current };
     effective.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
 }
@@ -76,9 +76,9 @@ pub fn raise_open_files() -> usize {
 /// Buffers of at least this size go back to the system when they are freed.
 const LARGE_BUFFER_BYTES: i32 = 1 << 20;
 
-/// Keeps the allocator from hoarding large buffers. By itself, glibc raises the size from which it returns buffers to
-/// the system, up to 32 MiB, and the holes between kept buffers add up: with values of 8 MiB, written and read one at a
-/// time, the process took up to 283 MiB, and takes 126 MiB with this setting.
+/// Keeps the allocator from hoarding large buffers. By default, glibc raises the size from which it returns buffers to
+/// the system, up to 32 MiB, and the holes between kept buffers add up. With values of 8 MiB, written and read one at a
+/// time, the process took up to 283 MiB by default, and takes 126 MiB with this setting.
 #[expect(unsafe_code, reason = "glibc offers the setting to C only")]
 pub fn give_back_large_buffers() {
     #[cfg(target_env = "gnu")]

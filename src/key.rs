@@ -73,7 +73,7 @@ impl Key<&[u8]> {
     }
 }
 
-/// Number of a slot, from 0 to below [`SLOT_COUNT`].
+/// Number of a slot, from 0 up to, but not including, [`SLOT_COUNT`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot(u16);
 
@@ -136,8 +136,8 @@ impl FileNumber {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct ShardId(pub u16);
 
-/// What a write did. On disk the low four bits of one byte, never renumbered. The high four bits are flags: see
-/// [`EntryKind`].
+/// What a write did. On disk the kind is in the low four bits of one byte, and its numbers never change. The high four
+/// bits are flags: see [`EntryKind`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ValueKind {
     /// The key was deleted.
@@ -215,12 +215,12 @@ impl EntryKind {
     }
 }
 
-/// One write, as memtables, SSTs and merges hand it on.
+/// One write, as memtables, SSTs and merges pass it on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry<'a> {
     /// The user key.
     pub key: &'a [u8],
-    /// When it was written.
+    /// Its position in the order of writes.
     pub seqno: SeqNo,
     /// What was written, and when that expires.
     pub kind: EntryKind,
@@ -238,8 +238,8 @@ pub fn filter_hash(key: &[u8]) -> u64 {
     xxh3_64_with_seed(key, FILTER_SEED)
 }
 
-/// The hash function that finds keys in memory. Its seed is secret. Keys with the same hash are compared one by one, so
-/// a client who could compute which keys collide could make each write slower than the last.
+/// The hash function that finds keys in memory. Its seed is secret. Keys with the same hash are compared one by one. A
+/// client that could compute which keys collide could make each write slower than the last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeyHash {
     seed: u64,
@@ -361,7 +361,7 @@ mod tests {
 
     #[test]
     fn keys_that_collide_with_one_seed_do_not_with_another() {
-        // So few bits that some keys collide.
+        // With so few bits some keys collide.
         let bits = |hash: KeyHash, key: u64| hash.of(&key.to_le_bytes()) & ((1 << 24) - 1);
         let (known, other) = (KeyHash::with_seed(1), KeyHash::random());
         let mut keys: Vec<u64> = (0..1 << 14).collect();

@@ -26,14 +26,15 @@
 //!
 //! Active memtable, frozen memtables, cached values, L0 from the newest file, then one file per level: [`db::read`] says
 //! why the first entry found is the right one. In a file: top index → filter → index → data block, each from the cache or
-//! by one O_DIRECT read. What is in memory is answered without a task and without a copy of the value: the engine lends it
-//! to the connection. Gets that arrive together fetch what memory holds of their keys together, before the first is
-//! answered ([`hash_index`]).
+//! by one O_DIRECT read. A get that memory can answer needs no task and no copy of the value: the engine lends the
+//! value to the connection. When several gets arrive together, what memory holds of their keys is fetched together,
+//! before the first get is answered ([`hash_index`]).
 //!
 //! # Order
 //!
-//! Sets pay nothing for order. Whatever reads in key order (flush, compaction, scans, `ringkeep check`) reads through one
-//! kind of state machine, a [`source::Source`], over memtables, which are sorted on demand, and over sorted files.
+//! Sets pay nothing for order, because memtables are sorted only on demand. Flush, compaction, scans and `ringkeep
+//! check` read in key order. They read memtables and sorted files through one kind of state machine, a
+//! [`source::Source`].
 //!
 //! # Invariants
 //!
@@ -50,9 +51,10 @@
 //! - **P8** Everything has a bound, checked before memory is taken ([`config`]).
 //! - **P9** No request waits for background work without limit ([`db::pressure`]).
 //!
-//! `db` spawns nothing, reads no clock and knows no runtime; `http` knows no engine. Pure modules (`record` except `record::file` and `record::replay`, `hash_index`, `memtable`, `source`, `sst::block`,
-//! `sst::filter`, `manifest::version`, `compaction::picker`, `db::pressure`, `http` except `connection`, `peers` and
-//! `stream`) do no I/O. So a seeded test drives production code on a simulated disk ([`storage::sim`]).
+//! `db` spawns nothing, reads no clock and knows no runtime; `http` knows no engine. Pure modules (`record` except
+//! `record::file` and `record::replay`, `hash_index`, `memtable`, `source`, `sst::block`, `sst::filter`,
+//! `manifest::version`, `compaction::picker`, `db::pressure`, `http` except `connection`, `peers` and `stream`) do no
+//! I/O. So a seeded test can drive production code on a simulated disk ([`storage::sim`]).
 //!
 //! # Code map, in reading order
 //!

@@ -1,5 +1,5 @@
-//! What a client asks of a store, and what becomes of it: [`Op`] and [`Outcome`]. HTTP, the messages between threads and
-//! the engine all use these two types. Pure.
+//! What a client asks of a store ([`Op`]), and what comes of the request ([`Outcome`]). HTTP, the messages between
+//! threads and the engine all use these two types. Pure.
 //!
 //! Both are generic over the memory of their bytes. An operation that a connection has parsed borrows from its input
 //! (`Op<&[u8]>`); an operation that waits, or travels to another thread, owns its bytes (`Op<Bytes>`). In the same way an
@@ -51,7 +51,7 @@ impl<B: AsRef<[u8]>> Op<B> {
         }
     }
 
-    /// Bytes of value that the operation brings along.
+    /// Bytes of the value that the operation carries.
     pub fn value_bytes(&self) -> usize {
         match self {
             Self::Set { value, .. } => value.as_ref().len(),
@@ -89,7 +89,7 @@ impl Op<&[u8]> {
 pub enum Outcome<B> {
     /// The write is done, and durable.
     Written {
-        /// Its SeqNo.
+        /// The SeqNo of the write.
         seqno: SeqNo,
     },
     /// The key has this value.
@@ -98,10 +98,10 @@ pub enum Outcome<B> {
         value: B,
         /// The SeqNo of the write that set it.
         seqno: SeqNo,
-        /// When it expires.
+        /// When the value expires.
         expires: Option<UnixMillis>,
     },
-    /// The key is absent, durably so.
+    /// The key is absent, and its absence is durable.
     Missing,
 }
 

@@ -1,5 +1,5 @@
-//! `STORE`: what makes a data directory one store. It holds the id of the store, its number of shards, and the slots of
-//! each shard.
+//! `STORE`: the file that makes a data directory one store. It holds the id of the store, its number of shards, and the
+//! slots of each shard.
 //!
 //! Owns: the file, and the steps of its creation.
 //!
@@ -18,14 +18,14 @@
 //!
 //! # Versions
 //!
-//! The format version in `STORE` stands for every format below the data directory. This is the policy:
+//! The format version in `STORE` stands for every format in the data directory. This is the policy:
 //!
-//! - Every change of any format takes the next number. Within one number all bytes on disk mean the same.
+//! - Every change of any format takes the next number. In all stores with the same number, bytes on disk mean the same.
 //! - A program opens exactly the numbers that it knows; today it knows one. Every other number is refused with status
 //!   78, and the message names both. `STORE` is read before any other file, so nothing is touched.
-//! - An upgrade to a program that knows the number of the store is a restart. For a program with another number the
-//!   data has to be moved: read from the old server, and written to a new store of the new server. Version 0.2.0 fixes
-//!   the number: later versions will open the stores of 0.2.0.
+//! - An upgrade to a program that knows the number of the store is a restart. For a program with another number, the
+//!   data has to be read from the old server and written to a new store of the new server. Version 0.2.0 fixes the
+//!   number: later versions will open the stores of 0.2.0.
 //! - A downgrade is refused in the same way, by the number.
 //! - A file or record whose checksum matches and that uses something unknown (a record format, a field of a version
 //!   edit, a kind of entry or block) comes from a program that broke this policy. It is refused with status 78 as well.

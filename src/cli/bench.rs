@@ -47,7 +47,7 @@ pub(super) struct Bench {
     /// Connections, of all threads together
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     connections: u64,
-    /// Load threads; they run on the processors of this process, which taskset can keep apart from the server's
+    /// Load threads; they run on the processors of this process (use taskset to keep these apart from the server's)
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024))]
     threads: u64,
     /// Requests that a connection may have in flight
@@ -79,14 +79,14 @@ pub(super) struct Bench {
     /// Share of a value that compression can remove
     #[arg(long, value_name = "0..1", default_value_t = 0.5, value_parser = share)]
     compressible: f64,
-    /// How often each key is requested, in workloads that leave it open
+    /// How often each key is requested, in workloads that do not fix it
     #[arg(long, value_name = "HOW", value_enum, default_value = "uniform")]
     distribution: Access,
     /// Decides which keys are requested, and in which order
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// All keys exist: an earlier run wrote the same keys and values with fill-seq or fill-unique, and the clock was
-    /// not set back since
+    /// All keys exist: an earlier run wrote the same keys and values with fill-seq or fill-unique, and the clock has
+    /// not been set back since
     #[arg(long)]
     filled: bool,
     /// Data directory of the server, if it is on this machine; the report then describes its storage
@@ -125,14 +125,14 @@ fn rate(text: &str) -> std::result::Result<f64, String> {
 fn duration(text: &str) -> std::result::Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(duration) if duration <= DURATION_MAX => Ok(duration),
-        Ok(_) => Err("expected at most a day, such as 10s or 5m".into()),
+        Ok(_) => Err("expected a duration of at most a day, such as 10s or 5m".into()),
         Err(error) => Err(error.to_string()),
     }
 }
 
 fn some_duration(text: &str) -> std::result::Result<Duration, String> {
     duration(text).and_then(|found| {
-        if found.is_zero() { Err("expected some time, such as 10s".into()) } else { Ok(found) }
+        if found.is_zero() { Err("expected a duration above zero, such as 10s".into()) } else { Ok(found) }
     })
 }
 
@@ -177,7 +177,7 @@ impl Bench {
             std::fs::write(path, text).map_err(|error| Error::io(format!("write {}", path.display()), error))
         };
         if let Some(path) = &self.json {
-            write(path, "")?; // fail before the work, not after it
+            write(path, "")?; // if the file cannot be written, fail before the work
         }
         let (results, verdict) = self.all(&plan, capacity);
         if let Some(path) = &self.json {
@@ -193,7 +193,7 @@ impl Bench {
         verdict
     }
 
-    /// Carries out the workloads up to the first that fails. Returns their results, and whether all was well.
+    /// Carries out the workloads up to the first that fails. Returns their results, and an error if anything was wrong.
     fn all(&self, plan: &Plan, capacity: u64) -> (Vec<Value>, Result<()>) {
         let ledger = Arc::new(Ledger::new(capacity, if self.filled { self.key_count } else { 0 }));
         let keyspace = Arc::new(Keyspace::new(self.key_count, capacity, self.seed));

@@ -1,4 +1,4 @@
-//! `ringkeep check DATA`: reads every byte of a store that no server has open, and compares it with what was written.
+//! `ringkeep check DATA`: reads every byte of a store that no server has open, and reports what is damaged.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -11,7 +11,7 @@ use crate::error::Result;
 
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("RINGKEEP_COMMIT"), ")");
 
-/// A durable key-value server: HTTP outside, io_uring inside. A 200 to a write means that it is on disk.
+/// A durable key-value server: HTTP outside, io_uring inside. A 200 to a write means that the write is on disk.
 #[derive(Debug, Parser)]
 #[command(name = "ringkeep", version = VERSION, args_conflicts_with_subcommands = true)]
 pub struct Cli {
@@ -34,7 +34,7 @@ enum Command {
     Bench(Box<bench::Bench>),
     /// Read a store from end to end and list what is damaged; change nothing
     ///
-    /// No server may have the store open. Each case of damage, and each file that could not be read, is a line on
+    /// No server may have the store open. Each case of damage and each file that could not be read takes a line on
     /// standard output.
     ///
     /// Exit status 0: everything is as it was written. 65: something is damaged. 78: a later version of ringkeep wrote

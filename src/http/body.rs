@@ -2,7 +2,7 @@
 
 use super::{Refusal, Status};
 
-/// Longest line with the size of a chunk. Chunk extensions are ignored.
+/// Longest line that gives the size of a chunk. Chunk extensions are ignored.
 const SIZE_LINE_BYTES_MAX: usize = 256;
 /// Longest trailer section. Trailers are ignored.
 const TRAILER_BYTES_MAX: usize = 8 << 10;

@@ -10,9 +10,9 @@
 //!                                                    └──(/shutdown)──► Watching ──► Lingering ──► closed
 //! ```
 //!
-//! A reply that is known at once, with nothing before it under way, is written to the output as it becomes known. After
-//! the last reply of a connection, what its client still sends is read and dropped for a while (Lingering), so that the
-//! reply is not lost to a reset.
+//! A reply that is known at once goes straight to the output if no earlier request is under way. After the last reply
+//! of a connection, what its client still sends is read and dropped for a while (Lingering), so that the reply is not
+//! lost to a reset.
 
 use std::net::Shutdown;
 use std::ops::Range;
@@ -37,17 +37,18 @@ use crate::op::Outcome;
 const COPY_BYTES_MAX: usize = 32 << 10;
 /// Replies are written when this much of them is ready, even if more follow.
 const OUTPUT_BYTES: usize = 64 << 10;
-/// Replies that wait for their turn hold so much, and one value more (H5).
+/// Replies that wait for their turn hold about this much, plus one value (H5).
 const HELD_BYTES_MAX: usize = 1 << 20;
-/// How long a value on its way is expected to be at first; then as the values before it were, but not less than the least.
+/// The length that is expected of a value on its way. At first it is fixed; then it follows the lengths of earlier
+/// values, but never falls below a minimum.
 const EXPECTED_BYTES_FIRST: usize = 64 << 10;
 const EXPECTED_BYTES_MIN: usize = 4 << 10;
-/// After a refusal at most this much of what the client still sends is read and dropped, so that the refusal reaches the
-/// client before the reset does.
+/// After the last reply at most this much of what the client still sends is read and dropped, so that the reply reaches
+/// the client before a reset does.
 const LINGER_BYTES_MAX: usize = 1 << 20;
-/// Buffers up to this size are every connection's own; larger ones count against the budget of all.
+/// Every connection may have buffers up to this size. Larger buffers count against the budget that connections share.
 const FREE_BUFFER_BYTES: usize = 64 << 10;
-/// Parts that a large value is written in; each of them shows progress.
+/// A large value is written in parts of this size. Each part counts as progress.
 const PART_BYTES: usize = 256 << 10;
 
 const OVER_BUDGET: Refusal =
@@ -55,7 +56,7 @@ const OVER_BUDGET: Refusal =
 
 /// Serves a connection to its end.
 ///
-/// Cancel safety: not safe; a read or write is in flight nearly always.
+/// Cancel safety: not safe; a read or write is almost always in flight.
 pub async fn serve<S: Stream, H: Handler>(stream: S, handler: &H, peers: &Peers<S>) {
     let (id, peer) = peers.add(stream);
     let mut connection = Connection {
@@ -91,9 +92,9 @@ struct Pending<P> {
 }
 
 enum Answer<P> {
-    /// It is known, and a request before it is under way.
+    /// It is known, and waits for its turn.
     Known(EngineResult<Outcome<Bytes>>),
-    /// As `Known`, for a request that is no operation.
+    /// As `Known`, for a request that is not an operation.
     Response(Response),
     /// It is under way.
     Later(P),
@@ -105,7 +106,7 @@ struct Turn<P> {
     parsed: Vec<Parsed>,
     /// Begun, in order.
     pending: Vec<Pending<P>>,
-    /// The slots of keys that begun requests write (H4). Two keys may share a slot; then a request waits in vain.
+    /// The slots of keys that begun requests write (H4). Two keys may share a slot; then a read waits needlessly.
     written: Vec<Slot>,
     /// The time at which operations begin. It is taken anew whenever the turn has waited.
     now: Option<UnixMillis>,
@@ -159,9 +160,9 @@ struct Connection<'a, S, H> {
     reserved: usize,
     /// Bytes that pending replies hold, or are expected to hold.
     held: usize,
-    /// How long the next value may be: as long as the last ones were.
+    /// How long the next value is expected to be, judging by the last ones.
     expected: usize,
-    /// Whether anything has come.
+    /// Whether anything has arrived.
     has_read: bool,
 }
 
@@ -177,7 +178,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         }
     }
 
-    /// Serves every complete request in the input, and reads on.
+    /// Serves every complete request in the input, then reads more.
     async fn turn(&mut self, turn: &mut Turn<H::Pending>) -> Result<Then, Gone> {
         loop {
             let stop = self.parse(turn);
@@ -278,7 +279,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             if PIPELINE_MAX <= turn.pending.len() {
                 self.settle(turn).await?; // H3
             }
-            // After the request to stop nothing is served.
+            // No request is served after the request to stop.
             return Ok(if watches { Then::Close } else { Then::GoOn });
         }
         let slot = route.key().map(|key| key.slot());
@@ -337,7 +338,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         Ok(Then::GoOn)
     }
 
-    /// Refuses a request, after the replies to those before it.
+    /// Refuses a request, after the replies to the requests before it.
     async fn refuse(
         &mut self,
         refusal: &Refusal,
@@ -363,7 +364,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         Ok(if wire.keep_alive { then } else { Then::Close })
     }
 
-    /// Reads the rest of a body. Requests before it are answered first, and a client that waits for it is told to send it.
+    /// Reads the rest of a body. Earlier requests are answered first. A client that waits for `100 Continue` gets it.
     async fn read_body(
         &mut self,
         head: &Head,
@@ -413,7 +414,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         }
     }
 
-    /// Tells a client that waits for it to send its body.
+    /// Tells a client that waits for `100 Continue` to send its body.
     async fn go_ahead(&mut self, head: &Head) -> Result<(), Gone> {
         if head.expects_continue {
             self.output.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
@@ -446,7 +447,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         Ok(())
     }
 
-    /// Puts the reply to an outcome into the output. A large value is written from where it is.
+    /// Puts the reply to an outcome into the output. A large value is written without a copy.
     async fn put_outcome(&mut self, outcome: Outcome<Bytes>, wire: Wire) -> Result<(), Gone> {
         self.take_output();
         let heads = self.peers.heads();
@@ -543,10 +544,10 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         self.peers.enter(&self.peer, phase);
     }
 
-    /// Takes from the budget what the input, and `more` besides, is going to hold. `false` if the budget is used up.
+    /// Takes from the budget what the input and `more` bytes are going to need. `false` if the budget is used up.
     fn reserve_for(&mut self, more: usize) -> bool {
         let held = self.input.capacity() + more;
-        // It may double with the next read.
+        // The need may double with the next read.
         let wanted = if held <= FREE_BUFFER_BYTES { 0 } else { 2 * held };
         let Some(missing) = wanted.checked_sub(self.reserved) else { return true };
         if !self.peers.reserve(missing) {
@@ -565,10 +566,10 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         self.peer.end(Shutdown::Write);
         self.enter(Phase::Lingering);
         if self.peers.is_draining() {
-            // Nothing is worth waiting for: only a client that sends on would see a reset.
+            // Waiting is not worth it: only a client that keeps sending would see a reset.
             self.peer.end(Shutdown::Read);
         }
-        // What the client has sent is not needed any more, and its memory may be for others.
+        // What the client has sent is not needed any more. Other connections may use the memory.
         self.input = Input::new();
         self.release_budget();
         let mut buffer = self.input.lend_for_read();

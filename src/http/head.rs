@@ -1,7 +1,7 @@
 //! Request line and headers: where they end, and what they say about the body. Pure.
 //!
-//! `httparse` reads the fields. Bare line feeds, which it accepts and RFC 9112 does not, are refused here. So is everything
-//! that leaves the length of the body open to interpretation: that is how requests are smuggled past a proxy.
+//! `httparse` reads the fields. It accepts bare line feeds, which RFC 9112 does not allow; they are refused here. So is
+//! everything that leaves the length of the body ambiguous: that is how requests are smuggled past a proxy.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -31,7 +31,7 @@ pub enum Method {
 /// How the body is framed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
-    /// There is none.
+    /// There is no body.
     Empty,
     /// By `Content-Length`.
     Length(u64),
@@ -39,7 +39,7 @@ pub enum Framing {
     Chunked,
 }
 
-/// A head that verified.
+/// A valid head.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
     /// The method.
@@ -65,7 +65,7 @@ pub struct HeadEnd {
     scanned: usize,
     /// Where the current line begins.
     line: usize,
-    /// Where the request line ended; 0 before.
+    /// Where the request line ends; 0 until that is known.
     first_line_end: usize,
 }
 
@@ -131,7 +131,7 @@ pub fn parse(bytes: &[u8]) -> Result<Head, Refusal> {
         Err(httparse::Error::Version) => {
             return Err(Refusal::new(
                 Status::VersionNotSupported,
-                "only HTTP/1.1 and HTTP/1.0 are spoken here",
+                "the only supported versions are HTTP/1.1 and HTTP/1.0",
             ));
         }
         Err(_) => return Err(Refusal::bad("the request head is malformed")),
@@ -154,7 +154,7 @@ pub fn parse(bytes: &[u8]) -> Result<Head, Refusal> {
         (1, None) if !old => {
             return Err(Refusal::new(
                 Status::NotImplemented,
-                "the only transfer encoding that is understood is chunked",
+                "the only supported transfer encoding is chunked",
             ));
         }
         _ => return Err(Refusal::bad("the length of the request body is ambiguous")),
@@ -217,7 +217,7 @@ impl Fields {
                 if !value.eq_ignore_ascii_case(b"100-continue") {
                     return Err(Refusal::new(
                         Status::ExpectationFailed,
-                        "the only expectation that is met is 100-continue",
+                        "the only supported expectation is 100-continue",
                     ));
                 }
                 fields.expects_continue = true;

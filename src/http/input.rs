@@ -1,4 +1,4 @@
-//! What a client has sent and has no reply to yet: requests are parsed from it, one after the other. Pure.
+//! The bytes that a client has sent. Requests are parsed from them one after the other. Pure.
 //!
 //! A request that is complete becomes a [`Parsed`], which names ranges of the input. The ranges hold until the input is
 //! compacted, which happens only before the next read. So everything that has arrived can be parsed before the first
@@ -22,17 +22,17 @@ pub(super) struct Input {
     head_end: HeadEnd,
 }
 
-/// A request whose head and body are here.
+/// A request whose head and body have arrived.
 pub(super) struct Parsed {
     pub(super) route: Route,
     pub(super) wire: Wire,
     /// Where the request begins.
     pub(super) at: usize,
-    /// Where its body is.
+    /// Where the body is.
     pub(super) body: Range<usize>,
 }
 
-/// A request whose head is here, and whose body has to be read.
+/// A request whose head has arrived and whose body still has to be read.
 pub(super) struct Begun {
     pub(super) route: Route,
     pub(super) wire: Wire,
@@ -45,7 +45,7 @@ pub(super) enum Front {
     Complete(Parsed),
     /// A request whose body has not arrived, or is chunked. It is not taken from the input.
     Body(Begun),
-    /// Bytes that are refused. If the connection stays open they are taken from the input.
+    /// Bytes that are refused. If the connection stays open, they are taken from the input.
     Refused(Refusal, Wire),
     /// Not a whole head.
     Incomplete,
@@ -75,7 +75,7 @@ impl Input {
             Framing::Length(length) => length,
             Framing::Chunked => u64::MAX,
         };
-        // After a refusal the connection goes on only if no body follows, which could be taken for a request (H1).
+        // After a refusal the connection goes on only if no body follows: a body could be taken for a request (H1).
         let refused = Wire { keep_alive: wire.keep_alive && head.framing == Framing::Empty, ..wire };
         let route = match Route::of(&head, rest, key_hash) {
             Ok(route) => route,
@@ -106,17 +106,17 @@ impl Input {
         &self.bytes[range]
     }
 
-    /// Where the bytes begin that are not parsed.
+    /// Where the unparsed bytes begin.
     pub(super) fn start(&self) -> usize {
         self.start
     }
 
-    /// Bytes that are not parsed.
+    /// The number of unparsed bytes.
     pub(super) fn unparsed(&self) -> usize {
         self.bytes.len() - self.start
     }
 
-    /// Takes `bytes` at the front as parsed.
+    /// Marks `bytes` at the front as parsed.
     pub(super) fn consume(&mut self, bytes: usize) {
         self.start += bytes;
         self.head_end = HeadEnd::default();
@@ -132,8 +132,8 @@ impl Input {
         self.bytes.capacity()
     }
 
-    /// Forgets what is parsed, makes room for the next read, and gives up the buffer for it. Ranges of parsed requests are
-    /// not valid any more.
+    /// Drops what is parsed, makes room for the next read, and hands out the buffer for it. Ranges of parsed requests
+    /// become invalid.
     pub(super) fn lend_for_read(&mut self) -> Vec<u8> {
         self.bytes.drain(..self.start);
         self.start = 0;

@@ -1,4 +1,4 @@
-//! HTTP/1.1 outside: bytes in, operations to a handler, replies out in request order.
+//! HTTP/1.1: bytes in, operations to a handler, replies out in request order.
 //!
 //! Owns: the wire format, its limits, and connections. The server gives it a [`Handler`] for the operations and a
 //! [`stream::Stream`] for the bytes. Everything except [`connection`], [`peers`] and [`stream`] is a pure function over
@@ -9,14 +9,14 @@
 //!              (framing, strict)  (path, query, escapes)                    (request order)
 //! ```
 //!
-//! H1  Bytes that are not certainly a request are refused with a status and the connection is closed: what
-//!     follows could be read in two ways.
+//! H1  Bytes that are not certainly a request are refused with a status, and the connection is closed: the bytes
+//!     after them could be read in two ways.
 //! H2  Nothing is allocated for a length that a client declared; memory follows the bytes that arrived.
 //! H3  Replies leave in the order of their requests, and at most `PIPELINE_MAX` requests of a connection are
 //!     under way.
 //! H4  A request sees what an earlier request of its connection did to the same key, pipelined or not.
-//! H5  Replies that wait for their turn hold about a MiB, as far as the lengths of earlier values tell. So a client that
-//!     does not read is soon not read from either.
+//! H5  Replies that wait for their turn hold about 1 MiB. Values that are still on their way count with a length that
+//!     is estimated from earlier values. So the server soon stops reading from a client that does not read.
 
 pub mod body;
 pub mod connection;
@@ -57,9 +57,9 @@ pub enum Reply<P> {
     Lent,
     /// The outcome is known.
     Known(EngineResult<Outcome<Bytes>>),
-    /// The outcome will be known. Later requests may go ahead meanwhile.
+    /// The outcome is not known yet. Later requests of the connection may begin meanwhile.
     Later(P),
-    /// The outcome will be known, and nothing of this connection may go ahead of it.
+    /// The outcome is not known yet, and no later request of the connection may begin before it is.
     Barrier(P),
 }
 
@@ -71,12 +71,12 @@ pub trait Handler {
     /// The time at which the operations that begin now take place.
     fn now(&self) -> UnixMillis;
 
-    /// Operations on these keys are going to begin: what memory holds of at most `PIPELINE_MAX` of them may be brought near
-    /// the processor, all together. `sets` says that each operation only sets its key, so that no older value is looked up.
-    /// Changes nothing but how long [`Self::begin`] takes.
+    /// Announces operations on these keys. The handler may fetch what memory holds of up to `PIPELINE_MAX` of the keys
+    /// into the processor's caches, all together. `sets` says that each operation only sets its key, so that no older
+    /// value is looked up. A prefetch changes only how long [`Self::begin`] takes.
     fn prefetch(&self, keys: impl Iterator<Item = Key<()>>, sets: bool);
 
-    /// Begins an operation. An outcome that is known at once may be lent to `lend`, with a value that stays where it is.
+    /// Begins an operation. An outcome that is known at once may be passed to `lend`, with a borrowed value.
     fn begin(
         &self,
         op: Op<&[u8]>,
@@ -95,7 +95,7 @@ pub struct Refusal {
     pub status: Status,
     /// A plain sentence, without the newline.
     pub message: &'static str,
-    /// The methods that the path allows, with status 405.
+    /// With status 405, the methods that the path allows.
     pub allow: Option<&'static str>,
 }
 

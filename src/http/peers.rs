@@ -26,8 +26,8 @@ const IDLE_TIME: Duration = Duration::from_secs(75);
 const READING_TIME: Duration = Duration::from_secs(30);
 const WRITING_TIME: Duration = Duration::from_secs(60);
 const LINGER_TIME: Duration = Duration::from_secs(2);
-/// Each byte of a request or of a large reply buys its client this much more time: a client has to reach 64 KiB a second in
-/// the long run.
+/// Each byte of a request or of a large reply gives its client this much more time, so in the long run a client has to
+/// reach 64 KiB per second.
 const TIME_PER_BYTE: Duration = Duration::from_nanos(15_259);
 
 /// What all connections of a thread share.
@@ -38,7 +38,7 @@ pub struct Peers<S> {
     heads: RefCell<Rc<Heads>>,
     now: Cell<Instant>,
     draining: Cell<bool>,
-    /// Nothing waits for a client any more.
+    /// No connection waits for its client any more.
     aborting: Cell<bool>,
     /// Bytes that large requests may still take, all connections together (P8).
     budget: Cell<usize>,
@@ -61,7 +61,7 @@ pub(super) struct Peer<S> {
 /// What a connection does. [`super::connection`] draws the order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// No byte of a request has come.
+    /// No byte of the next request has arrived.
     Idle,
     /// A request has begun, and is not complete.
     Reading,
@@ -71,12 +71,12 @@ pub(super) enum Phase {
     Writing,
     /// The stop is being watched.
     Watching,
-    /// The last reply is written; what still comes is dropped.
+    /// The last reply is written; what still arrives is dropped.
     Lingering,
 }
 
 impl Phase {
-    /// Whether the connection waits for the server. Its client is not to blame for the time that takes.
+    /// Whether the connection waits for the server. Its client is not to blame for that time.
     fn waits_for_server(self) -> bool {
         matches!(self, Self::Working | Self::Watching)
     }
@@ -85,7 +85,7 @@ impl Phase {
 impl<S: Stream> Peer<S> {
     /// Ends the connection, in one direction or both.
     pub(super) fn end(&self, how: Shutdown) {
-        // It fails only on a socket that the client has already left: then the read returns anyway.
+        // A shutdown fails only if the client has already left: then the read returns anyway.
         let _ = self.stream.shutdown(how);
     }
 
@@ -120,7 +120,7 @@ impl<S: Stream> Peers<S> {
         }
     }
 
-    /// Adds a connection; it is removed by its number.
+    /// Adds a connection, and returns the number by which it is removed.
     pub(super) fn add(&self, stream: S) -> (u64, Rc<Peer<S>>) {
         let id = self.next_id.get();
         self.next_id.set(id + 1);
@@ -142,7 +142,7 @@ impl<S: Stream> Peers<S> {
         self.spare_outputs.borrow_mut().pop().unwrap_or_default()
     }
 
-    /// Takes an empty buffer back, for the next connection that has something to say.
+    /// Takes an empty buffer back, for the next connection that needs one.
     pub(super) fn give_output(&self, output: Vec<u8>) {
         let mut spare = self.spare_outputs.borrow_mut();
         if spare.len() < SPARE_OUTPUTS && (1..=SPARE_OUTPUT_BYTES_MAX).contains(&output.capacity()) {
@@ -150,7 +150,7 @@ impl<S: Stream> Peers<S> {
         }
     }
 
-    /// Takes `bytes` from the budget of large requests. `false` if it is used up.
+    /// Takes `bytes` from the budget of large requests. If fewer are left, takes nothing and returns `false`.
     pub(super) fn reserve(&self, bytes: usize) -> bool {
         let left = self.budget.get().checked_sub(bytes);
         self.budget.set(left.unwrap_or(self.budget.get()));
@@ -178,14 +178,14 @@ impl<S: Stream> Peers<S> {
         }
     }
 
-    /// Gives the client time for `bytes` that it has sent or taken. The time of a phase is counted from its first byte, so
-    /// that a byte now and then does not hold a connection, and what it holds, for ever.
+    /// Gives the client time for `bytes` that it has sent or received. The time of a phase counts from its beginning,
+    /// so a client that sends a byte now and then cannot keep a connection and its memory for ever.
     pub(super) fn progress(&self, peer: &Peer<S>, bytes: usize) {
         let more = TIME_PER_BYTE.saturating_mul(u32::try_from(bytes).unwrap_or(u32::MAX));
         peer.since.set((peer.since.get() + more).min(self.now.get()));
     }
 
-    /// A whole reply to a client whose connection is not served, 503 with this sentence.
+    /// A complete reply for a connection that is not served: 503 with this sentence.
     pub fn refusal(&self, why: &'static str) -> Vec<u8> {
         let mut reply = Vec::new();
         self.heads().put_reply(&mut reply, &Response::unavailable(why), Wire::UNKNOWN);
@@ -236,7 +236,7 @@ impl<S: Stream> Peers<S> {
         self.draining.set(true);
         for peer in self.open.borrow().values() {
             match peer.phase.get() {
-                // What has come all the same is still read, and answered.
+                // Requests that have already arrived are still read, and answered.
                 Phase::Idle => peer.end(Shutdown::Read),
                 Phase::Lingering => peer.end(Shutdown::Both),
                 Phase::Reading | Phase::Working | Phase::Writing | Phase::Watching => {}

@@ -9,7 +9,7 @@ use super::Refusal;
 use crate::error::{Error, ErrorKind};
 use crate::op::Outcome;
 
-/// Every status that we send.
+/// Every status that the server sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names are those of RFC 9110")]
 pub enum Status {
@@ -127,7 +127,7 @@ impl Response {
         Self { allow: refusal.allow, retry_after, ..Self::text(refusal.status, refusal.message) }
     }
 
-    /// 503 and a sentence, to be tried again.
+    /// 503 and a sentence, with `Retry-After`.
     pub fn unavailable(text: &'static str) -> Self {
         Self { retry_after: true, ..Self::text(Status::ServiceUnavailable, text) }
     }
@@ -145,7 +145,7 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// Nothing is known of a request that could not be read.
+    /// For a request that was not read: nothing is known of the request, and the connection closes.
     pub const UNKNOWN: Self = Self { old: false, keep_alive: false, head_only: false };
 
     /// The header that says what becomes of the connection, and the end of the head.
@@ -162,11 +162,11 @@ impl Wire {
 #[derive(Debug)]
 pub struct Heads {
     date: String,
-    /// Up to the length of the value.
+    /// Ends before the length of the value.
     value: Vec<u8>,
-    /// With its length.
+    /// Includes the length of the text.
     written: Vec<u8>,
-    /// With its length.
+    /// Includes the length of the text.
     missing: Vec<u8>,
 }
 
@@ -200,7 +200,7 @@ impl Heads {
         &self.date
     }
 
-    /// Appends the reply to an outcome, but of a value only the head.
+    /// Appends the reply to an outcome. If the outcome is a value, appends only the head.
     #[inline]
     pub fn put_outcome_head<B: AsRef<[u8]>>(&self, out: &mut Vec<u8>, outcome: &Outcome<B>, wire: Wire) {
         let (head, text) = match outcome {
@@ -232,7 +232,7 @@ impl Heads {
         }
     }
 
-    /// Appends a reply; of one that is sent in lines, the head.
+    /// Appends a reply. If the reply is sent in lines, appends only the head.
     pub fn put_reply(&self, out: &mut Vec<u8>, response: &Response, wire: Wire) {
         put_fields(out, &self.date, response, wire.old);
         out.extend_from_slice(wire.end_of_head());
@@ -251,7 +251,7 @@ fn put_status_and_date(out: &mut Vec<u8>, status: Status, date: &str) {
     out.extend_from_slice(date.as_bytes());
 }
 
-/// Appends the head of a reply, except what becomes of the connection.
+/// Appends the head of a reply, except the header that says what becomes of the connection.
 fn put_fields(out: &mut Vec<u8>, date: &str, response: &Response, old: bool) {
     put_status_and_date(out, response.status, date);
     out.extend_from_slice(b"\r\ncontent-type: text/plain; charset=utf-8");

@@ -26,7 +26,7 @@ pub enum Control {
     Readyz,
 }
 
-/// A request whose head is right.
+/// A request whose head is valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     endpoint: Endpoint,
@@ -73,7 +73,7 @@ impl Endpoint {
         })
     }
 
-    /// The methods it takes, and how the `Allow` header says so.
+    /// The methods that the path takes, and the value of the `Allow` header that names them.
     fn methods(self) -> (&'static [Method], &'static str) {
         match self {
             Self::Set => (&[Method::Post, Method::Put], "POST, PUT"),
@@ -91,10 +91,10 @@ impl Endpoint {
 }
 
 impl Route {
-    /// Checks everything but the body. `request` are the bytes of the request, of which `head` is the head.
+    /// Checks everything except the body. `request` holds the bytes of the request, and `head` is its head.
     ///
     /// # Errors
-    /// 404, 405, 400 or 414 with their sentence.
+    /// 404, 405, 400 or 414, with a sentence.
     pub fn of(head: &Head, request: &[u8], key_hash: KeyHash) -> Result<Self, Refusal> {
         let target = without_authority(&request[head.target.clone()]);
         let (path, query) = match memchr::memchr(b'?', target) {
@@ -122,7 +122,7 @@ impl Route {
                 return Err(Refusal::bad("a query parameter is given twice"));
             }
         }
-        // The query lies within the request: its range is what remains once it is borrowed no more.
+        // The query lies within the request. Its range remains when the borrow ends.
         let text = |bytes: Cow<'_, [u8]>| match bytes {
             Cow::Borrowed(bytes) => {
                 let start = bytes.as_ptr().addr() - request.as_ptr().addr();
@@ -164,18 +164,18 @@ impl Route {
         self.endpoint == Endpoint::Get
     }
 
-    /// Whether the request sets its key, whatever its value was.
+    /// Whether the request sets its key, whatever value the key had.
     pub fn only_sets(&self) -> bool {
         self.endpoint == Endpoint::Set
     }
 
-    /// The operation, now that the body is here. `request` are the bytes of the request again.
+    /// The operation, now that the body has arrived. `request` holds the bytes of the request, as in [`Self::of`].
     ///
     /// # Errors
     /// 400 if there are two values.
     ///
     /// # Panics
-    /// If the request is no operation (see [`Self::control`]).
+    /// If the request is not an operation (see [`Self::control`]).
     pub fn op<'a>(&'a self, request: &'a [u8], body: &'a [u8]) -> Result<Op<&'a [u8]>, Refusal> {
         let key = self.key.as_ref().expect("an operation has a key");
         let key = key.map(|text| text.bytes(request));
@@ -192,7 +192,7 @@ impl Route {
                 };
                 Op::Set { key, value, expires: None }
             }
-            // A body that means nothing here was read and is dropped.
+            // A get and a delete have no use for a body: it was read, and is dropped.
             Endpoint::Get => Op::Get { key },
             Endpoint::Delete => Op::Delete { key },
             Endpoint::Control(_) => unreachable!("it has no key"),

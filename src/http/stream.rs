@@ -1,9 +1,9 @@
-//! The byte stream to a client, whatever carries it. A connection is generic over this, so another transport needs one
-//! implementation and no change of the protocol.
+//! The byte stream to a client, whatever carries it. A connection is generic over [`Stream`], so another transport
+//! needs one implementation and no change of the protocol.
 //!
 //! Sockets go through the ring as files do, so one loop drives both. Through `tokio_uring::net` a request and its reply
 //! took 8.6 µs (7.6 to 10.1), through `tokio::net` 8.2 µs (7.6 to 8.5), the client's part included (`cargo bench --bench
-//! designs -- sockets`, on the machine of BENCHMARKS.md): no reason for a second loop.
+//! designs -- sockets`, on the machine of BENCHMARKS.md). The difference is no reason for a second loop.
 
 use std::io;
 use std::net::Shutdown;
@@ -15,8 +15,8 @@ use tokio_uring::net::TcpStream;
 /// A stream of bytes in both directions.
 #[expect(async_fn_in_trait, reason = "all futures of this crate stay on their thread")]
 pub trait Stream {
-    /// Reads what has arrived after the bytes that are in `buffer`, up to its capacity. Returns how much that was; 0 at the
-    /// end of the stream.
+    /// Appends what has arrived to `buffer`, up to its capacity. Returns the number of bytes read; 0 at the end of the
+    /// stream.
     ///
     /// Cancel safety: not safe; the kernel may still fill the buffer.
     async fn read(&self, buffer: Vec<u8>) -> (io::Result<usize>, Vec<u8>);

@@ -6,8 +6,8 @@ use std::os::linux::net::SocketAddrExt;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Binds `count` sockets, which do not listen yet. They need SO_REUSEPORT, which would hide another server on the port, so
-/// the address is bound without it first.
+/// Binds `count` sockets, which do not listen yet. They need SO_REUSEPORT, which would hide another server on the port.
+/// So the address is first bound without SO_REUSEPORT.
 ///
 /// # Errors
 /// `AddressInUse`; `Io`.
@@ -26,7 +26,7 @@ pub(super) fn bind(listen: SocketAddr, count: usize) -> Result<(SocketAddr, Vec<
         Ok::<_, io::Error>(socket)
     };
     let alone = socket(false, listen).map_err(attempt)?;
-    // A server that listens lets others bind with SO_REUSEADDR, but not listen.
+    // While a server listens, another process can bind with SO_REUSEADDR, but cannot listen.
     alone.listen(1).map_err(attempt)?;
     let address = alone.local_addr().map_err(attempt)?.as_socket().unwrap_or(listen);
     drop(alone);

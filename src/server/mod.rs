@@ -1,4 +1,4 @@
-//! The process: what has to be true before threads start, their start, and their common end.
+//! The process: what has to hold before threads start, how they start, and how they stop together.
 //!
 //! Owns: the order of the start, the phases of the stop, and the exit.
 //!
@@ -38,30 +38,31 @@ use crate::shard::phase::{Event, Phase};
 use crate::storage::device::Device;
 use crate::store::Store;
 
-/// After the drain time-out, connections are cut off; then this much more is waited.
+/// How much longer the stop waits after it has cut off connections at the drain time-out.
 const ABORT_TIME: Duration = Duration::from_secs(5);
-/// When the WAL is lost, this long the replies that say so may take to leave.
+/// When the WAL is lost, how long the replies that report it may take to leave.
 const FATAL_TIME: Duration = Duration::from_millis(500);
-/// A wait without a limit, short enough for the clock to add.
+/// Stands for no limit, and is short enough to be added to the current time.
 const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 /// Runs the server to its end. `announce` is called once requests can be answered.
 ///
 /// # Errors
-/// What kept it from starting or running; its kind has the exit status.
+/// What kept the server from starting or running. The kind of the error decides the exit status.
 pub fn run(mut config: Config, announce: impl FnOnce(SocketAddr)) -> Result<()> {
     config.validate()?;
     give_back_large_buffers();
     let (ring, runtime) = ring::probe()?;
     if ring == ring::Flags::Plain {
         tracing::warn!(
-            "this kernel knows no cooperative rings (Linux 6.0 does): requests cost more CPU here"
+            "this kernel has no cooperative rings (Linux 6.0 has them): requests take more processor time"
         );
     }
     let data_dir = DataDir::open_or_create(&config.data_dir)?;
     let open_files = raise_open_files();
     limit_connections(&mut config, open_files)?;
     let result = runtime.block_on(Server::run(Arc::new(config), &data_dir, ring, open_files, announce));
-    // Held to the end of the process: after an error its threads may still write.
+    // The lock is held to the end of the process: after an error, threads may still write.
     std::mem::forget(data_dir);
     result
 }
@@ -117,7 +118,7 @@ impl Server {
         let threads = common.start(data_dir, &store, sockets, &processors)?;
         let mut server = Self { config, phase, events, threads, watchers: Vec::new() };
         if !server.open(&mut signals).await? {
-            // Nothing was served, and opening changes nothing that a later start needs.
+            // Nothing was served, and a later start finds everything that it needs.
             tracing::info!("stopped before the shards were open");
             return Ok(());
         }
@@ -155,7 +156,7 @@ impl Server {
         );
         if self.config.sync != SyncMode::Always {
             tracing::warn!(
-                "--sync {}: a power cut may take writes that were acknowledged; --sync always takes none",
+                "--sync {}: a power cut may lose acknowledged writes; with --sync always it loses none",
                 self.config.sync
             );
         }
@@ -174,12 +175,12 @@ impl Server {
         let mut missing = self.threads.len();
         let outcome = self.gather(signals, &mut missing, None, opened).await?;
         if 0 < recovered.leftovers {
-            tracing::info!(files = recovered.leftovers, "removed files that nothing named");
+            tracing::info!(files = recovered.leftovers, "removed files that no manifest names");
         }
         Ok(outcome == Gathered::All)
     }
 
-    /// Waits until `missing` events that `count` have come.
+    /// Waits for `missing` more events that `counts` accepts.
     async fn gather(
         &mut self,
         signals: &mut Signals,
@@ -223,7 +224,7 @@ impl Server {
                 Ok(())
             }
             Some(Event::Opened(_) | Event::Listening | Event::Drained | Event::Closed) => Ok(()),
-            None => Err(Error::new(ErrorKind::Io, "every thread has ended unasked")),
+            None => Err(Error::new(ErrorKind::Io, "every thread has ended before the stop")),
         }
     }
 
@@ -273,7 +274,7 @@ impl Server {
             Gathered::Signal | Gathered::TimedOut => return at_once(),
         }
         self.show("stopped");
-        // Those who ask from now on have their line at once: there is nothing to watch any more.
+        // A client that asks for the stop from now on gets an empty reply at once: there is nothing left to watch.
         self.events.close();
         while self.events.try_recv().is_ok() {}
         self.watchers.clear();
@@ -297,7 +298,7 @@ impl Server {
     /// Reports a step of the stop to the log and to the clients that watch it.
     fn show(&mut self, step: &str) {
         tracing::info!("{step}");
-        // Clients that have left are forgotten.
+        // Watchers that have left are removed.
         self.watchers.retain(|watcher| watcher.send(format!("{step}\n")).is_ok());
     }
 }
@@ -307,7 +308,7 @@ impl Server {
 enum Gathered {
     /// All have come.
     All,
-    /// A signal asks for the stop, or for its end.
+    /// A signal asks for the stop, or for its immediate end.
     Signal,
     /// The time is over.
     TimedOut,

@@ -9,7 +9,7 @@ pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     /// Held, never waited for: a write beyond the limit on file sizes then fails like any other write, and does not end
-    /// the process without a word.
+    /// the process silently.
     _file_size: Signal,
     /// Signals that have come.
     pub(super) seen: u32,

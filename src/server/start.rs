@@ -38,8 +38,8 @@ pub(super) struct Common {
 }
 
 impl Common {
-    /// Starts a thread for each of `sockets`, pinned to `processors` as far as there are any. The shards of the store are
-    /// dealt out to the threads.
+    /// Starts a thread for each of `sockets`, pinned to one of `processors` as long as there are any left. The shards
+    /// of the store are dealt out to the threads.
     ///
     /// # Errors
     /// `Io`.
@@ -110,8 +110,8 @@ pub(super) fn probe_device(data_dir: &DataDir) -> Result<Device> {
     Ok(device)
 }
 
-/// Memory that requests over 64 KiB may take on one thread: its part of an eighth of all memory, but never less than eight
-/// values of the greatest size.
+/// Memory that requests over 64 KiB may take on one thread: an equal part of an eighth of all memory, but never less
+/// than eight values of the greatest size.
 fn request_bytes_max(memory: u64, threads: usize, value_bytes_max: usize) -> usize {
     let part = usize::try_from(memory / 8).unwrap_or(usize::MAX) / threads;
     part.max(8 * value_bytes_max)

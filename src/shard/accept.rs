@@ -1,7 +1,7 @@
 //! The connections of a thread: accepts them, spreads them over the threads, and waits for their end.
 //!
-//! The kernel spreads connections over the listening sockets of all threads by a hash, which is uneven when there are few.
-//! So a thread hands a new connection to the thread that has the fewest.
+//! The kernel spreads connections over the listening sockets of all threads by a hash, which is uneven when there are
+//! few connections. So a thread hands a new connection to the thread that has the fewest.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -19,7 +19,8 @@ use crate::http::connection::serve;
 use crate::http::peers::Peers;
 use crate::http::stream::Stream;
 
-/// How long accepting rests after an error: without descriptors, say, trying again at once only burns time.
+/// How long accepting pauses after an error. If no descriptors are left, for example, trying again at once only costs
+/// processor time.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 /// Such errors are logged at most this often.
 const ACCEPT_LOG_INTERVAL: Duration = Duration::from_secs(5);
@@ -53,7 +54,7 @@ pub(super) struct Connections<T> {
     pub(super) connections_max: usize,
     pub(super) peers: Peers<Socket>,
     pub(super) dispatcher: Dispatcher<T>,
-    /// A connection has ended.
+    /// Signalled when a connection has ended.
     pub(super) ended: Notify,
     /// When a failure to accept was last logged.
     pub(super) logged_at: Cell<Option<Instant>>,
@@ -84,12 +85,12 @@ impl<T: Status + 'static> Connections<T> {
         }
     }
 
-    /// Serves a new connection here, or hands it to the thread with the fewest.
+    /// Serves a new connection here, or hands it to the thread with the fewest connections.
     fn place(self: Rc<Self>, socket: Socket) {
         if self.connections_max <= self.balance.total() {
             let reply = self.peers.refusal("too many connections now");
             self.dispatcher.spawn(async move {
-                // Best effort: the client learns it from the close, if not from the status.
+                // Best effort: without the reply, the client still sees that the connection is closed.
                 let _ = Stream::write_all(&socket, reply).await.0;
             });
             return;
@@ -108,7 +109,7 @@ impl<T: Status + 'static> Connections<T> {
         self.serve(socket);
     }
 
-    /// Serves what other threads hand over, for ever.
+    /// Serves the connections that other threads hand over. Never returns.
     pub(super) async fn take_handed(self: Rc<Self>, mut handed: mpsc::UnboundedReceiver<Handed>) {
         while let Some(handed) = handed.recv().await {
             self.clone().serve(handed.into_socket());
@@ -123,7 +124,8 @@ impl<T: Status + 'static> Connections<T> {
         });
     }
 
-    /// Waits until no connection is left except those that watch the stop. Cuts the others off when the phase says so.
+    /// Waits until only connections that watch the stop are left. Cuts off those that wait for their clients when the
+    /// phase becomes `Aborting`.
     pub(super) async fn drained(&self, phase: &mut watch::Receiver<Phase>) {
         let mut aborted = false;
         while self.peers.watchers() < self.count() {
@@ -142,7 +144,7 @@ impl<T: Status + 'static> Connections<T> {
     /// Waits until no connection and no task is left.
     pub(super) async fn quiet(&self) {
         while 0 < self.count() || 0 < self.dispatcher.tasks() {
-            // Tasks end without a word.
+            // Nothing signals the end of a task.
             let _ = tokio::time::timeout(Duration::from_millis(10), self.ended.notified()).await;
         }
     }

@@ -1,7 +1,7 @@
 //! The background work of an engine: one task for each kind of work, and when each runs.
 //!
 //! ```text
-//!   commit ── mark ── note ends ── flush ── grow ── prepare ── compact ── remove ── check names
+//!   commit · mark · note ends · flush · grow · prepare · compact · remove · check names
 //! ```
 //!
 //! A task owns operations of the ring, so it is never dropped: it is told to end, and awaited.
@@ -18,19 +18,20 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// How long background work that failed waits before it is tried again.
 const RETRY_TIME: Duration = Duration::from_secs(1);
-/// The end of the WAL is marked when there was no commit for this long. The check is made as often, so a mark follows at
-/// most twice this time after the queue of groups has run empty.
+/// The end of the WAL is marked when there was no commit for this long. The check is made at the same interval, so a
+/// mark follows at most twice this time after the queue of groups has run empty.
 const MARK_IDLE_TIME: Duration = Duration::from_millis(3);
-/// The end of the WAL is noted in the manifest, too, when there was no commit for this long.
+/// The end of the WAL is also noted in the manifest when there was no commit for this long.
 const NOTE_IDLE_TIME: Duration = Duration::from_millis(100);
-/// Under load a group carries a mark this often.
+/// How often a group carries a mark under load.
 const MARK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the names of the files in use are checked.
 const NAMES_INTERVAL: Duration = Duration::from_millis(400);
-/// While a shard serves, its obsolete files are removed at this rate. A file system that is mounted with `discard` tells
-/// the device at once which blocks are free, and some devices serve nobody meanwhile: 64 MiB took 11 to 14 ms on the
-/// machine of BENCHMARKS.md, and all files of a compaction together 90 ms. RocksDB bounds the rate for the same reason (the
-/// delete scheduler of `SstFileManager`). The rate is far above that of compactions, so files do not pile up.
+/// While a shard serves, its obsolete files are removed at this rate. A file system that is mounted with `discard`
+/// tells the device at once which blocks are free, and some devices serve nothing else meanwhile: 64 MiB took 11 to 14
+/// ms on the machine of BENCHMARKS.md, and all files of a compaction together 90 ms. RocksDB bounds the rate for the
+/// same reason (the delete scheduler of `SstFileManager`). The rate is far above that of compactions, so no files pile
+/// up.
 const REMOVED_BYTES_PER_SECOND: f64 = 512e6;
 /// How often obsolete files are looked for. Writes that wait for space on a full disk wait for this.
 const REMOVAL_INTERVAL: Duration = Duration::from_millis(100);
@@ -42,7 +43,7 @@ pub struct Background {
 }
 
 impl Background {
-    /// Starts it. An error that ends the process is sent to `fatal`.
+    /// Starts the work. An error that ends the process is sent to `fatal`.
     pub fn start(db: &Engine, config: &Config, fatal: &mpsc::UnboundedSender<Error>) -> Self {
         let (stop, stopped) = watch::channel(false);
         let synced = config.sync == SyncMode::Always;
@@ -107,11 +108,12 @@ impl Worker {
         let db = self.db.clone();
         while self.wait(db.commit_due()).await {
             if !self.synced {
-                // Without a sync to wait for, each group would hold one write. This lets the writes of one turn join it.
+                // Without a sync to wait for, each group would hold one write. The pause lets the writes of one turn
+                // join the group.
                 db.pause().await;
             }
             let delay = db.pressure().delay();
-            // The clock of the runtime has milliseconds; shorter delays are left out, not rounded up.
+            // The runtime's timer counts in milliseconds. Shorter delays are skipped, not rounded up.
             if Duration::from_millis(1) <= delay {
                 self.wait(tokio::time::sleep(delay)).await;
             }
@@ -119,7 +121,7 @@ impl Worker {
                 return self.report(error);
             }
         }
-        // Writes may be left whose clients are gone, and a flush may wait for these writes.
+        // Writes of clients that have left may remain, and a flush may wait for these writes.
         while db.has_uncommitted() {
             if let Err(error) = db.commit_next().await {
                 return self.report(error);
@@ -162,7 +164,7 @@ impl Worker {
     async fn compact(mut self, interval: Duration) {
         let db = self.db.clone();
         let due = async || {
-            let _ = tokio::time::timeout(interval, db.compaction_due()).await; // it is looked at in both cases
+            let _ = tokio::time::timeout(interval, db.compaction_due()).await; // the levels are checked in both cases
         };
         while self.wait(due()).await {
             loop {
@@ -172,8 +174,8 @@ impl Worker {
                     Err(error)
                         if matches!(error.kind(), ErrorKind::Corruption | ErrorKind::Configuration) =>
                     {
-                        // The same files would be picked again and again. Reads of the damaged block fail for the same
-                        // reason. Everything else is served; writes are accepted as long as L0 has room for them.
+                        // The same files would be picked again and again. Reads of the damaged block fail as well.
+                        // Everything else is served; writes are accepted as long as L0 has room for them.
                         let shard = self.db.owner().shard.0;
                         tracing::error!(shard, %error, "compaction of this shard has stopped");
                         return;
@@ -264,15 +266,15 @@ impl Worker {
         }
     }
 
-    /// Ends the process when the directory, a WAL or the manifest was moved, removed or replaced.
+    /// Ends the process if the directory, a WAL or the manifest was moved, removed or replaced.
     async fn check_names(mut self) {
         let db = self.db.clone();
         while self.wait(tokio::time::sleep(NAMES_INTERVAL)).await {
             match db.check_names().await {
                 Err(error) if error.kind() == ErrorKind::Poisoned => return self.report(error),
-                // For example, a directory above may not be searched any more. That proves nothing.
+                // For example, this process may have lost the right to search a directory above. That proves nothing.
                 Err(error) => {
-                    tracing::debug!(%error, "cannot look whether the files in use have their names")
+                    tracing::debug!(%error, "cannot check whether the files in use still have their names")
                 }
                 Ok(()) => {}
             }
@@ -299,7 +301,7 @@ impl Worker {
             }
             _ => {
                 let shard = self.db.owner().shard.0;
-                tracing::error!(shard, %error, "cannot {attempt}; it is tried again every second");
+                tracing::error!(shard, %error, "cannot {attempt}; another try follows in a second");
                 self.wait(tokio::time::sleep(RETRY_TIME)).await
             }
         }

@@ -1,8 +1,8 @@
 //! Carries out operations: those on a shard of this thread at once, the others by a message to the thread that has the
 //! shard.
 //!
-//! What memory can answer is answered on the spot, without a task. What needs the disk, or has to wait for room, gets a
-//! task. The engine says which of the two; this module knows no verbs.
+//! An operation that memory can answer is answered at once, without a task. An operation that needs the disk, or has to
+//! wait for room, gets a task. The engine decides which; this module knows no verbs.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -24,8 +24,8 @@ use crate::http::{Control, Handler, PIPELINE_MAX, Reply, Response};
 use crate::key::{Key, ShardId, UnixMillis};
 use crate::op::{Op, Outcome};
 
-/// How long a write waits for room before it is refused (P9), and how long it waits in addition for each MiB of its value:
-/// the WAL may have to grow by as much. A disk that takes longer is overloaded.
+/// How long a write waits for room before it is refused (P9), and how much longer for each MiB of its value, because
+/// the WAL may have to grow by that much. A disk that takes longer is overloaded.
 const ROOM_TIME: Duration = Duration::from_millis(500);
 const ROOM_TIME_PER_MIB: Duration = Duration::from_millis(50);
 
@@ -51,7 +51,7 @@ pub struct Dispatcher<T> {
     tasks: Tasks,
 }
 
-/// The tasks that operations have started, so that the end of the last one can be waited for.
+/// Counts the tasks that operations have started, so that a thread can wait until the last of them has ended.
 #[derive(Clone, Default)]
 struct Tasks(Rc<Cell<usize>>);
 
@@ -69,7 +69,7 @@ impl Tasks {
 
 /// An outcome on its way.
 pub enum Pending {
-    /// This one, once the write is durable.
+    /// This outcome, once the write is durable.
     Write(Ticket, Outcome<Bytes>),
     /// From a task of this thread.
     Task(JoinHandle<Result<Outcome<Bytes>>>),
@@ -153,7 +153,7 @@ impl<T: Status> Dispatcher<T> {
         Self { id, router, engines: by_shard, mailbox, status, tasks: Tasks::default() }
     }
 
-    /// Starts a task whose end is waited for before the thread ends.
+    /// Starts a task that [`Self::tasks`] counts until it has ended.
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
         self.tasks.spawn(task);
     }
@@ -168,7 +168,7 @@ impl<T: Status> Dispatcher<T> {
         engine.expect("the router sends a shard's keys to the thread that has it")
     }
 
-    /// Carries out the requests that came in one turn. Their results go back in messages of their own.
+    /// Carries out the requests that came in one turn. Each result goes back in a message of its own.
     pub fn carry_out(&self, requests: Vec<Request>) {
         let now = self.now();
         let mut writes = Vec::new();
@@ -188,7 +188,8 @@ impl<T: Status> Dispatcher<T> {
             }
         }
         if !writes.is_empty() {
-            // Tickets are answered in order, so one task can wait for all of them.
+            // An engine answers its tickets in order, so one task waits for all of them. If this thread has several
+            // shards, an answer may wait a little for the write of another shard.
             let mailbox = self.mailbox.clone();
             self.tasks.spawn(async move {
                 for (sender, token, ticket, outcome) in writes {
@@ -208,7 +209,7 @@ impl<T: Status> Handler for Dispatcher<T> {
     }
 
     fn prefetch(&self, mut keys: impl Iterator<Item = Key<()>>, sets: bool) {
-        // A single key leaves nothing to do meanwhile.
+        // A single key gains nothing: there is no other key to fetch at the same time.
         let (Some(first), Some(second)) = (keys.next(), keys.next()) else { return };
         let mut found = [(ShardId(0), 0); PIPELINE_MAX];
         let mut count = 0;
@@ -261,7 +262,7 @@ impl<T: Status> Handler for Dispatcher<T> {
 
 /// The wall clock.
 pub fn wall_clock() -> UnixMillis {
-    // A clock before 1970 is wrong, and nothing has expired by it.
+    // A clock that is set before 1970 is wrong. It counts as 1970, when nothing has expired.
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
@@ -294,13 +295,13 @@ fn can_wait(error: &Error) -> bool {
     error.kind() == ErrorKind::Overloaded
 }
 
-/// Carries out a write that was refused for want of room: tries again whenever there may be room, for a while, in the order
-/// in which writes began to wait.
+/// Carries out a write that was refused for lack of room. For a while it tries again whenever there may be room. Writes
+/// take their turns in the order in which they began to wait.
 async fn in_turn(db: &Engine, op: &Op<Bytes>, position: WaitPosition) -> Result<Outcome<Bytes>> {
     let mebibytes = u32::try_from(op.value_bytes() >> 20).unwrap_or(u32::MAX);
     let deadline = tokio::time::Instant::now() + ROOM_TIME + ROOM_TIME_PER_MIB.saturating_mul(mebibytes);
     let started = {
-        // Writes that wait longer may take the whole time; then there is still one try.
+        // The writes that began to wait earlier may take up the whole time. Then one try is still left.
         let _turn = tokio::time::timeout_at(deadline, position.first()).await;
         loop {
             let room = db.room();
@@ -342,7 +343,7 @@ mod tests {
         ..SMALL
     };
 
-    /// Lets every task go on until nothing is left to do without an event.
+    /// Lets every task run until all of them wait for an event.
     async fn settle(db: &Engine) {
         for _ in 0..20 {
             db.pause().await;
@@ -365,7 +366,7 @@ mod tests {
             let owner = Owner { store_id: 1, shard: ShardId(0) };
             let db = Db::create(storage, owner, CONFIG).await.unwrap();
             let tasks = Tasks::default();
-            // There is room, but somebody waits: for a place, and then in front of it.
+            // There is room, but another write is first in the queue of writes that wait.
             for delete_it in [false, true] {
                 let waiting = db.wait_for_room();
                 let first = waiting.first().await;
@@ -382,7 +383,7 @@ mod tests {
                 task.await.unwrap().unwrap();
             }
             assert_eq!(tasks.0.get(), 0);
-            // Without anybody who waits it is taken at once.
+            // If no other write waits, a write is taken at once.
             let Reply::Later(Pending::Write(ticket, _)) = write(&db, &tasks, false) else {
                 panic!("there is room")
             };

@@ -1,7 +1,7 @@
 //! The sockets of a thread: where connections come from, and how a connection moves to another thread.
 //!
-//! This is the seam for other transports. Everything above it knows a socket, which is an [`http::stream::Stream`], and a
-//! [`Handed`] connection between two threads.
+//! Another transport would go here. Everything above this module sees only sockets, each of which is an
+//! [`http::stream::Stream`], and [`Handed`] connections on their way between two threads.
 //!
 //! [`http::stream::Stream`]: crate::http::stream::Stream
 
@@ -13,7 +13,7 @@ use tokio_uring::net::{TcpListener, TcpStream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::descriptor;
 
-/// Connections that the kernel keeps for us until they are accepted.
+/// Most connections that the kernel queues until they are accepted.
 const BACKLOG: i32 = 1024;
 
 /// A connection on the ring of this thread.
@@ -44,7 +44,7 @@ impl Listener {
     /// Cancel safety: not safe; a connection that was accepted meanwhile would be lost.
     pub(super) async fn accept(&self) -> io::Result<Socket> {
         let (socket, _) = self.0.accept().await?;
-        // A reply is one write; it must not wait for the acknowledgement of the one before.
+        // A write must not wait until the client has acknowledged the write before it.
         if let Err(error) = socket.set_nodelay(true) {
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }

@@ -1,7 +1,7 @@
 //! Messages between threads: a request to the thread that owns a key, and its result back.
 //!
-//! Owns: one bounded ring per ordered pair of threads, the messages that wait for room in a ring, and who waits for which
-//! result.
+//! Owns: one bounded ring per ordered pair of threads, the messages that wait for room in a ring, and the requests that
+//! wait for their results.
 //!
 //! ```text
 //!   connection ──post──► outbox ──(once a turn)──► ring ──(one wake-up)──► owner's loop ──► engine
@@ -10,9 +10,9 @@
 //! ```
 //!
 //! Q1  Messages from one thread to another arrive in the order in which they were posted.
-//! Q2  Posting never waits. What finds no room in the ring stays in the outbox, whose bytes are bounded: beyond that bound
-//!     a request is refused as overloaded. Results are never refused: each belongs to a request that its thread has
-//!     counted.
+//! Q2  Posting never waits. A message that finds no room in the ring stays in the outbox. While the bytes of an outbox
+//!     exceed a bound, requests are refused as overloaded. Results are never refused: each answers a request that was
+//!     accepted.
 //! Q3  The messages of one turn cost at most one wake-up per target. They leave together, after every task that was ready
 //!     has run.
 
@@ -32,11 +32,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::ShardId;
 use crate::op::{Op, Outcome};
 
-/// Messages in a ring. A turn of a busy thread makes fewer.
+/// Messages that a ring holds. A turn of a busy thread posts fewer.
 const RING_MESSAGES: usize = 1024;
-/// When to look again for room in a full ring.
+/// How long to wait before looking again for room in a full ring.
 const FULL_RING_REST: std::time::Duration = std::time::Duration::from_millis(1);
-/// Bytes of messages that may wait for room in one ring.
+/// Bytes of messages in an outbox above which no request is posted.
 const OUTBOX_BYTES_MAX: usize = 64 << 20;
 
 /// A request on its way.
@@ -48,7 +48,7 @@ pub struct Request {
     pub op: Op<Bytes>,
     /// Where the result goes.
     pub sender: ThreadId,
-    /// What the sender knows it by.
+    /// The number by which the sender finds the request again.
     pub token: u64,
 }
 
@@ -73,7 +73,7 @@ impl Message {
     }
 }
 
-/// The ends of all rings of one thread, made before the threads are.
+/// The ends of all rings of one thread, made before the threads start.
 pub struct Ends {
     id: ThreadId,
     to: Vec<Option<rtrb::Producer<Message>>>,
@@ -81,7 +81,7 @@ pub struct Ends {
     wake: Vec<Arc<Notify>>,
 }
 
-/// Rings between so many threads.
+/// Makes the rings between `threads` threads, and returns the ends of each thread.
 pub fn connect(threads: usize) -> Vec<Ends> {
     let wake: Vec<_> = (0..threads).map(|_| Arc::new(Notify::new())).collect();
     let mut ends: Vec<_> = (0..threads)
@@ -108,9 +108,9 @@ pub struct Mailbox {
     outboxes: RefCell<Vec<Outbox>>,
     inboxes: RefCell<Vec<Option<rtrb::Consumer<Message>>>>,
     wake: Vec<Arc<Notify>>,
-    /// Something was posted in this turn.
+    /// Signalled when a message is posted.
     posted: Notify,
-    /// Who waits for a result, by token.
+    /// Where results that are awaited arrive, by token.
     waiting: RefCell<HashMap<u64, Rc<Arrival>>>,
     next_token: Cell<u64>,
 }
@@ -165,7 +165,7 @@ impl Mailbox {
     /// Asks another thread. Never waits (Q2).
     ///
     /// # Errors
-    /// `Overloaded` if too much waits for that thread already.
+    /// `Overloaded` if too many bytes already wait for that thread.
     pub fn ask(&self, to: ThreadId, shard: ShardId, op: Op<&[u8]>) -> Result<Awaited> {
         if OUTBOX_BYTES_MAX < self.outboxes.borrow()[to.0].bytes {
             return Err(Error::new(ErrorKind::Overloaded, "too many requests wait for another thread"));
@@ -190,8 +190,8 @@ impl Mailbox {
         self.posted.notify_one();
     }
 
-    /// Sends what was posted, for ever. It runs once a turn: tasks run in the order in which they were woken, so
-    /// everything that was ready when the first message was posted has run before (Q3).
+    /// Sends what was posted. Never returns. It runs once a turn: tasks run in the order in which they were woken, so
+    /// every task that was ready when the first message was posted has run before (Q3).
     ///
     /// Cancel safety: safe.
     pub async fn send(&self) {
@@ -200,7 +200,8 @@ impl Mailbox {
             if self.flush() {
                 posted.await;
             } else {
-                // The ring makes room without a word. This is rare enough to look again a moment later.
+                // Nothing signals that a full ring has room again. A full ring is rare, so looking again a moment later
+                // is good enough.
                 let _ = tokio::time::timeout(FULL_RING_REST, posted).await;
             }
         }
@@ -228,14 +229,14 @@ impl Mailbox {
         all
     }
 
-    /// Takes in messages, for ever: requests go to `carry_out`, results to those who wait for them.
+    /// Takes in messages: requests go to `carry_out`, results to the futures that wait for them. Never returns.
     ///
     /// Cancel safety: safe.
     pub async fn receive(&self, mut carry_out: impl FnMut(Vec<Request>)) {
         loop {
             let mut requests = Vec::new();
             for ring in self.inboxes.borrow_mut().iter_mut().flatten() {
-                // Only what is there now: a busy sender must not keep this loop from the others.
+                // Only what is there now: a busy sender must not keep this loop from the other rings.
                 for _ in 0..ring.slots() {
                     match ring.pop() {
                         Ok(Message::Request(request)) => requests.push(request),
@@ -252,7 +253,7 @@ impl Mailbox {
     }
 
     fn answered(&self, token: u64, result: Result<Outcome<Bytes>>) {
-        // Nobody waits if the connection is gone.
+        // If the connection is gone, nobody takes the result, and it is dropped with its arrival.
         if let Some(arrival) = self.waiting.borrow_mut().remove(&token) {
             arrival.result.set(Some(result));
             if let Some(waker) = arrival.waker.take() {
@@ -368,13 +369,13 @@ mod tests {
         assert!(asker.flush());
         let [request] = &take_in(&answerer)[..] else { panic!("one request was sent") };
 
-        // Nobody takes anything: both threads post as much as they may.
+        // No thread takes in messages. Both post as much as they may.
         let count = |mailbox: &Mailbox| (0..10).take_while(|_| ask(mailbox).is_ok()).count();
         assert_eq!([count(&asker), count(&answerer)], [4, 4], "the fourth passes the bound");
         for mailbox in [&asker, &answerer] {
             assert_eq!(ask(mailbox).err().unwrap().kind(), ErrorKind::Overloaded);
         }
-        // A result goes all the same.
+        // A result is sent all the same.
         answerer.answer(request.sender, request.token, Ok(echo(b"k")));
         assert!(answerer.flush());
         assert_eq!(take_in(&asker).len(), 4);

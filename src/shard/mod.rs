@@ -3,7 +3,7 @@
 //! | module | what it does |
 //! | --- | --- |
 //! | [`thread`] | the life of a thread, from the opening of its shards to their close |
-//! | [`listener`] | where connections come from: the seam for other transports |
+//! | [`listener`] | where connections come from, and the place for other transports |
 //! | [`accept`] | accepts connections and spreads them over the threads |
 //! | [`handler`] | carries out operations, here or on another thread |
 //! | [`mailbox`], [`router`] | messages between threads, and which thread has a key |

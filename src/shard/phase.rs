@@ -4,16 +4,16 @@ use super::handler::StopLines;
 use crate::db::Recovered;
 use crate::error::Error;
 
-/// Where the server is.
+/// The phase of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// Engines are being opened.
     Opening,
     /// Requests are served.
     Running,
-    /// Requests in flight are answered; no others are.
+    /// No connection is accepted any more. Requests in flight are answered.
     Draining,
-    /// What still waits for its client is cut off.
+    /// Connections that wait for their clients are cut off.
     Aborting,
     /// Engines are being closed.
     Syncing,
@@ -25,7 +25,7 @@ pub enum Phase {
 pub enum Event {
     /// Its engines are open.
     Opened(Recovered),
-    /// Its engines cannot be opened, or it cannot run at all.
+    /// The thread has failed: it cannot run, or its engines cannot be opened or closed.
     Failed(Error),
     /// It accepts connections.
     Listening,

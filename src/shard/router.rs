@@ -17,7 +17,7 @@ pub struct Router {
 }
 
 impl Router {
-    /// A router over the slot map of a store, whose shards are dealt out to so many threads.
+    /// A router over the slot map of a store, whose shards are dealt out to `threads` threads.
     pub fn new(slots: Vec<ShardId>, threads: usize) -> Self {
         Self { slots, threads }
     }

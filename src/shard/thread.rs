@@ -1,11 +1,11 @@
-//! One thread: its ring, its part of the connections, its shards, from their opening to their close.
+//! One thread: its ring, its part of the connections, and its shards from their opening to their close.
 //!
 //! 1. The engines are opened.
 //! 2. The listener listens.
-//! 3. Draining: no more accepts, requests in flight are answered, idle connections close.
+//! 3. Draining: no connection is accepted any more, requests in flight are answered, idle connections close.
 //! 4. Syncing, once every thread has drained: the engines close.
 //! 5. Closed, once every thread has closed its engines: the clients that watch the stop get their last line.
-//! 6. Nothing is in flight any more, and the runtime is dropped.
+//! 6. Once nothing is in flight any more, the runtime is dropped. If that takes too long, the runtime is leaked.
 //!
 //! The steps are the phases that `server` announces; the thread answers with events.
 
@@ -39,9 +39,9 @@ use crate::storage::Storage;
 use crate::storage::device::Device;
 use crate::storage::directory::Directory;
 
-/// How often dates are renewed and stale connections looked for.
+/// How often the date is renewed and stale connections are looked for.
 const TICK: Duration = Duration::from_secs(1);
-/// How long a client may take for its last line, and then for its end.
+/// How long a client may take to receive its last line, and how long its connection may take to end after that.
 const LAST_LINE_TIME: Duration = Duration::from_secs(1);
 
 /// What a thread is given.
@@ -56,11 +56,11 @@ pub struct Plan {
     pub config: Arc<Config>,
     /// The map from keys to threads.
     pub router: Router,
-    /// Its shards: who they are, where they are, and whether they are to be created.
+    /// Its shards.
     pub shards: Vec<ShardPlan>,
     /// A socket that is bound and does not listen yet.
     pub socket: socket2::Socket,
-    /// Its mailbox.
+    /// Its ends of the rings between threads.
     pub ends: Ends,
     /// Connections that other threads hand over.
     pub handed: mpsc::UnboundedReceiver<Handed>,
@@ -82,7 +82,7 @@ pub struct ShardPlan {
     pub owner: Owner,
     /// Its directory, held open.
     pub directory: Directory,
-    /// What the directory stands on.
+    /// The device of the directory.
     pub device: Device,
     /// Its part of the configuration.
     pub config: DbConfig,
@@ -90,11 +90,11 @@ pub struct ShardPlan {
     pub create: bool,
 }
 
-/// Runs a thread to its end. Nothing is in flight when it returns.
+/// Runs a thread to its end. If operations may still be in flight then, the runtime and its buffers are leaked.
 pub fn run(plan: Plan) {
     let events = plan.events.clone();
     let fail = |error: Error| {
-        // Nobody listens if the server is gone already.
+        // Fails only if the server is already gone.
         let _ = events.send(Event::Failed(error));
     };
     if let Some(processor) = plan.processor
@@ -106,7 +106,7 @@ pub fn run(plan: Plan) {
     match tokio_uring::Runtime::new(&plan.ring.builder()) {
         Ok(runtime) => match runtime.block_on(live(plan)) {
             Ok(Quiet::Nothing) => drop(runtime),
-            // Buffers must outlive the operations that use them; the process ends, and they with it.
+            // Buffers must outlive the operations that use them. The process is about to end, which frees the buffers.
             Ok(Quiet::Perhaps) => std::mem::forget(runtime),
             Err(error) => {
                 fail(error);
@@ -158,7 +158,7 @@ async fn live(plan: Plan) -> Result<Quiet> {
 }
 
 impl Thread {
-    /// Opens the engines, and starts everything except the listener. Gives the socket to listen on back.
+    /// Opens the engines, and starts everything except the listener. Returns the socket to listen on.
     async fn open(plan: Plan) -> Result<(Self, socket2::Socket)> {
         let Plan { id, config, router, shards, socket, ends, handed, balance, phase, events, .. } = plan;
         let mut engines = Vec::new();
@@ -198,7 +198,7 @@ impl Thread {
             tokio_uring::spawn(connections.clone().take_handed(handed)),
             tokio_uring::spawn(async move {
                 while let Some(error) = fatalities.recv().await {
-                    let _ = tell_fatal.send(Event::Fatal(error)); // the server may be going down for another one
+                    let _ = tell_fatal.send(Event::Fatal(error)); // the server may already be going down
                 }
             }),
         ];
@@ -207,7 +207,7 @@ impl Thread {
         Ok((thread, socket))
     }
 
-    /// Accepts and serves connections until the server drains, and drains.
+    /// Accepts and serves connections until the server drains, then waits until the connections have drained.
     async fn serve(&mut self, socket: socket2::Socket) -> Result<()> {
         self.wait_for(Phase::Running).await;
         let mut accepting = None;
@@ -257,7 +257,8 @@ impl Thread {
     /// Waits for the last connections, once every thread has closed its engines.
     async fn end(mut self) -> Quiet {
         self.wait_for(Phase::Closed).await;
-        // Clients that watched the stop have their last line. Nobody else is left, except clients that came too late.
+        // The only connections left are those that watch the stop, which get their last line now, and those that came
+        // too late.
         let mut quiet = std::pin::pin!(self.connections.quiet());
         let mut outcome = Quiet::Perhaps;
         for _ in 0..2 {
@@ -284,7 +285,7 @@ impl Thread {
     }
 }
 
-/// Creates or opens the engine of a shard, and logs what a recovery has found.
+/// Creates or opens the engine of a shard, and logs what recovery has found.
 async fn open(config: &Config, plan: ShardPlan) -> Result<(Engine, Recovered)> {
     let always = config.sync == SyncMode::Always;
     let storage = open_storage(&plan.directory, plan.device, always)?;

@@ -11,7 +11,7 @@ use crate::random::Random;
 #[test]
 fn a_turn_parses_everything_that_has_arrived_before_it_begins_an_operation() {
     let mut session = Session::new();
-    // A part of one more request is no operation yet.
+    // The first part of a request does not begin an operation.
     let last = get("e");
     let (front, rest) = last.split_at(10);
     session.send([get("a"), set("b", "1"), delete("c"), set("d", "2"), front.into()].concat());
@@ -119,7 +119,7 @@ fn h3_requests_without_a_key_count_as_under_way() {
 fn an_operation_that_had_to_wait_begins_at_the_time_after_the_wait() {
     let mut session = Session::new();
     session.store.is_full.set(true);
-    // The set is a barrier, and the get waits for it. The stand-in compares the time that it is given with the clock.
+    // The set is a barrier, and the get waits for it. The store compares the time that it is given with its clock.
     session.send([set("a", "1"), get("b")].concat());
     session.store.clock.set(60_000);
     let replies = [session.end("set a=1"), session.end("get b")].concat();
@@ -129,7 +129,7 @@ fn an_operation_that_had_to_wait_begins_at_the_time_after_the_wait() {
 #[test]
 fn h4_a_read_sees_the_writes_before_it() {
     let requests = [set("k", "new"), get("k"), delete("k"), get("k")].concat();
-    // Wherever the bytes are cut, be it within a head or a body.
+    // The bytes may be cut anywhere, within a head or within a body.
     for cut in 1..requests.len() {
         let mut session = Session::new();
         session.store.remember("k", "old");
@@ -160,7 +160,7 @@ fn h4_only_a_read_of_a_key_that_is_written_waits() {
     assert_eq!(session.store.calls(), ["get k", "set other=2"]);
     let found = session.end("set other=2");
     assert_eq!(found, ["200 old", "200 OK", "200 OK", "200 1", "200 b", "200 OK"]);
-    // A write that has its reply holds nothing up.
+    // A write that has its reply delays nothing.
     assert_eq!(session.send([get("k"), get("other")].concat()), ["200 b", "200 2"]);
 }
 
@@ -244,7 +244,7 @@ fn a_value_that_was_lent_waits_for_the_replies_before_it() {
 fn values_of_any_length_are_written_whole() {
     let lengths = [0, 1, COPY_BYTES_MAX, COPY_BYTES_MAX + 1, OUTPUT_BYTES, PART_BYTES, 2 * PART_BYTES + 1];
     let values = lengths.map(|length| "v".repeat(length));
-    // In memory and on disk in turn: each comes right after the other, and before it.
+    // Values in memory and values on disk take turns, in both orders.
     for kinds in [["m", "d"], ["d", "m"]] {
         let mut session = Session::new();
         let mut requests = String::new();
@@ -407,7 +407,7 @@ fn a_client_that_waits_for_a_go_ahead_gets_it_after_the_replies_before_it() {
         assert!(session.send(front).is_empty(), "the client is told once");
         session.send(rest);
         assert_eq!(session.end("set k=value"), ["200 OK"]);
-        // A body that is here already needs no go-ahead.
+        // A body that has already arrived needs no go-ahead.
         session.send([head, body].concat());
         assert_eq!(session.end("set k=value"), ["200 OK"]);
     }
@@ -453,7 +453,7 @@ fn large_requests_of_all_connections_share_a_budget() {
     let found = second.send([head_of_set("k", length, "").as_bytes(), &piece].concat());
     assert_eq!(found, ["503 too many large requests are under way; try again later, close"]);
     second.assert_closes();
-    // Small requests need nothing of it.
+    // Small requests take nothing from the budget.
     let mut third = Session::beside(first.peers.clone());
     third.send(set("k", "v"));
     assert_eq!(third.end_all(), ["200 OK"]);

@@ -36,7 +36,7 @@ pub(super) struct ClientState {
     /// On its way to the server. A read takes bytes of one piece.
     pub(super) sent: RefCell<VecDeque<Vec<u8>>>,
     received: RefCell<Vec<u8>>,
-    /// The client takes nothing, so that writes wait.
+    /// The client receives nothing, so that writes wait.
     pub(super) is_stuck: Cell<bool>,
     /// The client sends no more.
     has_ended: Cell<bool>,
@@ -97,11 +97,11 @@ pub(super) struct Store {
     pub(super) under_way: RefCell<Vec<Rc<UnderWay>>>,
     /// There is no room for writes: each of them waits, as a barrier.
     pub(super) is_full: Cell<bool>,
-    /// Every call that has to do with an operation, in order.
+    /// Every call of the handler, in order, except those that ask for the time.
     calls: RefCell<Vec<String>>,
     /// The time, as tests set it.
     pub(super) clock: Cell<u64>,
-    /// Tells those who have asked for the stop about it.
+    /// Sends the lines of the stop to the client that has asked for it.
     pub(super) stop: RefCell<Option<UnboundedSender<String>>>,
 }
 
@@ -185,7 +185,7 @@ impl Store {
         self.disk.borrow_mut().insert(key.into(), value.as_ref().into());
     }
 
-    /// The calls since the last time.
+    /// The calls since this was last asked.
     pub(super) fn calls(&self) -> Vec<String> {
         self.calls.take()
     }
@@ -256,7 +256,7 @@ impl Session {
         self.client.0.received.take()
     }
 
-    /// Sends bytes, of which there are some, in one piece. Returns the replies.
+    /// Sends at least one byte, all bytes in one piece. Returns the replies.
     pub(super) fn send(&mut self, bytes: impl AsRef<[u8]>) -> Vec<String> {
         self.client.0.sent.borrow_mut().push_back(bytes.as_ref().to_vec());
         replies(&self.go_on())
@@ -269,7 +269,7 @@ impl Session {
         replies(&self.go_on())
     }
 
-    /// Ends all operations under way, and those that begin then, the oldest first. Returns the replies.
+    /// Ends all operations under way, the oldest first, and those that begin meanwhile. Returns the replies.
     pub(super) fn end_all(&mut self) -> Vec<String> {
         let mut received = Vec::new();
         while !self.store.under_way().is_empty() {
@@ -285,12 +285,12 @@ impl Session {
     }
 
     /// Checks that the server has closed the connection after its last reply, and that it forgets the connection once
-    /// the client leaves, too.
+    /// the client has left as well.
     pub(super) fn assert_closes(mut self) {
         assert!(self.client.0.is_closed.get(), "the connection is open");
         self.client.0.has_ended.set(true);
         self.go_on();
-        assert!(self.serving.is_none(), "the connection is served on");
+        assert!(self.serving.is_none(), "the connection is still served");
     }
 }
 
