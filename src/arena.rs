@@ -1,6 +1,6 @@
 //! Names of records in pages: 32 bits for a page and an offset. Pure.
 //!
-//! Records start at multiples of eight bytes, so 32 bits reach over 32 GiB, at half the size of a pointer.
+//! Records start at multiples of eight bytes, so 32 bits address 32 GiB, and take half the size of a pointer.
 
 /// Records start at multiples of this.
 pub const UNIT_BYTES: usize = 8;
@@ -16,7 +16,8 @@ pub struct Address<const PAGE_BYTES: usize> {
 
 impl<const PAGE_BYTES: usize> Address<PAGE_BYTES> {
     const UNITS_IN_PAGE: usize = PAGE_BYTES / UNIT_BYTES;
-    /// Pages that 32 bits can address. The last address is never a record, so that a user can give it another meaning.
+    /// Pages that 32 bits can address. No record has the last number, `u32::MAX`, so a user can give that number
+    /// another meaning.
     pub const PAGES_MAX: usize = u32::MAX as usize / Self::UNITS_IN_PAGE;
 
     /// The address with this number.

@@ -1,7 +1,7 @@
 //! Little-endian integers, varints and checksums over byte slices. Pure; every read is bounds-checked.
 //!
-//! Integers on disk are little-endian. A varint is LEB128: seven bits a byte, low bits first, the high bit set
-//! on all bytes but the last; at most ten bytes.
+//! Integers on disk are little-endian. A varint is LEB128: seven bits per byte, low bits first, the high bit set on all
+//! bytes except the last; at most ten bytes.
 
 use crate::error::CorruptionReason;
 
@@ -120,7 +120,7 @@ impl<'a> Reader<'a> {
     /// The next varint.
     #[inline]
     pub fn varint(&mut self) -> Result<u64, CorruptionReason> {
-        // Most lengths in a block are under 128: a lookup reads dozens of them.
+        // A lookup reads dozens of lengths in a block, and most of them are under 128.
         match self.rest {
             [byte, rest @ ..] if *byte < 0x80 => {
                 self.rest = rest;
@@ -151,7 +151,7 @@ impl<'a> Reader<'a> {
         self.varint().map(to_usize)
     }
 
-    /// The next length, a varint, and then as many bytes.
+    /// The next length, as a varint, and then that many bytes.
     pub fn length_and_bytes(&mut self) -> Result<&'a [u8], CorruptionReason> {
         let length = self.length()?;
         self.bytes(length)

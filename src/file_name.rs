@@ -8,7 +8,7 @@ use std::fmt;
 
 use crate::key::{FileNumber, ShardId};
 
-/// A file of the store, relative to its directory.
+/// The name of a file of the store, relative to its directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FileName {
     /// Identity of the store and its slot map, in the data directory.

@@ -4,23 +4,23 @@
 //! Owns: growth without a long pause. A hash table that doubles moves all of its entries at once. This index consists
 //! of many small tables that grow one by one, so each growth moves only a small share.
 //!
-//! A slot keeps half of the hash together with the place. So a probe touches the record of another key only once in
-//! four billion times, and growth touches no record at all. A slot with the place alone would cost a cache miss for
-//! each record that growth moves.
+//! A slot keeps half of the hash together with the place. So only one probe in four billion touches the record of
+//! another key, and growth touches no record at all. A slot with the place alone would cost a cache miss for each
+//! record that growth moves.
 
 use std::hint::black_box;
 
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
-/// Slots that are looked at before the first of their records.
+/// How many slots are read before the first of their records is touched.
 const PREFETCHED: usize = 32;
 
 /// The index of many records.
 pub struct HashIndex {
     /// The table of a hash is chosen by some of its bits.
     tables: Box<[HashTable<Slot>]>,
-    /// Bytes that the tables have allocated, all together.
+    /// Bytes that all tables together have allocated.
     allocated: usize,
 }
 
@@ -56,13 +56,14 @@ impl HashIndex {
         slot.map(|slot| slot.place)
     }
 
-    /// Brings the slots and records of hashes that will be looked up soon near the processor. `touch` reads a byte of
-    /// the record at a place, which may be the record of another key.
+    /// Loads the slots and records of hashes that will soon be looked up into the processor's caches. `touch` reads a
+    /// byte of the record at a place; the record may be that of another key.
     ///
-    /// Memory serves some ten loads at a time, if none of them needs what another one loads. A lookup is a chain of
-    /// loads (slot, then record), and the next lookup is too far away for the processor to see. Here the processor sees
-    /// all slots, then all records. Lookups of 16 keys at a time, with a million keys in the memtable, took 0.16 µs
-    /// each with a prefetch and 0.29 µs without (`cargo bench --bench designs -- lookups`).
+    /// Memory serves some ten loads at a time, if no load needs the result of another load. A lookup is a chain of
+    /// loads (slot, then record), and the next lookup is too far ahead for the processor to start on it. Here the
+    /// processor can load all slots at the same time, and then all records. Lookups of 16 keys at a time, with a
+    /// million keys in the memtable, took 0.16 µs each with a prefetch and 0.29 µs without (`cargo bench --bench
+    /// designs -- lookups`).
     pub fn prefetch(&self, hashes: &[u64], touch: impl Fn(u32) -> u8) {
         let mut places = [None; PREFETCHED];
         let mut sum = 0_u8;
@@ -74,7 +75,7 @@ impl HashIndex {
                 sum = sum.wrapping_add(touch(*place));
             }
         }
-        black_box(sum); // otherwise the compiler would leave out the loads
+        black_box(sum); // without this, the compiler would leave out the loads
     }
 
     /// Adds a record. It replaces the record for which `same` returns `true`, and the place of that record is returned.
@@ -140,7 +141,7 @@ mod tests {
         let seed = 3;
         let mut random = Random::new(seed);
         let mut index = HashIndex::new(4);
-        // The place of a record says its key; two keys share a hash.
+        // The key of a record follows from its place. Two keys share a hash.
         let hash = |key: u32| u64::from(key / 2).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let key_of = |place: u32| place % 3000;
         let mut model = HashMap::new();

@@ -21,7 +21,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// A number from 0 to 1, without 1.
+    /// A number of at least 0 and below 1.
     pub fn next_share(&mut self) -> f64 {
         // A double holds 53 bits exactly.
         (self.next_u64() >> 11) as f64 / (1u64 << 53) as f64

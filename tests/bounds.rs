@@ -1,4 +1,4 @@
-//! Bounds of the engine (P8), on simulated storage: of the files and memtables that crash after crash leaves, and of
+//! Bounds of the engine (P8), on simulated storage: on the files and memtables that a series of crashes leaves, and on
 //! the memory that readers hold. A bound must not hide damage.
 
 use futures_executor::block_on;
@@ -170,7 +170,7 @@ fn p5_a_block_whose_length_is_damaged_is_called_damaged_however_much_it_asks_for
     let sst = storage.files().into_iter().map(|(name, _)| name).find(|name| matches!(name, FileName::Sst(_)));
     let sst = sst.expect("the close has flushed the memtable");
     let bytes = storage.bytes(sst);
-    // The frame whose header says that it takes most of the file's pages.
+    // The frame of the value: its header says that it takes most of the file's pages.
     let pages = |at: usize| u32::from_le_bytes(bytes[at + 4..at + 8].try_into().unwrap()) as usize;
     let frame = (0..bytes.len()).step_by(BLOCK_BYTES).find(|at| VALUE_BYTES / BLOCK_BYTES <= pages(*at));
     let unpacked_bytes = frame.expect("the value has a block") as u64 + 12;

@@ -39,14 +39,14 @@ fn group_end(wal: &[u8]) -> Option<u64> {
     group.starts_with(b"RGK1").then(|| FIRST_RECORD + record_bytes(payload) as u64)
 }
 
-/// How far the newest mark of a WAL says that the WAL is durable.
+/// How far the WAL is durable, according to its newest mark.
 fn witnessed(wal: &[u8]) -> u64 {
     let number = |at: usize| u64::from_le_bytes(wal[at..at + 8].try_into().unwrap());
     let marks = [0, BLOCK_BYTES].map(|slot| slot + HEADER_BYTES).map(|at| (number(at), number(at + 8)));
     marks.into_iter().max().unwrap().1
 }
 
-/// A start that must be refused.
+/// Starts a server that must refuse to start.
 fn start(data: &Path) -> Output {
     let mut server = Command::new(env!("CARGO_BIN_EXE_ringkeep"))
         .args(["--listen", "127.0.0.1:0", "--data-dir"])

@@ -1,14 +1,14 @@
-//! Power cuts and failing operations at every point of a workload, on simulated storage. What was acknowledged is there
-//! afterwards, and of the rest a prefix in commit order (P1, P2, P4, P6).
+//! Power cuts and failing operations at every point of a workload, on simulated storage. Afterwards every acknowledged
+//! write is there, and a prefix in commit order of the other writes (P1, P2, P4, P6).
 //!
-//! The workload ([`common::lives`]) covers the first write of a new store, group commit, marks, growth and rotation of the
-//! WAL, flush, compaction, the switch of the manifest, the clean stop, and recovery after each of them. A store lives
-//! several lives, and each ends at a random operation. Before each of its operations the disk is looked at as every fate of
-//! unsynced bytes would leave it. Now and then the disk is damaged as well: then everything that was witnessed is there, or
-//! the start is refused (W4).
+//! The workload ([`common::lives`]) covers the first write of a new store, group commit, marks, growth and rotation of
+//! the WAL, flush, compaction, the switch of the manifest, the clean stop, and recovery after each of them. A store
+//! lives several lives, and each life ends at a random operation. Before each operation, the test looks at the disks
+//! that the different fates of unsynced bytes would leave. Now and then it damages such a disk as well: then everything
+//! that was witnessed is there, or the start is refused (W4).
 //!
-//! `RINGKEEP_STATES` says how many states to visit in all, `RINGKEEP_SEED` where the seeds begin. Scenarios at the end of
-//! the file pin single cases that need an order of events of their own.
+//! `RINGKEEP_STATES` says how many states to visit in all, `RINGKEEP_SEED` where the seeds begin. The scenarios at the
+//! end of this file test single cases, each of which needs its own order of events.
 
 mod common;
 
@@ -30,7 +30,7 @@ use ringkeep::record::file::FIRST_RECORD;
 use ringkeep::storage::sim::{Failure, Fate, Fault, SimStorage};
 use ringkeep::storage::{Access, AlignedBuf, BLOCK_BYTES, File, Storage};
 
-/// Short files: they fill, grow and are replaced within a life.
+/// Short files, which fill, grow and are replaced within a life.
 const SMALL: Scene = Scene {
     config: DbConfig {
         cache_bytes: 300_000,
@@ -83,10 +83,10 @@ fn p6_every_operation_fails_once_and_for_ever() {
     campaign("failure of every operation", setting("RINGKEEP_STATES", 100_000) / 10, failures);
 }
 
-/// How each state of the disk is left by a crash.
+/// The fates with which each state of the disk is tried.
 const FATES: [Fate; 5] = [Fate::Lost, Fate::Kept, Fate::Killed, Fate::Random, Fate::Random];
 
-/// Several lives of one store. Every state of its disk on the way is left by crashes of every fate.
+/// Runs several lives of one store. For every state of its disk on the way, checks what a crash of each fate leaves.
 fn power_cuts(scene: Scene, seed: u64) -> Tried {
     let mut storage = SimStorage::new(seed);
     let mut random = Random::new(seed);
@@ -128,7 +128,8 @@ fn power_cuts(scene: Scene, seed: u64) -> Tried {
     tried
 }
 
-/// Lives with a failing operation, for every operation and failure: the first life of a store, or its second.
+/// Runs a life with one failing operation, for every operation and every failure. Odd seeds run the first life of a
+/// store, even seeds the second.
 fn failures(seed: u64) -> Tried {
     let mut tried = Tried::default();
     let first = SimStorage::new(seed);
@@ -150,7 +151,7 @@ fn failures(seed: u64) -> Tried {
                 }
                 let ledger = ledger.into_inner();
                 if let Err(error) = result {
-                    // A shard that has taken writes ends by the failure of its WAL or manifest only.
+                    // A shard that has taken writes ends only by a failure of its WAL or manifest.
                     let served = ledger_before.sent.len() < ledger.sent.len();
                     assert!(
                         !served || error.kind() == ErrorKind::Poisoned,
@@ -174,22 +175,22 @@ fn failures(seed: u64) -> Tried {
     tried
 }
 
-/// The disk as a crash has left it, and what is known of the writes before.
+/// The disk as a crash has left it, and what is known about the writes before the crash.
 struct State<'a> {
     storage: SimStorage,
     ledger: &'a Ledger,
-    /// So many of the first writes were acknowledged.
+    /// How many of the first writes were acknowledged.
     acknowledged: usize,
     /// Seed, operation and fate, for messages.
     name: String,
 }
 
 impl State<'_> {
-    /// Checks the state, and once in a while what damage to it leads to, or a second crash while it is recovered.
+    /// Checks the state. Now and then also checks a damaged copy of it, or a second crash during its recovery.
     fn check_some_more(&self, dice: &mut Random, tried: &mut Tried) {
         tried.runs += 1;
         if dice.below(40) == 0 && !self.storage.files().is_empty() {
-            // Before the check: what a check writes lands beside the damage.
+            // The copy is made before the check below, which writes to the disk.
             let damaged = Self { storage: self.storage.crash(Fate::Kept), name: self.name.clone(), ..*self };
             tried.detected += u64::from(damaged.check_damaged(dice));
             tried.runs += 1;
@@ -201,11 +202,11 @@ impl State<'_> {
         }
     }
 
-    /// The next process finds every acknowledged write and a prefix of the others (P1, P4). What it shows is there after
-    /// the next crash (P2). It takes writes again.
+    /// The next process finds every acknowledged write and a prefix of the others (P1, P4). What that process shows is
+    /// there after the next crash (P2). The shard takes writes again.
     fn check(&self) {
         block_on(async {
-            // Before the manifest of a new shard was in force, nothing can have been acknowledged.
+            // Before the manifest of a new shard is in force, nothing can have been acknowledged.
             let loaded = load(&self.storage, OWNER).await;
             if loaded.unwrap_or_else(|error| self.fail(&error)).is_none() {
                 assert_eq!(self.acknowledged, 0, "{}", self.name);
@@ -222,7 +223,7 @@ impl State<'_> {
         });
     }
 
-    /// Opens a disk as the next process does. Returns what it shows as well.
+    /// Opens a disk as the next process does. Returns the shard, and the content that it shows.
     async fn open(&self, storage: &SimStorage) -> (Db<SimStorage>, Content) {
         let opened = Db::open(storage.clone(), OWNER, self.ledger.scene.config).await;
         let (db, _) = opened.unwrap_or_else(|error| self.fail(&error));
@@ -230,7 +231,7 @@ impl State<'_> {
         (db, shown)
     }
 
-    /// If need be after a flush.
+    /// Checks that the shard takes a write, if need be after a flush.
     async fn check_takes_writes(&self, db: &Db<SimStorage>) {
         let ticket = match db.set(b"alive", b"yes") {
             Err(error) if error.kind() == ErrorKind::Overloaded => {
@@ -249,7 +250,8 @@ impl State<'_> {
         panic!("{}: {error}", self.name)
     }
 
-    /// The power goes again, before each operation of the recovery. Returns how many states that makes.
+    /// Checks the state that a second power cut leaves before each operation of the recovery. Returns the number of
+    /// these states.
     fn check_recovery(&self) -> u64 {
         self.storage.record();
         self.check();
@@ -265,8 +267,8 @@ impl State<'_> {
         snapshots.len() as u64
     }
 
-    /// Damages the disk. Then the start or an answer is refused, or everything is there that was witnessed (W4). Returns
-    /// whether it was refused.
+    /// Damages the disk. Then the start or an answer must be refused, or every write that was witnessed must be there
+    /// (W4). Returns whether the start or an answer was refused.
     fn check_damaged(&self, random: &mut Random) -> bool {
         let witnessed = block_on(self.witnessed());
         let damage = damage(&self.storage, random);
@@ -297,7 +299,7 @@ impl State<'_> {
         }
     }
 
-    /// How many writes are witnessed: those that are left if the log ends where the newest mark ends.
+    /// How many writes are witnessed: those that are left if the last WAL ends where its newest mark says.
     async fn witnessed(&self) -> usize {
         let scene = self.ledger.scene;
         let whole = self.storage.crash(Fate::Kept);
@@ -317,7 +319,7 @@ impl State<'_> {
     }
 }
 
-/// Damages a block of a file, the rest of it, or all of it. Returns what was done.
+/// Damages a block of a file, the file from that block on, or the whole file. Returns a description of the damage.
 fn damage(storage: &SimStorage, random: &mut Random) -> String {
     let (name, bytes) = storage.files()[random.below(storage.files().len() as u64) as usize];
     let block = random.below((bytes / BLOCK_BYTES as u64).max(1));
@@ -330,7 +332,7 @@ fn damage(storage: &SimStorage, random: &mut Random) -> String {
     let start = (block as usize * BLOCK_BYTES).min(damaged.len());
     let what = match kind {
         1 => {
-            // A torn write that takes its neighbours along.
+            // A torn write that also damages the rest of its block.
             let end = (start + BLOCK_BYTES).min(damaged.len());
             damaged[start..end].fill_with(|| random.next_u64() as u8);
             format!("block {block} of {name} overwritten")
@@ -370,14 +372,15 @@ fn w3_without_syncs_a_crash_leaves_a_prefix_across_wals() {
     }
 }
 
-/// A shard whose last edit is damaged: the edit that names the WAL of write 2. It cannot be told from a torn edit.
+/// A shard whose last edit is damaged: the edit that names the WAL of write 2. The damage cannot be told from a torn
+/// edit.
 async fn shard_without_its_last_edit() -> Shard {
     let shard = Shard::create(SMALL.config, 1).await;
     shard.set(b"a", b"1").await;
     shard.freeze().await;
     shard.set(b"b", b"2").await;
     let manifest = shard.files(|name| matches!(name, FileName::Manifest(_)))[0];
-    // Behind the snapshot, which takes a sector.
+    // The edit lies after the snapshot, which takes a sector.
     shard.storage.corrupt(manifest, FIRST_RECORD + 512 + 60, 1);
     shard
 }
@@ -417,7 +420,7 @@ fn p6_a_wal_that_was_taken_away_while_it_waits_for_its_flush_is_noticed() {
             let wal = shard.last_wal();
             shard.freeze().await;
             db.check_names().await.unwrap();
-            // Somebody puts another file in its place.
+            // Somebody replaces the WAL by another file.
             let foreign = storage.bytes(wal);
             storage.lose(wal);
             storage.create(wal).await.unwrap();
@@ -443,7 +446,8 @@ fn p4_a_write_that_lands_late_in_a_released_wal_does_not_stop_a_start() {
         shard.set(b"a", b"1").await;
         let flushed = shard.last_wal();
         shard.flush().await;
-        // The process is killed with its next write, the first of a WAL, on the way. The kernel finishes the write later.
+        // The process is killed while its next write, the first of a WAL, is in flight. The kernel finishes the write
+        // later.
         let next = shard.storage.crash(Fate::Kept);
         shard.set(b"b", b"1").await;
         let written = shard.last_wal();
@@ -463,7 +467,7 @@ fn p4_a_write_that_lands_late_in_a_released_wal_does_not_stop_a_start() {
             let loaded = load(&left, OWNER).await.unwrap().expect("the shard is there");
             let (after, _) = Shard::open(left, shard.config).await.unwrap();
             assert_eq!(after.db.get(b"a", NOW).await.unwrap().unwrap(), "1");
-            // As long as the WAL has its name in the manifest nobody has shown that the write is not there.
+            // While the manifest names the WAL, no reader can have been shown that the write is not there.
             if !loaded.state.names(written) {
                 assert_eq!(after.db.get(b"b", NOW).await.unwrap(), None, "the start before did not show it");
                 released += 1;

@@ -2,7 +2,7 @@
 //! and files zeroed, removed, misplaced, or taken from another shard or from the past (P5).
 //!
 //! After each damage the store refuses to start, refuses to answer, or answers correctly; and `ringkeep check` finds
-//! the damage. A WAL under load is damaged as well: whatever a mark knows is never cut as a torn end (W4).
+//! the damage. A WAL under load is damaged as well: nothing that a mark covers is ever cut as a torn end (W4).
 //! `RINGKEEP_FLIPS` is the number of bits to flip (default 50,000); 0 flips all of them.
 
 mod common;
@@ -155,7 +155,7 @@ impl Fixture {
         block_on(check_shard(storage, self.owner, &slots, |_| {}))
     }
 
-    /// Opens and reads a damaged copy, and has it checked.
+    /// Opens, reads and checks a damaged copy.
     fn try_damage(&self, damaged: &SimStorage, what: impl Fn() -> String, counts: &mut Counts) {
         let outcome = self.look(damaged);
         let report = self.check(damaged);
@@ -323,7 +323,8 @@ fn p4_torn_ends_at_every_length_leave_a_prefix_and_are_counted() {
             (0..6_u8).map(|number| block_on(db.get(&[b'a' + number], NOW)).unwrap().is_some()).collect();
         let expected: Vec<bool> = (0..6).map(|number| number < groups).collect();
         assert_eq!(found, expected, "cut at {length}");
-        // The header names the owner of a record. Once the header is complete, a torn group is told from unused space.
+        // The header names the owner of a record. Once the header is complete, a torn group can be told from unused
+        // space.
         let begun = 51 <= length.saturating_sub(ends[groups]);
         assert_eq!(recovered.torn_bytes != 0, begun && groups < 6, "cut at {length}: {recovered:?}");
         counts.detected += u64::from(recovered.torn_bytes != 0);
@@ -339,7 +340,7 @@ struct UnderLoad {
     wal: FileName,
     /// Where each group ends; the first begins at `FIRST_RECORD`.
     ends: Vec<u64>,
-    /// How far the newest mark says that the WAL was durable.
+    /// How far the WAL was durable, according to its newest mark.
     witnessed: u64,
     counts: Counts,
 }
@@ -376,9 +377,9 @@ impl UnderLoad {
         group.checked_sub(1).map_or(FIRST_RECORD, |before| self.ends[before])
     }
 
-    /// Opens the shard with other bytes in its WAL, which may differ from the original from `damaged` on. The groups
-    /// that were witnessed must all be there, or the start must be refused with the file and an offset. Later groups
-    /// may be cut.
+    /// Opens the shard with other bytes in its WAL. These differ from the original bytes only from `damaged` on. All
+    /// groups that were witnessed must be there, or the start must be refused, with the name of the file and an offset
+    /// or a length. Later groups may be cut.
     fn try_bytes(&mut self, bytes: &[u8], damaged: u64, what: &str) {
         let storage = self.storage.crash(Fate::Kept);
         storage.overwrite(self.wal, bytes);
@@ -415,7 +416,7 @@ fn w4_what_a_mark_knows_of_a_wal_under_load_is_never_cut() {
     let mut shard = UnderLoad::new(400, 50);
     let whole = shard.storage.bytes(shard.wal);
     let end = *shard.ends.last().unwrap();
-    // The window: the groups of a second, or of four steps, and the group that carries the mark.
+    // At most the groups of a second, or of four steps, and the group that carries the mark are not witnessed.
     let unwitnessed = shard.ends.iter().filter(|end| shard.witnessed < **end).count();
     assert!(0 < unwitnessed && unwitnessed <= 51, "{unwitnessed} groups are not witnessed");
     assert!(end - shard.witnessed <= 5 * CONFIG.wal_step_bytes);
@@ -433,7 +434,7 @@ fn w4_what_a_mark_knows_of_a_wal_under_load_is_never_cut() {
         zeroed[start as usize..].fill(0);
         shard.try_bytes(&zeroed, start, &format!("zeroed from group {group} on"));
         if group % 40 < 2 || 398 < group {
-            // The header, and the used part of a short payload.
+            // These bytes are the header, and the used part of a short payload.
             for bit in 0..100 * 8 {
                 let mut flipped = whole.clone();
                 flipped[start as usize + bit / 8] ^= 1 << (bit % 8);
@@ -506,7 +507,7 @@ fn w4_a_torn_write_that_takes_its_neighbours_along_is_noticed() {
         for fill in [0, 0xff] {
             let mut damaged = whole.clone();
             damaged[block..block + BLOCK].fill(fill);
-            // Later groups were never written.
+            // The disk looks as if later groups had never been written.
             let later = (shard.ends[group] as usize).next_multiple_of(BLOCK);
             damaged[later.max(block + BLOCK)..].fill(0);
             shard.try_bytes(
@@ -519,7 +520,8 @@ fn w4_a_torn_write_that_takes_its_neighbours_along_is_noticed() {
     report("a torn write with its neighbours", &shard.counts, begin);
 }
 
-/// A device that confirms writes that it has not made: the store keeps to whatever mark the device has kept.
+/// A device that confirms writes that it has not made. The store opens only if everything is there that the newest mark
+/// on the device covers.
 #[test]
 fn w4_a_device_that_lies_is_found_out_where_a_mark_tells() {
     let begin = Instant::now();
@@ -541,7 +543,7 @@ fn w4_a_device_that_lies_is_found_out_where_a_mark_tells() {
             }
             (storage, ends)
         });
-        // The falsely confirmed writes are kept in part: the power cut brings the lie to light.
+        // The power cut keeps only some of the falsely confirmed writes, which brings the lie to light.
         let left = storage.crash(Fate::Random);
         let wal =
             left.files().iter().map(|file| file.0).find(|name| matches!(name, FileName::Wal(_))).unwrap();

@@ -1,5 +1,5 @@
-//! Runs every decoder over its fuzzing corpus, and over random changes of the corpus: no decoder may panic or loop.
-//! `scripts/fuzz.sh` lets libFuzzer search further, and watches what the decoders allocate.
+//! Runs every decoder over its fuzzing corpus, and over random changes of that corpus: no decoder may panic or loop for
+//! ever. `scripts/fuzz.sh` lets libFuzzer search further, and watches what the decoders allocate.
 
 #[path = "../fuzz/src/decoders.rs"]
 #[expect(unreachable_pub, reason = "the fuzz targets are another crate")]
@@ -11,7 +11,7 @@ use std::path::Path;
 use decoders::DECODERS;
 use ringkeep::random::Random;
 
-/// Random changes to each file of the corpus.
+/// How many random changes of each file of the corpus are tried.
 const CHANGES: u64 = 200;
 
 #[test]

@@ -1,7 +1,8 @@
-//! Values that expire, on simulated storage. From its expiry on a key is absent for every reader, wherever its entry is
-//! (P10). A compaction makes a tombstone of the entry a minute later, and older values stay hidden (X4).
+//! Values that expire, on simulated storage. From its expiry on, a key is absent for every reader, wherever its entry
+//! is (P10). From a minute after the expiry on, a compaction turns the entry into a tombstone, and older values stay
+//! hidden (X4).
 //!
-//! Random expiries beside all other operations are in `tests/model.rs`.
+//! `tests/model.rs` mixes random expiries with all other operations.
 
 mod common;
 
@@ -29,11 +30,11 @@ const LAST_OF_MARGIN: UnixMillis = UnixMillis(EXPIRES.0 + MARGIN_MILLIS - 1);
 const AFTER_MARGIN: UnixMillis = UnixMillis(EXPIRES.0 + MARGIN_MILLIS);
 const MUCH_LATER: UnixMillis = UnixMillis(EXPIRES.0 + 1_000 * MARGIN_MILLIS);
 
-/// Before and after the expiry, in an order in which the clock jumps both ways.
+/// Times before and after the expiry, in an order in which the clock jumps both ways.
 const PRESENT_AT: [UnixMillis; 2] = [UnixMillis::START, JUST_BEFORE];
 const ABSENT_AT: [UnixMillis; 4] = [EXPIRES, MUCH_LATER, AFTER_MARGIN, UnixMillis(u64::MAX)];
 
-/// A memtable holds one entry, and L1 less than one file: what is compacted to L1 sinks to L2.
+/// A memtable holds one entry, and L1 holds less than one file, so entries that are compacted to L1 move on to L2.
 const DEEP: DbConfig = DbConfig { memtable_bytes: 5_000, ..CONFIG };
 
 /// Where the newest entry of the key is.
@@ -56,7 +57,7 @@ async fn sink(shard: &Shard, place: Place) {
         L0 => shard.flush().await,
         L1 => {
             shard.flush().await;
-            // Enough files around the key for a compaction.
+            // Writes as many files with keys around this key as a compaction needs.
             while shard.db.version().level(0).len() < 4 {
                 shard.set(b"a", b"other").await;
                 shard.set(b"z", b"other").await;
@@ -68,7 +69,7 @@ async fn sink(shard: &Shard, place: Place) {
     }
 }
 
-/// A shard whose key holds a value that expires, in `place`, above an older value in another place, or above nothing.
+/// A shard whose key holds a value that expires, in `place`. If `older` is a place, the key has an older value there.
 /// Returns what a reader finds before the expiry.
 async fn shard_with(older: Option<Place>, place: Place) -> (Shard, Found) {
     let shard = Shard::create(CONFIG, 1).await;
@@ -137,7 +138,7 @@ fn p10_an_expired_key_is_absent_and_hides_older_values_wherever_they_are() {
         for now in ABSENT_AT {
             assert_eq!(shard.find(KEY, now).await, None, "{name}, at {now:?}");
             assert_eq!(scan(&shard, now).await, None, "{name}, at {now:?}");
-            // The clock is set back: the entry is in a cache from now on.
+            // The clock is set back. From now on the entry is in a cache.
             assert_eq!(shard.find(KEY, JUST_BEFORE).await.as_ref(), Some(&found), "{name}");
         }
     }));
@@ -146,7 +147,7 @@ fn p10_an_expired_key_is_absent_and_hides_older_values_wherever_they_are() {
 #[test]
 fn p10_a_delete_reports_a_key_that_has_not_expired_and_no_other() {
     block_on(for_all_places(async |name, shard, _| {
-        // A delete changes the shard: each moment has its own.
+        // A delete changes the shard, so each time gets a shard of its own.
         for now in PRESENT_AT.into_iter().chain(ABSENT_AT) {
             let shard = shard.after_crash(Fate::Kept).await;
             let outcome = operate(&shard.db, Op::Delete { key: shard.db.key(KEY) }, now).await;
@@ -204,7 +205,7 @@ fn x4_a_minute_after_its_expiry_an_entry_becomes_a_tombstone_with_the_same_seqno
         assert_eq!(entries_in_files(&shard).await, expected);
         let report = shard.check().await;
         assert!(report.damage.is_empty() && report.unread.is_empty(), "{report:?}");
-        // It goes together with what it hides.
+        // The tombstone goes together with the value that it hides.
         shard.compact(AFTER_MARGIN).await;
         assert_eq!(entries_in_files(&shard).await, []);
     });

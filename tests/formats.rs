@@ -20,7 +20,7 @@ use ringkeep::wal::writer::Wal;
 
 const OWNER: Owner = Owner { store_id: 0x0123_4567_89ab_cdef, shard: ShardId(2) };
 
-/// Bytes as text: the first 120 bytes without the zeros at the end, then checksum and length of all bytes.
+/// Bytes as text: the first 120 bytes without the zeros at the end, then the checksum and the number of all bytes.
 fn show(bytes: &[u8]) -> String {
     let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1);
     let hex: String = bytes[..end.min(120)].iter().map(|byte| format!("{byte:02x}")).collect();

@@ -25,7 +25,7 @@ const LIVES: u64 = 4;
 /// Operations in the life of one process.
 const OPERATIONS: u64 = 2_500;
 
-/// What was done to a key, and what was answered. Values are numbers from 1 on; 0 is a key that does not exist.
+/// What was done to a key, and what was answered. Values are numbers from 1 on; 0 means that the key does not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Operation {
     Read(u64),
@@ -57,7 +57,7 @@ impl Specification for Register {
     }
 }
 
-/// An event of a key: its time, the client in a certain life of the server, and what happened.
+/// An event of a key: its time, the client, and what happened. Each life of the server has clients of its own.
 type Event = (u64, usize, Action<Operation>);
 type Events = BTreeMap<u64, Vec<Event>>;
 
@@ -95,7 +95,7 @@ fn client(mut client: Client, process: usize, seed: u64, clock: &AtomicU64, done
             (LostDelete, 200) => Delete(true),
             (LostDelete, 404) => Delete(false),
             (_, 503) => {
-                history.pop(); // refused before it began
+                history.pop(); // the operation was refused before it began
                 continue;
             }
             (_, status) => panic!("{status} {}", reply.text()),
@@ -105,11 +105,11 @@ fn client(mut client: Client, process: usize, seed: u64, clock: &AtomicU64, done
     }
 }
 
-/// Whether some order explains a history. An operation that was never answered took effect before its process was gone
-/// (the end of its life is in `ends`), or never took effect: both are tried.
+/// Whether some order explains a history. An operation that was never answered took effect before its server ended, or
+/// never took effect: both are tried. `ends` holds the times at which the servers ended.
 fn explicable(mut events: Vec<Event>, ends: &[u64]) -> bool {
     events.sort_by_key(|event| event.0);
-    // A client waits for one answer at a time. The operation that it waits for at the end is open.
+    // A client waits for one answer at a time. The operation for which it still waits at the end is open.
     let mut open: BTreeMap<usize, (u64, Operation)> = BTreeMap::new();
     for (time, process, action) in &events {
         match action {
@@ -170,7 +170,7 @@ fn p3_every_history_has_an_order() {
         let (mut all, mut ends) = (Events::new(), Vec::new());
         for life in 0..=LIVES {
             let server = Server::start(&data, &[SMALL, &["--flush-interval", "50ms"]].concat());
-            // Every life begins with reads of what the life before has left; the last life does nothing else.
+            // Every life begins with reads of what the life before has left. The last life only reads.
             let reader = LIVES as usize * CLIENTS + life as usize;
             for key in 0..KEYS {
                 let reply = {
@@ -235,7 +235,7 @@ fn the_checker_refuses_what_must_not_happen() {
     let wrong = [
         // A read of the old value after the write was acknowledged.
         vec![call(0, 0, Write(1)), answer(1, 0, Write(1)), call(2, 1, Read(0)), answer(3, 1, Read(0))],
-        // A value that was read, and is gone after the crash.
+        // A value that was read, and that is gone after the crash.
         vec![
             call(0, 0, Write(1)),
             call(1, 1, Read(0)),

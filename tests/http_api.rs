@@ -143,8 +143,8 @@ fn bodies_arrive_by_length_by_chunks_and_after_a_go_ahead() {
     assert_eq!(client.send("value").reply().status, 200);
     assert_eq!(client.request("GET", "/get?key=e").text(), "value");
 
-    // The server sends a final answer instead of the go-ahead. A body that comes all the same is not taken for a
-    // request.
+    // The server sends a final answer instead of the go-ahead. If the client sends the body anyway, the server does not
+    // take the body for a request.
     client.send("PUT /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n");
     assert_eq!(client.reply().status, 404);
     assert!(client.is_closed());
@@ -292,7 +292,7 @@ fn what_keeps_a_server_from_starting_has_its_own_status() {
     assert_eq!(status(&free, &["--sync", "sometimes"]), Some(2));
     assert_eq!(status(&free, &["--memtable-size", "1KiB"]), Some(78));
     assert_eq!(status(std::path::Path::new("/proc/nowhere/data"), SMALL), Some(73));
-    // The first server was not harmed by all this.
+    // None of this has harmed the first server.
     assert_eq!(server.client().request("GET", "/livez").status, 200);
     server.kill();
     std::fs::write(data.join("STORE"), b"not a store").unwrap();
@@ -309,7 +309,7 @@ fn nothing_behind_a_request_to_stop_keeps_the_server_up() {
         "POST /set?key=k&value=v HTTP/1.1\r\nHost: x\r\n\r\n",
     ] {
         let (_folder, data) = folder();
-        // The drain timeout is long, so that it does not end a wait for the bytes that follow.
+        // The drain timeout is long, so that it cannot hide a wait for the bytes after the request.
         let server = Server::start(&data, &[SMALL, &["--drain-timeout", "1h"]].concat());
         let mut client = server.client();
         client.send("GET /shutdown HTTP/1.1\r\nHost: x\r\n\r\n").send(behind);

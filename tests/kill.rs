@@ -1,5 +1,6 @@
-//! The process is killed under load, again and again. After each restart every acknowledged write is there. Every other
-//! write is there or not, but nothing else is. `RINGKEEP_KILLS` is the number of kills, `RINGKEEP_SEED` the seed.
+//! The process is killed under load, again and again. After each restart every acknowledged write is there. Any other
+//! write that was sent may be there or not, and nothing else is there. `RINGKEEP_KILLS` is the number of kills,
+//! `RINGKEEP_SEED` the seed.
 
 mod common;
 

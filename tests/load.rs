@@ -1,4 +1,5 @@
-//! The load tool against servers that lie, which it must notice, and against the real server, which does not lie.
+//! The load tool against servers that lie, and against the real server. The tool must notice every lie, and find no
+//! fault with the real server.
 
 mod common;
 
@@ -13,7 +14,7 @@ use std::time::Duration;
 use common::Server;
 use serde_json::Value;
 
-/// How a server deviates from a correct server; the first number says when.
+/// How a server deviates from a correct server. The first number says at which occasions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lie {
     None,
@@ -23,7 +24,7 @@ enum Lie {
     ForgetDelete(u64),
     /// Every n-th value has a bit changed.
     FlipBit(u64),
-    /// Every n-th value is cut short, by that many bytes.
+    /// Every n-th value is cut short, by this many bytes.
     Shorten(u64, usize),
     /// Every n-th value is that of another key.
     OtherKey(u64),
@@ -33,7 +34,7 @@ enum Lie {
     Invent(u64),
     /// Every n-th request is refused, and not done.
     Refuse(u64),
-    /// The n-th request fails with that status.
+    /// The n-th request fails with this status.
     Fail(u64, u16),
     /// The n-th request is answered twice.
     Repeat(u64),
@@ -47,7 +48,7 @@ enum Lie {
 
 const STALL: Duration = Duration::from_millis(500);
 
-/// A key-value server for one run of the load tool, as simple as can be, in this process.
+/// A minimal key-value server in this process, for one run of the load tool.
 struct Liar {
     lie: Lie,
     /// All versions of each key; the last version is `None` after a delete.
@@ -105,7 +106,8 @@ impl Liar {
         }
     }
 
-    /// Whether this is the occasion: the `every`-th if `once`, otherwise every `every`-th.
+    /// Counts an occasion, and says whether to lie at it: at the `every`-th only if `once`, otherwise at every
+    /// `every`-th.
     fn now(&self, every: u64, once: bool) -> bool {
         let occasion = self.occasions.fetch_add(1, Ordering::SeqCst) + 1;
         if once { occasion == every } else { occasion.is_multiple_of(every) }
@@ -301,7 +303,7 @@ fn refusals_are_counted_apart_and_a_fill_repeats_what_was_refused() {
 
 #[test]
 fn an_answer_that_is_none_ends_the_run() {
-    // A full disk does not get emptier if the fill goes on.
+    // A full disk (507) ends the run as well: going on would free no space.
     for (lie, words) in [
         (Lie::Fail(500, 500), "500: words"),
         (Lie::Fail(500, 507), "507: words"),
@@ -350,7 +352,7 @@ fn an_open_loop_counts_from_when_requests_were_due() {
 fn an_open_loop_sends_all_that_was_due_before_its_end_and_counts_what_it_could_not() {
     // Nothing is held up: every request that is due in half a second is sent.
     let flags = ["--connections", "3", "--key-count", "50", "--rate", "200", "--duration", "500ms"];
-    let room = ["--pipeline", "16", "--filled", "overwrite"]; // a late answer holds no request up
+    let room = ["--pipeline", "16", "--filled", "overwrite"]; // a late answer does not hold up other requests
     let (output, report) = bench(Liar::start(Lie::None), &[&flags[..], &room].concat());
     assert!(output.status.success(), "{output:?}");
     assert_eq!((sum(&report, "operations"), sum(&report, "unsent")), (100, 0));

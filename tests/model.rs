@@ -1,5 +1,5 @@
-//! Random operations, flushes, compactions, clean stops and crashes on production code over simulated storage, against a
-//! sorted map ([`common::world`]). Seed and the shortest failing list of steps are printed.
+//! Random operations, flushes, compactions, clean stops and crashes of production code on simulated storage, compared
+//! with a sorted map ([`common::world`]). A failure prints the seed and the shortest list of steps that fails.
 
 mod common;
 
@@ -42,7 +42,8 @@ fn f1_a_search_that_a_flush_overtakes_leaves_no_old_value_behind() {
         shard.db.close(|_| {}).await.unwrap();
         shard
     });
-    // The search needs the disk. It ends after each number of steps of the flush that overtakes it.
+    // The search needs the disk, and a flush overtakes it. In each round the search ends after one more step of the
+    // flush.
     let mut steps = 0;
     loop {
         let shard = block_on(flushed.after_crash(Fate::Kept));

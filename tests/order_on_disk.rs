@@ -1,11 +1,12 @@
 //! The order in which a shard makes things durable (P7), on simulated storage: files first, then their names, then the edit
 //! that names them, then the removal of what the edit replaces.
 //!
-//! Before each operation of a workload the disk is looked at as a power cut or the end of the process would leave it.
-//! Whatever the manifest names is there then, complete and under its name. Two of these disks are made on purpose: one where
-//! of all that was not synced only the manifest is lost, and one where only the manifest is left. The workload flushes,
-//! compacts over several levels, rotates, recycles and removes WALs, fills manifests, stops, and starts again.
-//! `RINGKEEP_STATES` says how many disks to look at, `RINGKEEP_SEED` where the seeds begin.
+//! Before each operation of a workload, the test looks at the disks that a power cut or the end of the process would
+//! leave. On each of them, every file that the manifest names must be there, complete and under its name. Two of these
+//! disks are constructed: of everything that was not synced, one has lost only the manifest, and the other has kept
+//! only the manifest. The workload flushes, compacts over several levels, rotates, recycles and removes WALs, fills
+//! manifests, stops, and starts again. `RINGKEEP_STATES` says how many disks to look at, `RINGKEEP_SEED` where the
+//! seeds begin.
 
 mod common;
 
@@ -33,7 +34,7 @@ use ringkeep::storage::{Storage, list_files};
 const NOW: UnixMillis = UnixMillis::START;
 const OWNER: Owner = Owner { store_id: 9, shard: ShardId(0) };
 
-/// Memtables take many writes, and are flushed when that is asked for. Compaction goes from L0 to L1.
+/// Memtables take many writes, and are flushed when the workload asks for it. Compaction goes from L0 to L1.
 const LARGE: DbConfig = DbConfig {
     sync_every_group: true,
     memtable_bytes: 1 << 20,
@@ -43,14 +44,14 @@ const LARGE: DbConfig = DbConfig {
     // The WAL is full before the memtable, and grows.
     wal_bytes: DbConfig::wal_bytes_for(20_000, 6_000),
     wal_step_bytes: 8_192,
-    // A few edits fill it.
+    // A few edits fill the manifest.
     manifest_bytes: 12_288,
     key_hash: KeyHash::with_seed(1),
 };
-/// A memtable takes one write, and a level a few values: files move and merge over several levels.
+/// A memtable takes one write, and a level takes a few values, so files move and merge over several levels.
 const SMALL: DbConfig = DbConfig { memtable_bytes: 2_000, ..LARGE };
 
-/// What the workload came to.
+/// What the workload has reached.
 #[derive(Default)]
 struct Seen {
     /// Disks that were looked at.
@@ -73,7 +74,7 @@ impl Seen {
         self.in_force = true;
     }
 
-    /// Looks at every disk that a crash at this moment may leave, as far as order matters.
+    /// Looks at every disk that a crash at this moment may leave, as far as the order of operations matters.
     fn look(&mut self, now: &SimStorage, context: &str) {
         let lost = now.crash(Fate::Lost);
         let kept = now.crash(Fate::Kept);
@@ -81,7 +82,7 @@ impl Seen {
             block_on(load(&lost, OWNER)).unwrap_or_else(|error| panic!("{context}: {error}"))
         {
             self.manifest(&loaded);
-            // Names that are gone from the directory may be gone from the disk.
+            // A name that is gone from the directory may be gone from the disk.
             let there: BTreeSet<_> = now.files().into_iter().map(|(name, _)| name).collect();
             for name in named(&loaded) {
                 assert!(
@@ -124,13 +125,13 @@ fn with_manifest_of(disk: &SimStorage, other: &SimStorage) -> SimStorage {
         if name == FileName::Current && !disk.files().iter().any(|(there, _)| *there == name) {
             block_on(disk.create(name)).unwrap();
         }
-        // The manifest has to have its name already.
+        // The manifest must already have its name on this disk.
         disk.overwrite(name, &bytes);
     }
     disk
 }
 
-/// Whatever the manifest names is there, and every byte of it is what was written.
+/// Checks that every file that the manifest names is there, and that every byte of these files is what was written.
 fn assert_complete(disk: &SimStorage, in_force: bool, context: &str) {
     block_on(async {
         let loaded = load(disk, OWNER).await.unwrap_or_else(|error| panic!("{context}: {error}"));
@@ -146,7 +147,7 @@ fn assert_complete(disk: &SimStorage, in_force: bool, context: &str) {
     });
 }
 
-/// Errors that leave the engine usable are passed over, as the background tasks do.
+/// Ignores errors that leave the engine usable, as the background tasks do.
 fn tolerate<T>(result: Result<T>) -> Result<()> {
     match result {
         Err(error) if error.kind() == ErrorKind::Poisoned => Err(error),
@@ -204,7 +205,7 @@ async fn flush(db: &Db<SimStorage>, mut random: Random) -> Result<()> {
             2 | 3 => tolerate(db.prepare_spare().await)?,
             _ => {}
         }
-        // Until its writes are committed a memtable waits, and so does this.
+        // A flush waits until all writes of its memtable are committed, and this function would wait with it.
         if !db.has_uncommitted() {
             tolerate(db.flush_next().await)?;
         }
@@ -222,7 +223,7 @@ async fn compact(db: &Db<SimStorage>, mut random: Random) -> Result<()> {
     Ok(())
 }
 
-/// Runs `future` and shows the disk before each of its operations to `visit`, until that breaks.
+/// Runs `future`, and shows `visit` the disk before each operation. Stops when `visit` breaks.
 fn watch<F: Future, B>(
     storage: &SimStorage,
     future: F,
@@ -251,7 +252,7 @@ fn p7_what_the_manifest_names_is_there_whenever_the_power_goes() {
         let mut seen = Seen::default();
         let mut storage = SimStorage::new(seed);
         let mut random = Random::new(seed);
-        // The first life is whole. The second ends at some operation, and the third recovers.
+        // The first life runs to its end. The second life ends at some operation, and the third life recovers.
         for life in 0..3 {
             let cut = storage.operations() + random.below(600) + 1;
             let run = live(&storage, config, Random::new(random.next_u64()));

@@ -2,9 +2,9 @@
 //!
 //! The cut is the shutdown ioctl of ext4 and XFS. Metadata that was not synced (names, lengths, extents) and pages of
 //! the cache are gone at the next mount, and until then every write fails with EIO. So one call is both the power cut
-//! and the failing disk. It cannot take back an O_DIRECT overwrite in place, as the WAL makes them: the simulated disk
-//! tests that those are synced before their answer (`tests/crash.rs`). An answer that arrives after the call began
-//! proves nothing and is not counted. `scripts/power.sh` prepares what these tests need.
+//! and the failing disk. It cannot take back an O_DIRECT overwrite in place, which is how the WAL writes. The tests on
+//! simulated storage (`tests/crash.rs`) check that such a write is synced before it is answered. An answer that arrives
+//! after the call began proves nothing and is not counted. `scripts/power.sh` prepares what these tests need.
 
 mod common;
 
@@ -36,7 +36,7 @@ const FLAGS: &[&str] = &[
     "--compaction-interval",
     "100ms",
 ];
-/// Cuts of one file system before a new one is made.
+/// How many cuts a file system takes before a new one is made.
 const CUTS: u64 = 20;
 
 fn run(program: &str, args: &[&str]) {
@@ -58,7 +58,7 @@ impl Disk {
         let folder = Path::new(&folder);
         let (image, mount) = (folder.join(format!("{kind}.img")), folder.join(kind));
         fs::create_dir_all(&mount).unwrap();
-        let _ = fs::remove_file(&image); // of an earlier test
+        let _ = fs::remove_file(&image); // an image that an earlier test left
         fs::File::create(&image).unwrap().set_len(megabytes << 20).unwrap();
         run(&format!("mkfs.{kind}"), &["-q", image.to_str().unwrap()]);
         let disk = Self { image, mount };
@@ -83,7 +83,7 @@ impl Disk {
         }
     }
 
-    /// Prepares a power cut: starting a program would take longer than the moment at which the cut is aimed.
+    /// Prepares a power cut. To start a program at the moment of the cut would take longer than that moment lasts.
     fn arm(&self) -> Cut {
         let mut command = Command::new("xfs_io");
         command.args(["-x", self.mount.to_str().unwrap()]);
@@ -97,7 +97,8 @@ impl Disk {
     /// Fills every block that is free with a file at `path`.
     fn fill(&self, path: &Path) {
         let mut file = fs::File::create(path).unwrap();
-        // Data that is written back may take less space than was reserved for it.
+        // Data may take less space once it is written back than was reserved for it, so this fills the disk several
+        // times.
         for bytes in [1 << 20, 4096, 4096] {
             let block = vec![0; bytes];
             while file.write_all(&block).is_ok() {}
@@ -125,7 +126,8 @@ fn flushes(disk: &Disk) -> u64 {
     line[18].parse().unwrap()
 }
 
-/// The only test that sees whether a sync reaches the device: a lone client has no group to share a flush with.
+/// The only test that sees whether a sync reaches the device. A lone client shares no group, so each of its answers
+/// needs a flush.
 #[test]
 #[ignore = "needs root: scripts/power.sh"]
 fn p1_every_answer_of_a_lone_client_is_flushed_by_the_device() {
@@ -164,7 +166,7 @@ fn wals_opened_direct(server: &Server) -> usize {
     fs::read_dir(process.join("fd")).unwrap().flatten().filter(is_direct).count()
 }
 
-/// A power cut that is prepared, and waits for its moment.
+/// A prepared power cut that waits for its moment.
 struct Cut(Child);
 
 impl Cut {
@@ -186,7 +188,7 @@ impl Drop for Disk {
 /// The moment at which the cut is aimed.
 #[derive(Debug, Clone, Copy)]
 enum Aim {
-    /// The first acknowledgement of a new store.
+    /// The first acknowledgement by a new store.
     FirstAnswer,
     /// Any moment.
     Anywhere,
@@ -196,7 +198,7 @@ enum Aim {
     OldSst,
     /// A WAL appears or is renamed: a rotation.
     NewWal,
-    /// The start writes a fresh manifest and switches to it.
+    /// A start writes a fresh manifest and switches to it.
     Manifest,
 }
 
@@ -300,7 +302,7 @@ fn power_cuts(kind: &'static str, name: &'static str) {
                         let request = format!("POST /set?key=poke-{n}&value=x HTTP/1.1\r\nHost: x\r\n\r\n");
                         let _ = stream.write_all(request.as_bytes()); // the server is about to end
                     }
-                    let _ = stream.read_to_end(&mut Vec::new()); // until the server has ended
+                    let _ = stream.read_to_end(&mut Vec::new()); // returns when the server has ended
                 });
                 status = Some(server.wait());
                 poke.join().unwrap();
@@ -386,8 +388,8 @@ fn a_full_disk_refuses_writes_answers_reads_and_recovers_by_itself() {
         let (mut child, line) = spawn(&disk.data(), FLAGS);
         assert_eq!((child.wait().unwrap().code(), line.as_str()), (Some(1), ""));
         fs::remove_file(&ballast).unwrap();
-        // If files that a crash has left take the space, the start removes them. And a full disk is not taken for a
-        // disk without O_DIRECT.
+        // If leftover files of a crash take the space, the start removes them. The start must not mistake a full disk
+        // for a disk without O_DIRECT.
         fs::write(disk.data().join("shard-001/000999.sst"), vec![1; 8 << 20]).unwrap();
         disk.fill(&disk.data().join("shard-000/000999.sst"));
         let server = Server::start(&disk.data(), FLAGS);

@@ -207,7 +207,7 @@ fn r4_memory_grows_by_what_arrives_not_by_what_is_announced() {
     .report();
 }
 
-/// A cgroup of the test's own, if this process may make one.
+/// A cgroup of the test's own; there is none if this process may not make one.
 struct Cgroup(std::path::PathBuf);
 
 impl Cgroup {
@@ -276,7 +276,7 @@ fn r5_connections_that_come_and_go_badly_leave_nothing() {
     let (files, memory) = (descriptors(&server), resident_kib(&server));
     abuse(aborts);
     quiet();
-    // A WAL that was full may have a spare by now, and files that were read stay open; connections must not.
+    // By now there may be a spare WAL, and files that were read stay open. Connections must not stay open.
     until("no descriptor is left behind", || descriptors(&server) <= files + 8);
     let grown = resident_kib(&server).saturating_sub(memory);
     println!("{aborts} connections, {grown} KiB more than before");
@@ -330,7 +330,7 @@ fn r6_files_that_compaction_made_obsolete_are_removed_while_it_runs() {
         seen.append(&mut ssts());
         40 <= seen.len()
     });
-    // The files that stay are fewer than a compaction of L0 takes, and the one file that the last compaction has
+    // What stays is fewer files in L0 than make a compaction due, and the one file that the last compaction has
     // written.
     until("obsolete files are removed", || ssts().len() <= 4);
     server.signal("-TERM");
@@ -472,7 +472,7 @@ fn r9_a_soak_with_kills_leaks_nothing() {
         .report();
 }
 
-/// Writes as fast as the server takes them, and what came of them.
+/// Clients that write as fast as the server lets them, and the answers that they got.
 #[derive(Default)]
 struct Pressure {
     over: AtomicBool,
@@ -514,7 +514,7 @@ fn p9_writes_faster_than_the_disk_are_slowed_or_refused_and_memory_stays_bounded
     let begin = Instant::now();
     let (_folder, data) = folder();
     let seconds = setting("RINGKEEP_PRESSURE_SECONDS", 5);
-    // A memtable is full several times per second, and the disk is slow if this process may limit it.
+    // A memtable fills up several times per second, and the disk is slow if this process may limit it.
     let flags =
         ["--threads", "2", "--memtable-size", "2MiB", "--cache-size", "8MiB", "--max-value-size", "1MiB"];
     let group = Cgroup::with_slow_disk(data.parent().unwrap(), 24 << 20);
@@ -544,7 +544,7 @@ fn p9_writes_faster_than_the_disk_are_slowed_or_refused_and_memory_stays_bounded
     );
     // Memtables of all shards, caches, buffers of groups, merges and connections.
     assert!(most < 192 << 10, "{most} KiB");
-    // On a busy machine a second says little about the server; the campaign has the machine for itself.
+    // On a busy machine, this time says little about the server. Long runs have the machine to themselves.
     if 60 <= seconds {
         assert!(longest < Duration::from_secs(1), "{longest:?}");
     }

@@ -55,7 +55,7 @@ impl Keeping {
         Self::new(Shard::create(config, 1).await, Vec::new())
     }
 
-    /// As the next process finds it. The policy is set again.
+    /// The shard as the next process finds it, with a new policy that keeps every WAL.
     async fn restart(self, fate: Fate) -> Self {
         Self::new(self.shard.after_crash(fate).await, self.flushed)
     }
@@ -78,7 +78,7 @@ impl Keeping {
         self.flushed.iter().map(|(number, ..)| *number).collect()
     }
 
-    /// Every flushed WAL is named and holds its writes, and a check finds no damage.
+    /// Checks that the manifest names every flushed WAL, that each holds its writes, and that nothing is damaged.
     async fn check_kept(&self, what: &str) {
         assert_eq!(kept(&self.shard.storage).await, self.flushed_numbers(), "{what}");
         for &(number, first, last) in &self.flushed {
@@ -89,7 +89,7 @@ impl Keeping {
     }
 }
 
-/// The WALs that the manifest names and recovery does not need.
+/// The WALs that the manifest names although recovery does not need them.
 async fn kept(storage: &SimStorage) -> Vec<FileNumber> {
     let loaded = load(storage, OWNER).await.unwrap().expect("the shard is there");
     loaded.state.kept_wals.into_keys().collect()
@@ -211,7 +211,7 @@ fn a1_damage_to_a_kept_wal_is_found_by_a_check() {
         keeping.write_and_flush().await;
         for (number, ..) in keeping.flushed {
             let (storage, name) = (keeping.shard.storage.crash(Fate::Kept), FileName::Wal(number));
-            // In the first group, which the second one says was durable.
+            // The damage is in the first group; the second group says that the first was durable.
             storage.corrupt(name, FIRST_RECORD + 60, 1);
             let report = check_shard(&storage, OWNER, &vec![OWNER.shard; SLOT_COUNT], |_| {}).await;
             assert!(
@@ -229,7 +229,7 @@ fn i1_a_wal_that_the_policy_lets_go_is_removed_and_the_others_stay() {
         for _ in 0..3 {
             keeping.write_and_flush().await;
         }
-        // By the next process as well, which does not know the last writes.
+        // A later process can release a WAL, too. It does not know the last write of the WAL.
         keeping = keeping.restart(Fate::Lost).await;
         let released = keeping.flushed.remove(0).0;
         keeping.policy.first.set(keeping.flushed[0].0);

@@ -17,7 +17,7 @@ use ringkeep::key::UnixMillis;
 use ringkeep::random::Random;
 use ringkeep::storage::sim::SimStorage;
 
-/// Where scans begin: in front of everything, at a key, behind it, or anywhere.
+/// Where scans begin: in front of everything, at a key, just after a key, or anywhere.
 fn starts() -> impl Strategy<Value = Vec<Vec<u8>>> {
     let start = prop_oneof![
         Just(Vec::new()),
@@ -67,8 +67,8 @@ fn p2_p10_a_scan_agrees_with_a_sorted_map_at_the_moment_of_its_view() {
     assert!(0 < overtaken && 0 < obsolete, "the shard changes below its views");
 }
 
-/// Scans from each start, again and again, while other tasks go on between the steps; a last time when they are over.
-/// One scan is used for all of them, and a new one in every round.
+/// Scans from each start, again and again, while other tasks go on between the steps. Scans a last time when these
+/// tasks have ended. One scan serves all rounds, and a new one is made in every round.
 async fn scan_until(
     over: &Cell<bool>,
     db: &Db<SimStorage>,

@@ -1,5 +1,5 @@
 //! Files are taken away from a running server: its directory, its log, its manifest. The process ends with status 74,
-//! acknowledges nothing after that, and does not touch what is at the path by then.
+//! acknowledges nothing after that, and does not touch the files that are now at the path.
 
 mod common;
 
@@ -158,7 +158,8 @@ fn p1_a_backup_restored_over_a_running_server_ends_it() {
 
     let server = Watched::start(&data);
     set(&mut server.server.client(), "new");
-    // Files that are not in the backup are removed; every other file is written elsewhere and renamed to its place.
+    // Files that are not in the backup are removed; every other file is written elsewhere, and then renamed to its
+    // path.
     for path in contents(&data).into_keys() {
         if !backup.iter().any(|(kept, _)| *kept == path) {
             fs::remove_file(path).unwrap();

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Modules by layer. A module may use modules of lower layers, and its own folder.
+/// Modules by layer. A module may use modules of lower layers, and its own folder. The modules of the first layer may
+/// use each other, and so may those of the fifth layer.
 const LAYERS: &[&[&str]] = &[
     &[
         "error",
@@ -151,7 +152,7 @@ fn every_file_says_what_it_owns_and_stays_readable() {
     }
 }
 
-/// The names of the modules that a source uses from its own folder, `mod.rs` excepted.
+/// The names of the modules that a source file uses from its own folder, except `mod.rs`.
 fn siblings_used(name: &str, text: &str, siblings: &BTreeSet<String>) -> BTreeSet<String> {
     let (folder, file) = name.rsplit_once('/').unwrap();
     let prefixes = ["super::".to_owned(), format!("crate::{}::", folder.replace('/', "::"))];
@@ -169,7 +170,7 @@ fn siblings_used(name: &str, text: &str, siblings: &BTreeSet<String>) -> BTreeSe
     used
 }
 
-/// A path from `from` back to `from`.
+/// Whether a path leads from `from` back to `from`. `path` then holds the modules on the way.
 fn circle(uses: &BTreeMap<String, BTreeSet<String>>, from: &str, path: &mut Vec<String>) -> bool {
     let last = path.last().map_or(from, String::as_str).to_owned();
     for next in uses.get(&last).into_iter().flatten() {
@@ -219,7 +220,7 @@ fn files_of_a_folder_do_not_use_each_other_in_a_circle() {
     }
 }
 
-/// The labels of the invariants that module headers define, and where.
+/// The labels of the invariants that module headers define, and the files that define them.
 fn invariants() -> BTreeMap<String, Vec<String>> {
     let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (name, text) in library() {

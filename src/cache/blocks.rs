@@ -1,8 +1,8 @@
 //! Blocks of sorted files in memory, under a budget of bytes.
 //!
-//! Owns: which blocks stay. The order of eviction is quick_cache's (with ideas of CLOCK-Pro and S3-FIFO): a single scan
-//! does not evict what is read often. Index and filter blocks are cached like data blocks (T1). Each shard has its own
-//! cache, so there is no lock.
+//! Owns: which blocks stay. quick_cache decides which block is evicted, with ideas of CLOCK-Pro and S3-FIFO: a single
+//! scan does not evict blocks that are read often. Index and filter blocks are cached like data blocks (T1). Each shard
+//! has its own cache, so there is no lock.
 
 use std::cell::RefCell;
 use std::rc::Rc;

@@ -19,8 +19,8 @@
 //!     the flush removes every key of its memtable from the cache before its file is in force. Until then the memtable
 //!     hides these keys.
 //! F2  Memory stays within the budget: the pages, and an index of some 10 to 20 bytes for each record.
-//! F3  An insert empties at most one page, of a few thousand records at most. It empties several pages only while the
-//!     index outgrows its share.
+//! F3  An insert empties at most one page, which holds a few thousand records at most. Only while the index outgrows
+//!     its share may an insert empty several pages.
 
 use std::cell::RefCell;
 
@@ -46,9 +46,9 @@ pub struct ValueCache(RefCell<Pages>);
 struct Pages {
     key_hash: KeyHash,
     bytes_max: usize,
-    /// A ring of pages. Until the first round has ended, pages that were not reached yet are empty.
+    /// A ring of pages. Until the first round has ended, the pages that it has not reached are empty.
     pages: Vec<Vec<u8>>,
-    /// Bytes that the pages have allocated, all together.
+    /// Bytes that all pages together have allocated.
     allocated: usize,
     /// The page that is being filled.
     current: usize,
@@ -81,7 +81,7 @@ impl ValueCache {
         Some(read(record(&pages.pages[page][offset..]).0))
     }
 
-    /// Brings the records of keys with these hashes near the processor.
+    /// Loads the records of keys with these hashes into the processor's caches.
     pub fn prefetch(&self, hashes: &[u64]) {
         let Pages { pages, index, .. } = &*self.0.borrow();
         index.prefetch(hashes, |number| {
@@ -90,7 +90,7 @@ impl ValueCache {
         });
     }
 
-    /// Caches a value, unless it is too long. The caller knows that it is current (F1).
+    /// Caches a value, unless it is too long. The caller must know that the value is current (F1).
     pub fn insert(&self, hash: u64, entry: Entry<'_>) {
         if RECORD_BYTES_MAX < entry.key.len() + entry.value.len() {
             return;
@@ -107,7 +107,7 @@ impl ValueCache {
     pub fn remove(&self, hash: u64, key: &[u8]) {
         let pages = &mut *self.0.borrow_mut();
         let Pages { pages, index, .. } = pages;
-        index.remove(hash, |number| key_at(pages, number) == key); // the bytes go when their page is emptied
+        index.remove(hash, |number| key_at(pages, number) == key); // the bytes stay until their page is emptied
     }
 }
 
@@ -117,15 +117,15 @@ impl Pages {
         self.allocated + self.index.bytes()
     }
 
-    /// Makes the next page the current one. Empties further pages as long as the index takes too much of the budget.
+    /// Makes the next page the current one. Empties further pages while the index takes too much of the budget.
     fn turn(&mut self) {
         self.current = (self.current + 1) % self.pages.len();
         self.empty(self.current);
-        // Before the loop: a record that is inserted again would otherwise allocate the page in the loop, and take the
-        // memory that the loop has freed. So the loop would empty two pages (F3).
+        // This comes before the loop. Otherwise a record that is inserted again would allocate the page inside the
+        // loop, and take the memory that the loop has just freed. The loop would then empty two pages (F3).
         self.allocate_current();
         let mut oldest = self.current;
-        // Space is needed for what the index may grow by until the new page is full.
+        // The index needs space to grow until the new page is full.
         while self.bytes_max < self.bytes() + PAGE_BYTES {
             oldest = (oldest + 1) % self.pages.len();
             if oldest == self.current {
@@ -154,8 +154,8 @@ impl Pages {
             }
             offset += bytes;
         }
-        // The index compares keys in pages. So the records that stay are added only now that it names nothing in the
-        // old page.
+        // The index compares keys in pages. So the records that stay are added to the index only now, when it names
+        // nothing in the old page.
         let mut offset = begin;
         while offset < self.pages[self.current].len() {
             let (entry, bytes) = record(&self.pages[self.current][offset..]);
@@ -318,7 +318,7 @@ mod tests {
         let cache = ValueCache::new(4 << 20, KEY_HASH);
         let (mut turns, mut index_at_last_turn) = (0, cache.0.borrow().index.bytes());
         for number in 0..600_000_u32 {
-            // First the values are long and the index is small. Later the index takes memory from the pages.
+            // At first the values are long and the index is small. Later the index takes memory from the pages.
             let value_bytes = if number < 20_000 { 4_000 } else { random.below(8) as usize };
             let (current_before, before, index_bytes) = state(&cache);
             insert(&cache, &number.to_be_bytes(), 1, None, &vec![1; value_bytes]);

@@ -1,13 +1,13 @@
 //! Who may write now, and how much background work is done between two pauses: all back-pressure of a shard.
 //!
-//! Owns: why a write is refused, the queue of writes that wait for room, and the slices of background work. The backlog is
-//! given to it as a value; [`super::pressure`] says what a backlog means.
+//! Owns: why a write is refused, the queue of writes that wait for room, and the slices of background work. The caller
+//! passes the backlog as a value; [`super::pressure`] says what a backlog means.
 //!
-//! J1  A write is refused, never delayed here: a caller that wants to wait does so with a limit of its own (P9).
+//! J1  A write is refused here, and never delayed. A caller that wants to wait sets a limit of its own (P9).
 //! J2  Writes that wait for room are tried in the order in which they began to wait, and a write that does not wait never
 //!     goes ahead of them. A waiting write whose time is up gets one more try, out of turn.
-//! J3  When background work fails for want of space or because of damage, writes that depend on it are refused with that
-//!     reason, and not as overload.
+//! J3  When background work fails because of a full disk or because of damage, writes that depend on this work are
+//!     refused with that reason, and not as overload.
 
 use std::cell::{Cell, RefCell};
 use std::ops::Index;
@@ -52,9 +52,9 @@ impl<T> Index<Work> for PerWork<T> {
 
 #[derive(Default)]
 pub(super) struct Admission {
-    /// Bytes of background work until the next pause.
+    /// How many bytes of background work may still be done before the next pause.
     slice_left: PerWork<Cell<usize>>,
-    /// Why background work fails at the moment, if it does.
+    /// Why background work fails at present; `None` if it does not fail.
     failing: PerWork<RefCell<Option<Error>>>,
     closing: Cell<bool>,
     waiters: Rc<Waiters>,
@@ -70,12 +70,12 @@ struct Waiters {
     first: Mutex<()>,
 }
 
-/// A position in the queue of writes that wait for room. It is given up when this is dropped.
+/// A position in the queue of writes that wait for room. Dropping it leaves the queue.
 pub struct WaitPosition(Rc<Waiters>);
 
 impl WaitPosition {
-    /// Waits until every write that began to wait before has its answer. Waiters are served in the order in which they
-    /// first polled this.
+    /// Waits until every write ahead in the queue has its answer. Waiters are served in the order in which they first
+    /// polled this future.
     ///
     /// Cancel safety: safe; the position in the queue is kept.
     pub async fn first(&self) -> MutexGuard<'_, ()> {
@@ -90,8 +90,8 @@ impl Drop for WaitPosition {
 }
 
 impl Admission {
-    /// Admits a write, as far as the backlog is concerned. `queued` are bytes that wait for the WAL, with those of the
-    /// write, and `queue_max` is their bound.
+    /// Admits a write, as far as the backlog is concerned. `queued` is the number of bytes that wait for the WAL, the
+    /// value of this write included. `queue_max` is its bound.
     ///
     /// # Errors
     /// `ShuttingDown`, `Overloaded`, or what keeps background work from catching up (J3).
@@ -100,8 +100,8 @@ impl Admission {
             return Err(Error::new(ErrorKind::ShuttingDown, "the server is stopping"));
         }
         if FROZEN_RECOVERED_MAX <= backlog.frozen {
-            // A crash adds the memtable that was active then. Crash after crash before the next flush, there would be one
-            // more each time (P8).
+            // Each crash adds the memtable that was active at that time. Without this bound, a series of crashes before
+            // the next flush would add one memtable each (P8).
             return Err(self.refusal(Work::Flush, "flushes are too far behind"));
         }
         if queue_max < queued {
@@ -113,7 +113,7 @@ impl Admission {
         Ok(())
     }
 
-    /// The refusal of a write that has to wait until `work` catches up (J3).
+    /// The error for a write that has to wait until `work` catches up (J3).
     pub(super) fn refusal(&self, work: Work, why: &str) -> Error {
         match &*self.failing[work].borrow() {
             Some(error) if matches!(error.kind(), ErrorKind::DiskFull | ErrorKind::Corruption) => {
@@ -150,15 +150,15 @@ impl Admission {
         self.room.notify_waiters();
     }
 
-    /// Takes note of how background work ended (J3).
+    /// Records how background work ended (J3).
     pub(super) fn note<T>(&self, work: Work, result: Result<T>) -> Result<T> {
         let failing = result.as_ref().err().filter(|error| error.kind() != ErrorKind::ShuttingDown).cloned();
         self.failing[work].replace(failing);
         result
     }
 
-    /// Accounts for `bytes` of background work. `true` if the work has to pause: its slice is used up, and the next one is
-    /// as long as the backlog demands.
+    /// Counts `bytes` of background work. Returns `true` if the work has to pause because its slice is used up. The
+    /// length of the next slice follows from the backlog.
     pub(super) fn spend(&self, work: Work, bytes: usize, backlog: impl FnOnce() -> Backlog) -> bool {
         let left = &self.slice_left[work];
         if let Some(rest) = left.get().checked_sub(bytes) {

@@ -1,10 +1,11 @@
-//! Memory that values and blocks take on their way to readers.
+//! The memory that values and blocks take on their way to readers.
 //!
-//! Z1  Values and blocks over 64 KiB that readers hold take at most `DbConfig::large_reads_bytes_max`, those in the block
-//!     cache included. A read beyond that is refused; it never waits for memory that other readers hold.
-//! Z2  Blocks over 64 KiB that only tell whether a key is there are read a few at a time, and not cached. A check holds
-//!     one permit at a time: if it kept the permit of one block while it waited for that of the next, four checks could
-//!     wait for each other.
+//! Z1  Values and blocks over 64 KiB that readers or the block cache hold take at most
+//!     `DbConfig::large_reads_bytes_max`. A read beyond that is refused; it never waits for memory that other readers
+//!     hold.
+//! Z2  A check reads blocks only to see whether a key is there. Checks read blocks over 64 KiB a few at a time, and do
+//!     not cache them. A check holds one permit at a time: if it kept the permit of one block while it waited for the
+//!     next, four checks could wait for each other.
 //!
 //! Smaller reads are not counted: their number is bounded by the requests under way.
 
@@ -18,16 +19,16 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Reads up to this size are not counted.
 pub(super) const SMALL_READ_BYTES: usize = 64 << 10;
-/// Checks that may hold a large block at a time.
+/// The number of checks that may hold a large block at the same time.
 const LARGE_CHECKS: usize = 4;
 
-/// A permit to hold memory; it is given back when it is dropped.
+/// A permit to hold memory. Dropping it gives the memory back to the budget.
 pub(super) type Permit = OwnedSemaphorePermit;
 
 pub(super) struct ReadBudget {
     /// In KiB (Z1).
     large_reads: Arc<Semaphore>,
-    /// What is left of it when the cache is full of large blocks, in KiB.
+    /// What is left of `large_reads` when the cache is full of large blocks, in KiB.
     beside_cache_kibibytes: usize,
     /// (Z2)
     large_checks: Arc<Semaphore>,
@@ -51,8 +52,8 @@ impl ReadBudget {
         if bytes <= SMALL_READ_BYTES {
             return Ok(None);
         }
-        // A value may be larger than the whole budget, if it was written with another `--max-value-size`. It is read when
-        // no other large value is on its way.
+        // A value may be larger than the whole budget, if it was written with another `--max-value-size`. Such a value
+        // is read when no other large value is on its way.
         let kibibytes = bytes.div_ceil(1024).min(self.beside_cache_kibibytes);
         let kibibytes = u32::try_from(kibibytes).expect("values are under 4 TiB");
         match self.large_reads.clone().try_acquire_many_owned(kibibytes) {

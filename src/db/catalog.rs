@@ -2,10 +2,11 @@
 //!
 //! Owns: the manifest, the version in force, and the next file number.
 //!
-//! G1  A file number is given out once. An edit says by itself that its number and all below are taken.
-//! G2  The version in force is the one that the last durable edit made. It changes in the same synchronous step in which
-//!     the edit is found to be durable. So a caller that waited for the edit finds the version in force.
-//! G3  Edits are appended one at a time, in the order in which they asked.
+//! G1  A file number is given out once. Each edit takes a number of its own, and says that all numbers below it are
+//!     taken.
+//! G2  The version in force is the one that the last durable edit made. It changes in the same synchronous step in
+//!     which the edit is found to be durable. So a caller that waited for the edit finds the new version in force.
+//! G3  Edits are appended one at a time, in the order in which they were requested.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -48,7 +49,7 @@ impl<S: Storage> Catalog<S> {
         Rc::ptr_eq(version, &self.version.borrow())
     }
 
-    /// Files in L0.
+    /// The number of files in L0.
     pub(super) fn l0_files(&self) -> usize {
         self.version.borrow().level(0).len()
     }
@@ -65,11 +66,12 @@ impl<S: Storage> Catalog<S> {
         FileNumber(number)
     }
 
-    /// Appends an edit, if the state `agrees` once it is the edit's turn, and puts its version in force. Returns the SSTs
-    /// that the version does not name any more; `None` if the state did not agree.
+    /// Appends an edit, if the state `agrees` once it is the edit's turn, and puts its version in force. Returns the
+    /// SSTs that the new version does not name any more; `None` if the state did not agree.
     ///
     /// # Errors
-    /// That of `agrees`. `Poisoned` if the edit may or may not be durable. After any other error it certainly is not.
+    /// The error of `agrees`. `Poisoned` if the edit may or may not be durable. After any other error it is certainly
+    /// not durable.
     ///
     /// Cancel safety: not safe.
     pub(super) async fn edit(
@@ -81,7 +83,7 @@ impl<S: Storage> Catalog<S> {
         if !agrees(manifest.state())? {
             return Ok(None);
         }
-        edit.next_file = Some(self.new_file()); // G1; a fresh manifest takes this number, if the present one is full
+        edit.next_file = Some(self.new_file()); // G1; the number is for a fresh manifest, if the present one is full
         let before = self.version();
         manifest.append(&edit).await?;
         self.version.replace(manifest.state().version.clone()); // G2
@@ -96,7 +98,7 @@ impl<S: Storage> Catalog<S> {
         look(self.manifest.lock().await.log()).await
     }
 
-    /// The WALs that are kept though recovery does not need them.
+    /// The WALs that are kept although recovery does not need them.
     pub(super) async fn kept_wals(&self) -> Vec<FileNumber> {
         self.manifest.lock().await.state().kept_wals.keys().copied().collect()
     }
@@ -166,7 +168,7 @@ mod tests {
             assert!(!catalog.is_in_force(&before));
             let loaded = load(&storage.crash(Fate::Lost), OWNER).await.unwrap().unwrap();
             assert_eq!(loaded.state.version.level(1).len(), catalog.version().level(1).len());
-            // An edit that nobody agrees to, or that fails, changes nothing.
+            // An edit that is refused or that fails changes nothing.
             let now = catalog.version();
             assert!(catalog.edit(add_sst(8, "b"), |_| Ok(false)).await.unwrap().is_none());
             let refused = Error::new(ErrorKind::Io, "refused");
@@ -192,7 +194,7 @@ mod tests {
             for result in [first, second, third] {
                 result.unwrap();
             }
-            // Each sees the state that the edit before it has made.
+            // Each edit sees the state that the edit before it has made.
             assert_eq!(*order.borrow(), [(1, 0), (2, 1), (3, 2)]);
             let loaded = load(&storage.crash(Fate::Lost), OWNER).await.unwrap().unwrap();
             assert_eq!(loaded.state.version.level(1).len(), 3);

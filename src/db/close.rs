@@ -1,7 +1,7 @@
 //! The clean stop: everything is flushed, and an empty WAL is left for the next start.
 //!
-//! A crash at any point of it leaves what a crash of a serving shard leaves: each flush is in force or not, and the last
-//! edit, which says that the stop was clean, is the last thing that becomes durable.
+//! A crash during the stop leaves what a crash of a serving shard leaves: each flush is in force or not. The last edit
+//! says that the stop was clean, and nothing becomes durable after this edit.
 
 use super::Db;
 use super::wals::unused;
@@ -10,7 +10,7 @@ use crate::manifest::VersionEdit;
 use crate::sst::SstMeta;
 use crate::storage::Storage;
 
-/// What a clean stop did, for those who watch it.
+/// A step of a clean stop, for a caller that reports progress.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CloseStep {
     /// The memtable is in this SST; `None` if the memtable was empty.
@@ -29,7 +29,7 @@ impl<S: Storage> Db<S> {
     /// the background futures, and no request is in flight.
     ///
     /// # Errors
-    /// Any; what was acknowledged is in the WAL then, and the next open replays it.
+    /// Any. What was acknowledged is then in WALs and sorted files, and the next open finds it.
     ///
     /// Cancel safety: not safe.
     pub async fn close(&self, mut watch: impl FnMut(CloseStep)) -> Result<()> {
@@ -46,18 +46,18 @@ impl<S: Storage> Db<S> {
         }
         watch(CloseStep::Flushed(last));
         while self.remove_next().await.is_some() {}
-        // The active WAL, if it took no write, else the WAL that was recycled or prepared.
+        // The active WAL if it took no write; otherwise the WAL that was recycled or prepared.
         let empty = if used { inner.writes.spare.get() } else { Some(inner.writes.active_wal()) };
         let edit = VersionEdit {
             clean_wal: empty.as_ref().map(|wal| wal.number()),
-            // With the length that the next start may rely on.
+            // This records the length that the next start may rely on.
             add_wals: empty.iter().map(|wal| (wal.number(), unused(wal))).collect(),
             ..VersionEdit::default()
         };
         self.edit(edit).await?;
         match self.check_store().await {
             Err(error) if error.kind() == ErrorKind::Poisoned => return Err(error),
-            _ => {} // what cannot be looked at proves nothing
+            _ => {} // a file that cannot be looked at proves nothing
         }
         watch(CloseStep::WalCleaned);
         Ok(())

@@ -1,4 +1,5 @@
-//! Group commit: one write and one sync for all writes that arrived meanwhile, one result for all who wait.
+//! Group commit: one write and one sync for all writes that arrived during the last sync, and one result for all of
+//! their writers.
 //!
 //! Owns: the queue of groups, the tickets that their writers wait for, how far the shard is committed, and the reason why
 //! it is not committed any further.
@@ -6,25 +7,26 @@
 //! ```text
 //!   forming ──taken by the committer──► (published) ──► written ──► synced ──► visible: every ticket is answered
 //!      │                                 publish                    mark       feed
-//!      └── meanwhile the next group forms. There is no timer: a group is as large as the last sync was long.
+//!      └── meanwhile the next group forms. There is no timer: a group takes writes until the sync before it ends.
 //! ```
 //!
-//! Others attach to a commit at three points ([`Attached`]). Before the WAL is written, `publish` may put the group into an
-//! external log, so that the store is always a prefix of that log. Once the group is durable, `mark` learns how far. Once
-//! the group is visible, `feed` gets it, with its bytes.
+//! Other components attach to a commit at three points ([`Attached`]). Before the WAL is written, `publish` may put the
+//! group into an external log, so that the store is always a prefix of that log. Once the group is durable, `mark`
+//! learns how far the WAL is durable. Once the group is visible, `feed` gets it, with its bytes.
 //!
 //! C1  One group at a time is appended and synced; groups are committed in the order in which they were begun.
-//! C2  A ticket is answered exactly once; `Ok` only after its group was appended and, if every group is synced, a sync
-//!     that began after that has returned (P1).
-//! C3  After a failed append or sync nothing is appended or committed any more, and every ticket gets that failure (P6).
+//! C2  A ticket is answered exactly once. The answer is `Ok` only after its group was appended and, if every group is
+//!     synced, after a sync has returned that began after the append (P1).
+//! C3  After a failed append or sync nothing is appended or committed any more, and every ticket is answered with that
+//!     failure (P6).
 //! C4  A group is committed only in a WAL that still had its name and its length after the sync.
-//! C5  A group is published before it is written, marked after it was synced and before any ticket is answered, and fed
-//!     after it became visible, in the order of the groups.
+//! C5  A group is published before it is written, marked after it is synced and before any ticket is answered, and fed
+//!     after it becomes visible. Groups pass each point in their order.
 //!
 //! Appending the next group while one is synced was built and measured. It makes groups half as large, because clients
-//! that wait for an answer send nothing, and each group has its price. In 12 pairs, the median rate of sets was 7 % lower
-//! with 64 connections, 3 % higher with 256, and 10 % higher with 64 x 16 pipelined: too little for two groups that a crash
-//! may tear.
+//! that wait for an answer send nothing, and each group has a fixed cost. In 12 pairs, the median rate of sets was 7 %
+//! lower with 64 connections, 3 % higher with 256, and 10 % higher with 64 x 16 pipelined. That gain is too small for a
+//! design in which a crash may tear two groups.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -54,8 +56,8 @@ pub trait Attached {
         Ok(0)
     }
 
-    /// Learns that `wal` is durable up to the offset `durable`, and all WALs before it are durable whole. A call may repeat
-    /// less than an earlier one said.
+    /// Learns that `wal` is durable up to the offset `durable`, and that all WALs before it are wholly durable. A call
+    /// may give a lower offset than an earlier call.
     fn mark(&self, _wal: FileNumber, _durable: u64) {}
 
     /// Gets a group that has become visible. The bytes stay valid for as long as the group is held.
@@ -68,7 +70,7 @@ pub struct NothingAttached;
 
 impl Attached for NothingAttached {}
 
-/// A promise that a write becomes durable, or that its failure is told. Cheap to clone; dropping it is harmless.
+/// A promise to report that a write has become durable, or that it has failed. Cheap to clone; dropping it is harmless.
 #[derive(Clone)]
 pub struct Ticket(Rc<GroupResult>);
 
@@ -112,10 +114,10 @@ struct CommitGroup<F: File> {
     result: Rc<GroupResult>,
 }
 
-/// Groups in order, from the one that is forming to the last one that was committed.
+/// The groups that are not committed yet, in order, and how far the shard is committed.
 pub struct CommitQueue<F: File, A = NothingAttached> {
     attached: A,
-    /// Without it, a group is committed as soon as it is appended.
+    /// If this is `false`, a group is committed as soon as it is appended.
     sync_every_group: bool,
     /// Groups that the committer has not taken yet; the last one may still be forming.
     groups: RefCell<VecDeque<CommitGroup<F>>>,
@@ -130,7 +132,8 @@ pub struct CommitQueue<F: File, A = NothingAttached> {
     arrived: Notify,
     /// A group was committed or synced, or the queue has failed.
     progressed: Notify,
-    /// Memory of appended groups, for the next: one forms while one is written.
+    /// Memory of appended groups, to be reused by the next groups. Two suffice: one group forms while another is
+    /// written.
     buffers: RefCell<Vec<AlignedBuf>>,
     /// The WAL of the last group, which must be durable before another WAL takes its first group (W3).
     last_wal: RefCell<Option<Rc<Wal<F>>>>,
@@ -159,7 +162,7 @@ impl<F: File, A: Attached> CommitQueue<F, A> {
         self.visible.get()
     }
 
-    /// Bytes that wait for the disk.
+    /// Bytes of all groups that are not committed.
     pub(super) fn bytes(&self) -> usize {
         self.bytes.get()
     }
@@ -174,12 +177,12 @@ impl<F: File, A: Attached> CommitQueue<F, A> {
         self.committed.get()
     }
 
-    /// Why nothing is committed any more, if that is so.
+    /// Why nothing is committed any more; `None` if commits go on.
     pub(super) fn failure(&self) -> Option<Error> {
         self.failure.borrow().clone()
     }
 
-    /// Adds a write to the forming group of `wal`, which has room for it, or begins one.
+    /// Adds a write to the forming group of `wal`, or begins a group. `wal` has room for the write.
     pub(super) fn push(
         &self,
         wal: &Rc<Wal<F>>,
@@ -232,7 +235,7 @@ impl<F: File, A: Attached> CommitQueue<F, A> {
     /// Cancel safety: safe.
     pub(super) async fn committed_up_to(&self, last: SeqNo) -> Result<()> {
         loop {
-            // Registered before the look, so that no commit in between is missed.
+            // Registered before the checks, so that no commit between the checks and the wait is missed.
             let progressed = self.progressed.notified();
             if let Some(error) = self.failure() {
                 return Err(error);
@@ -256,7 +259,7 @@ impl<F: File, A: Attached> CommitQueue<F, A> {
         let count = u64::from(group.builder.count);
         let result = group.result.clone();
         let written = self.write(group).await.map_err(|error| self.fail(&error));
-        // Something else may have failed meanwhile: then it is not known whether this group will last.
+        // Something else may have failed meanwhile. It is then unknown whether this group will last.
         let written = self.failure().map_or(written, Err);
         let group = match written {
             Ok(group) => group,
@@ -290,7 +293,7 @@ impl<F: File, A: Attached> CommitQueue<F, A> {
         let before = self.last_wal.borrow().clone();
         if let Some(before) = before.filter(|before| !Rc::ptr_eq(before, &wal)) {
             before.sync().await?; // W3
-            // The second group of the new WAL witnesses the first, and with it the whole of the WAL before (W1).
+            // The second group of the new WAL witnesses the first group, and so the whole WAL before it (W1).
             wal.file().request_mark();
         }
         self.last_wal.replace(Some(wal.clone()));
@@ -327,7 +330,7 @@ impl<F: File, A: Attached> CommitQueue<F, A> {
         result
     }
 
-    /// The WAL of the last group, and how far it is durable; `None` before the first.
+    /// The WAL of the last group, and how far it is durable; `None` before the first group.
     pub(super) fn durable(&self) -> Option<(FileNumber, u64)> {
         self.last_wal.borrow().as_ref().map(|wal| (wal.number(), wal.file().durable()))
     }
@@ -347,7 +350,7 @@ impl<F: File, A: Attached> CommitQueue<F, A> {
         }
     }
 
-    /// Writes a mark and syncs it, unless the last mark says it all (W4).
+    /// Writes a mark and syncs it, unless the last mark already covers everything that is durable (W4).
     ///
     /// # Errors
     /// `Poisoned`.
@@ -360,8 +363,8 @@ impl<F: File, A: Attached> CommitQueue<F, A> {
         result
     }
 
-    /// Commits nothing from now on, and tells everyone who waits, except the writers of the group that is being committed:
-    /// its commit tells them (C3). Returns the first reason.
+    /// Commits nothing from now on, and tells every writer that waits (C3). The writers of the group that is being
+    /// committed are told by its commit. Returns the first failure.
     pub(super) fn fail(&self, error: &Error) -> Error {
         let first =
             self.failure.borrow_mut().get_or_insert_with(|| error.with_kind(ErrorKind::Poisoned)).clone();
@@ -449,7 +452,7 @@ mod tests {
             step(&mut Box::pin(ticket.clone()))
         }
 
-        /// The next operation on the disk, or all from there on, fail.
+        /// Makes the disk fail from the operation with this number on, counted from now.
         fn break_disk(&self, operations_from_now: u64) {
             self.storage.set_fault(Some(Fault {
                 operation: self.storage.operations() + operations_from_now,

@@ -1,4 +1,4 @@
-//! Runs compactions, in slices, and removes what they made obsolete, file by file.
+//! Runs compactions in slices, and removes the files that they made obsolete, one by one.
 
 use std::rc::Rc;
 
@@ -15,7 +15,8 @@ use crate::sst::reader::Sst;
 use crate::sst::run::OpenSst;
 use crate::storage::{Storage, sync_names};
 
-/// An entry is removed for good only when it expired this long ago. A clock that is set back by less brings it back.
+/// An entry is removed for good only when it expired this long ago. If the clock is set back by less, the entry is
+/// found again.
 const EXPIRY_MARGIN_MILLIS: u64 = 60_000;
 
 impl<S: Storage> Db<S> {
@@ -26,11 +27,11 @@ impl<S: Storage> Db<S> {
         self.0.catalog.changed().await;
     }
 
-    /// Runs the compaction that is due at `now`. `false` if none is.
+    /// Runs the compaction that is due at `now`. Returns `false` if no compaction is due.
     ///
     /// # Errors
-    /// `Poisoned` ends the process (P6); `ShuttingDown` if the engine is closing. After any other error the inputs
-    /// are in force and it can be tried again; after `Corruption` the same inputs would fail again.
+    /// `Poisoned` ends the process (P6); `ShuttingDown` if the engine is closing. After any other error the inputs are
+    /// in force, and the compaction can be tried again. After `Corruption` the same inputs would fail again.
     ///
     /// Cancel safety: not safe.
     pub async fn compact_next(&self, now: UnixMillis) -> Result<bool> {
@@ -71,13 +72,13 @@ impl<S: Storage> Db<S> {
         Ok(true)
     }
 
-    /// Removes an SST that no version and no reader needs; returns its bytes, or `None` if there is none.
+    /// Removes an SST that no version and no reader needs. Returns its length; `None` if there is no such SST.
     ///
     /// Cancel safety: not safe.
     pub async fn remove_next(&self) -> Option<u64> {
         let inner = &*self.0;
         if inner.writes.queue.failure().is_some() {
-            return None; // the names may be those of somebody else by now
+            return None; // the names may lead to somebody else's files by now
         }
         let meta = inner.tree.take_obsolete()?;
         let name = FileName::Sst(meta.number);
@@ -107,7 +108,7 @@ struct Inputs<'a, S: Storage>(&'a Db<S>);
 impl<S: Storage> OpenSst for Inputs<'_, S> {
     type File = S::File;
 
-    /// Inputs are opened past the cache of open files: a merge would throw out what readers use.
+    /// Inputs that are not open yet bypass the cache of open files, where they would evict files that readers use.
     async fn open(&self, meta: &SstMeta) -> Result<Rc<Sst<S::File>>> {
         let Db(inner) = self.0;
         match inner.tree.opened(meta.number) {

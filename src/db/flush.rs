@@ -20,7 +20,7 @@ use crate::sst::builder::SstBuilder;
 use crate::storage::{Storage, sync_names};
 
 impl<S: Storage> Db<S> {
-    /// Asks for a flush of what is in memory, however little. It is done in the background.
+    /// Asks for a flush of what is in memory, however little that is. The flush runs in the background.
     pub fn request_flush(&self) {
         self.0.writes.request_freeze();
     }
@@ -38,7 +38,7 @@ impl<S: Storage> Db<S> {
     /// Flushes the oldest frozen memtable, if there is one.
     ///
     /// # Errors
-    /// `Poisoned` ends the process (P6). After any other error the memtable is still there and the flush can be tried
+    /// `Poisoned` ends the process (P6). After any other error the memtable is still there, and the flush can be tried
     /// again.
     ///
     /// Cancel safety: not safe.
@@ -56,8 +56,8 @@ impl<S: Storage> Db<S> {
         let meta = if last == SeqNo(0) { None } else { Some(self.write_sst(&frozen.memtable).await?) };
         let kept = inner.writes.retention.borrow().keeps(frozen.wal, Some(last));
         if kept {
-            // Without a sync of every group, the end of the WAL may not be durable. Nothing else would make it so: recovery
-            // does not need the WAL any more.
+            // If not every group is synced, the end of the WAL may not be durable yet. Nothing else would sync it,
+            // because recovery does not need the WAL any more.
             self.sync().await?; // I1
         }
         let mut edit = VersionEdit {
@@ -74,12 +74,12 @@ impl<S: Storage> Db<S> {
             if let Some(meta) = &meta
                 && error.kind() != ErrorKind::Poisoned
             {
-                // The old manifest is in force and does not name it.
+                // The old manifest is in force, and does not name the SST.
                 let _ = inner.storage.remove(FileName::Sst(meta.number)).await;
             }
             return Err(error);
         }
-        // The version is in force, and there was no await since: no reader misses an entry.
+        // The new version is in force. No await lies between that and the release, so no reader misses an entry.
         inner.writes.release_oldest(frozen);
         self.freeze_if_due();
         inner.admission.make_room();
@@ -134,13 +134,13 @@ impl<S: Storage> Db<S> {
         }
         .await;
         if result.is_err() {
-            // Nothing names it; if it cannot be removed now, the next open does it.
+            // Nothing names the SST. If it cannot be removed now, the next open removes it.
             let _ = inner.storage.remove(FileName::Sst(number)).await;
         }
         result
     }
 
-    /// Makes up for a freeze that was asked for and not possible then.
+    /// Carries out a freeze that was requested when it was not possible.
     pub(super) fn freeze_if_due(&self) {
         if !self.0.admission.is_closing() {
             self.0.writes.freeze_if_due();
@@ -195,7 +195,7 @@ mod tests {
             turns += 1;
         }
         assert_eq!(db.version().level(0).len(), 1);
-        // A turn for every 512 versions that are sorted, and one for as many that are passed over.
+        // One turn for every 512 versions that are sorted, and one for every 512 that are passed over.
         assert!(2 * VERSIONS / 512 <= turns, "{turns}");
     }
 }

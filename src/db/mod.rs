@@ -5,13 +5,13 @@
 //! | owner | what it owns |
 //! | --- | --- |
 //! | `writes` | memtables, WALs, SeqNos, group commit ([`commit`]), how long WALs are kept ([`retention`]) |
-//! | `tree` | caches, open and obsolete files, the budget of readers, how far compaction is behind |
+//! | `tree` | caches, open and obsolete files, the budget of readers, how far behind compaction is |
 //! | `admission` | who may write now, the queue for room, the slices of background work ([`pressure`]) |
 //! | `catalog` | the manifest, the version in force, file numbers |
 //!
 //! The other modules orchestrate them: `operate` carries out operations, [`read`] finds a key, [`scan`] walks over a
-//! [`View`], `flush`, `wals` and `compact` are background work, `names` checks what somebody else may have moved,
-//! `close` is the clean stop, and `recovery` opens a shard.
+//! [`View`], `flush`, `wals` and `compact` are background work, `names` notices files that somebody else has moved or
+//! removed, `close` is the clean stop, and `recovery` opens a shard.
 //!
 //! A `Db` spawns nothing and reads no clock. Background work is offered as futures that the shard drives (`commit_next`,
 //! `flush_next`, `grow_wal`, `prepare_spare`, `compact_next`, `remove_next`), so that a seeded test can drive them on
@@ -27,10 +27,10 @@
 //!
 //! What a crash may leave, at each step of a flush, and why it is survived:
 //!
-//! - before the manifest edit: an SST that nothing names, removed at open; the WAL is replayed;
-//! - after the edit: the WAL that no manifest names is removed at open; the SST and its name were synced before the edit
-//!   was written (P7);
-//! - while the WAL is recycled: it has the old or the new name, and no manifest names either: removed.
+//! - before the manifest edit: nothing names the SST, and the next open removes it. The WAL is replayed;
+//! - after the edit: no manifest names the WAL, and the next open removes it. The SST and its name were synced before
+//!   the edit was written (P7);
+//! - while the WAL is recycled: it has the old or the new name. No manifest names either, and the next open removes it.
 
 mod admission;
 mod budget;
@@ -98,7 +98,7 @@ struct Inner<S: Storage> {
 }
 
 /// The shard at one moment, for readers that outlive a turn of the thread. It does not change, whatever is written,
-/// flushed or compacted meanwhile; files that it needs stay.
+/// flushed or compacted meanwhile, and the files that it needs are not removed.
 pub struct View {
     /// The last write that is visible.
     pub visible: SeqNo,
@@ -129,9 +129,9 @@ impl<S: Storage> Db<S> {
         self.0.owner
     }
 
-    /// Brings what memory holds of keys with these hashes near the processor: together, their cache misses overlap (see
-    /// [`crate::hash_index`]). For keys that are only going to be set, that is no more than where they are in the active
-    /// memtable. Changes no answer.
+    /// Loads what memory holds of keys with these hashes into the processor's caches. The cache misses of many keys
+    /// then overlap (see [`crate::hash_index`]). For keys that are only going to be set, it loads only where they are
+    /// in the active memtable. Changes no answer.
     pub fn prefetch(&self, hashes: impl Iterator<Item = u64>, sets: bool) {
         let mut found = [0; PREFETCHED];
         let mut count = 0;
@@ -147,20 +147,21 @@ impl<S: Storage> Db<S> {
         }
     }
 
-    /// Completes when a write that was refused as `Overloaded` is worth another try. It counts from its creation, not from
-    /// its first poll, so create it before the try.
+    /// Completes when a write that was refused as `Overloaded` is worth another try. The future counts from its
+    /// creation, not from its first poll: create it before the write is tried.
     ///
     /// Cancel safety: safe.
     pub fn room(&self) -> Notified<'_> {
         self.0.admission.room()
     }
 
-    /// Joins the queue of writes that wait for room. As long as anyone is in it, [`Self::start`] refuses other writes.
+    /// Joins the queue of writes that wait for room. As long as a write is in this queue, [`Self::start`] refuses other
+    /// writes.
     pub fn wait_for_room(&self) -> WaitPosition {
         self.0.admission.wait_for_room()
     }
 
-    /// How far background work is behind.
+    /// How far behind background work is.
     pub fn pressure(&self) -> Pressure {
         Pressure::of(&self.backlog())
     }
@@ -176,7 +177,7 @@ impl<S: Storage> Db<S> {
         }
     }
 
-    /// Decides from now on how long flushed WALs are kept.
+    /// From now on, `policy` decides how long flushed WALs are kept.
     pub fn set_retention(&self, policy: Rc<dyn Retention>) {
         self.0.writes.retention.replace(policy);
     }
@@ -201,11 +202,11 @@ impl<S: Storage> Db<S> {
         self.0.writes.queue.committed()
     }
 
-    /// Appends the oldest group to its WAL, if there is one, syncs it if that is the mode, and answers its writers. The
-    /// caller may wait before, to slow writers down. One call at a time.
+    /// Appends the oldest group, if there is one, to its WAL, syncs the WAL if every group is synced, and answers the
+    /// group's writers. The caller may wait before the call, to slow writers down. One call at a time.
     ///
     /// # Errors
-    /// `Poisoned`: every waiter has been told, and the process has to end (P6).
+    /// `Poisoned`: every waiting writer has been told, and the process has to end (P6).
     ///
     /// Cancel safety: not safe.
     pub async fn commit_next(&self) -> Result<()> {
@@ -214,15 +215,15 @@ impl<S: Storage> Db<S> {
         result
     }
 
-    /// Syncs groups that were committed without a sync (`--sync DURATION`). Errors and cancel safety as
+    /// Syncs groups that were committed without a sync (`--sync DURATION`). Errors and cancel safety are those of
     /// [`Self::commit_next`].
     pub async fn sync(&self) -> Result<()> {
         let result = self.0.writes.queue.sync().await;
-        self.0.admission.make_room(); // if it has failed, writes that wait are told
+        self.0.admission.make_room(); // after a failure, waiting writes are told
         result
     }
 
-    /// The WAL of the last group, and how far it is durable; `None` before the first.
+    /// The WAL of the last group, and how far it is durable; `None` before the first group.
     pub fn durable(&self) -> Option<(FileNumber, u64)> {
         self.0.writes.queue.durable()
     }
@@ -232,17 +233,18 @@ impl<S: Storage> Db<S> {
         self.0.writes.queue.is_witnessed()
     }
 
-    /// Waits until a group is committed, or synced after that. Cancel safety: safe.
+    /// Waits until a group is committed or synced, or until commits have failed. Cancel safety: safe.
     pub async fn commit_seen(&self) {
         self.0.writes.queue.progressed().await;
     }
 
-    /// Lets the next group carry a mark (W4). To be called every second.
+    /// Lets the next group carry a mark (W4). The caller does this every second.
     pub fn request_mark(&self) {
         self.0.writes.queue.request_mark();
     }
 
-    /// Writes and syncs a mark, unless the last mark says it all (W4). For a moment without writes.
+    /// Writes and syncs a mark, unless the last mark already covers everything that is durable (W4). Meant for a moment
+    /// without writes.
     ///
     /// # Errors
     /// `Poisoned` ends the process (P6).
@@ -254,8 +256,8 @@ impl<S: Storage> Db<S> {
         result
     }
 
-    /// Notes in the manifest how far the last WAL is durable, so that an older copy of it does not pass for it (W4). For a
-    /// longer pause of writes.
+    /// Records in the manifest how far the last WAL is durable, so that an older copy of the WAL is not taken for the
+    /// WAL (W4). Meant for a longer pause in the writes.
     ///
     /// # Errors
     /// `Poisoned` ends the process (P6); after any other error the manifest is as it was.
@@ -274,15 +276,15 @@ impl<S: Storage> Db<S> {
         .await
     }
 
-    /// Refuses every write from now on, and tells everyone who waits (D4).
+    /// Refuses every write from now on, and tells every writer that waits (D4).
     fn poison(&self, error: &Error) -> Error {
         let first = self.0.writes.queue.fail(error);
         self.0.admission.make_room();
         first
     }
 
-    /// Takes note of how background work ended (J3). A failed sync of names is told to writers here: the work that needed
-    /// it is the only one to know (D4).
+    /// Records how background work ended (J3). A failed sync of names is reported to writers here, because only the
+    /// work that asked for the sync knows of the failure (D4).
     fn note<T>(&self, work: Work, result: Result<T>) -> Result<T> {
         let result = result.map_err(|error| match error.kind() {
             ErrorKind::Poisoned => self.poison(&error),
@@ -299,7 +301,7 @@ impl<S: Storage> Db<S> {
         self.edit_if(edit, |_| true).await
     }
 
-    /// As [`Self::edit`], if the state agrees when it is the edit's turn.
+    /// As [`Self::edit`], but only if the state `agrees` when it is the edit's turn.
     async fn edit_if(&self, edit: VersionEdit, agrees: impl Fn(&State) -> bool) -> Result<()> {
         let inner = &*self.0;
         let agrees = |state: &State| match inner.writes.queue.failure() {
@@ -318,7 +320,7 @@ impl<S: Storage> Db<S> {
         }
     }
 
-    /// Accounts for background work, and pauses when its slice is used up (X2).
+    /// Counts background work, and pauses when the slice of this work is used up (X2).
     async fn slice(&self, work: Work, bytes: usize) {
         if self.0.admission.spend(work, bytes, || self.backlog()) {
             self.0.storage.pause().await;
@@ -358,7 +360,7 @@ mod tests {
         }
     }
 
-    /// Polls a future so often that it would end, if it waited for nothing but the disk.
+    /// Polls a future until it ends, at most 10,000 times. A future that waits only for the disk ends well before that.
     pub(super) fn run_on<F: Future + ?Sized>(future: &mut Pin<Box<F>>) -> Option<F::Output> {
         (0..10_000).find_map(|_| step(future))
     }

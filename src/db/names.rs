@@ -1,5 +1,5 @@
-//! Checks that the names of a shard still lead to the files that are in use. If they do not, somebody has moved, removed or
-//! replaced a file, and what is written now would be lost.
+//! Checks that the names of a shard still lead to the files that are in use. If a name does not, somebody has moved,
+//! removed or replaced the file, and further writes to it would be lost.
 
 use std::rc::Rc;
 
@@ -14,7 +14,7 @@ impl<S: Storage> Db<S> {
     /// Checks the directory, the WALs and the manifest.
     ///
     /// # Errors
-    /// `Poisoned` if a name leads elsewhere; `Io` if that cannot be found out.
+    /// `Poisoned` if a name does not lead to its file; `Io` if the check itself fails.
     ///
     /// Cancel safety: not safe.
     pub async fn check_names(&self) -> Result<()> {
@@ -25,7 +25,7 @@ impl<S: Storage> Db<S> {
         for wal in [Some(inner.writes.active_wal()), inner.writes.spare.get()].into_iter().flatten() {
             let file = wal.file();
             let leads = storage.leads_to(file.name(), file.file()).await.map_err(look)?;
-            // Meanwhile it may have been flushed, and have got another name.
+            // Meanwhile the WAL may have been flushed and renamed.
             let spare = inner.writes.spare.get().is_some_and(|spare| Rc::ptr_eq(&spare, &wal));
             if inner.writes.is_active(&wal) || spare {
                 self.check_file(file, leads)?;
@@ -43,7 +43,7 @@ impl<S: Storage> Db<S> {
         Ok(())
     }
 
-    /// As [`Self::check_names`], of the directory and the manifest alone.
+    /// As [`Self::check_names`], for the directory and the manifest only.
     pub(super) async fn check_store(&self) -> Result<()> {
         let inner = &*self.0;
         let storage = &inner.storage;

@@ -1,12 +1,13 @@
-//! Carries out operations: what an [`Op`] does to a shard, and what becomes of it.
+//! Carries out operations: what an [`Op`] does to a shard, and what its outcome is.
 //!
-//! An operation starts with a synchronous step ([`Db::start`]). Most end there: a get that memory can answer, or a set that
-//! only waits for its commit group. What needs the disk becomes a [`Pending`], which owns what it needs and is awaited
-//! without the caller's memory.
+//! An operation starts with a synchronous step ([`Db::start`]). Most end there: a get that memory can answer, or a set
+//! that only waits for its commit group. An operation that needs the disk becomes a [`Pending`]. A `Pending` owns its
+//! key, so it borrows nothing from the caller while it is awaited.
 //!
-//! A delete takes its place in the order at once: its tombstone joins the forming group while the lookup of what it
-//! deletes is still under way. The lookup sees the state below the tombstone's SeqNo, with writes in flight, which become
-//! durable before the tombstone. So its answer is exact once the tombstone is durable.
+//! The place of a delete in the order of writes is fixed at once: its tombstone joins the forming group while the
+//! lookup of what it deletes is still under way. The lookup sees the state below the tombstone's SeqNo, writes in
+//! flight included. These writes become durable before the tombstone, so the answer is exact once the tombstone is
+//! durable.
 
 use bytes::Bytes;
 
@@ -21,9 +22,9 @@ use crate::key::{EntryKind, Key, UnixMillis};
 use crate::op::{Op, Outcome};
 use crate::storage::Storage;
 
-/// What became of an operation in its first step.
+/// How the first step of an operation ended.
 pub enum Started<S: Storage> {
-    /// The outcome was known, and was lent to the caller.
+    /// The outcome is known, and was lent to the caller.
     Lent,
     /// The outcome is known.
     Known(Outcome<Bytes>),
@@ -49,7 +50,7 @@ enum Then {
 }
 
 impl<S: Storage> Pending<S> {
-    /// Carries the operation out to its end.
+    /// Completes the operation.
     ///
     /// # Errors
     /// `Corruption` or `Io` if a block cannot be read; `Overloaded`; `Poisoned` if a write has failed.
@@ -61,7 +62,7 @@ impl<S: Storage> Pending<S> {
         match then {
             Then::Return => Ok(outcome(found?)),
             Then::Deleted(ticket, seqno) => {
-                // The value that was found is not held until the group is durable.
+                // The found value is released here, and not held until the group is durable.
                 let outcome = found.map(|found| deleted(&found, seqno));
                 ticket.await?;
                 outcome
@@ -82,13 +83,13 @@ fn deleted(found: &Option<Found>, seqno: SeqNo) -> Outcome<Bytes> {
 }
 
 impl<S: Storage> Db<S> {
-    /// Starts an operation at `now`. If the outcome is known at once and its value is in memory, it is lent to `lend`
-    /// without a copy ([`Started::Lent`]).
+    /// Starts an operation at `now`. If memory decides the outcome of a get, the outcome is lent to `lend` without a
+    /// copy of the value ([`Started::Lent`]). A value over 64 KiB is copied instead.
     ///
     /// # Errors
-    /// `InvalidRequest` or `TooLarge` for what can never be done. A write that may succeed later is refused with
-    /// `Overloaded` or `DiskFull`; it can wait for its turn with [`Self::wait_for_room`]. `ShuttingDown`; `Poisoned`;
-    /// `Corruption` if a cached block does not decode.
+    /// `InvalidRequest` or `TooLarge` for an operation that can never succeed. A write that may succeed later is
+    /// refused with `Overloaded` or `DiskFull`; the caller can wait for its turn with [`Self::wait_for_room`].
+    /// `ShuttingDown`; `Poisoned`; `Corruption` if a cached block does not decode.
     pub fn start(
         &self,
         op: Op<&[u8]>,
@@ -170,7 +171,7 @@ impl<S: Storage> Db<S> {
 
     /// Takes a tombstone into the forming group, and begins the lookup of what it deletes.
     fn write_tombstone(&self, key: Key<&[u8]>, now: UnixMillis) -> Result<(Ticket, SeqNo, Lookup<S>)> {
-        // The lookup begins first: the write may freeze the memtable, which changes nothing below.
+        // The lookup begins first. The write may then freeze the memtable, which does not change what the lookup sees.
         let lookup = self.begin_lookup(key, self.0.writes.last(), Wants::Existence, now)?;
         let (ticket, seqno) = self.write(key, EntryKind::TOMBSTONE, b"")?;
         Ok((ticket, seqno, lookup))

@@ -11,14 +11,14 @@ use crate::compaction::L0_FILES;
 
 /// Memtables that may wait for their flush. With the active one they bound the memory of unflushed writes.
 pub const FROZEN_MAX: usize = 2;
-/// The same after crashes: each crash adds the memtable that was active then. With so many frozen memtables no write is
-/// taken until one of them is flushed.
+/// The same bound after crashes: each crash adds the memtable that was active at that time. With this many frozen
+/// memtables no write is taken until one of them is flushed.
 pub const FROZEN_RECOVERED_MAX: usize = FROZEN_MAX + 2;
-/// Files in L0 at which writes slow down, and stop. A read looks at each of them, and 24 are twice what one compaction
-/// takes: far too many.
+/// The numbers of files in L0 at which writes slow down, and stop. A read looks at each of these files, and 24 are
+/// twice as many as one compaction takes.
 const L0_FILES_SLOW: usize = 10;
 const L0_FILES_STOP: usize = 24;
-/// Bytes over the limits of the levels at which writes slow down, and stop, in units of L1's size.
+/// The numbers of bytes over the limits of the levels at which writes slow down, and stop, in units of L1's size.
 const DEBT_SLOW: u64 = 4;
 const DEBT_STOP: u64 = 32;
 /// The delay just before writes stop.
@@ -87,7 +87,7 @@ impl Backlog {
         slice_bytes(filled as u64, 100 * FROZEN_MAX as u64)
     }
 
-    /// Bytes of merging between two pauses. They grow as L0 fills and as debt grows, up to where writes slow down.
+    /// Bytes of merging between two pauses. Slices grow as L0 fills and as the debt grows, until writes slow down.
     pub fn compaction_slice_bytes(&self) -> usize {
         let above = self.l0_files.saturating_sub(L0_FILES);
         let l0 = slice_bytes(above as u64, (L0_FILES_SLOW - L0_FILES) as u64);
@@ -97,8 +97,8 @@ impl Backlog {
     }
 }
 
-/// Also grows with the square: a commit group passes through the event loop four times, and may wait for a slice each
-/// time.
+/// The length of a slice also grows with the square, because a commit group passes through the event loop four times,
+/// and may wait for a slice each time.
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,

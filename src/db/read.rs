@@ -31,7 +31,7 @@ use crate::storage::Storage;
 /// A value that a lookup has found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
-    /// The value. If the lookup wanted only to know whether there is one, these may be other bytes.
+    /// The value. If the lookup only asked whether there is a value, these bytes may be different.
     pub value: Bytes,
     /// The SeqNo of the write that set it.
     pub seqno: SeqNo,
@@ -60,9 +60,9 @@ enum State<S: Storage> {
 
 struct Search<S: Storage> {
     version: Rc<Version>,
-    /// Of the key, for the filters.
+    /// The hash of the key for the filters.
     filter_hash: u64,
-    /// Of the key, for what is in memory.
+    /// The hash of the key for memtables and cached values.
     key_hash: u64,
     wants: Wants,
     now: UnixMillis,
@@ -79,7 +79,7 @@ struct Position {
     index: usize,
 }
 
-/// How far a lookup came without reading.
+/// How far a lookup gets without reading.
 pub enum Progress {
     /// It is finished.
     Done(Option<Found>),
@@ -93,7 +93,8 @@ enum Need<S: Storage> {
 }
 
 impl<S: Storage> Db<S> {
-    /// Lends the entry that decides about a key at `snapshot`, if memory has it. It may be a tombstone, or have expired.
+    /// Lends the entry that decides about a key at `snapshot`, if that entry is in memory. The entry may be a
+    /// tombstone, or may have expired.
     pub(super) fn in_memory<R>(
         &self,
         key: Key<&[u8]>,
@@ -131,7 +132,7 @@ impl<S: Storage> Db<S> {
         })
     }
 
-    /// A search for a key that memory knows nothing of, in the sorted files in force.
+    /// A search in the sorted files in force, for a key that is not in memory.
     pub(super) fn search(&self, key: Key<&[u8]>, wants: Wants, now: UnixMillis) -> Lookup<S> {
         Lookup(State::Searching(Search {
             version: self.version(),
@@ -181,7 +182,7 @@ impl<S: Storage> Lookup<S> {
                     let lookup = PointLookup::new(&sst, search.filter_hash);
                     search.current = Some((sst, lookup));
                 }
-                // Handed over directly: a small cache may have dropped it again.
+                // The block is handed over directly, because a small cache may already have evicted it.
                 Err(Need::Block(sst, handle)) => supplied = Some(search.load(db, &sst, handle).await?),
             }
         }
@@ -234,12 +235,13 @@ impl<S: Storage> Search<S> {
         };
         let mut held = permit(handle.bytes as usize).await?;
         let frame = sst.read_frame(handle).await?;
-        // Small on disk, the block may be large in memory. A check keeps the permit that it has (Z2).
+        // A block that is small on disk may be large in memory. A check keeps the permit that it has (Z2).
         let bytes = frame.unpacked_bytes();
         if (handle.bytes as usize) < bytes && !(checks && held.is_some()) {
             held = permit(bytes).await?;
         }
-        // The cache would keep the permit of a check, and other checks would wait for it for ever (Z2).
+        // In the cache the block would keep the permit of the check, and other checks would wait for that permit for
+        // ever (Z2).
         let cached = !(checks && held.is_some());
         let block = Rc::new(sst.unpack(handle, frame, held)?);
         if cached {
@@ -250,7 +252,8 @@ impl<S: Storage> Search<S> {
 }
 
 impl<S: Storage> Db<S> {
-    /// Whether what a search of `version` has found for a key is still what files say, and no memtable hides it (F1).
+    /// Whether the value that a search of `version` has found for a key is still the value in the files in force, and
+    /// no memtable hides it (F1).
     fn is_current(&self, version: &Rc<Version>, hash: u64, key: &[u8]) -> bool {
         self.0.catalog.is_in_force(version)
             && self.0.writes.find(hash, key, SeqNo(u64::MAX), |_| ()).is_none()
@@ -258,7 +261,7 @@ impl<S: Storage> Db<S> {
 }
 
 impl Position {
-    /// The next file that may hold the key, from here on; the position is then at that file.
+    /// The next file, from here on, that may hold the key. Moves to that file.
     fn next_file<'a>(&mut self, version: &'a Version, key: &[u8]) -> Option<&'a SharedMeta> {
         if self.level == 0 {
             let files = version.level(0);
@@ -279,7 +282,7 @@ impl Position {
         None
     }
 
-    /// Moves on to what follows the file that was looked at.
+    /// Moves past the file that was looked at.
     fn pass(&mut self) {
         if self.level == 0 {
             self.index += 1;

@@ -7,9 +7,9 @@
 //! 2. The WALs are replayed in order. Each ends where its last record verifies. A torn record after that is cut and
 //!    reported. A gap in the SeqNos is damage (W1).
 //! 3. What was replayed is synced, so that it may be shown (P2). Then a fresh manifest is written that fixes where each
-//!    WAL ends. So a write of the killed process that the kernel finishes late cannot appear at a later open, in
-//!    between writes that were acknowledged in the meantime.
-//! 4. Leftovers are removed only now. Before, an edit of the killed process might still have landed in the old
+//!    WAL ends. So a write of the killed process that the kernel finishes late cannot appear at a later open among
+//!    writes that were acknowledged in the meantime.
+//! 4. Leftovers are removed only now. Until then, an edit of the killed process might still have landed in the old
 //!    manifest, and named one of them. (If the disk is too full for step 3, leftovers are removed first, once what was
 //!    read is durable. Should such an edit still land, and a second crash come just then, the next start is refused.)
 //! 5. Replayed memtables are frozen, and the background flush turns them into SSTs while requests are served. A WAL
@@ -89,8 +89,8 @@ impl<S: Storage> Db<S> {
     /// Creates the shard in a directory that may hold leftovers of a creation that did not finish.
     ///
     /// # Errors
-    /// `Corruption` if the directory holds data, which means that `STORE` is wrong. Any other; nothing was
-    /// acknowledged.
+    /// `Corruption` if the directory holds data, which means that `STORE` is wrong. After any other error, too, nothing
+    /// was acknowledged.
     pub async fn create(storage: S, owner: Owner, config: DbConfig) -> Result<Self> {
         if let Some(error) = unexpected_data(&storage, owner).await? {
             return Err(error);
@@ -118,7 +118,8 @@ impl<S: Storage> Db<S> {
         Self::open_with(storage, owner, config, state, Some(number)).await
     }
 
-    /// Opens the shard in `state`, which the manifest with the number `loaded` holds; `None` for a new shard.
+    /// Opens the shard in `state`. `loaded` is the number of the manifest that holds this state; `None` for a new
+    /// shard.
     async fn open_with(
         storage: S,
         owner: Owner,
@@ -292,7 +293,7 @@ async fn replay_all<S: Storage>(
     Ok(Replayed { next, frozen, wals, clean, recovered })
 }
 
-/// Logs what only a crash or damage leaves at the end of a file. `what` says what a record of the file holds.
+/// Logs what only a crash or damage leaves at the end of a file. `what` names the content of one record of the file.
 fn report(file: &str, what: &str, end: &End) {
     if let Some(reason) = end.torn_reason {
         tracing::warn!(file, offset = end.offset, bytes = end.torn_bytes, %reason, "cut a torn {what}");

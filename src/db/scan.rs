@@ -1,7 +1,8 @@
 //! Walks over a [`View`] in key order: every visible value, once.
 //!
-//! Memtables and sorted files are merged by the same sources as in a flush and a compaction ([`crate::source`]). The walk
-//! is synchronous as long as memory has what it needs. In between, the caller supplies what is missing, and may pause.
+//! Memtables and sorted files are merged by the same sources as in a flush and a compaction ([`crate::source`]). The
+//! walk is synchronous as long as everything that it needs is in memory. Between its steps, the caller supplies what is
+//! missing, and may pause.
 
 use std::rc::Rc;
 

@@ -1,7 +1,7 @@
 //! The sorted files of a shard as readers use them: open files, caches, and files that wait for their removal.
 //!
-//! Owns: the caches, the open files, the obsolete files, and how far compaction is behind. Which files are in force is the
-//! catalog's.
+//! Owns: the caches, the open files, the obsolete files, and how far behind compaction is. The catalog owns which files
+//! are in force.
 //!
 //! U1  A file is removed only when no version and no reader holds its description any more.
 
@@ -31,11 +31,11 @@ pub(super) struct Tree<S: Storage> {
     pub(super) blocks: BlockCache,
     pub(super) values: ValueCache,
     pub(super) budget: ReadBudget,
-    /// Files that are open, or being opened: many lookups that need a file open it once.
+    /// Files that are open, or being opened. Lookups that need a file at the same time open it only once.
     open_files: RefCell<Cache<FileNumber, Rc<OpenFile<S>>>>,
     /// Files that the version in force does not name any more. A reader may still use them (U1).
     obsolete: RefCell<Vec<SharedMeta>>,
-    /// Bytes of the version in force over its limits.
+    /// Bytes by which the version in force exceeds the limits of its levels.
     debt: Cell<u64>,
 }
 
@@ -53,12 +53,12 @@ impl<S: Storage> Tree<S> {
         }
     }
 
-    /// Bytes that compaction is behind.
+    /// How many bytes compaction is behind.
     pub(super) fn debt_bytes(&self) -> u64 {
         self.debt.get()
     }
 
-    /// Takes note of a new version in force, which does not name the files `removed` any more.
+    /// Records that a new version is in force, which does not name the files `removed` any more.
     pub(super) fn version_changed(&self, version: &Version, removed: Vec<SharedMeta>) {
         self.debt.set(debt_bytes(version, &self.limits));
         self.obsolete.borrow_mut().extend(removed);

@@ -1,5 +1,5 @@
-//! The life of WALs around a flush: the spare WAL is prepared, the active WAL grows, and a WAL that was flushed is used
-//! again or removed.
+//! The life of WALs before and after a flush: the spare WAL is prepared, the active WAL grows, and a flushed WAL is
+//! used again or removed.
 //!
 //! A WAL is named by the manifest before it takes a group, so that its loss would be noticed. A WAL that was flushed loses
 //! its name in the manifest first, and is changed only then (P7).
@@ -18,7 +18,7 @@ use crate::record::replay::KnownEnd;
 use crate::storage::{File, Storage};
 use crate::wal::writer::Wal;
 
-/// What has happened to a file whose name does not lead to it any more.
+/// What has happened to a file whose name no longer leads to it.
 pub(super) const TAKEN: &str = "moved, removed or replaced";
 
 /// How long the WALs of a shard may become, and in which steps.
@@ -26,13 +26,13 @@ pub(super) fn wal_sizes(config: &DbConfig) -> Sizes {
     Sizes { capacity: config.wal_bytes, step: config.wal_step_bytes }
 }
 
-/// What the manifest says of a WAL without a group.
+/// What the manifest says about a WAL without a group.
 pub(super) fn unused<F: File>(wal: &Wal<F>) -> WalMeta {
     WalMeta { bytes: wal.file().allocated(), end: KnownEnd::default() }
 }
 
 impl<S: Storage> Db<S> {
-    /// A WAL that the manifest no longer names becomes the spare, or goes.
+    /// Turns a WAL that the manifest no longer names into the spare, or removes it.
     pub(super) async fn release_wal(&self, frozen: &Frozen<S>) -> Result<()> {
         let inner = &*self.0;
         let name = FileName::Wal(frozen.wal);
@@ -40,7 +40,7 @@ impl<S: Storage> Db<S> {
         let label = || inner.storage.label(name);
         let leads = inner.storage.leads_to(name, held.file()).await;
         if !leads.map_err(|error| Error::io(format!("look at {}", label()), error))? {
-            // The file to remove, or to use again, would be somebody else's.
+            // The file that would be removed or used again belongs to somebody else.
             return Err(self.poison(&taken_away(&label(), TAKEN)));
         }
         let from = match held {
@@ -49,12 +49,13 @@ impl<S: Storage> Db<S> {
         };
         match from.and_then(|wal| Some((wal, inner.writes.spare.begin()?))) {
             Some((wal, making)) => self.recycle(&wal, making).await,
-            // The WAL is closed before its name goes. Otherwise the close would free its blocks, on this thread.
+            // The WAL is closed before its name is removed. Otherwise the close would free the file's blocks, on this
+            // thread.
             None => self.remove_wal(frozen.wal).await,
         }
     }
 
-    /// Makes the spare of a WAL that is not needed any more.
+    /// Turns a WAL that is no longer needed into the spare.
     async fn recycle(&self, from: &Rc<Wal<S::File>>, making: Making<'_>) -> Result<()> {
         let inner = &*self.0;
         let number = inner.catalog.new_file();
@@ -68,10 +69,11 @@ impl<S: Storage> Db<S> {
         if let Err(error) = &result
             && error.kind() != ErrorKind::Poisoned
         {
-            // The file has one name or the other, and no manifest names either; its space may be what is lacking.
+            // The file has the old or the new name, and no manifest names either. Its removal may free the space that
+            // was lacking.
             let _ = self.remove_wal(number).await;
             let _ = self.remove_wal(from.number()).await;
-            inner.writes.spare.want(); // a task that looked meanwhile expected this spare
+            inner.writes.spare.want(); // a task that looked meanwhile relied on this spare
         }
         result
     }
@@ -142,7 +144,7 @@ impl<S: Storage> Db<S> {
     ///
     /// # Errors
     /// `Poisoned` ends the process (P6). After any other error, a full disk included, writes go on as long as they fit,
-    /// and it can be tried again.
+    /// and the growth can be tried again.
     ///
     /// Cancel safety: not safe.
     pub async fn grow_wal(&self) -> Result<()> {
@@ -159,9 +161,9 @@ impl<S: Storage> Db<S> {
             inner.admission.make_room();
             match result {
                 Ok(()) if before < wal.file().allocated() => {}
-                Ok(()) => return Ok(()), // another task is at it
+                Ok(()) => return Ok(()), // another task is growing it
                 Err(error) if error.kind() == ErrorKind::Poisoned => return Err(self.poison(&error)),
-                // A WAL that was flushed meanwhile may have another name, or none.
+                // A WAL that was flushed meanwhile may have another name, or no name.
                 Err(_) if !inner.writes.is_active(&wal) => {}
                 Err(error) => return inner.admission.note(Work::GrowWal, Err(error)),
             }
@@ -184,7 +186,7 @@ impl<S: Storage> Db<S> {
         }
         self.edit(VersionEdit { remove_wals: released.clone(), ..VersionEdit::default() }).await?;
         for number in released {
-            self.remove_wal(number).await?; // if it cannot be removed, the next start does it
+            self.remove_wal(number).await?; // if this fails, the next start removes it
         }
         Ok(())
     }

@@ -1,15 +1,15 @@
-//! The writes of a shard that are not in sorted files yet: memtables, and the WALs that hold the same writes.
+//! The writes of a shard that are not in sorted files yet: the memtables, and the WALs that hold the same writes.
 //!
-//! Owns: the SeqNo of the next write, the active and the frozen memtables, their WALs, the spare WAL, the commit queue, and
-//! the policy by which flushed WALs are kept. All of it changes in synchronous steps; what reads or writes files around it
-//! is in `flush`, `wals` and `commit`.
+//! Owns: the SeqNo of the next write, the active and the frozen memtables, their WALs, the spare WAL, the commit queue,
+//! and the policy by which flushed WALs are kept. All of this changes in synchronous steps. The code that reads or
+//! writes files before and after these steps is in `flush`, `wals` and `commit`.
 //!
 //! D1  `visible` is the last SeqNo of the last committed group: readers see no write that a power cut could still take
-//!     (P2). Writes above it are in the memtable already, for deletes to look at.
+//!     (P2). Writes above it are already in the memtable, where deletes look at them.
 //! D2  A memtable and a WAL belong together: the memtable holds exactly the writes of its WAL. They are frozen and released
 //!     together.
-//! D3  A memtable is flushed only when all of it is committed, the oldest first.
-//! D4  After `Poisoned` no write is accepted, and none is acknowledged (P6).
+//! D3  A memtable is flushed only when all of its writes are committed. The oldest memtable is flushed first.
+//! D4  After `Poisoned` no write is accepted or acknowledged (P6).
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -46,7 +46,7 @@ pub(super) struct Frozen<S: Storage> {
 pub(super) enum Held<S: Storage> {
     /// This process wrote it.
     Written(Rc<Wal<S::File>>),
-    /// It was replayed. It is never used again: the kernel may still finish a write of the killed process there.
+    /// It was replayed. It is never used again: the kernel may still finish a write of the killed process in this file.
     Replayed(S::File),
 }
 
@@ -60,12 +60,12 @@ impl<S: Storage> Held<S> {
 }
 
 impl<S: Storage> Frozen<S> {
-    /// `wal_bytes` is the length that the file of a replayed WAL has at least.
+    /// `wal_bytes` is a lower bound on the length of the WAL's file.
     pub(super) fn new(memtable: Rc<Memtable>, wal: FileNumber, wal_bytes: u64, held: Held<S>) -> Rc<Self> {
         Rc::new(Self { memtable, wal, wal_bytes, held: RefCell::new(Some(held)) })
     }
 
-    /// The length that the file of the WAL has at least.
+    /// A lower bound on the length of the WAL's file.
     pub(super) fn wal_bytes(&self) -> u64 {
         match &*self.held.borrow() {
             Some(Held::Written(wal)) => wal.file().allocated(),
@@ -102,9 +102,9 @@ pub(super) struct Writes<S: Storage> {
     /// The oldest first.
     frozen: RefCell<VecDeque<Rc<Frozen<S>>>>,
     pub(super) spare: Spare<S>,
-    /// A freeze was asked for, and waits for a spare WAL.
+    /// A freeze was requested, and waits for a spare WAL or for a flush.
     freeze_due: Cell<bool>,
-    /// The length that the active WAL must have before a write that was refused for it fits.
+    /// The length that the active WAL must reach before the refused writes fit.
     wal_bytes_wanted: Cell<u64>,
     pub(super) retention: RefCell<Rc<dyn Retention>>,
     frozen_came: Notify,
@@ -114,12 +114,12 @@ pub(super) struct Writes<S: Storage> {
 /// The WAL that the next freeze will need.
 pub(super) struct Spare<S: Storage> {
     wal: RefCell<Option<Rc<Wal<S::File>>>>,
-    /// Somebody is making it.
+    /// A task is making it.
     coming: Cell<bool>,
     wanted: Notify,
 }
 
-/// The task of making the spare WAL; it is over when this is dropped.
+/// The permission to make the spare WAL. One task holds it at a time, and gives it back by dropping it.
 pub(super) struct Making<'a>(&'a Cell<bool>);
 
 impl Drop for Making<'_> {
@@ -133,13 +133,13 @@ impl<S: Storage> Spare<S> {
         Self { wal: RefCell::new(None), coming: Cell::new(false), wanted: Notify::new() }
     }
 
-    /// Takes on the task of making the spare WAL, if there is none and nobody else is at it.
+    /// Gives the permission to make the spare WAL, if there is no spare and no other task is making one.
     pub(super) fn begin(&self) -> Option<Making<'_>> {
         let free = self.wal.borrow().is_none() && !self.coming.replace(true);
         if free { Some(Making(&self.coming)) } else { None }
     }
 
-    /// Puts the WAL in place that the holder of `_making` has made.
+    /// Makes `wal` the spare. Only the holder of the permission calls this.
     pub(super) fn put(&self, wal: Wal<S::File>, _making: &Making<'_>) {
         let surplus = self.wal.replace(Some(Rc::new(wal)));
         assert!(surplus.is_none(), "one task at a time makes the spare WAL");
@@ -164,7 +164,7 @@ impl<S: Storage> Spare<S> {
 }
 
 impl<S: Storage> Writes<S> {
-    /// The writes of a shard whose next SeqNo is `next`, and all before it are durable. New writes go to `wal`.
+    /// The writes of a shard whose next SeqNo is `next`. All writes before that are durable. New writes go to `wal`.
     pub(super) fn new(
         config: &DbConfig,
         next: SeqNo,
@@ -192,7 +192,7 @@ impl<S: Storage> Writes<S> {
         SeqNo(self.next.get().0 - 1)
     }
 
-    /// Takes a write into the forming group and the active memtable. Returns its SeqNo as well.
+    /// Takes a write into the forming group and the active memtable. Returns the ticket and the SeqNo of the write.
     ///
     /// # Errors
     /// Why there is no room, and what makes room.
@@ -216,7 +216,8 @@ impl<S: Storage> Writes<S> {
         self.next.set(seqno.next());
         let ticket = self.queue.push(&active.wal, seqno, key.bytes(), kind, value);
         active.memtable.insert(key, seqno, kind, value); // D1, D2
-        // Half way there is still time to prepare the next WAL before a write has to wait for it.
+        // Once the memtable or the WAL is half full, there is still time to prepare the next WAL before a write has to
+        // wait.
         let half = self.memtable_bytes_max / 2 <= active.memtable.bytes() || active.wal.is_half_full();
         if half && !self.spare.is_there() {
             self.spare.want();
@@ -233,7 +234,7 @@ impl<S: Storage> Writes<S> {
             || (active.memtable.bytes() < self.memtable_bytes_max && active.wal.has_room(bytes))
     }
 
-    /// Freezes the active memtable, and gives the next writes a new one and the spare WAL.
+    /// Freezes the active memtable. The next writes go to a new memtable and to the spare WAL.
     fn freeze(&self) -> Result<(), NoRoom> {
         if FROZEN_MAX <= self.frozen.borrow().len() {
             return Err(NoRoom { work: Work::Flush, why: "flushes are too far behind" });
@@ -250,26 +251,26 @@ impl<S: Storage> Writes<S> {
         Ok(())
     }
 
-    /// Freezes the active memtable, however little is in it, as soon as that is possible.
+    /// Freezes the active memtable as soon as possible, however little it holds.
     pub(super) fn request_freeze(&self) {
         if self.active.borrow().memtable.entries() == 0 {
             return;
         }
         self.freeze_due.set(true);
         if self.freeze().is_err() {
-            self.spare.want(); // a spare WAL, or room for one more frozen memtable, is lacking
+            self.spare.want(); // there is no spare WAL, or no room for another frozen memtable
         }
     }
 
-    /// Makes up for a freeze that was asked for and not possible then.
+    /// Carries out a freeze that was requested when it was not possible.
     pub(super) fn freeze_if_due(&self) {
         if self.freeze_due.get() {
-            let _ = self.freeze(); // it stays due, and is tried again when there is room
+            let _ = self.freeze(); // after an error the freeze stays due, and is tried again
         }
     }
 
-    /// Freezes the active memtable for the last time: no write comes any more, so the new memtable needs no WAL of its own
-    /// (D2). `false` if the memtable was empty.
+    /// Freezes the active memtable for the last time. No write follows, so the new memtable needs no WAL of its own
+    /// (D2). Returns `false` if the memtable was empty.
     pub(super) fn freeze_last(&self) -> bool {
         if self.active.borrow().memtable.entries() == 0 {
             return false;
@@ -290,7 +291,7 @@ impl<S: Storage> Writes<S> {
         self.frozen.borrow().iter().cloned().collect()
     }
 
-    /// Frozen memtables.
+    /// The number of frozen memtables.
     pub(super) fn frozen(&self) -> usize {
         self.frozen.borrow().len()
     }
@@ -300,7 +301,7 @@ impl<S: Storage> Writes<S> {
         self.frozen.borrow().iter().any(|now| Rc::ptr_eq(now, frozen))
     }
 
-    /// Lets go of the oldest frozen memtable, whose writes are in a sorted file in force.
+    /// Releases the oldest frozen memtable. Its writes are in a sorted file in force.
     pub(super) fn release_oldest(&self, frozen: &Rc<Frozen<S>>) {
         let first = self.frozen.borrow_mut().pop_front();
         let is_oldest = first.is_some_and(|first| Rc::ptr_eq(&first, frozen));
@@ -329,7 +330,7 @@ impl<S: Storage> Writes<S> {
         Rc::ptr_eq(&self.active.borrow().wal, wal)
     }
 
-    /// The length that the active WAL must have at least, for a write that was refused.
+    /// The length that the active WAL must reach before the refused writes fit; 0 if no write was refused.
     pub(super) fn wal_bytes_wanted(&self) -> u64 {
         self.wal_bytes_wanted.get()
     }
@@ -339,7 +340,7 @@ impl<S: Storage> Writes<S> {
         self.active.borrow().memtable.bytes().saturating_mul(100) / self.memtable_bytes_max
     }
 
-    /// Lends the newest entry of a key at or below `snapshot` that a memtable holds.
+    /// Lends the newest entry of a key at or below `snapshot`, if a memtable holds one.
     pub(super) fn find<R>(
         &self,
         hash: u64,
@@ -354,12 +355,12 @@ impl<S: Storage> Writes<S> {
         })
     }
 
-    /// Brings the records of the active memtable with these hashes near the processor.
+    /// Loads the records of these hashes in the active memtable into the processor's caches.
     pub(super) fn prefetch_active(&self, hashes: &[u64], values: bool) {
         self.active.borrow().memtable.prefetch(hashes, values);
     }
 
-    /// Brings the records of the frozen memtables with these hashes near the processor.
+    /// Loads the records of these hashes in the frozen memtables into the processor's caches.
     pub(super) fn prefetch_frozen(&self, hashes: &[u64]) {
         self.frozen.borrow().iter().for_each(|frozen| frozen.memtable.prefetch(hashes, true));
     }
@@ -434,7 +435,7 @@ mod tests {
     }
 
     /// Checks that each memtable holds the writes of its WAL, and that the manifest names the WALs that are in use. All
-    /// writes are committed.
+    /// writes must be committed.
     fn check_pairs(db: &Db<SimStorage>, storage: &SimStorage, context: &str) {
         let writes = &db.0.writes;
         let active = writes.active.borrow();
@@ -473,7 +474,7 @@ mod tests {
                 for _ in 0..random.below(4) {
                     let key = [random.below(20) as u8];
                     let value = vec![7; random.below(40_000) as usize];
-                    // A write that finds no room is in neither.
+                    // A write that finds no room is in neither memtable nor WAL.
                     let _ = if random.below(4) == 0 {
                         db.delete(&key, NOW).map(|_| ())
                     } else {
@@ -523,7 +524,8 @@ mod tests {
         assert_eq!(block_on(db.get(b"k", NOW)).unwrap().unwrap(), &b"2"[..]);
     }
 
-    /// Writes, commits and background work, until something fails. Returns the tickets of the writes that were taken.
+    /// Writes, commits and does background work, until something fails. Returns the tickets of the writes that were
+    /// taken.
     async fn work(db: &Db<SimStorage>, tickets: &mut Vec<Ticket>) -> Result<()> {
         for number in 0..5 {
             tickets.push(db.set(&[number], b"1")?);
@@ -550,7 +552,7 @@ mod tests {
             let storage = SimStorage::new(operation);
             let db = create(&storage);
             let operation = storage.operations() + operation;
-            // The disk works again after it, and nothing comes of that.
+            // The disk works again after the failure, but the shard must stay poisoned.
             let failure = Failure::Errno(libc::EIO);
             storage.set_fault(Some(Fault { operation, failure, for_ever: false }));
             let mut tickets = Vec::new();

@@ -1,17 +1,17 @@
 //! The newest writes of a shard, in memory. Single-threaded; no locks, no `unsafe`. Pure.
 //!
-//! Owns: entries, the memory that they take, and their order on demand ([`order`]). The reader says up to which SeqNo it
-//! may see; durability is decided elsewhere.
+//! Owns: entries, the memory that they take, and their order on demand ([`order`]). The reader says up to which SeqNo
+//! it may see entries; durability is decided elsewhere.
 //!
 //! A point lookup needs no order, and a flush needs it once. So a set only appends an entry, and a hash index finds the
-//! newest entry of a key. The order is made when somebody asks for it. A skip list was tried first: keeping the order at
-//! all times cost 31 % of the processor time of a set and 44 % of that of a get, nearly all of it cache misses. The
-//! measurement that decided (`cargo bench --bench designs -- memtables`, on the machine of BENCHMARKS.md), for 380,000
-//! entries:
+//! newest entry of a key. The order is made when a reader asks for it. A skip list was tried first. Keeping the order
+//! at all times cost 31 % of the processor time of a set and 44 % of that of a get, nearly all of it in cache misses.
+//! The measurement that decided (`cargo bench --bench designs -- memtables`, on the machine of BENCHMARKS.md), for
+//! 380,000 entries:
 //!
-//! | | all inserted | as many found | walked in order, once a flush |
+//! | | insert all | look up as many | walk in order, once per flush |
 //! | --- | ---: | ---: | ---: |
-//! | this one | 0.073 s | 0.11 s | 0.091 s |
+//! | this memtable | 0.073 s | 0.11 s | 0.091 s |
 //! | `BTreeMap` | 0.56 s | 0.57 s | 0.013 s |
 //! | crossbeam's skip list | 1.59 s | 1.06 s | 0.081 s |
 //!
@@ -21,10 +21,10 @@
 //! ```
 //!
 //! M1  Entries are only added. A lookup at SeqNo n gives the same answer for ever, once all entries up to n are in.
-//! M2  `bytes` counts every page and the index, and decides when a memtable is frozen. `order_bytes` counts the order, which
-//!     takes 16 bytes for each entry once somebody asks for it, and twice that while runs are merged.
-//! M3  No insert does more than a small share of the work that growing takes: the index is many small tables, and
-//!     pages never move.
+//! M2  `bytes` counts every page and the index, and decides when a memtable is frozen. `order_bytes` counts the order,
+//!     which takes 16 bytes for each entry once a reader asks for it, and twice that while runs are merged.
+//! M3  No insert does more than a small share of the work that growth takes: the index consists of many small tables,
+//!     and pages never move.
 
 pub mod order;
 
@@ -43,7 +43,7 @@ const EXPIRES_BYTES: usize = 8;
 const EXPIRES: u8 = 0x10;
 /// Tables of the index: each growth moves 1/64 of the entries (M3).
 const TABLES: usize = 64;
-/// Bytes that the processor fetches at a time. It fetches them in pairs, so every other one is touched.
+/// Bytes of a cache line. The processor fetches lines in pairs, so touching every other line is enough.
 const CACHE_LINE_BYTES: usize = 64;
 /// No record.
 const NONE: u32 = u32::MAX;
@@ -60,12 +60,12 @@ pub struct Memtable {
 
 struct Records {
     key_hash: KeyHash,
-    /// They never move.
+    /// The pages of records. A page never moves.
     pages: Vec<Vec<u8>>,
     pages_bytes: usize,
     /// The newest record of each key.
     index: HashIndex,
-    /// Bytes that all keys have in common with the first one.
+    /// The length of the prefix that all keys share with the first key.
     common: usize,
 }
 
@@ -74,7 +74,7 @@ struct Record<'a> {
     entry: Entry<'a>,
     /// The version of the key before this one.
     older: u32,
-    /// Bytes of the record, without what fills it up to the next unit.
+    /// Bytes of the record, without the padding up to the next unit.
     bytes: usize,
 }
 
@@ -107,7 +107,7 @@ impl Memtable {
         self.order.borrow().bytes()
     }
 
-    /// Entries, all versions counted.
+    /// The number of entries, all versions counted.
     pub fn entries(&self) -> u64 {
         self.entries.get()
     }
@@ -117,7 +117,7 @@ impl Memtable {
         self.last.get()
     }
 
-    /// Adds an entry whose key is hashed already. SeqNos only grow.
+    /// Adds an entry. Each SeqNo must be above all before it.
     ///
     /// # Panics
     /// If `seqno` is not above all before it, or a key or value is over the limits of `config`.
@@ -164,8 +164,8 @@ impl Memtable {
         None
     }
 
-    /// Brings the records of keys with these hashes near the processor: their beginnings, and with `values` as much as a
-    /// short value takes.
+    /// Loads the records of keys with these hashes into the processor's caches: the beginning of each record, and with
+    /// `values` also the bytes of a short value.
     pub fn prefetch(&self, hashes: &[u64], values: bool) {
         if 0 < self.entries.get() {
             let records = self.records.borrow();
@@ -203,7 +203,7 @@ impl Records {
         page.resize(page.len().next_multiple_of(UNIT_BYTES), 0);
     }
 
-    /// The place of the next record, of `bytes`, in a page that has room for it.
+    /// Makes room for a record of `bytes` bytes in a page, and returns the place of that record.
     fn make_room(&mut self, bytes: usize) -> u32 {
         let bytes = bytes.next_multiple_of(UNIT_BYTES);
         if self.pages.last().is_none_or(|page| PAGE_BYTES < page.len() + bytes) {

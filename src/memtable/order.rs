@@ -1,9 +1,9 @@
 //! The entries of a memtable in key order, made on demand.
 //!
-//! Entries arrive in the order of their SeqNos. Order is made in steps: a step sorts the next 512 entries into a *run*, or
-//! merges 4,096 heads of two neighbouring runs. A [`MemtableSource`] takes the runs that cover its snapshot and merges them
-//! as it is read. So a set never pays for order, a scan of a memtable that still takes writes sorts only what it has to
-//! see, and a flush continues with the runs that scans have left.
+//! Entries arrive in the order of their SeqNos. The order is made in steps: a step sorts the next 512 entries into a
+//! *run*, or merges 4,096 heads of two neighbouring runs. A [`MemtableSource`] takes the runs that cover its snapshot
+//! and merges them as it is read. So a set never pays for order. A scan of a memtable that still takes writes sorts
+//! only the entries that it has to see. A flush continues with the runs that scans have left.
 //!
 //! ```text
 //!   records:  0 ········ 511 │ 512 ········ 1023 │ 1024 ········ 1535 │ 1536 … (not ordered yet)
@@ -11,12 +11,15 @@
 //! ```
 //!
 //! A head is the place of an entry, and eight bytes of its key: those after the prefix that all keys of the run share.
-//! Heads are compared by these bytes, side by side in memory; the keys themselves are touched only where they are equal.
+//! Heads lie side by side in memory, and are compared by these bytes. The keys themselves are read only where these
+//! bytes are equal.
 //!
-//! O1  Every entry up to `ordered` is in exactly one run; later entries are in none.
+//! O1  Every entry up to `ordered` is in exactly one run. Later entries are in no run.
 //! O2  Runs are immutable. A source keeps the runs that it began with, while others are sorted, merged and replaced.
-//! O3  No version leaves the order. Readers at an older snapshot need the older versions, and a memtable is short-lived.
-//! O4  A memtable lives in an `Rc` from its birth. Freezing it moves a pointer, so a source that began before goes on.
+//! O3  No version is ever removed from the order. Readers at an older snapshot need the older versions, and a memtable
+//!     is short-lived.
+//! O4  A memtable lives in an `Rc` from its creation. Freezing it only moves a pointer, so a source that began before
+//!     the freeze goes on.
 //! O5  The bytes of the order are counted apart from those of the entries ([`Memtable::order_bytes`]).
 //!
 //! For 380,000 entries, sorting takes about 40 ms and merging them for a flush about 50 ms (`cargo bench --bench designs --
@@ -37,10 +40,10 @@ const RUN_ENTRIES: usize = 512;
 /// Heads merged in one step: about as long.
 const MERGE_HEADS: usize = 4096;
 
-/// The order that was made so far.
+/// The order that has been made so far.
 #[derive(Default)]
 pub(super) struct Order {
-    /// Where the entries begin that are in no run yet.
+    /// The page of the first entry that is in no run yet, and its offset there.
     page: usize,
     offset: usize,
     /// The last entry that is in a run.
@@ -54,16 +57,16 @@ pub(super) struct Order {
 /// Some entries in order.
 struct Run {
     heads: Vec<Head>,
-    /// Bytes that the keys of the run have in common, as far as it was known when the run was sorted.
+    /// The length of the prefix that all keys of the memtable shared when the run was sorted.
     common: usize,
 }
 
 /// An entry in a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Head {
-    /// Eight bytes of the key after the common prefix; a shorter key is filled up with zeros.
+    /// Eight bytes of the key after the common prefix; a shorter key is padded with zeros.
     prefix: u64,
-    /// Of the record; `NONE` after the last.
+    /// The place of the record; `NONE` after the last entry.
     place: u32,
 }
 
@@ -87,9 +90,9 @@ impl Head {
 /// Makes heads of a run comparable with those of runs whose keys have fewer bytes in common.
 #[derive(Debug, Clone, Copy)]
 struct Rebase {
-    /// The bytes that the keys of the run share in addition, from the top down.
+    /// The additional bytes that the keys of the run share, from the highest byte of the number down.
     shared: u64,
-    /// By how many bits those move the prefix down.
+    /// By how many bits the prefix moves down to make room for `shared`.
     bits: u32,
 }
 
@@ -109,7 +112,7 @@ impl Rebase {
     }
 }
 
-/// Runs `first` and `first + 1` on their way to one.
+/// The runs `first` and `first + 1`, while they are merged into one run.
 struct Merging {
     first: usize,
     taken: [usize; 2],
@@ -123,7 +126,7 @@ impl Order {
         (heads + merged) * size_of::<Head>()
     }
 
-    /// Takes a step towards an order that covers `up_to`. `false` if there was nothing to do.
+    /// Takes a step towards an order that covers `up_to`. Returns `false` if there was nothing to do.
     fn step(&mut self, records: &Records, last: SeqNo, up_to: SeqNo, wants: Wants) -> bool {
         if wants == Wants::FewRuns && self.merge_some(records) {
             return true;
@@ -139,7 +142,7 @@ impl Order {
         {
             if page.len() <= self.offset {
                 if self.page + 1 == records.pages.len() {
-                    break; // the next entry may still come into this page
+                    break; // the next entry may still be added to this page
                 }
                 (self.page, self.offset) = (self.page + 1, 0);
                 continue;
@@ -167,11 +170,11 @@ impl Order {
         left < MERGE_HEADS
     }
 
-    /// Begins to merge the shortest two neighbouring runs of similar length. `false` if there are none.
+    /// Begins to merge the shortest two neighbouring runs of similar length. Returns `false` if there are no such runs.
     fn begin_merge(&mut self) -> bool {
         let bytes = |pair: &[Rc<Run>]| pair[0].heads.len() + pair[1].heads.len();
-        // A run at least twice as long as the next one waits until that has grown: so each entry is merged a number of
-        // times that grows with the logarithm of the entries.
+        // A run that is at least twice as long as the next run waits until the next run has grown. So the number of
+        // merges of an entry grows only with the logarithm of the number of entries.
         let pairs = self.runs.windows(2).enumerate();
         let similar = pairs.filter(|(_, pair)| pair[0].heads.len() < 2 * pair[1].heads.len());
         let Some((first, pair)) = similar.min_by_key(|(_, pair)| bytes(pair)) else { return false };
@@ -181,7 +184,7 @@ impl Order {
         true
     }
 
-    /// Merges at most `left` heads more. Returns what is left of them.
+    /// Merges at most `left` more heads. Returns how many of `left` were not used.
     fn merge(&mut self, records: &Records, mut left: usize) -> usize {
         let Self { runs, merging, .. } = self;
         let Some(Merging { first, taken, merged }) = merging else { return left };
@@ -210,9 +213,9 @@ impl Order {
 /// What a source of a memtable asks of the order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wants {
-    /// Sorted runs, however many: for one walk over all entries, as a flush makes it.
+    /// Sorted runs, however many: for a single walk over all entries, as in a flush.
     SortedRuns,
-    /// Few runs, merged as needed: for walks that begin at many keys, as scans do.
+    /// Few runs, merged as needed: for walks that begin at many keys, as in scans.
     FewRuns,
 }
 
@@ -280,7 +283,7 @@ impl Cursors {
         head
     }
 
-    /// Moves to the next entry; `false` at the end.
+    /// Moves to the next entry. Returns `false` at the end.
     fn advance(&mut self, records: &Records) -> bool {
         let Some(winner) = self.tournament.winner() else { return false };
         self.current = self.heads[winner].place;
@@ -336,7 +339,7 @@ impl Source for MemtableSource {
     }
 }
 
-/// The first eight bytes as a number of the same order; fewer are filled up with zeros.
+/// The first eight bytes, as a number that sorts as the bytes do. Fewer bytes are padded with zeros.
 fn prefix(bytes: &[u8]) -> u64 {
     match bytes.first_chunk::<8>() {
         Some(bytes) => u64::from_be_bytes(*bytes),
@@ -384,7 +387,7 @@ mod tests {
         memtable.order.borrow().runs.iter().map(|run| run.heads.len()).collect()
     }
 
-    /// Checks O1, and that every run is sorted by what its heads say and by keys.
+    /// Checks O1, and that every run is sorted both by its heads and by its keys.
     fn check_runs(memtable: &Memtable) {
         let (records, order) = (memtable.records.borrow(), memtable.order.borrow());
         let mut seen = Vec::new();

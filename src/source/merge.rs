@@ -47,7 +47,8 @@ impl<S: Source> Merge<S> {
     }
 }
 
-/// Whether the entry of source `a` comes before that of source `b`. Of equal entries that of the first source comes first.
+/// Whether the entry of source `a` comes before that of source `b`. Of equal entries, the entry of the first source
+/// comes first.
 fn less<S: Source>(sources: &[S], ended: &[bool], a: usize, b: usize) -> bool {
     match (ended[a], ended[b]) {
         (true, _) => false,
@@ -128,10 +129,10 @@ mod tests {
     use crate::key::{EntryKind, SeqNo};
     use crate::source::newest::Newest;
 
-    /// Entries in order, of which every other one has to be supplied first.
+    /// Entries in order. Every other entry has to be supplied first.
     struct List {
         entries: Vec<(Vec<u8>, SeqNo)>,
-        /// Entries up to and with the current one.
+        /// The number of entries up to and including the current one.
         at: usize,
         supplied: usize,
     }

@@ -1,10 +1,10 @@
 //! Sorted entries from anywhere: the one way to read a shard in key order. Pure, except that [`Source::supply`] may read
 //! files.
 //!
-//! A [`Source`] is a synchronous state machine. A step ends at an entry, at the end, or with the need for something that
-//! is not in memory: a block, an open file, or the order of a memtable. The caller then awaits [`Source::supply`] and
-//! steps again. A step that passes over many entries ends early, too. After either, the caller may pause, so a long read
-//! never holds up the other work of a thread.
+//! A [`Source`] is a synchronous state machine. A step ends at an entry, at the end, or with the need for something
+//! that is not in memory: a block, an open file, or the order of a memtable. The caller then awaits [`Source::supply`]
+//! and steps again. A step that passes over many entries ends early, too. Between two steps the caller may pause, so a
+//! long read never holds up the other work of a thread.
 //!
 //! ```text
 //!   memtable ──┐
@@ -23,7 +23,7 @@ pub mod tournament;
 use crate::error::Result;
 use crate::key::Entry;
 
-/// What a step of a [`Source`] came to.
+/// How a step of a [`Source`] ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// The source stands at an entry.
@@ -36,7 +36,7 @@ pub enum Step {
     Pause,
 }
 
-/// Entries that one step passes over at most: about 50 µs.
+/// The most entries that one step passes over: about 50 µs.
 pub const PASSED_MAX: usize = 512;
 
 /// Entries in the order of [`crate::key::compare`]: by key, and the versions of a key from the newest to the oldest.
@@ -59,7 +59,7 @@ pub trait Source {
     /// If the last step did not return [`Step::Entry`].
     fn read<R>(&self, read: impl FnOnce(Entry<'_>) -> R) -> R;
 
-    /// Provides what the last step needed. It does a bounded amount of work; more of it may be needed.
+    /// Provides what the last step needed. One call does a bounded amount of work; more calls may be needed.
     ///
     /// # Errors
     /// `Corruption` or `Io`.
@@ -67,7 +67,7 @@ pub trait Source {
     /// Cancel safety: safe; the source has not moved.
     async fn supply(&mut self) -> Result<()>;
 
-    /// Moves to the next entry, without pauses, and supplies what that needs. `false` at the end.
+    /// Moves to the next entry without pauses, and supplies whatever the steps need. Returns `false` at the end.
     ///
     /// # Errors
     /// As [`Self::step`] and [`Self::supply`].

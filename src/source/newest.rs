@@ -5,13 +5,14 @@ use crate::error::Result;
 use crate::key::{Entry, SeqNo};
 
 /// A source that passes over all versions of a key except the newest at or below a snapshot. That version may be a
-/// tombstone, or may have expired: what it means is for the caller to decide.
+/// tombstone, or may have expired; the caller decides what this means.
 ///
-/// A key may have a million versions in a memtable: a step that has passed over many of them ends with [`Step::Pause`].
+/// A key may have a million versions in a memtable, so a step that has passed over many of them ends with
+/// [`Step::Pause`].
 pub struct Newest<S> {
     source: S,
     snapshot: SeqNo,
-    /// The key of the last entry; `None` in front of the first.
+    /// The key of the last entry; `None` in front of the first entry.
     last: Option<Vec<u8>>,
     passed: Passed,
 }

@@ -2,7 +2,7 @@
 //! losers). Pure.
 //!
 //! When the winner is replaced, only the matches on its way to the top are played again: one for each level. The
-//! tournament keeps numbers of players; the caller compares what stands for them.
+//! tournament keeps the numbers of the players; the caller compares the heads that these numbers stand for.
 
 /// The tournament.
 #[derive(Debug, Default)]
@@ -34,7 +34,7 @@ impl Tournament {
         self.matches.first().map(|winner| *winner as usize)
     }
 
-    /// Plays again after the winner has changed.
+    /// Plays the winner's matches again, after its head has changed.
     #[inline]
     pub fn replay(&mut self, less: impl Fn(usize, usize) -> bool) {
         let Some(&(mut winner)) = self.matches.first() else { return };

@@ -10,11 +10,11 @@
 //!   u32 offset of each restart point   u32 restart points
 //! ```
 //!
-//! In an index block the key is a separator, at or above every key of the block that its value points to.
-//! A block fills one page after compression: the builder aims at what the last block compressed to. A lookup takes
-//! 2.9 µs to check, unpack and search such a block. For blocks of two, four and eight pages that takes 4.5, 7.7 and
-//! 15.6 µs (`cargo bench --bench designs -- block_sizes`, on the machine of BENCHMARKS.md), and larger blocks save
-//! nothing: a page of a one-page block holds 57 entries, a page of a larger block 56.
+//! In an index block the key is a separator, at or above every key of the block that its value points to. A block fills
+//! one page after compression: the builder expects the next block to compress like the last block. To check, unpack and
+//! search such a block, a lookup takes 2.9 µs. Blocks of two, four and eight pages take 4.5, 7.7 and 15.6 µs (`cargo
+//! bench --bench designs -- block_sizes`, on the machine of BENCHMARKS.md), and larger blocks save no space: a page of
+//! a one-page block holds 57 entries, and a page of a larger block 56.
 
 use std::ops::Range;
 
@@ -31,14 +31,15 @@ use crate::storage::{AlignedBuf, BLOCK_BYTES};
 pub const FRAME_BYTES: usize = 20;
 /// Entries from one restart point to the next. With 16, walking them took half of a lookup's time in blocks.
 const RESTART_INTERVAL: usize = 8;
-/// Larger payloads are not compressed: that would hold up the shard for longer than a slice of background work.
+/// Larger payloads are not compressed. Compressing them would hold up the shard for longer than a slice of background
+/// work.
 const COMPRESS_BYTES_MAX: usize = 256 << 10;
-/// A block of many entries has at most this many pages unpacked, because a lookup unpacks all of it.
+/// The most pages that a block of many entries takes when it is unpacked: a lookup unpacks the whole block.
 pub const TARGET_PAGES_MAX: usize = 4;
 /// A frame unpacks to at most this many times its length (T3).
 const UNPACK_RATIO_MAX: usize = 16;
 
-/// What a block holds. On disk one byte, never renumbered.
+/// What a block holds. On disk this is one byte, and the numbers never change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BlockKind {
     /// Entries.
@@ -103,7 +104,7 @@ pub fn put_frame(
     let plain_pages = pages(payload.len());
     let compressed = if 1 < plain_pages && payload.len() <= COMPRESS_BYTES_MAX {
         Some(lz4_flex::block::compress(payload)).filter(|packed| {
-            // T3: only if a page is saved. The ratio is kept below.
+            // T3: only if this saves a page. The limit on the ratio follows below.
             pages(packed.len()) < plain_pages
         })
     } else {
@@ -129,7 +130,8 @@ pub fn put_frame(
     (BlockHandle { offset, bytes }, stored_bytes)
 }
 
-/// The length of the frame that begins with `front`. It is not verified yet, but is a multiple of the page size.
+/// The length of the frame that begins with `front`. The length is not verified yet, but is a multiple of the page
+/// size.
 pub fn frame_bytes(front: &[u8]) -> Result<u64, CorruptionReason> {
     let mut reader = Reader::new(front);
     reader.u32()?;
@@ -139,7 +141,7 @@ pub fn frame_bytes(front: &[u8]) -> Result<u64, CorruptionReason> {
     }
 }
 
-/// A frame whose checksum and lengths were verified, not unpacked yet.
+/// A frame whose checksum and lengths were verified, and which is not unpacked yet.
 pub struct Frame {
     bytes: AlignedBuf,
     kind: BlockKind,
@@ -312,7 +314,7 @@ impl<'a> Parts<'a> {
 
     /// The last restart point whose key is at or below `key`, or the first one.
     fn last_restart_at_or_below(&self, key: &[u8]) -> Result<usize, CorruptionReason> {
-        // The key of `low` is at or below `key` (or `low` is 0), the key of `high` is above it.
+        // The key of `low` is at or below `key`, or `low` is 0. The key of `high` is above `key`.
         let (mut low, mut high) = (0, self.restarts.len());
         while 1 < high - low.min(high) {
             let middle = low.midpoint(high);
@@ -364,9 +366,9 @@ pub struct Located {
     pub value: Range<usize>,
 }
 
-/// The first entry at or above `key`. No key is put together: it is enough to know how long a prefix of `key` the entry
-/// before has. An entry that shares less than that with the entry before it is greater than `key`. An entry that shares
-/// more is still smaller than `key`. If it shares just as much, the rest of its key decides.
+/// The first entry at or above `key`. No whole key is assembled: it is enough to know how many bytes the entry before
+/// shares with `key`. An entry that shares fewer bytes with the entry before it is greater than `key`. An entry that
+/// shares more bytes is still smaller than `key`. If it shares exactly as many bytes, the rest of its key decides.
 pub fn seek(payload: &[u8], key: &[u8]) -> Result<Option<Located>, CorruptionReason> {
     let parts = Parts::of(payload)?;
     let low = parts.last_restart_at_or_below(key)?;
@@ -429,7 +431,7 @@ impl Cursor {
         Ok(())
     }
 
-    /// Moves to the next entry; `false` at the end.
+    /// Moves to the next entry. Returns `false` at the end.
     pub fn advance(&mut self) -> Result<bool, CorruptionReason> {
         if std::mem::take(&mut self.sought) {
             return Ok(true);
@@ -441,7 +443,7 @@ impl Cursor {
         }
         let entry = parts.entry(self.next)?;
         if self.key.len() < entry.shared {
-            return Err(CorruptionReason::Damaged("an entry shares more than the key before it has"));
+            return Err(CorruptionReason::Damaged("an entry shares more bytes than the key before it has"));
         }
         self.key.truncate(entry.shared);
         self.key.extend_from_slice(entry.suffix);
@@ -462,7 +464,7 @@ pub fn separator(last: &[u8], next: &[u8]) -> Vec<u8> {
     debug_assert!(last < next);
     let shared = common_prefix(last, next);
     match (last.get(shared), next.get(shared)) {
-        // `last`, cut after the first byte that differs, with that byte counted up, if the result stays below `next`.
+        // `last`, cut after the first byte that differs, with 1 added to that byte, if the result stays below `next`.
         (Some(&low), Some(&high)) if low < high => {
             if low + 1 < high || shared + 1 < next.len() {
                 let mut key = last[..=shared].to_vec();
@@ -477,8 +479,8 @@ pub fn separator(last: &[u8], next: &[u8]) -> Vec<u8> {
     }
 }
 
-/// Payload bytes for a block that fills one page, and at most `TARGET_PAGES_MAX` unpacked, if it compresses like the
-/// last block, whose `raw` bytes took `stored` bytes.
+/// How many payload bytes the next block should take to fill one page, if it compresses like the last block, whose
+/// `raw` bytes took `stored` bytes. The result is at most `TARGET_PAGES_MAX` pages.
 pub fn raw_bytes_target(stored: usize, raw: usize) -> usize {
     let page = BLOCK_BYTES - FRAME_BYTES;
     if raw <= stored {

@@ -1,7 +1,8 @@
 //! Sorted entries → a sorted file, in one pass and bounded memory.
 //!
-//! Owns: where one block ends and the next begins, and what the index says of each. The file is complete and synced
-//! when `finish` returns. Its name is not synced: the caller syncs the directory before a manifest names the file (P7).
+//! Owns: where one block ends and the next begins, and what the index says about each block. The file is complete and
+//! synced when `finish` returns. Its name is not synced: the caller syncs the directory before a manifest names the
+//! file (P7).
 
 use super::block::{BlockBuilder, BlockKind, TARGET_PAGES_MAX, put_frame, raw_bytes_target, separator};
 use super::{BlockHandle, SstMeta, filter};
@@ -18,7 +19,7 @@ const WRITE_BYTES: usize = 512 << 10;
 const PAGE_PAYLOAD_BYTES: usize = BLOCK_BYTES - super::block::FRAME_BYTES;
 /// A partition ends at this many keys: its filter is then two or three pages long, and is built within a slice.
 const PARTITION_KEYS_MAX: usize = 8 << 10;
-/// If entries do not compress, a large block is tried every this many blocks, in case later entries do.
+/// If entries do not compress, one large block is tried in this many blocks, in case later entries compress.
 const RETRY_BLOCKS: u32 = 64;
 
 /// A sorted file being written.

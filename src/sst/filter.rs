@@ -4,17 +4,17 @@
 //!   u8 probes   bits
 //! ```
 //!
-//! A key has ten bits and seven probes: 0.8 % of absent keys are taken for present. The probes of a key are `h + i * d`
-//! (Kirsch and Mitzenmacher, ESA 2006) over one 64-bit hash. The choice was decided by these measurements for 4,000
-//! keys (`cargo bench --bench designs -- filters`, on the machine of BENCHMARKS.md):
+//! A key has ten bits and seven probes: 0.8 % of absent keys pass the filter. The probes of a key are `h + i * d`
+//! (Kirsch and Mitzenmacher, ESA 2006) over one 64-bit hash. These measurements for 4,000 keys decided the choice
+//! (`cargo bench --bench designs -- filters`, on the machine of BENCHMARKS.md):
 //!
-//! | | bits a key | absent keys that pass | built in | an absent key | a present key |
+//! | | bits per key | absent keys that pass | build | look up an absent key | look up a present key |
 //! | --- | ---: | ---: | ---: | ---: | ---: |
 //! | Bloom | 10.0 | 0.83 % | 30 µs | 2.2 ns | 7.2 ns |
 //! | binary fuse, 8 bits | 11.3 | 0.39 % | 104 µs | 4.1 ns | 3.7 ns |
 //!
 //! A Bloom filter is built faster, and every merge builds filters. It answers faster for absent keys, and most filters
-//! that a lookup asks, those of the levels above the level of the key, do not hold the key.
+//! that a lookup asks do not hold the key: they belong to the levels above the level of the key.
 
 use crate::codec::to_usize;
 use crate::error::CorruptionReason;

@@ -70,7 +70,7 @@ impl BlockHandle {
     }
 }
 
-/// What is known of a file without opening it. The manifest keeps one `SstMeta` for each file.
+/// What is known about a file without opening it. The manifest keeps one `SstMeta` for each file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SstMeta {
     /// Its number.
@@ -89,7 +89,7 @@ pub struct SstMeta {
     pub entries: u64,
     /// Tombstones.
     pub tombstones: u64,
-    /// What is known of the entries that expire; `None` if no entry expires.
+    /// What is known about the entries that expire; `None` if no entry expires.
     pub expiry: Option<Expiry>,
 }
 
@@ -120,7 +120,7 @@ impl SstMeta {
         }
     }
 
-    /// Counts the next entry, in key order. The caller, who knows which key is the last, sets the largest key.
+    /// Counts the next entry, in key order. Only the caller knows which key is the last, and sets the largest key.
     pub fn count(&mut self, entry: &Entry<'_>) {
         if self.entries == 0 {
             self.smallest = entry.key.into();

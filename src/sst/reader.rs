@@ -1,8 +1,8 @@
 //! Reads a sorted file: its blocks, and one key by filter and index.
 //!
-//! Owns: the way from a key to its block, and the checks on that way. A [`PointLookup`] decides and never reads: it
-//! names the block that it wants, and the caller brings that block from the cache or the disk. For entries in order see
-//! [`super::run`].
+//! Owns: the path from a key to its block, and the checks on that path. A [`PointLookup`] decides and never reads: it
+//! names the block that it wants, and the caller fetches that block from the cache or the disk. For entries in order
+//! see [`super::run`].
 
 use bytes::Bytes;
 
@@ -73,7 +73,7 @@ impl<F: File> Sst<F> {
         Ok(())
     }
 
-    /// Unpacks the frame that was at `handle`. `guard` is kept as long as the block is in memory.
+    /// Unpacks the frame that was at `handle`. `guard` is dropped together with the memory of the block.
     ///
     /// # Errors
     /// `Corruption`, with file and offset.
@@ -161,7 +161,7 @@ impl PointLookup {
             if block.kind == kind {
                 Ok(())
             } else {
-                Err(CorruptionReason::Damaged("the block is of another kind than the index says"))
+                Err(CorruptionReason::Damaged("the block is not of the kind that the index says"))
             }
         };
         match self.stage {

@@ -2,7 +2,8 @@
 //!
 //! A run walks from the top index of a file to an index block, to a data block, and from entry to entry. It opens a
 //! file when it comes to that file. Blocks come from the cache if the opener has one, otherwise from a window that
-//! reads ahead. Blocks that a run reads are not put into the cache, where they would evict what point lookups use.
+//! reads ahead. Blocks that a run reads are not put into the cache, where they would evict blocks that point lookups
+//! use.
 
 use std::rc::Rc;
 
@@ -165,7 +166,7 @@ impl<F: File> Walk<F> {
     /// Makes the block the current one of its kind.
     fn enter(&mut self, block: &Block, kind: BlockKind, from: &[u8]) -> Result<(), CorruptionReason> {
         if block.kind != kind {
-            return Err(CorruptionReason::Damaged("the block is of another kind than the index says"));
+            return Err(CorruptionReason::Damaged("the block is not of the kind that the index says"));
         }
         let mut cursor = Cursor::new(block.payload.clone());
         if !from.is_empty() {
@@ -181,7 +182,7 @@ impl<F: File> Walk<F> {
 
     async fn supply(&mut self) -> Result<()> {
         match self.wanted {
-            // Index blocks lie after their data blocks. They are read without the window, which stays where it is.
+            // Index blocks lie after their data blocks, and are read without the window, which stays where it is.
             Some((handle, BlockKind::Data)) => {
                 self.sst.check_handle(handle)?;
                 self.window.fill(&self.sst, handle.offset, handle.bytes as usize, self.sst.top.offset).await
@@ -287,7 +288,7 @@ mod tests {
             blocks
         }
 
-        /// Caches about `share` of four blocks.
+        /// Caches about `share` of every four blocks.
         async fn cache(&mut self, share: u64, random: &mut Random) {
             let blocks = self.blocks().await.into_iter().filter(|_| random.below(4) < share);
             self.cached =
@@ -305,7 +306,8 @@ mod tests {
         let mut random = Random::new(seed);
         (1..=count)
             .map(|seqno| {
-                // Keys with a long common prefix have long separators, and a partition is full after a few of these.
+                // Keys with a long common prefix have long separators, and a partition is full after a few of these
+                // separators.
                 let length = [0, 40, 300, 2_000, 5_000][random.below(5) as usize];
                 let key = format!("{:02}{:p>length$}{}", random.below(20), "", random.below(1_000_000));
                 let bytes_max = [10, 100, 1_000, value_bytes_max][random.below(4) as usize];

@@ -1,11 +1,11 @@
-//! Checks every byte of a sorted file, and everything that one part of the file says of another part.
+//! Checks every byte of a sorted file, and everything that one part of the file says about another part.
 //!
 //! Owns: what has to be true inside one file. Changes nothing.
 //!
 //! Every page belongs to a frame that verifies, or to the footer. The keys of data blocks only grow. The index block of
-//! a partition lists exactly its data blocks, under keys that separate them. The filter of a partition knows all of its
-//! keys (T2). The top index lists exactly the partitions. The properties, and the description in the manifest, say what
-//! the entries are.
+//! a partition lists exactly its data blocks, under keys that separate them. The filter of a partition contains all
+//! keys of the partition (T2). The top index lists exactly the partitions. The properties block and the description in
+//! the manifest agree with the entries.
 
 use std::rc::Rc;
 
@@ -18,7 +18,8 @@ use crate::error::{CorruptionReason, Error, Result};
 use crate::key::{Entry, filter_hash};
 use crate::storage::File;
 
-/// What an index has to list: the handles of an entry, and the first and last key of the blocks that they lead to.
+/// One entry that an index has to list: its handles, and the first and last key of the blocks that these handles lead
+/// to.
 struct Listed {
     handles: Vec<BlockHandle>,
     first: Vec<u8>,

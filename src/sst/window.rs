@@ -1,4 +1,4 @@
-//! Reads a sorted file from front to back, ahead of what was asked for, without the block cache.
+//! Reads a sorted file from front to back, and ahead of the blocks that were asked for, without the block cache.
 
 use std::rc::Rc;
 
@@ -48,10 +48,10 @@ impl Window {
         self.bytes.get(from..from.checked_add(bytes)?)
     }
 
-    /// Reads the `bytes` bytes at `offset`, and what follows them up to `end` if that can be read as well.
+    /// Reads the `bytes` bytes at `offset`, and bytes after them, up to `end`, if those can be read as well.
     ///
     /// # Errors
-    /// `Io`, or `Corruption` if the file ends before that.
+    /// `Io`, or `Corruption` if the file ends too early.
     pub(super) async fn fill<F: File>(
         &mut self,
         sst: &Sst<F>,
@@ -60,7 +60,7 @@ impl Window {
         end: u64,
     ) -> Result<()> {
         let step = if READ_AHEAD_BYTES_MAX < bytes {
-            bytes // alone: a merge of large values then holds each of them once
+            bytes // without read-ahead, so that a merge of large values holds each value once
         } else {
             bytes.max(self.ahead.min(to_usize(end.saturating_sub(offset))))
         };
@@ -196,7 +196,7 @@ mod tests {
                 (ReadAhead::Full, &[256, 256, 20, 4]),
             ] {
                 let (mut window, mut at) = (Window::new(ahead), 0);
-                // The window ends before the last block. A block is read even there.
+                // `end` lies in front of the last block. A block that is asked for is read even beyond `end`.
                 let end = kib[..kib.len() - 1].iter().sum::<usize>() << 10;
                 for kib in kib {
                     let length = kib << 10;

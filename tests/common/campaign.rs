@@ -1,4 +1,4 @@
-//! Random runs by the thousand, and the seed of the run that fails.
+//! Thousands of random runs, and the seed of the run that fails.
 
 use std::time::Instant;
 
@@ -7,7 +7,7 @@ use proptest::test_runner::{Config, RngSeed, TestRunner};
 
 use super::{Row, setting};
 
-/// What was tried: runs, acknowledged writes, and damages that were refused.
+/// What was tried: runs, acknowledged writes, and cases of damage that were refused.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Tried {
     pub runs: u64,
@@ -34,8 +34,8 @@ impl Drop for PrintsSeed {
     }
 }
 
-/// Calls `run` with one seed after the other, beginning at `RINGKEEP_SEED`, until there were `runs` in all. Reports the
-/// line `name`.
+/// Calls `run` with one seed after the other, beginning at `RINGKEEP_SEED`, until there were at least `runs` runs in
+/// all. Reports them in the row `name`.
 pub fn campaign(name: &'static str, runs: u64, run: impl Fn(u64) -> Tried + Sync) {
     let first = setting("RINGKEEP_SEED", 7);
     let begin = Instant::now();
@@ -58,8 +58,8 @@ pub fn campaign(name: &'static str, runs: u64, run: impl Fn(u64) -> Tried + Sync
     Row { name, runs, acknowledged, detected, seconds: begin.elapsed(), ..Row::default() }.report();
 }
 
-/// Calls `test` with `cases` random inputs. `RINGKEEP_SEED` decides them; without it they are others each time. If a case
-/// fails, prints the seed and the shortest input that fails.
+/// Calls `test` with `cases` random inputs. `RINGKEEP_SEED` determines the inputs; without it they differ each time. If
+/// a case fails, this prints the seed and the shortest input that fails.
 pub fn for_random<S: Strategy>(cases: u32, inputs: S, test: impl Fn(S::Value)) {
     let seed = setting("RINGKEEP_SEED", getrandom::u64().unwrap());
     let _prints_seed = PrintsSeed(seed);

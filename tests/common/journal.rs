@@ -1,4 +1,5 @@
-//! Clients that write until the server is gone and remember every answer. Afterwards the server is compared with them.
+//! Clients that write until the server is gone, and remember every answer. Afterwards the content of the server is
+//! compared with what the clients remember.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -25,7 +26,7 @@ pub struct Journals {
     seed: u64,
 }
 
-/// What the clients have done so far, and what they may expect.
+/// What the clients have done so far, and what they have to expect from now on.
 #[derive(Default)]
 pub struct Progress {
     /// Writes acknowledged.
@@ -40,7 +41,8 @@ pub struct Progress {
     pub over: AtomicBool,
     /// The clients must stop.
     pub stop: AtomicBool,
-    /// From now on the server may end, or fail. Until then every request must be answered, and not with a failure.
+    /// From now on the server may end, or fail. Until then every request must be answered, and no answer may be a
+    /// failure.
     pub may_end: AtomicBool,
 }
 
@@ -79,7 +81,8 @@ impl Journals {
         Self { clients: vec![BTreeMap::new(); clients], round: 0, seed }
     }
 
-    /// Lets all clients write until they cannot, while `watch` runs. Returns the number of acknowledged writes.
+    /// Lets all clients write until the server is gone or `stop` is set, while `watch` runs. Returns the number of
+    /// acknowledged writes.
     pub fn write(&mut self, address: SocketAddr, watch: impl FnOnce(&Progress)) -> u64 {
         self.round += 1;
         let progress = Progress::default();
@@ -171,7 +174,7 @@ fn write(
                 progress.disk_full.fetch_add(u64::from(status == 507), Ordering::SeqCst);
                 continue;
             }
-            // The log could not be written: this write may be there or not.
+            // The WAL could not be written: this write may be there or not.
             500 => return progress.expect_end(reply.text()),
             status => panic!("{status} {}", reply.text()),
         }
@@ -180,7 +183,7 @@ fn write(
     }
 }
 
-/// Reads a key whose value is known. Returns `false` if no answer came that proves anything.
+/// Reads a key whose value is known. Returns `false` if there was no answer, or an answer that proves nothing.
 fn read(client: &mut Client, key: &str, expected: Option<u64>, progress: &Progress) -> bool {
     let request = format!("GET /get?key={key} HTTP/1.1\r\nHost: x\r\n\r\n");
     let sent_all = client.stream.write_all(request.as_bytes()).is_ok();

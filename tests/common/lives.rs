@@ -1,7 +1,7 @@
 //! Lives of a shard on simulated storage: random writes and reads beside random background work, until a clean stop, a
 //! failure or a crash. One store lives several lives.
 //!
-//! A [`Ledger`] remembers what was sent in each of them, and how much of it the shard has promised to keep.
+//! A [`Ledger`] remembers which writes were sent in each life, and how many of them the shard has promised to keep.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -18,7 +18,7 @@ use ringkeep::storage::sim::SimStorage;
 
 use super::sim::{NOW, OWNER};
 
-/// Few, so that most writes replace a value.
+/// Few keys, so that most writes replace a value.
 pub const KEYS: usize = 12;
 
 /// Rounds of a life that ends by a clean stop.
@@ -28,9 +28,9 @@ const ROUNDS: usize = 8;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scene {
     pub config: DbConfig,
-    /// Bytes of a value beside its number.
+    /// Bytes of a value after its number. The number chooses one of these lengths.
     pub value_bytes: [usize; 4],
-    /// Lives of one store.
+    /// How many lives a store has.
     pub lives: u64,
 }
 
@@ -53,12 +53,12 @@ impl Scene {
     }
 }
 
-/// The key with this index: short or long, some of them a prefix of others.
+/// The key with this index. Keys are short or long, and some keys are prefixes of others.
 pub fn key(index: usize) -> Vec<u8> {
     vec![b'k'; 1 + index % 3 * 40].into_iter().chain([b'a' + index.to_le_bytes()[0]]).collect()
 }
 
-/// For each key the number that its value was made of; `None` if the key is absent.
+/// For each key, the number that its value was made of; `None` if the key is absent.
 pub type Content = [Option<u32>; KEYS];
 
 /// What readers of the shard see.
@@ -76,9 +76,9 @@ pub struct Ledger {
     pub scene: Scene,
     /// The index of a key, and the number that its value was made of; `None` for a delete.
     pub sent: Vec<(usize, Option<u32>)>,
-    /// So many of the first writes were committed. If every group is synced, they were acknowledged as well.
+    /// How many of the first writes were committed. If every group is synced, these writes were acknowledged as well.
     committed: usize,
-    /// So many of the first writes are durable.
+    /// How many of the first writes are durable.
     pub acknowledged: usize,
 }
 
@@ -87,7 +87,7 @@ impl Ledger {
         Self { scene, sent: Vec::new(), committed: 0, acknowledged: 0 }
     }
 
-    /// What the first `count` writes make.
+    /// The content after the first `count` writes.
     fn content(&self, count: usize) -> Content {
         let mut content = Content::default();
         for (key, value) in &self.sent[..count] {
@@ -96,7 +96,7 @@ impl Ledger {
         content
     }
 
-    /// The first `count` writes are committed: groups are committed in order.
+    /// Records that the first `count` writes are committed. Groups are committed in order.
     fn commit(&mut self, count: usize) {
         self.committed = self.committed.max(count);
         if self.scene.config.sync_every_group {
@@ -104,12 +104,13 @@ impl Ledger {
         }
     }
 
-    /// The first `count` writes are known to be durable.
+    /// Records that the first `count` writes are durable.
     fn acknowledge(&mut self, count: usize) {
         self.acknowledged = self.acknowledged.max(count);
     }
 
-    /// How many of the first writes make up what was found, if it is at least `least`.
+    /// How many of the first writes make the content that was found: the smallest number from `least` on; `None` if no
+    /// number does.
     pub fn prefix(&self, found: &Content, least: usize) -> Option<usize> {
         let mut content = self.content(least);
         (least..=self.sent.len()).find(|count| {
@@ -121,7 +122,8 @@ impl Ledger {
         })
     }
 
-    /// A new process shows these contents. They have to stay (P2). Whatever else was sent before never happened.
+    /// Records that a new process shows this content, which has to stay (P2). The other writes that were sent before
+    /// never happened.
     fn begin_life(&mut self, shown: &Content) {
         let count = self.prefix(shown, self.acknowledged);
         let count = count.unwrap_or_else(|| panic!("found {shown:?} after the open"));
@@ -130,7 +132,7 @@ impl Ledger {
     }
 }
 
-/// Passes over errors that leave the shard usable, as the background tasks of a server do.
+/// Ignores errors that leave the shard usable, as the background tasks of a server do.
 fn tolerate<T>(result: Result<T>) -> Result<()> {
     match result {
         Err(error) if error.kind() == ErrorKind::Poisoned => Err(error),
@@ -138,7 +140,7 @@ fn tolerate<T>(result: Result<T>) -> Result<()> {
     }
 }
 
-/// One life of the store in `storage`: until the clean stop, or the first error that ends a process.
+/// One life of the store in `storage`: until the clean stop, or until the first error that ends a process.
 pub async fn live(storage: &SimStorage, seed: u64, ledger: &RefCell<Ledger>) -> Result<()> {
     let scene = ledger.borrow().scene;
     let db = match load(storage, OWNER).await? {
@@ -233,11 +235,11 @@ async fn round(db: &Db<SimStorage>, ledger: &RefCell<Ledger>, random: &mut Rando
 /// Sends some batches of writes, and waits for the answers of each.
 async fn write(db: &Db<SimStorage>, ledger: &RefCell<Ledger>, mut random: Random) -> Result<()> {
     for _ in 0..=random.below(4) {
-        // Others are ahead or behind, so that a group forms while the one before is synced.
+        // The writers run at different speeds, so that a group forms while the group before it is synced.
         for _ in 0..random.below(4) {
             db.pause().await;
         }
-        // So the next group may begin a WAL while the one before is on its way to another.
+        // So the next group may begin a new WAL while the group before it is still being written to the old WAL.
         if random.below(6) == 0 {
             db.request_flush();
         }
@@ -271,12 +273,12 @@ async fn write(db: &Db<SimStorage>, ledger: &RefCell<Ledger>, mut random: Random
     Ok(())
 }
 
-/// Reads now and then. What a reader sees must stay, as if it had been acknowledged (P2). In the other sync modes it is a
-/// write that was sent, and no more.
+/// Reads now and then. A write that a reader has seen must stay, as if it had been acknowledged (P2). If not every
+/// group is synced, a write that was read is only known to have been sent.
 async fn read(db: &Db<SimStorage>, ledger: &RefCell<Ledger>, mut random: Random) -> Result<()> {
     for _ in 0..random.below(12) {
         let index = random.below(KEYS as u64) as usize;
-        // A read may fail where operations do; it must not be wrong.
+        // A read may fail when operations of the disk fail, but it must not be wrong.
         if let Ok(Some(bytes)) = db.get(&key(index), NOW).await {
             let mut ledger = ledger.borrow_mut();
             let number = ledger.scene.number(&bytes);

@@ -1,5 +1,6 @@
-//! A server process under test, and a client that sends and receives bytes. For tests on simulated storage: a shard to build scenarios of
-//! ([`sim`]), lives that end by crashes ([`lives`]), and a world that has to agree with a sorted map ([`world`]).
+//! A server process under test, and a client that sends and receives bytes. For tests on simulated storage: a shard to
+//! build scenarios from ([`sim`]), lives that end by crashes ([`lives`]), and a world that has to agree with a sorted
+//! map ([`world`]).
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of this module")]
 
 pub mod campaign;
@@ -148,7 +149,8 @@ impl Drop for Server {
     }
 }
 
-/// Starts the binary. Returns it with the first line that it prints, which is empty if it ends before.
+/// Starts the binary. Returns the process, and the first line that it prints. The line is empty if the process ends
+/// before it prints one.
 pub fn spawn(data_dir: &Path, flags: &[&str]) -> (Child, String) {
     spawn_with(&[], data_dir, flags, Stdio::inherit())
 }
@@ -170,7 +172,7 @@ fn spawn_with(wrapper: &[&str], data_dir: &Path, flags: &[&str], log: Stdio) -> 
     (child, line)
 }
 
-/// Flags that keep a server small: at its start it allocates and fills with zeros only a few MiB.
+/// Flags that keep a server small: at its start the server allocates only a few MiB and fills them with zeros.
 pub const SMALL: &[&str] =
     &["--memtable-size", "1MiB", "--max-value-size", "1MiB", "--cache-size", "4MiB", "--threads", "2"];
 
@@ -188,7 +190,7 @@ impl Reply {
     }
 }
 
-/// A connection that sends any bytes and reads replies.
+/// A connection that can send any bytes, and reads replies.
 pub struct Client {
     pub stream: TcpStream,
     pending: Vec<u8>,
@@ -251,7 +253,7 @@ impl Client {
         self.try_reply(false).expect("the connection ended before the reply")
     }
 
-    /// Whether the server has closed the connection and sent nothing more.
+    /// Whether the server has closed the connection without sending anything more.
     pub fn is_closed(&mut self) -> bool {
         self.pending.is_empty() && !self.fill()
     }
@@ -266,7 +268,7 @@ impl Client {
         self.send(body).reply()
     }
 
-    /// Posts until the server accepts the value. While a disk stands still for long, the server answers 503, which asks
+    /// Posts until the server accepts the value. If a disk stalls for a long time, the server answers 503, which asks
     /// the client to try again.
     pub fn post_patiently(&mut self, target: &str, body: &[u8]) -> Reply {
         let begin = Instant::now();

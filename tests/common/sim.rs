@@ -1,5 +1,5 @@
-//! A shard on simulated storage, and the steps that scenarios are made of. The background work of a shard is futures, and a
-//! scenario drives them one by one: the same steps give the same disk.
+//! A shard on simulated storage, and the steps that scenarios are made of. The background work of a shard consists of
+//! futures. A scenario drives them one by one, so the same steps give the same disk.
 
 use bytes::Bytes;
 use ringkeep::check::{Report, check_shard};
@@ -50,13 +50,13 @@ impl Shard {
     /// The shard that the next process finds on a disk.
     ///
     /// # Errors
-    /// The start is refused.
+    /// If the start is refused.
     pub async fn open(storage: SimStorage, config: DbConfig) -> Result<(Self, Recovered)> {
         let (db, recovered) = Db::open(storage.clone(), OWNER, config).await?;
         Ok((Self { storage, config, db }, recovered))
     }
 
-    /// The shard that the next process finds after a crash. This one goes on.
+    /// The shard that the next process finds after a crash. This shard goes on.
     pub async fn after_crash(&self, fate: Fate) -> Self {
         Self::open(self.storage.crash(fate), self.config).await.unwrap().0
     }
@@ -132,13 +132,13 @@ impl Shard {
         check_shard(&self.storage, OWNER, &vec![OWNER.shard; SLOT_COUNT], |_| {}).await
     }
 
-    /// What the readers of a key find at `now`: all of them find the same.
+    /// What every kind of reader finds for a key at `now`: all of them must find the same.
     pub async fn find(&self, key: &[u8], now: UnixMillis) -> Option<Found> {
         find(&self.db, key, now).await
     }
 }
 
-/// What the readers of a key find at `now`: all of them find the same.
+/// What every kind of reader finds for a key at `now`: all of them must find the same.
 pub async fn find(db: &Db<SimStorage>, key: &[u8], now: UnixMillis) -> Option<Found> {
     let found = db.lookup(key, now).unwrap().finish(db, key).await.unwrap();
     let value = db.get(key, now).await.unwrap();
@@ -174,7 +174,7 @@ pub async fn operate(db: &Db<SimStorage>, op: Op<&[u8]>, now: UnixMillis) -> Out
     }
 }
 
-/// The entries of a source from the first key at or above `from` on. Calls `between` before each step.
+/// The entries of a source whose keys are at or above `from`. Calls `between` before each step.
 pub async fn read_all<S: Source>(
     source: &mut S,
     from: &[u8],

@@ -1,9 +1,10 @@
-//! A shard on simulated storage and a sorted map, which must agree: random steps, and what readers have to find after each.
+//! A shard on simulated storage and a sorted map, which must agree: random steps, and what readers have to find after
+//! each step.
 //!
-//! The clock is a part of the world. It moves by random steps, and now and then it is set back. An entry that has expired
-//! hides older ones from readers, whether or not a compaction has removed it. A compaction may remove an entry that expired
-//! a minute ago or longer. If the clock is set back before the expiry of such an entry, the entry may be there or not; an
-//! older one must not be.
+//! The clock is a part of the world. It moves by random steps, and now and then it is set back. An entry that has
+//! expired hides older ones from readers, whether or not a compaction has removed it. A compaction may remove an entry
+//! that expired a minute ago or longer. If the clock is then set back to a time before the expiry of such an entry, the
+//! entry may be there or not. An older entry must not be there.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -28,7 +29,7 @@ const EXPIRY_MARGIN_MILLIS: u64 = 60_000;
 /// What the keys hold. Entries that have expired are among them, until they are replaced or deleted.
 pub type Map = BTreeMap<Vec<u8>, Found>;
 
-/// A key of random length; some are a prefix of others.
+/// The key with this number. Keys have five lengths, and long prefixes in common.
 pub fn key(number: u8) -> Vec<u8> {
     vec![b'k'; 1 + usize::from(number % 5) * 60].into_iter().chain([number]).collect()
 }
@@ -40,7 +41,7 @@ fn value(number: u16) -> Vec<u8> {
 /// Something that happens to a shard.
 #[derive(Debug, Clone)]
 pub enum Step {
-    /// Sets a key, perhaps to a value that expires after so many milliseconds.
+    /// Sets a key, perhaps to a value that expires after this many milliseconds.
     Set(u8, u16, Option<u64>),
     Delete(u8),
     Get(u8),
@@ -49,9 +50,9 @@ pub enum Step {
     Commit,
     Flush,
     Compact,
-    /// Lets the clock go on by so many milliseconds.
+    /// Lets the clock go on by this many milliseconds.
     Wait(u64),
-    /// Sets the clock back by so many milliseconds.
+    /// Sets the clock back by this many milliseconds.
     SetBack(u64),
     /// A clean stop and a start.
     Stop,
@@ -97,7 +98,7 @@ pub fn steps(most: usize) -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..most)
 }
 
-/// Settings with tiny limits of every kind: answers may not depend on them.
+/// Settings with tiny limits of every kind. Answers must not depend on the limits.
 pub fn config() -> impl Strategy<Value = DbConfig> {
     (1_usize..1_500_000, 1_usize..200_000, any::<bool>(), 16_usize..20, 4_u64..10, 1_u64..60).prop_map(
         |(memtable_bytes, cache_bytes, sync_every_group, open_files_max, manifest_blocks, step)| DbConfig {
@@ -114,14 +115,14 @@ pub fn config() -> impl Strategy<Value = DbConfig> {
     )
 }
 
-/// A write that is not committed yet: a key, and what it holds then.
+/// A write that is not committed yet: a key, and what the key holds after the write.
 type Write = (Vec<u8>, Option<Found>);
 
 /// The shard, what readers must find, and the writes that are not committed yet, in order.
 pub struct World {
     pub shard: Shard,
     pub now: UnixMillis,
-    /// The latest moment of a compaction.
+    /// The latest time at which a compaction ran.
     compacted_at: UnixMillis,
     /// What is committed.
     visible: Map,
@@ -131,7 +132,8 @@ pub struct World {
     possible: Vec<Map>,
     /// Reads of keys whose entry has expired.
     pub reads_of_expired: Cell<u32>,
-    /// Reads of keys whose entry has not expired by the clock that was set back, and was removed before.
+    /// Reads of keys whose entry was removed before the clock was set back to a time at which the entry has not
+    /// expired.
     pub reads_of_removed: Cell<u32>,
 }
 
@@ -202,12 +204,12 @@ impl World {
         map
     }
 
-    /// Whether readers at `now` may find this of a key that holds `held` (P10).
+    /// Whether readers at `now` may find `found` for a key that holds `held` (P10).
     fn may_find(&self, found: Option<&Found>, held: Option<&Found>, now: UnixMillis) -> bool {
         let Some(held) = held else { return found.is_none() };
         match held.expires {
             Some(expires) if expires <= now => found.is_none(),
-            // A compaction may have removed it before the clock was set back.
+            // A compaction may have removed the entry before the clock was set back.
             Some(expires) if expires.0 + EXPIRY_MARGIN_MILLIS <= self.compacted_at.0 => {
                 found.is_none_or(|found| found == held)
             }
@@ -218,7 +220,7 @@ impl World {
     pub async fn commit(&mut self) {
         let db = &self.shard.db;
         db.commit_next().await.unwrap();
-        // The queue is taken group by group.
+        // Each call commits one group.
         while !self.pending.is_empty() {
             let before = db.committed().1;
             db.commit_next().await.unwrap();
@@ -329,10 +331,10 @@ impl World {
         }
     }
 
-    /// The next process finds a prefix in commit order, from what was synced on (P1, P4).
+    /// The next process finds everything that was synced, and a prefix in commit order of the other writes (P1, P4).
     async fn reopen(&mut self, fate: Fate) {
         self.shard = self.shard.after_crash(fate).await;
-        // Before every expiry: what is not found then is gone for good.
+        // The reads are at a time before every expiry: an entry that they do not find is gone for good.
         let mut left = Map::new();
         for number in 0..KEYS {
             let key = key(number);
