@@ -112,9 +112,7 @@ echo "== files of records"
 mutant 'a sync covers what was written while it ran' src/record/file.rs \
     'self.durable.set(end);' 'self.durable.set(self.end.get());'
 mutant 'a failed sync is forgotten' src/record/file.rs \
-    'synced.clone()?;
-            self.durable' 'std::mem::replace(&mut *synced, Ok(()))?;
-            self.durable'
+    'self.failure.borrow().clone().map_or(Ok(()), Err)' 'self.failure.take().map_or(Ok(()), Err)'
 mutant 'a sync does nothing' src/record/file.rs \
     'let result = self.file.sync().await;' 'let result: std::io::Result<()> = Ok(());'
 if [ -n "$list" ] || { [ "$(id -u)" = 0 ] && [ -e /dev/loop-control ] && command -v mkfs.xfs >/dev/null; }; then
@@ -149,14 +147,20 @@ mutant 'the marks of a new file are not synced' src/record/file.rs \
 mutant 'the name of a new file is not synced' src/record/file.rs \
     'sync_names(storage).await?;' ''
 mutant 'the zeros of a longer file are not synced' src/record/file.rs \
-    'file.sync().await.map_err(|error| {
-            Error::io(format!("sync {}, which grew' 'Ok(()).map_err(|error: std::io::Error| {
-            Error::io(format!("sync {}, which grew'
+    'let result = file
+            .sync()
+            .await
+            .map_err(|error|' 'let result = Ok(()).map_err(|error: std::io::Error|'
 mutant 'a file is used while it grows' src/record/file.rs \
     'let result = self.grow_to' 'self.allocated.set(length);
         let result = self.grow_to'
 mutant 'a file grows after a failed sync' src/record/file.rs \
-    'self.check_synced().map_err(|error| error.with_kind(ErrorKind::Poisoned))?;' ''
+    'self.note_sync(result).map_err(|error| error.with_kind(ErrorKind::Poisoned))?;' \
+    'result.map_err(|error: Error| error.with_kind(ErrorKind::Poisoned))?;'
+mutant 'a group is durable whatever a growth beside it has lost' src/record/file.rs \
+    'self.note_sync(
+                result.map_err(|error| Error::io(format!("sync {} up to offset {end}", self.label), error)),
+            )?;' 'result.map_err(|error| Error::io(format!("sync {} up to offset {end}", self.label), error))?;'
 mutant 'a mark is written after a failed sync' src/record/file.rs \
     '        self.check_synced()?;
 ' ''
