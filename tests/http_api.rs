@@ -82,6 +82,66 @@ fn every_endpoint_answers_as_the_table_says() {
     }
     let two = client.post("/set?key=a&value=b", b"c");
     assert_eq!(two.status, 400);
+    for target in ["*", "/", "/get?key=k"] {
+        let reply = client.request("OPTIONS", target);
+        assert!(reply.status == 200 && reply.head.contains("allow: GET, HEAD"), "{target}: {reply:?}");
+    }
+    for (target, code) in [("/get?key=absent", "key-not-found"), ("/gte?key=absent", "unknown-path")] {
+        let head = client.request("GET", target).head;
+        assert!(head.contains(&format!("ringkeep-error: {code}\r\n")), "{head}");
+    }
+}
+
+#[test]
+fn a_page_of_another_site_changes_nothing() {
+    let (_folder, server) = server();
+    let mut client = server.client();
+    assert_eq!(client.request("POST", "/set?key=k&value=v").status, 200);
+    let mut send = |line: &str, field: &str| {
+        client.send(format!("{line} HTTP/1.1\r\nHost: {}\r\n{field}\r\n\r\n", server.address)).reply().status
+    };
+    for field in [
+        "Sec-Fetch-Site: cross-site",
+        "Origin: https://evil.example",
+        "Origin: null",
+        "Sec-Purpose: prefetch",
+    ] {
+        for line in ["POST /set?key=k&value=w", "POST /del?key=k", "GET /shutdown", "POST /shutdown"] {
+            assert_eq!(send(line, field), 403, "{line}, {field}");
+        }
+        assert_eq!(send("GET /get?key=k", field), 200, "{field}");
+    }
+    let own = format!("Origin: http://{}", server.address);
+    assert_eq!(send("POST /set?key=k&value=w", &own), 200);
+}
+
+#[test]
+fn a_refusal_reaches_a_client_that_sends_everything_first() {
+    let (_folder, data) = folder();
+    let server = Server::start(&data, &[SMALL, &["--max-connections", "3"]].concat());
+    let body = vec![b'v'; 8 << 20];
+    let request = format!("PUT /set?key=k HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
+    for _ in 0..5 {
+        let mut client = server.client();
+        let reply = client.send(&request).send(&body).reply();
+        assert_eq!(reply.status, 413, "{reply:?}");
+    }
+    // Connections in the middle of a request do not give way.
+    let mut busy = Vec::new();
+    while busy.len() < 3 {
+        let mut client = server.client();
+        // Until the clients before are gone, this one may be refused.
+        if client.request("GET", "/livez").status == 200 {
+            client.send("PUT /set?key=k HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nv");
+            busy.push(client);
+        }
+    }
+    let refused =
+        (0..50).filter(|_| server.client().send(&request).send(&body).reply().status == 503).count();
+    assert_eq!(refused, 50);
+    for client in &mut busy {
+        assert_eq!(client.send("v").reply().status, 200);
+    }
 }
 
 #[test]

@@ -27,7 +27,7 @@ use super::peers::{Peer, Peers, Phase};
 use super::response::{Body, Response, Wire, put_line_chunk};
 use super::route::Route;
 use super::stream::Stream;
-use super::{Handler, PIPELINE_MAX, Refusal, Reply, Status};
+use super::{Handler, IDLE_BUFFER_BYTES, PIPELINE_MAX, Refusal, Reply, Status};
 use crate::codec::to_usize;
 use crate::error::Result as EngineResult;
 use crate::key::{Slot, UnixMillis};
@@ -43,9 +43,6 @@ const HELD_BYTES_MAX: usize = 1 << 20;
 /// values, but never falls below a minimum.
 const EXPECTED_BYTES_FIRST: usize = 64 << 10;
 const EXPECTED_BYTES_MIN: usize = 4 << 10;
-/// After the last reply at most this much of what the client still sends is read and dropped, so that the reply reaches
-/// the client before a reset does.
-const LINGER_BYTES_MAX: usize = 1 << 20;
 /// Every connection may have buffers up to this size. Larger buffers count against the budget that connections share.
 const FREE_BUFFER_BYTES: usize = 64 << 10;
 /// A large value is written in parts of this size. Each part counts as progress.
@@ -53,6 +50,8 @@ const PART_BYTES: usize = 256 << 10;
 
 const OVER_BUDGET: Refusal =
     Refusal::new(Status::ServiceUnavailable, "too many large requests are under way; try again later");
+
+const LATE: Refusal = Refusal::new(Status::RequestTimeout, "the rest of the request did not come in time");
 
 /// Serves a connection to its end.
 ///
@@ -73,6 +72,38 @@ pub async fn serve<S: Stream, H: Handler>(stream: S, handler: &H, peers: &Peers<
     connection.run().await;
     connection.release_budget();
     peers.remove(id);
+}
+
+/// Answers a connection that is not served: 503 with a sentence, whatever the client sends.
+///
+/// Cancel safety: as [`serve`].
+pub async fn refuse<S: Stream>(stream: S, peers: &Peers<S>, why: &'static str) {
+    let (id, peer) = peers.add(stream);
+    peers.enter(&peer, Phase::Writing);
+    if peer.stream.write_all(peers.refusal(why)).await.0.is_ok() {
+        linger(&peer, peers).await;
+    }
+    peers.remove(id);
+}
+
+/// Closes for writing, then reads and drops what the client still sends, so that the last reply is not lost to a reset.
+/// [`Peers::tick`] ends this after a while.
+async fn linger<S: Stream>(peer: &Peer<S>, peers: &Peers<S>) {
+    peer.end(Shutdown::Write);
+    peers.enter(peer, Phase::Lingering);
+    if peers.is_draining() {
+        // Waiting is not worth it: only a client that keeps sending would see a reset.
+        peer.end(Shutdown::Read);
+    }
+    let mut buffer = Vec::with_capacity(IDLE_BUFFER_BYTES);
+    loop {
+        buffer.clear();
+        let (result, back) = peer.stream.read(buffer).await;
+        buffer = back;
+        if matches!(result, Ok(0) | Err(_)) {
+            return;
+        }
+    }
 }
 
 /// The client is gone, or must go.
@@ -528,6 +559,11 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         let (result, buffer) = self.peer.stream.read(self.input.lend_for_read()).await;
         self.input.give_back(buffer);
         match result {
+            Ok(0) if !idle && self.peer.is_late() => {
+                self.put(Response::refusal(&LATE), Wire::UNKNOWN).await?;
+                self.flush().await?;
+                Err(Gone)
+            }
             Ok(0) | Err(_) => Err(Gone),
             Ok(count) => {
                 self.has_read = true;
@@ -561,28 +597,12 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         self.peers.release(std::mem::take(&mut self.reserved));
     }
 
-    /// Closes for writing, then reads and drops for a while, so that the last reply is not lost to a reset.
+    /// Gives up what the connection holds, and lingers.
     async fn linger(&mut self) {
-        self.peer.end(Shutdown::Write);
-        self.enter(Phase::Lingering);
-        if self.peers.is_draining() {
-            // Waiting is not worth it: only a client that keeps sending would see a reset.
-            self.peer.end(Shutdown::Read);
-        }
         // What the client has sent is not needed any more. Other connections may use the memory.
         self.input = Input::new();
         self.release_budget();
-        let mut buffer = self.input.lend_for_read();
-        let mut dropped = 0;
-        while dropped < LINGER_BYTES_MAX {
-            buffer.clear();
-            let (result, back) = self.peer.stream.read(buffer).await;
-            buffer = back;
-            match result {
-                Ok(0) | Err(_) => return,
-                Ok(count) => dropped += count,
-            }
-        }
+        linger(&self.peer, self.peers).await;
     }
 }
 

@@ -24,6 +24,8 @@ pub enum Method {
     Put,
     /// Delete.
     Delete,
+    /// Ask which methods there are.
+    Options,
     /// Any other.
     Other,
 }
@@ -54,6 +56,8 @@ pub struct Head {
     pub keep_alive: bool,
     /// The client waits for `100 Continue`.
     pub expects_continue: bool,
+    /// A browser says that it sends the request for a page of another site, or before its user has asked for it.
+    pub foreign: bool,
     /// Bytes of the head.
     pub bytes: usize,
 }
@@ -168,6 +172,7 @@ pub fn parse(bytes: &[u8]) -> Result<Head, Refusal> {
             "POST" => Method::Post,
             "PUT" => Method::Put,
             "DELETE" => Method::Delete,
+            "OPTIONS" => Method::Options,
             _ => Method::Other,
         },
         target: start..start + target.len(),
@@ -175,14 +180,18 @@ pub fn parse(bytes: &[u8]) -> Result<Head, Refusal> {
         framing,
         keep_alive: if old { fields.keep_alive && !fields.close } else { !fields.close },
         expects_continue: fields.expects_continue && !old,
+        foreign: fields.foreign || fields.origin.is_some_and(|origin| !is_origin_of(origin, fields.host)),
         bytes: bytes.len(),
     })
 }
 
 /// The header fields that change how a request is read.
 #[derive(Default)]
-struct Fields {
+struct Fields<'a> {
     hosts: usize,
+    host: &'a [u8],
+    origin: Option<&'a [u8]>,
+    foreign: bool,
     length: Option<u64>,
     transfer_encodings: usize,
     chunked: bool,
@@ -191,14 +200,15 @@ struct Fields {
     expects_continue: bool,
 }
 
-impl Fields {
-    fn of(headers: &[httparse::Header<'_>]) -> Result<Self, Refusal> {
+impl<'a> Fields<'a> {
+    fn of(headers: &[httparse::Header<'a>]) -> Result<Self, Refusal> {
         let mut fields = Self::default();
         for header in headers {
             let is = |name: &str| header.name.eq_ignore_ascii_case(name);
             let value = header.value.trim_ascii();
             if is("host") {
                 fields.hosts += 1;
+                fields.host = value;
             } else if is("content-length") {
                 if fields.length.is_some() {
                     return Err(Refusal::bad("the length of the request body is ambiguous"));
@@ -221,10 +231,23 @@ impl Fields {
                     ));
                 }
                 fields.expects_continue = true;
+            } else if is("origin") {
+                fields.origin = Some(value);
+            } else if is("sec-fetch-site") {
+                // `none`: the user has typed the address.
+                fields.foreign |= !matches!(value, b"same-origin" | b"none");
+            } else if is("sec-purpose") || is("purpose") || is("x-moz") {
+                fields.foreign |= value.starts_with(b"prefetch");
             }
         }
         Ok(fields)
     }
+}
+
+/// Whether `origin`, as browsers send it, is a page that this server has sent under the name `host`.
+fn is_origin_of(origin: &[u8], host: &[u8]) -> bool {
+    let name = origin.strip_prefix(b"http://").or_else(|| origin.strip_prefix(b"https://"));
+    name.is_some_and(|name| name.eq_ignore_ascii_case(host))
 }
 
 /// A number of digits only: `str::parse` would accept a sign.
@@ -265,6 +288,27 @@ mod tests {
         let old = read("GET / HTTP/1.0\r\n\r\n").unwrap();
         assert!(old.old && !old.keep_alive);
         assert!(read("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n").unwrap().keep_alive);
+    }
+
+    #[test]
+    fn what_a_browser_sends_for_another_site_is_known() {
+        for (fields, foreign) in [
+            ("", false),
+            ("Origin: http://x:1\r\n", false),
+            ("Origin: https://X:1\r\n", false),
+            ("Sec-Fetch-Site: same-origin\r\n", false),
+            ("Sec-Fetch-Site: none\r\nSec-Fetch-Mode: navigate\r\n", false),
+            ("Sec-Fetch-Site: cross-site\r\n", true),
+            ("sec-fetch-site: same-site\r\n", true),
+            ("Origin: http://evil.example\r\n", true),
+            ("Origin: http://x:2\r\n", true),
+            ("Origin: null\r\n", true),
+            ("Sec-Purpose: prefetch;prerender\r\n", true),
+            ("Purpose: prefetch\r\n", true),
+        ] {
+            let head = read(&format!("GET / HTTP/1.1\r\nHost: x:1\r\n{fields}\r\n")).unwrap();
+            assert_eq!(head.foreign, foreign, "{fields:?}");
+        }
     }
 
     #[test]

@@ -97,12 +97,14 @@ pub struct Refusal {
     pub message: &'static str,
     /// With status 405, the methods that the path allows.
     pub allow: Option<&'static str>,
+    /// What the header `Ringkeep-Error` says, where the status has several causes.
+    pub code: Option<&'static str>,
 }
 
 impl Refusal {
     /// A refusal.
     pub const fn new(status: Status, message: &'static str) -> Self {
-        Self { status, message, allow: None }
+        Self { status, message, allow: None, code: None }
     }
 
     const fn bad(message: &'static str) -> Self {

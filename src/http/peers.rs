@@ -25,10 +25,13 @@ const SPARE_OUTPUT_BYTES_MAX: usize = 64 << 10;
 const IDLE_TIME: Duration = Duration::from_secs(75);
 const READING_TIME: Duration = Duration::from_secs(30);
 const WRITING_TIME: Duration = Duration::from_secs(60);
-const LINGER_TIME: Duration = Duration::from_secs(2);
+/// A body of 16 MiB that is refused while it is being sent takes less than this at 2 MiB/s.
+const LINGER_TIME: Duration = Duration::from_secs(10);
+/// At the limit on connections, one that was idle for longer than this gives way to a new one.
+const GIVE_WAY_TIME: Duration = Duration::from_secs(1);
 /// Each byte of a request or of a large reply gives its client this much more time, so in the long run a client has to
-/// reach 64 KiB per second.
-const TIME_PER_BYTE: Duration = Duration::from_nanos(15_259);
+/// reach 1 KiB per second.
+const TIME_PER_BYTE: Duration = Duration::from_nanos(1_000_000_000 / 1024);
 
 /// What all connections of a thread share.
 pub struct Peers<S> {
@@ -46,6 +49,8 @@ pub struct Peers<S> {
     pub(super) key_hash: KeyHash,
     /// Output buffers that no connection uses at the moment: idle connections hold none.
     spare_outputs: RefCell<Vec<Vec<u8>>>,
+    /// The time of the last look for an idle connection that found none.
+    none_idle_at: Cell<Option<Instant>>,
     /// Connections that watch the stop.
     watchers: Cell<usize>,
     watcher_came: Notify,
@@ -56,6 +61,8 @@ pub(super) struct Peer<S> {
     pub(super) stream: S,
     phase: Cell<Phase>,
     since: Cell<Instant>,
+    /// The connection was told to end, because its client was too slow or others need its place.
+    late: Cell<bool>,
 }
 
 /// What a connection does. [`super::connection`] draws the order.
@@ -92,6 +99,11 @@ impl<S: Stream> Peer<S> {
     pub(super) fn phase(&self) -> Phase {
         self.phase.get()
     }
+
+    /// Whether the client took too long.
+    pub(super) fn is_late(&self) -> bool {
+        self.late.get()
+    }
 }
 
 impl<S: Stream> Peers<S> {
@@ -115,6 +127,7 @@ impl<S: Stream> Peers<S> {
             value_bytes_max,
             key_hash,
             spare_outputs: RefCell::new(Vec::new()),
+            none_idle_at: Cell::new(None),
             watchers: Cell::new(0),
             watcher_came: Notify::new(),
         }
@@ -124,7 +137,12 @@ impl<S: Stream> Peers<S> {
     pub(super) fn add(&self, stream: S) -> (u64, Rc<Peer<S>>) {
         let id = self.next_id.get();
         self.next_id.set(id + 1);
-        let peer = Rc::new(Peer { stream, phase: Cell::new(Phase::Idle), since: Cell::new(self.now.get()) });
+        let peer = Rc::new(Peer {
+            stream,
+            phase: Cell::new(Phase::Idle),
+            since: Cell::new(self.now.get()),
+            late: Cell::new(false),
+        });
         self.open.borrow_mut().insert(id, peer.clone());
         (id, peer)
     }
@@ -186,7 +204,7 @@ impl<S: Stream> Peers<S> {
     }
 
     /// A complete reply for a connection that is not served: 503 with this sentence.
-    pub fn refusal(&self, why: &'static str) -> Vec<u8> {
+    pub(super) fn refusal(&self, why: &'static str) -> Vec<u8> {
         let mut reply = Vec::new();
         self.heads().put_reply(&mut reply, &Response::unavailable(why), Wire::UNKNOWN);
         reply
@@ -226,7 +244,31 @@ impl<S: Stream> Peers<S> {
                 Phase::Working | Phase::Watching => continue,
             };
             if limit < now.saturating_duration_since(peer.since.get()) {
+                // A client that is slow with its request is told so: the read returns, and 408 is written.
+                let told = peer.phase.get() == Phase::Reading && !peer.late.replace(true);
+                peer.end(if told { Shutdown::Read } else { Shutdown::Both });
+            }
+        }
+    }
+
+    /// Ends the connection that was idle for longest, so that another one can be served in its place. `false` if none was
+    /// idle for long enough.
+    pub fn give_way(&self) -> bool {
+        if self.none_idle_at.get() == Some(self.now.get()) {
+            return false; // the clock has not moved since the last look
+        }
+        let open = self.open.borrow();
+        let idle = open.values().filter(|peer| peer.phase.get() == Phase::Idle && !peer.late.get());
+        let longest = idle.min_by_key(|peer| peer.since.get());
+        match longest {
+            Some(peer) if GIVE_WAY_TIME <= self.now.get().saturating_duration_since(peer.since.get()) => {
+                peer.late.set(true);
                 peer.end(Shutdown::Both);
+                true
+            }
+            _ => {
+                self.none_idle_at.set(Some(self.now.get()));
+                false
             }
         }
     }

@@ -15,8 +15,10 @@ use crate::op::Outcome;
 pub enum Status {
     Ok,
     BadRequest,
+    Forbidden,
     NotFound,
     MethodNotAllowed,
+    RequestTimeout,
     PayloadTooLarge,
     UriTooLong,
     ExpectationFailed,
@@ -33,8 +35,10 @@ impl Status {
         match self {
             Self::Ok => "HTTP/1.1 200 OK\r\n",
             Self::BadRequest => "HTTP/1.1 400 Bad Request\r\n",
+            Self::Forbidden => "HTTP/1.1 403 Forbidden\r\n",
             Self::NotFound => "HTTP/1.1 404 Not Found\r\n",
             Self::MethodNotAllowed => "HTTP/1.1 405 Method Not Allowed\r\n",
+            Self::RequestTimeout => "HTTP/1.1 408 Request Timeout\r\n",
             Self::PayloadTooLarge => "HTTP/1.1 413 Content Too Large\r\n",
             Self::UriTooLong => "HTTP/1.1 414 URI Too Long\r\n",
             Self::ExpectationFailed => "HTTP/1.1 417 Expectation Failed\r\n",
@@ -71,6 +75,8 @@ pub struct Response {
     /// Its body.
     pub body: Body,
     allow: Option<&'static str>,
+    /// What the header `Ringkeep-Error` says.
+    code: Option<&'static str>,
     retry_after: bool,
 }
 
@@ -79,12 +85,12 @@ impl Response {
     pub const OK: Self = Self::text(Status::Ok, "OK");
     /// A status and a sentence, without its newline.
     pub const fn text(status: Status, text: &'static str) -> Self {
-        Self { status, body: Body::Text(text), allow: None, retry_after: false }
+        Self { status, body: Body::Text(text), allow: None, code: None, retry_after: false }
     }
 
     /// 200 and lines as they come.
     pub fn lines(lines: UnboundedReceiver<String>) -> Self {
-        Self { status: Status::Ok, body: Body::Lines(lines), allow: None, retry_after: false }
+        Self { body: Body::Lines(lines), ..Self::OK }
     }
 
     /// What a client is told of an error. The log has the details; the client gets what it can act on.
@@ -118,13 +124,23 @@ impl Response {
             ),
         };
         let retry_after = status == Status::ServiceUnavailable;
-        Self { status, body: Body::Text(text), allow: None, retry_after }
+        Self { retry_after, ..Self::text(status, text) }
     }
 
     /// The answer to a request that never reached the handler.
     pub fn refusal(refusal: &Refusal) -> Self {
         let retry_after = refusal.status == Status::ServiceUnavailable;
-        Self { allow: refusal.allow, retry_after, ..Self::text(refusal.status, refusal.message) }
+        Self {
+            allow: refusal.allow,
+            code: refusal.code,
+            retry_after,
+            ..Self::text(refusal.status, refusal.message)
+        }
+    }
+
+    /// 200 and the methods that there are, for OPTIONS.
+    pub fn allow(methods: &'static str) -> Self {
+        Self { allow: Some(methods), ..Self::OK }
     }
 
     /// 503 and a sentence, with `Retry-After`.
@@ -176,9 +192,9 @@ const MISSING: &str = "key not found";
 impl Heads {
     /// Heads with this date.
     pub fn new(date: &str) -> Self {
-        let text = |status, text: &'static str| {
+        let head = |response: Response| {
             let mut head = Vec::new();
-            put_fields(&mut head, date, &Response::text(status, text), false);
+            put_fields(&mut head, date, &response, false);
             head
         };
         let mut value = Vec::new();
@@ -190,8 +206,11 @@ impl Heads {
         Self {
             date: date.into(),
             value,
-            written: text(Status::Ok, WRITTEN),
-            missing: text(Status::NotFound, MISSING),
+            written: head(Response::text(Status::Ok, WRITTEN)),
+            missing: head(Response {
+                code: Some("key-not-found"),
+                ..Response::text(Status::NotFound, MISSING)
+            }),
         }
     }
 
@@ -267,6 +286,10 @@ fn put_fields(out: &mut Vec<u8>, date: &str, response: &Response, old: bool) {
         out.extend_from_slice(b"\r\nallow: ");
         out.extend_from_slice(allow.as_bytes());
     }
+    if let Some(code) = response.code {
+        out.extend_from_slice(b"\r\nringkeep-error: ");
+        out.extend_from_slice(code.as_bytes());
+    }
     if response.retry_after {
         out.extend_from_slice(b"\r\nretry-after: 1");
     }
@@ -329,10 +352,12 @@ mod tests {
         );
         let missing = outcome(&Outcome::Missing, WIRE);
         assert!(missing.starts_with("HTTP/1.1 404 Not Found\r\n"));
-        assert!(missing.ends_with("content-length: 14\r\n\r\nkey not found\n"));
+        assert!(
+            missing.ends_with("content-length: 14\r\nringkeep-error: key-not-found\r\n\r\nkey not found\n")
+        );
         assert!(
             outcome(&Outcome::Missing, Wire { head_only: true, ..WIRE })
-                .ends_with("content-length: 14\r\n\r\n")
+                .ends_with("\r\nringkeep-error: key-not-found\r\n\r\n")
         );
     }
 

@@ -24,6 +24,8 @@ pub enum Control {
     Livez,
     /// Are requests served?
     Readyz,
+    /// Which methods are there? These, as the `Allow` header names them.
+    Options(&'static str),
 }
 
 /// A request whose head is valid.
@@ -76,13 +78,26 @@ impl Endpoint {
     /// The methods that the path takes, and the value of the `Allow` header that names them.
     fn methods(self) -> (&'static [Method], &'static str) {
         match self {
-            Self::Set => (&[Method::Post, Method::Put], "POST, PUT"),
-            Self::Get | Self::Control(Control::Livez | Control::Readyz) => {
-                (&[Method::Get, Method::Head], "GET, HEAD")
+            Self::Set => (&[Method::Post, Method::Put], "POST, PUT, OPTIONS"),
+            Self::Get | Self::Control(Control::Livez | Control::Readyz | Control::Options(_)) => {
+                (&[Method::Get, Method::Head], "GET, HEAD, OPTIONS")
             }
-            Self::Delete => (&[Method::Delete, Method::Post], "DELETE, POST"),
-            Self::Control(Control::Shutdown) => (&[Method::Get, Method::Post], "GET, POST"),
+            Self::Delete => (&[Method::Delete, Method::Post], "DELETE, POST, OPTIONS"),
+            Self::Control(Control::Shutdown) => (&[Method::Get, Method::Post], "GET, POST, OPTIONS"),
         }
+    }
+
+    /// The `Allow` header for `OPTIONS`: of a path, or of the whole server, which load balancers ask for as `*` or `/`.
+    fn methods_of(target: &[u8]) -> Option<&'static str> {
+        let path = target.split(|byte| *byte == b'?').next().unwrap_or(target);
+        match path {
+            b"*" | b"/" => Some("GET, HEAD, POST, PUT, DELETE, OPTIONS"),
+            _ => Self::of(path).map(|endpoint| endpoint.methods().1),
+        }
+    }
+
+    fn changes_something(self) -> bool {
+        matches!(self, Self::Set | Self::Delete | Self::Control(Control::Shutdown))
     }
 
     fn has_key(self) -> bool {
@@ -97,18 +112,23 @@ impl Route {
     /// 404, 405, 400 or 414, with a sentence.
     pub fn of(head: &Head, request: &[u8], key_hash: KeyHash) -> Result<Self, Refusal> {
         let target = without_authority(&request[head.target.clone()]);
+        if head.method == Method::Options
+            && let Some(allow) = Endpoint::methods_of(target)
+        {
+            return Ok(Self { endpoint: Endpoint::Control(Control::Options(allow)), key: None, value: None });
+        }
         let (path, query) = match memchr::memchr(b'?', target) {
             Some(at) => (&target[..at], &target[at + 1..]),
             None => (target, &[][..]),
         };
-        let endpoint = Endpoint::of(path).ok_or(Refusal::new(
-            Status::NotFound,
-            "there is no such path; the paths are /set, /get, /del, /shutdown, /livez and /readyz",
-        ))?;
+        let endpoint = Endpoint::of(path).ok_or(UNKNOWN_PATH)?;
+        if head.foreign && endpoint.changes_something() {
+            return Err(FOREIGN);
+        }
         let (methods, allow) = endpoint.methods();
         if !methods.contains(&head.method) {
             let message = "the path does not take this method; see the Allow header";
-            return Err(Refusal { status: Status::MethodNotAllowed, message, allow: Some(allow) });
+            return Err(Refusal { allow: Some(allow), ..Refusal::new(Status::MethodNotAllowed, message) });
         }
         let (mut key, mut value) = (None, None);
         for parameter in parameters(query) {
@@ -200,6 +220,17 @@ impl Route {
     }
 }
 
+const UNKNOWN_PATH: Refusal = Refusal {
+    code: Some("unknown-path"),
+    ..Refusal::new(
+        Status::NotFound,
+        "there is no such path; the paths are /set, /get, /del, /shutdown, /livez and /readyz",
+    )
+};
+const FOREIGN: Refusal = Refusal::new(
+    Status::Forbidden,
+    "a page of another site may not change anything here, and a browser may not before its user asks for it",
+);
 const KEY_TOO_LONG: Refusal = Refusal::new(Status::UriTooLong, "the key is longer than 16384 bytes");
 
 /// The absolute form of a target (RFC 9112, 3.2.2), reduced to path and query.
@@ -221,6 +252,7 @@ mod tests {
             framing,
             keep_alive: true,
             expects_continue: false,
+            foreign: false,
             bytes: 0,
         };
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -244,7 +276,7 @@ mod tests {
 
     #[test]
     fn every_line_of_the_contract() {
-        use Method::{Delete, Get, Head, Other, Post, Put};
+        use Method::{Delete, Get, Head, Options, Other, Post, Put};
         for (method, target, body, expected) in [
             (Post, "/set?key=k&value=v", None, Ok("set k=v")),
             (Put, "/set?value=val%20smile&key=h+i", None, Ok("set h i=val smile")),
@@ -279,6 +311,11 @@ mod tests {
             (Get, "/livez", None, Ok("Livez")),
             (Head, "/readyz", None, Ok("Readyz")),
             (Other, "/readyz", None, Err(405)),
+            (Options, "*", None, Ok("Options(\"GET, HEAD, POST, PUT, DELETE, OPTIONS\")")),
+            (Options, "/", None, Ok("Options(\"GET, HEAD, POST, PUT, DELETE, OPTIONS\")")),
+            (Options, "/set?key=k", None, Ok("Options(\"POST, PUT, OPTIONS\")")),
+            (Options, "/nowhere", None, Err(404)),
+            (Get, "*", None, Err(404)),
             (Get, "/", None, Err(404)),
             (Get, "//get?key=k", None, Err(404)),
             (Get, "/get/?key=k", None, Err(404)),

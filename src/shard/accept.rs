@@ -15,15 +15,16 @@ use super::handler::{Dispatcher, Status};
 use super::listener::{Handed, Listener, Socket};
 use super::phase::Phase;
 use super::router::ThreadId;
-use crate::http::connection::serve;
+use crate::http::connection::{refuse, serve};
 use crate::http::peers::Peers;
-use crate::http::stream::Stream;
 
 /// How long accepting pauses after an error. If no descriptors are left, for example, trying again at once only costs
 /// processor time.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 /// Such errors are logged at most this often.
 const ACCEPT_LOG_INTERVAL: Duration = Duration::from_secs(5);
+/// Connections beyond the limit that are being told so at a time.
+const REFUSED_MAX: usize = 64;
 
 /// Connections of every thread, and the way to hand a connection over.
 pub struct Balance {
@@ -54,6 +55,8 @@ pub(super) struct Connections<T> {
     pub(super) connections_max: usize,
     pub(super) peers: Peers<Socket>,
     pub(super) dispatcher: Dispatcher<T>,
+    /// Connections beyond the limit that are being told so.
+    pub(super) refused: Cell<usize>,
     /// Signalled when a connection has ended.
     pub(super) ended: Notify,
     /// When a failure to accept was last logged.
@@ -87,12 +90,16 @@ impl<T: Status + 'static> Connections<T> {
 
     /// Serves a new connection here, or hands it to the thread with the fewest connections.
     fn place(self: Rc<Self>, socket: Socket) {
-        if self.connections_max <= self.balance.total() {
-            let reply = self.peers.refusal("too many connections now");
-            self.dispatcher.spawn(async move {
-                // Best effort: without the reply, the client still sees that the connection is closed.
-                let _ = Stream::write_all(&socket, reply).await.0;
-            });
+        if self.connections_max <= self.balance.total() && !self.peers.give_way() {
+            // Beyond a bound, a connection is closed without an answer.
+            if self.refused.get() < REFUSED_MAX {
+                self.refused.set(self.refused.get() + 1);
+                tokio_uring::spawn(async move {
+                    refuse(socket, &self.peers, "too many connections now").await;
+                    self.refused.set(self.refused.get() - 1);
+                    self.ended.notify_one();
+                });
+            }
             return;
         }
         let to = self.balance.choose(self.id);
@@ -143,7 +150,7 @@ impl<T: Status + 'static> Connections<T> {
 
     /// Waits until no connection and no task is left.
     pub(super) async fn quiet(&self) {
-        while 0 < self.count() || 0 < self.dispatcher.tasks() {
+        while 0 < self.count() + self.refused.get() + self.dispatcher.tasks() {
             // Nothing signals the end of a task.
             let _ = tokio::time::timeout(Duration::from_millis(10), self.ended.notified()).await;
         }

@@ -24,10 +24,11 @@ use crate::http::{Control, Handler, PIPELINE_MAX, Reply, Response};
 use crate::key::{Key, ShardId, UnixMillis};
 use crate::op::{Op, Outcome};
 
-/// How long a write waits for room before it is refused (P9), and how much longer for each MiB of its value, because
-/// the WAL may have to grow by that much. A disk that takes longer is overloaded.
+/// How long a write waits for room before it is refused (P9), and how much longer for each MiB of its value, up to a
+/// bound: a few large values fill a WAL, and then wait until memtables are flushed. A disk that takes longer is overloaded.
 const ROOM_TIME: Duration = Duration::from_millis(500);
-const ROOM_TIME_PER_MIB: Duration = Duration::from_millis(50);
+const ROOM_TIME_PER_MIB: Duration = Duration::from_secs(1);
+const ROOM_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Lines for a client that asked for the stop and watches it.
 pub type StopLines = mpsc::UnboundedSender<String>;
@@ -153,11 +154,6 @@ impl<T: Status> Dispatcher<T> {
         Self { id, router, engines: by_shard, mailbox, status, tasks: Tasks::default() }
     }
 
-    /// Starts a task that [`Self::tasks`] counts until it has ended.
-    pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
-        self.tasks.spawn(task);
-    }
-
     /// Tasks that operations have started and that have not ended.
     pub fn tasks(&self) -> usize {
         self.tasks.0.get()
@@ -247,6 +243,7 @@ impl<T: Status> Handler for Dispatcher<T> {
     fn control(&self, control: Control) -> Response {
         match control {
             Control::Livez => Response::OK,
+            Control::Options(methods) => Response::allow(methods),
             Control::Readyz => match self.status.unready() {
                 None => Response::OK,
                 Some(why) => Response::unavailable(why),
@@ -299,7 +296,8 @@ fn can_wait(error: &Error) -> bool {
 /// take their turns in the order in which they began to wait.
 async fn in_turn(db: &Engine, op: &Op<Bytes>, position: WaitPosition) -> Result<Outcome<Bytes>> {
     let mebibytes = u32::try_from(op.value_bytes() >> 20).unwrap_or(u32::MAX);
-    let deadline = tokio::time::Instant::now() + ROOM_TIME + ROOM_TIME_PER_MIB.saturating_mul(mebibytes);
+    let limit = ROOM_TIME_PER_MIB.saturating_mul(mebibytes).saturating_add(ROOM_TIME).min(ROOM_TIME_MAX);
+    let deadline = tokio::time::Instant::now() + limit;
     let started = {
         // The writes that began to wait earlier may take up the whole time. Then one try is still left.
         let _turn = tokio::time::timeout_at(deadline, position.first()).await;

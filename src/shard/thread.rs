@@ -179,6 +179,7 @@ impl Thread {
             connections_max: config.connections_max,
             peers: Peers::new(value_bytes_max, plan.request_bytes_max, plan.key_hash, now, &http_date()),
             dispatcher: Dispatcher::new(id, router, engines.clone(), mailbox.clone(), follower),
+            refused: Cell::new(0),
             ended: Notify::new(),
             logged_at: Cell::new(None),
         });

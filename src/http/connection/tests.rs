@@ -2,6 +2,10 @@
 
 mod session;
 
+use std::pin::Pin;
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
+
 use self::session::*;
 use super::super::IDLE_BUFFER_BYTES;
 use super::*;
@@ -466,18 +470,104 @@ fn large_requests_of_all_connections_share_a_budget() {
     assert_eq!(fourth.end_all(), ["200 OK"]);
 }
 
+/// Some time later. The clock of a thread moves once a second.
+fn tick(session: &Session, from: Instant, seconds: u64) {
+    session.peers.tick(from + Duration::from_secs(seconds), "Thu, 01 Jan 1970 00:00:00 GMT");
+}
+
 #[test]
-fn after_the_last_reply_what_still_comes_is_dropped_up_to_a_limit() {
+fn after_the_last_reply_what_still_comes_is_dropped_for_a_while() {
+    let begin = Instant::now();
     let mut session = Session::new();
     let found = session.send("nonsense\r\n\r\n");
     assert!(found.len() == 1 && found[0].starts_with("400 ") && found[0].ends_with(", close"), "{found:?}");
-    let mut dropped = 0;
-    while session.serving.is_some() {
-        assert!(dropped <= LINGER_BYTES_MAX);
-        assert!(session.send(set("k", &"v".repeat(10_000))).is_empty());
-        dropped += 10_000;
+    for second in 1..20 {
+        // However much it is.
+        for _ in 0..10 {
+            assert!(session.send(set("k", &"v".repeat(500_000))).is_empty());
+        }
+        tick(&session, begin, second);
+        if session.client.0.is_closed_for_reading.get() {
+            assert!(5 < second, "{second}");
+            break;
+        }
     }
-    assert!(session.store.calls().is_empty());
+    session.client.0.sent.borrow_mut().clear();
+    session.go_on();
+    assert!(session.serving.is_none() && session.store.calls().is_empty());
+}
+
+#[test]
+fn a_connection_beyond_the_limit_is_told_so_while_its_client_still_sends() {
+    let session = Session::new();
+    let client = Client::default();
+    let mut refusing: Pin<Box<dyn Future<Output = ()>>> =
+        Box::pin(async { refuse(client.clone(), &session.peers, "too many connections now").await });
+    client.0.sent.borrow_mut().push_back(vec![b'v'; 100_000]);
+    let poll = |refusing: &mut Pin<Box<dyn Future<Output = ()> + '_>>| {
+        refusing.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready()
+    };
+    assert!(!poll(&mut refusing), "the client is waited for");
+    let found = replies(&client.0.received.take());
+    assert_eq!(found, ["503 too many connections now, close"]);
+    assert!(client.0.sent.borrow().is_empty() && client.0.is_closed.get());
+    client.0.has_ended.set(true);
+    assert!(poll(&mut refusing));
+}
+
+#[test]
+fn a_silent_client_gets_408_and_a_slow_one_is_served() {
+    let begin = Instant::now();
+    let mut silent = Session::new();
+    let mut slow = Session::beside(silent.peers.clone());
+    let mut idle = Session::beside(silent.peers.clone());
+    idle.go_on();
+    silent.send(head_of_set("k", 100, ""));
+    let length: usize = 120_000;
+    slow.send(head_of_set("k", length, ""));
+    let mut sent = 0;
+    for second in 1.. {
+        let piece = 2_000.min(length - sent);
+        let found = slow.send(vec![b'v'; piece]);
+        assert!(found.is_empty(), "{found:?}");
+        sent += piece;
+        tick(&silent, begin, second);
+        if sent == length {
+            break;
+        }
+    }
+    assert_eq!(slow.end_all(), ["200 OK"]);
+    let found = replies(&silent.go_on());
+    assert_eq!(found, ["408 the rest of the request did not come in time, close"]);
+    assert!(silent.serving.is_none());
+    // A connection without a request closes without a word.
+    tick(&idle, begin, 80);
+    assert!(idle.go_on().is_empty() && idle.serving.is_none());
+}
+
+#[test]
+fn the_connection_that_was_idle_for_longest_gives_way() {
+    let begin = Instant::now();
+    let mut busy = Session::new();
+    let mut sessions: Vec<_> = (0..3).map(|_| Session::beside(busy.peers.clone())).collect();
+    busy.send(get("k"));
+    sessions.iter_mut().for_each(|session| drop(session.go_on()));
+    assert!(!busy.peers.give_way(), "nobody was idle for long enough");
+    for (second, session) in (1..).zip(&mut sessions) {
+        tick(session, begin, second);
+        session.send(get("k"));
+        session.end_all();
+    }
+    tick(&busy, begin, 10);
+    for gone in 1..=3 {
+        assert!(busy.peers.give_way());
+        for (index, session) in sessions.iter_mut().enumerate() {
+            session.go_on();
+            assert_eq!(session.serving.is_none(), index < gone);
+        }
+    }
+    assert!(!busy.peers.give_way(), "a connection with a request does not give way");
+    assert_eq!(busy.end_all(), ["404 key not found"]);
 }
 
 #[test]

@@ -35,11 +35,13 @@ pub(super) struct Client(pub(super) Rc<ClientState>);
 pub(super) struct ClientState {
     /// On its way to the server. A read takes bytes of one piece.
     pub(super) sent: RefCell<VecDeque<Vec<u8>>>,
-    received: RefCell<Vec<u8>>,
+    pub(super) received: RefCell<Vec<u8>>,
     /// The client receives nothing, so that writes wait.
     pub(super) is_stuck: Cell<bool>,
     /// The client sends no more.
-    has_ended: Cell<bool>,
+    pub(super) has_ended: Cell<bool>,
+    /// The server reads no more.
+    pub(super) is_closed_for_reading: Cell<bool>,
     /// The server writes no more.
     pub(super) is_closed: Cell<bool>,
     /// Capacity of the buffer of the last read.
@@ -83,6 +85,7 @@ impl Stream for Client {
 
     fn shutdown(&self, how: Shutdown) -> io::Result<()> {
         self.0.has_ended.set(self.0.has_ended.get() || how != Shutdown::Write);
+        self.0.is_closed_for_reading.set(self.0.has_ended.get());
         self.0.is_closed.set(self.0.is_closed.get() || how != Shutdown::Read);
         Ok(())
     }
