@@ -32,7 +32,7 @@ use crate::storage::uring::UringStorage;
 use crate::store::Store;
 
 /// A killed predecessor may keep its files open for a moment, because its ring is freed last.
-const LOCK_TRIES: u32 = 5;
+const LOCK_TRIES: u32 = 40;
 const LOCK_REST: Duration = Duration::from_millis(50);
 
 /// A data directory that nobody else uses.

@@ -106,6 +106,17 @@ impl Error {
         Self(Arc::new(Inner { kind, message: attempt.into(), source: Some(source) }))
     }
 
+    /// A thread that the system refused to start.
+    pub fn thread(attempt: &str, source: io::Error) -> Self {
+        let refused = source.kind() == io::ErrorKind::WouldBlock;
+        let hint = if refused {
+            "; the limit on tasks is too low (ulimit -u, TasksMax= in a systemd unit)"
+        } else {
+            ""
+        };
+        Self::new(ErrorKind::Configuration, format!("cannot {attempt}: {source}{hint}"))
+    }
+
     /// Bytes of `file` at `offset` that are not what was written.
     pub fn corruption(file: &str, offset: u64, reason: impl fmt::Display) -> Self {
         Self::new(ErrorKind::Corruption, format!("{file} is damaged at offset {offset}: {reason}"))
@@ -149,7 +160,17 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0.source {
             None => f.write_str(&self.0.message),
-            Some(source) => write!(f, "cannot {}: {source}", self.0.message),
+            Some(source) => {
+                write!(f, "cannot {}: {source}", self.0.message)?;
+                if source.raw_os_error() == Some(libc::ECANCELED) {
+                    // Nothing here cancels an operation.
+                    f.write_str(
+                        "; the kernel could not start a worker: raise the limit on tasks (ulimit -u, TasksMax= in a \
+                         systemd unit)",
+                    )?;
+                }
+                Ok(())
+            }
         }
     }
 }

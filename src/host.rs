@@ -2,6 +2,7 @@
 //!
 //! Owns: the limits that the process really has (affinity, cgroup), and the settings that only the C library offers.
 
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::error::{Error, Result};
@@ -71,6 +72,25 @@ pub fn raise_open_files() -> usize {
     // If the kernel refuses, the old limit stays in force.
     let effective = if setrlimit(Resource::Nofile, raised).is_ok() { limit.maximum } else { limit.current };
     effective.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
+}
+
+/// The longest file that the system lets this process write; `None` if there is no limit.
+pub fn file_size_max() -> Option<u64> {
+    rustix::process::getrlimit(rustix::process::Resource::Fsize).current
+}
+
+/// Whether the system lets this process use a ring that it has. A seccomp profile may allow `io_uring_setup` and deny
+/// `io_uring_enter`; every operation would then wait for ever.
+#[expect(unsafe_code, reason = "the call has no safe form")]
+pub fn try_to_enter_a_ring() -> io::Result<()> {
+    // SAFETY: no descriptor has the number -1, so the call ends before it looks at anything else. It gets no pointer.
+    unsafe {
+        libc::syscall(libc::SYS_io_uring_enter, -1, 0, 0, 0, std::ptr::null::<libc::c_void>(), 0);
+    }
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::EBADF) => Ok(()),
+        error => Err(error),
+    }
 }
 
 /// Buffers of at least this size go back to the system when they are freed.

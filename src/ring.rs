@@ -5,6 +5,7 @@
 use std::io;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::host::try_to_enter_a_ring;
 
 /// Submission queue entries of a ring. As long as one turn of the loop starts fewer operations than this, none of them
 /// waits for the kernel to take the operations before it.
@@ -43,6 +44,7 @@ impl Flags {
 /// `Configuration`, with the cause and the fix.
 pub fn probe() -> Result<(Flags, tokio_uring::Runtime)> {
     let attempt = |flags: Flags| tokio_uring::Runtime::new(&flags.builder()).map(|runtime| (flags, runtime));
+    try_to_enter_a_ring().map_err(|error| Error::new(ErrorKind::Configuration, verdict(&error)))?;
     attempt(Flags::Cooperative)
         .or_else(|error| match error.raw_os_error() {
             Some(libc::EINVAL) => attempt(Flags::Plain),

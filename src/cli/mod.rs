@@ -2,11 +2,13 @@
 
 mod bench;
 mod check;
+mod log;
 mod serve;
 
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
+pub use self::log::Log;
 use crate::error::Result;
 
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("RINGKEEP_COMMIT"), ")");

@@ -19,13 +19,16 @@ pub(super) struct Serve {
     /// Address and port to listen on; port 0 takes a free port
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8080", value_parser = address)]
     listen: SocketAddr,
+    /// Not a flag, but many look for it
+    #[arg(long, hide = true, value_parser = no_port)]
+    port: Option<String>,
     /// Data directory; created if it does not exist
     #[arg(long, value_name = "DIR", default_value = "./ringkeep-data")]
     data_dir: PathBuf,
     /// Number of shards of a new store; an existing store keeps its number [default: number of threads]
     #[arg(long, value_name = "N")]
     shards: Option<u16>,
-    /// Number of threads, each pinned to a processor [default: the processors that may be used]
+    /// Number of threads; as many as processors are pinned, one to each [default: the processors that may be used]
     #[arg(long, value_name = "N")]
     threads: Option<u16>,
     /// When a write is acknowledged. `always`: after its sync; a DURATION, the time between syncs, or `never`: before
@@ -55,9 +58,22 @@ pub(super) struct Serve {
     drain_timeout: Duration,
 }
 
+/// The address that a user gives, as a host and a port or as the server prints it.
 pub(super) fn address(text: &str) -> std::result::Result<SocketAddr, String> {
-    let mut addresses = text.to_socket_addrs().map_err(|error| error.to_string())?;
+    let address = text.strip_prefix("http://").map_or(text, |rest| rest.trim_end_matches('/'));
+    if let Some(port) = address.strip_prefix(':') {
+        return Err(format!(
+            "the host is missing: 127.0.0.1:{port} is for clients on this host, 0.0.0.0:{port} for all"
+        ));
+    }
+    let mut addresses = address
+        .to_socket_addrs()
+        .map_err(|error| format!("{error}; expected a host and a port, as in 127.0.0.1:8080"))?;
     addresses.next().ok_or_else(|| "the host name has no address".into())
+}
+
+fn no_port(port: &str) -> std::result::Result<String, String> {
+    Err(format!("the port is a part of the address: --listen 127.0.0.1:{port}"))
 }
 
 impl Serve {
@@ -84,5 +100,22 @@ impl Serve {
             // A closed standard output does not stop the server.
             let _ = writeln!(output, "listening on http://{address}").and_then(|()| output.flush());
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_taken_as_the_server_prints_it_and_a_wrong_one_is_explained() {
+        for text in ["127.0.0.1:80", "http://127.0.0.1:80", "http://127.0.0.1:80/"] {
+            assert_eq!(address(text).unwrap(), SocketAddr::from(([127, 0, 0, 1], 80)));
+        }
+        assert!(address("[::1]:80").unwrap().is_ipv6());
+        for (text, hint) in [(":80", "0.0.0.0:80"), ("80", "as in 127.0.0.1:8080"), ("127.0.0.1", "a port")] {
+            let error = address(text).unwrap_err();
+            assert!(error.contains(hint), "{error}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Owns: the order of the start, the phases of the stop, and the exit.
 //!
-//! Start: ring probed → data directory there and locked → address free → `STORE` read or written → threads open
+//! Start: ring probed → address reserved → data directory there and locked → `STORE` read or written → threads open
 //! their shards → `STORE` says ready → sockets listen → `listening on …` is printed.
 //!
 //! ```text
@@ -22,16 +22,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use rustix::fs::Mode;
 use tokio::sync::{mpsc, watch};
 
 use self::listen::bind;
 use self::signals::Signals;
 use self::start::{Common, OTHER_FILES, probe_device};
-use crate::config::{Config, SyncMode};
+use crate::config::{Config, DbConfig, SyncMode};
 use crate::data_dir::DataDir;
 use crate::db::Recovered;
 use crate::error::{Error, ErrorKind, Result};
-use crate::host::{give_back_large_buffers, parallelism, processors, raise_open_files};
+use crate::host::{file_size_max, give_back_large_buffers, parallelism, processors, raise_open_files};
 use crate::ring;
 use crate::shard::handler::StopLines;
 use crate::shard::phase::{Event, Phase};
@@ -52,19 +53,35 @@ const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 pub fn run(mut config: Config, announce: impl FnOnce(SocketAddr)) -> Result<()> {
     config.validate()?;
     give_back_large_buffers();
+    // Whatever was inherited: files are 0600 and directories 0700.
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
     let (ring, runtime) = ring::probe()?;
     if ring == ring::Flags::Plain {
         tracing::warn!(
             "this kernel has no cooperative rings (Linux 6.0 has them): requests take more processor time"
         );
     }
-    let data_dir = DataDir::open_or_create(&config.data_dir)?;
     let open_files = raise_open_files();
     limit_connections(&mut config, open_files)?;
-    let result = runtime.block_on(Server::run(Arc::new(config), &data_dir, ring, open_files, announce));
-    // The lock is held to the end of the process: after an error, threads may still write.
-    std::mem::forget(data_dir);
-    result
+    check_file_size(&config)?;
+    runtime.block_on(Server::run(Arc::new(config), ring, open_files, announce))
+}
+
+/// Refuses to start if the system allows only files that are too short for a WAL.
+fn check_file_size(config: &Config) -> Result<()> {
+    let needed = DbConfig::wal_bytes_for(config.memtable_bytes, config.value_bytes_max);
+    match file_size_max() {
+        Some(limit) if limit < needed => {
+            let message = format!(
+                "the limit on file sizes is {}, but a WAL takes up to {}: raise the limit (ulimit -f, LimitFSIZE= in a \
+                 systemd unit), or lower --memtable-size or --max-value-size",
+                ByteSize(limit),
+                ByteSize(needed)
+            );
+            Err(Error::new(ErrorKind::Configuration, message))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Lowers the limit on connections so that descriptors are left for files.
@@ -97,7 +114,6 @@ struct Server {
 impl Server {
     async fn run(
         config: Arc<Config>,
-        data_dir: &DataDir,
         ring: ring::Flags,
         open_files: usize,
         announce: impl FnOnce(SocketAddr),
@@ -106,11 +122,20 @@ impl Server {
         let mut signals = Signals::new()?;
         let processors = processors();
         let threads = config.threads.map_or_else(|| parallelism().min(processors.len()), usize::from);
-        let (address, sockets) = bind(config.listen, threads)?;
+        // The address comes first: a server that cannot have it must not create a data directory.
+        let (address, sockets) = bind(config.listen, threads).await?;
+        // The lock is held to the end of the process: after an error, threads may still write.
+        let data_dir = &*Box::leak(Box::new(DataDir::open_or_create(&config.data_dir)?));
         let device = probe_device(data_dir)?;
         let root = data_dir.storage(device)?;
         let shards = u16::try_from(threads).unwrap_or(u16::MAX);
         let mut store = data_dir.open_store(&root, config.shards, shards).await?;
+        let path = data_dir.directory().path();
+        if store.ready {
+            tracing::info!(data_dir = ?path, bytes = %ByteSize(data_dir.bytes(&store)), "opened the store");
+        } else {
+            tracing::info!(data_dir = ?path, shards = store.shards, "created a new store");
+        }
         let (phase, follow) = watch::channel(Phase::Opening);
         let (teller, events) = mpsc::unbounded_channel();
         let common =
@@ -126,7 +151,7 @@ impl Server {
             store.ready = true;
             store.save(&root).await?;
         }
-        server.log_start(data_dir, &store, device, address);
+        server.log_start(&store, device, address);
         server.phase.send_replace(Phase::Running);
         let mut missing = server.threads.len();
         let listening = |event: &Event| matches!(event, Event::Listening);
@@ -138,15 +163,13 @@ impl Server {
         server.stop(&mut signals).await
     }
 
-    fn log_start(&self, data_dir: &DataDir, store: &Store, device: Device, address: SocketAddr) {
+    fn log_start(&self, store: &Store, device: Device, address: SocketAddr) {
         let primitive = match self.config.sync {
             SyncMode::Always => device.sync_primitive.to_string(),
             SyncMode::Interval(_) | SyncMode::Never => "write, acknowledged before its sync".into(),
         };
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
-            data_dir = ?data_dir.directory().path(),
-            data_bytes = %ByteSize(data_dir.bytes(store)),
             address = %address,
             shards = store.shards,
             threads = self.threads.len(),

@@ -1,37 +1,66 @@
 //! The signals that a server listens to.
+//!
+//! SIGTERM and SIGINT ask for a stop. SIGHUP, SIGUSR1 and SIGUSR2, which would end the process without a word, are
+//! ignored: a terminal that closes, or a tool that rotates logs, must not cost memtables that were not flushed. SIGXFSZ
+//! is held, so that a write beyond the limit on file sizes fails like any other write.
+
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::error::{Error, Result};
 
+/// A stop signal this soon after another one is the same request. A tool that passes the signal on, and the terminal that
+/// sends it to the whole group, ask for one stop.
+const SAME_REQUEST: Duration = Duration::from_secs(1);
+
 /// SIGTERM and SIGINT.
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
-    /// Held, never waited for: a write beyond the limit on file sizes then fails like any other write, and does not end
-    /// the process silently.
-    _file_size: Signal,
-    /// Signals that have come.
+    /// Never waited for: they only keep the default action of the signal away.
+    _ignored: Vec<Signal>,
+    /// When the last request came.
+    last: Option<Instant>,
+    /// Requests so far.
     pub(super) seen: u32,
 }
 
 impl Signals {
+    /// Takes the signals over from the system, for the rest of the life of the process.
+    ///
+    /// # Errors
+    /// `Io`.
     pub(super) fn new() -> Result<Self> {
         let listen = |kind| signal(kind).map_err(|error| Error::io("listen for signals", error));
+        let ignored = [
+            SignalKind::hangup(),
+            SignalKind::user_defined1(),
+            SignalKind::user_defined2(),
+            SignalKind::from_raw(libc::SIGXFSZ),
+        ];
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
-            _file_size: listen(SignalKind::from_raw(libc::SIGXFSZ))?,
+            _ignored: ignored.into_iter().map(listen).collect::<Result<_>>()?,
+            last: None,
             seen: 0,
         })
     }
 
-    /// Waits for the next signal. Cancel safety: safe.
+    /// Waits for the next request to stop. Cancel safety: safe.
     pub(super) async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => {}
+                _ = self.interrupt.recv() => {}
+            }
+            let now = Instant::now();
+            if self.last.is_none_or(|last| SAME_REQUEST < now.duration_since(last)) {
+                self.last = Some(now);
+                self.seen += 1;
+                return;
+            }
         }
-        self.seen += 1;
     }
 }

@@ -38,8 +38,9 @@ pub(super) struct Common {
 }
 
 impl Common {
-    /// Starts a thread for each of `sockets`, pinned to one of `processors` as long as there are any left. The shards
-    /// of the store are dealt out to the threads.
+    /// Starts a thread for each of `sockets`, and deals the shards of the store out to the threads. If there are as many
+    /// `processors`, each thread is pinned to one of them. Fewer threads are not pinned: other servers on this host would
+    /// choose the same processors.
     ///
     /// # Errors
     /// `Io`.
@@ -69,7 +70,7 @@ impl Common {
             });
             let plan = Plan {
                 id: ThreadId(id),
-                processor: processors.get(id).copied(),
+                processor: processors.get(id).copied().filter(|_| count == processors.len()),
                 ring: self.ring,
                 config: self.config.clone(),
                 shards: shards.collect::<Result<_>>()?,
@@ -86,7 +87,7 @@ impl Common {
             let thread = std::thread::Builder::new()
                 .name(format!("ringkeep-{id}"))
                 .spawn(move || run_thread(plan))
-                .map_err(|error| Error::io("start a thread", error))?;
+                .map_err(|error| Error::thread("start a thread", error))?;
             threads.push(thread);
         }
         Ok(threads)
@@ -101,7 +102,18 @@ pub(super) fn probe_device(data_dir: &DataDir) -> Result<Device> {
     let shown = data_dir.directory().path().display();
     let device =
         Device::probe(data_dir.directory()).map_err(|error| Error::io(format!("write to {shown}"), error))?;
-    if !device.direct {
+    let full = rustix::fs::fstatvfs(data_dir.directory().file())
+        .is_ok_and(|found| 0 < found.f_files && found.f_favail == 0);
+    if full {
+        tracing::warn!(
+            "the file system of {shown} has no free inodes: no file can be created until other files are removed"
+        );
+    }
+    if data_dir.directory().is_in_memory() {
+        tracing::warn!(
+            "{shown} is on a tmpfs, which is memory: a restart of the host takes everything that is written here"
+        );
+    } else if !device.direct {
         tracing::warn!(
             "the file system of {shown} has no O_DIRECT: files go through the page cache, and a failed sync may go \
              unnoticed (use ext4 or XFS)"

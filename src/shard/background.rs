@@ -47,12 +47,24 @@ impl Background {
     pub fn start(db: &Engine, config: &Config, fatal: &mpsc::UnboundedSender<Error>) -> Self {
         let (stop, stopped) = watch::channel(false);
         let synced = config.sync == SyncMode::Always;
-        let worker = Worker { db: db.clone(), stopped, fatal: fatal.clone(), synced };
+        let worker = Worker { db: db.clone(), stopped, fatal: fatal.clone(), synced, failing: None };
         let mut tasks = vec![
             tokio_uring::spawn(worker.clone().commit()),
-            tokio_uring::spawn(worker.clone().flush()),
-            tokio_uring::spawn(worker.clone().prepare()),
-            tokio_uring::spawn(worker.clone().grow()),
+            tokio_uring::spawn(worker.clone().repeat(
+                "flush a memtable",
+                async |db| db.flush_due().await,
+                async |db| db.flush_next().await,
+            )),
+            tokio_uring::spawn(worker.clone().repeat(
+                "prepare a WAL",
+                async |db| db.spare_wanted().await,
+                async |db| db.prepare_spare().await,
+            )),
+            tokio_uring::spawn(worker.clone().repeat(
+                "make the WAL longer",
+                async |db| db.growth_wanted().await,
+                async |db| db.grow_wal().await,
+            )),
             tokio_uring::spawn(worker.clone().compact(config.compaction_interval)),
             tokio_uring::spawn(worker.clone().remove()),
             tokio_uring::spawn(worker.clone().request_flushes(config.flush_interval)),
@@ -87,6 +99,8 @@ struct Worker {
     fatal: mpsc::UnboundedSender<Error>,
     /// Whether each group is synced.
     synced: bool,
+    /// The kind of the last failure, while the work of this task fails.
+    failing: Option<ErrorKind>,
 }
 
 impl Worker {
@@ -129,33 +143,23 @@ impl Worker {
         }
     }
 
-    async fn flush(mut self) {
+    /// Does `work` whenever it is due. When `work` fails, it is tried again until it succeeds.
+    async fn repeat(
+        mut self,
+        what: &'static str,
+        due: impl AsyncFn(&Engine),
+        work: impl AsyncFn(&Engine) -> Result<()>,
+    ) {
         let db = self.db.clone();
-        while self.wait(db.flush_due()).await {
-            let result = db.flush_next().await;
-            if !self.handle("flush a memtable", result).await {
-                return;
-            }
-        }
-    }
-
-    async fn prepare(mut self) {
-        let db = self.db.clone();
-        while self.wait(db.spare_wanted()).await {
-            while let Err(error) = db.prepare_spare().await {
-                if !self.handle("prepare a WAL", Err(error)).await {
+        while self.wait(due(&db)).await {
+            loop {
+                let result = work(&db).await;
+                let done = result.is_ok();
+                if !self.handle(what, result).await {
                     return;
                 }
-            }
-        }
-    }
-
-    async fn grow(mut self) {
-        let db = self.db.clone();
-        while self.wait(db.growth_wanted()).await {
-            while let Err(error) = db.grow_wal().await {
-                if !self.handle("make the WAL longer", Err(error)).await {
-                    return;
+                if done {
+                    break;
                 }
             }
         }
@@ -169,8 +173,12 @@ impl Worker {
         while self.wait(due()).await {
             loop {
                 match db.compact_next(wall_clock()).await {
-                    Ok(true) if !*self.stopped.borrow() => {}
-                    Ok(_) => break,
+                    Ok(done) => {
+                        self.recovered("compact");
+                        if !done || *self.stopped.borrow() {
+                            break;
+                        }
+                    }
                     Err(error)
                         if matches!(error.kind(), ErrorKind::Corruption | ErrorKind::Configuration) =>
                     {
@@ -290,20 +298,32 @@ impl Worker {
         }
     }
 
-    /// Logs a failure and waits before the next try. `false` if there must not be another try.
-    async fn handle(&mut self, attempt: &str, result: Result<()>) -> bool {
-        let Err(error) = result else { return true };
+    /// Takes note of how work ended. After a failure, waits before the next try. `false` if there must not be another try.
+    /// The log has one line when failures of a kind begin, and one when they are over.
+    async fn handle(&mut self, what: &str, result: Result<()>) -> bool {
+        let Err(error) = result else {
+            self.recovered(what);
+            return true;
+        };
         match error.kind() {
             ErrorKind::ShuttingDown => false,
             ErrorKind::Poisoned => {
                 self.report(error);
                 false
             }
-            _ => {
-                let shard = self.db.owner().shard.0;
-                tracing::error!(shard, %error, "cannot {attempt}; another try follows in a second");
+            kind => {
+                if self.failing.replace(kind) != Some(kind) {
+                    let shard = self.db.owner().shard.0;
+                    tracing::error!(shard, %error, "cannot {what}; it is tried again every second");
+                }
                 self.wait(tokio::time::sleep(RETRY_TIME)).await
             }
+        }
+    }
+
+    fn recovered(&mut self, what: &str) {
+        if self.failing.take().is_some() {
+            tracing::info!(shard = self.db.owner().shard.0, "able to {what} again");
         }
     }
 

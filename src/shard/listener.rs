@@ -36,6 +36,9 @@ impl Listener {
             let error = Error::io("listen", error);
             if taken { error.with_kind(ErrorKind::AddressInUse) } else { error }
         })?;
+        // The socket listens now, so nobody else can bind the address. Its connections may be in TIME_WAIT later, and then
+        // must not keep the next server away.
+        socket.set_reuse_address(true).map_err(|error| Error::io("set SO_REUSEADDR", error))?;
         Ok(Self(TcpListener::from_std(socket.into())))
     }
 

@@ -98,6 +98,14 @@ impl Directory {
         }
     }
 
+    /// Whether the directory is on a file system that keeps its files in memory.
+    pub fn is_in_memory(&self) -> bool {
+        const TMPFS: u64 = 0x0102_1994; // of the kernel's magic.h
+        const RAMFS: u64 = 0x8584_58f6;
+        #[expect(clippy::cast_sign_loss, reason = "a magic number, whose type differs by platform")]
+        rustix::fs::fstatfs(&self.file).is_ok_and(|found| [TMPFS, RAMFS].contains(&(found.f_type as u64)))
+    }
+
     /// The open directory, to be locked or synced.
     pub fn file(&self) -> &File {
         &self.file

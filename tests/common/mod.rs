@@ -86,6 +86,11 @@ impl Server {
         Self::announced(spawn_with(&["sh", "-c", &limited], data_dir, flags, Stdio::inherit()))
     }
 
+    /// Starts a server by another program, which gets the command line of the server as its arguments.
+    pub fn start_by(wrapper: &[&str], data_dir: &Path, flags: &[&str]) -> Self {
+        Self::announced(spawn_with(wrapper, data_dir, flags, Stdio::inherit()))
+    }
+
     fn announced((mut child, line): (Child, String)) -> Self {
         let Some(address) = line.trim().strip_prefix("listening on http://") else {
             let status = child.wait().unwrap();
@@ -112,10 +117,14 @@ impl Server {
             "-CONT" => rustix::process::Signal::CONT,
             other => panic!("{other} is not a signal of these tests"),
         };
+        self.raw_signal(signal);
+    }
+
+    pub fn raw_signal(&self, signal: rustix::process::Signal) {
         rustix::process::kill_process(self.pid(), signal).unwrap();
     }
 
-    fn pid(&self) -> rustix::process::Pid {
+    pub fn pid(&self) -> rustix::process::Pid {
         rustix::process::Pid::from_child(&self.child)
     }
 

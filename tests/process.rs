@@ -1,0 +1,161 @@
+//! The manners of the process: signals, limits of the system, what it leaves behind when it cannot start, and its log.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use common::{Client, SMALL, Server, folder};
+use rustix::process::Signal;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_ringkeep");
+
+/// Runs the binary in a shell, after `before`, until it ends. Returns its exit status and what it wrote to standard error.
+fn run(before: &str, arguments: &[&str]) -> (Option<i32>, String) {
+    let script = format!("{before} exec \"$0\" \"$@\"");
+    let output = Command::new("sh").args(["-c", &script, BINARY]).args(arguments).output().unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn signals_that_mean_nothing_to_a_server_do_not_end_it() {
+    let (_folder, data) = folder();
+    let server = Server::start(&data, SMALL);
+    let mut client = server.client();
+    assert_eq!(client.request("POST", "/set?key=k&value=v").status, 200);
+    for signal in [Signal::HUP, Signal::USR1, Signal::USR2] {
+        server.raw_signal(signal);
+        assert_eq!(client.request("GET", "/get?key=k").text(), "v", "{signal:?}");
+    }
+    server.signal("-TERM");
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+#[test]
+fn two_stop_signals_at_once_are_one_and_a_later_one_ends_the_stop() {
+    let (_folder, data) = folder();
+    let log = data.with_extension("log");
+    // A client that is in the middle of a request keeps the stop from ending.
+    let start = || {
+        let server = Server::start_logged(&data, &[SMALL, &["--drain-timeout", "1h"]].concat(), &log);
+        let mut client = server.client();
+        client.send("POST /set?key=k HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nva");
+        assert_eq!(server.client().request("GET", "/livez").status, 200);
+        (server, client)
+    };
+    let (server, mut client) = start();
+    for _ in 0..3 {
+        server.signal("-TERM");
+        server.signal("-INT");
+    }
+    assert_eq!(client.send("lu").reply().status, 200, "the request in flight is answered");
+    assert_eq!(server.wait().code(), Some(0));
+
+    let (server, _client) = start();
+    server.signal("-TERM");
+    thread::sleep(Duration::from_millis(1_100)); // after a second the next signal counts
+    server.signal("-TERM");
+    assert_eq!(server.wait().code(), Some(1));
+    assert!(fs::read_to_string(&log).unwrap().contains("second signal"));
+}
+
+#[test]
+fn a_server_starts_at_once_after_its_predecessor_was_killed() {
+    let (_folder, data) = folder();
+    let mut server = Server::start(&data, SMALL);
+    let address = server.address.to_string();
+    let flags = [SMALL, &["--listen", &address]].concat();
+    for life in 0..8 {
+        assert_eq!(server.client().request("POST", &format!("/set?key={life}&value=v")).status, 200);
+        rustix::process::kill_process(server.pid(), Signal::KILL).unwrap();
+        // Nobody waits for the killed process before the next one starts.
+        let next = Server::start(&data, &flags);
+        drop(std::mem::replace(&mut server, next));
+        assert_eq!(server.client().request("GET", &format!("/get?key={life}")).status, 200, "life {life}");
+    }
+}
+
+#[test]
+fn a_server_that_cannot_have_the_address_leaves_no_directory_behind() {
+    let (_folder, data) = folder();
+    let server = Server::start(&data, SMALL);
+    let other = data.with_extension("other");
+    let address = server.address.to_string();
+    let (status, error) = run("", &["--listen", &address, "--data-dir", other.to_str().unwrap()]);
+    assert_eq!(status, Some(69), "{error}");
+    assert!(!other.exists());
+}
+
+#[test]
+fn limits_that_are_too_low_are_named_at_the_start() {
+    let (_folder, data) = folder();
+    let data = data.to_str().unwrap();
+    for (limit, words) in
+        [("ulimit -f 100;", ["file sizes", "ulimit -f"]), ("ulimit -n 40;", ["open files", "ulimit -n"])]
+    {
+        let (status, error) = run(limit, &["--data-dir", data, "--listen", "127.0.0.1:0"]);
+        assert_eq!(status, Some(78), "{limit}: {error}");
+        assert!(words.iter().all(|word| error.contains(word)) && error.lines().count() == 1, "{error}");
+    }
+}
+
+#[test]
+fn a_failing_start_prints_its_reason_whatever_the_level_of_the_log() {
+    for level in ["off", "error", "trace"] {
+        let before = format!("export RINGKEEP_LOG={level};");
+        let (status, error) = run(&before, &["--data-dir", "/proc/nowhere/data", "--listen", "127.0.0.1:0"]);
+        assert_eq!(status, Some(73), "{level}");
+        assert!(error.contains("cannot create the data directory /proc/nowhere/data"), "{level}: {error}");
+    }
+    let (status, error) = run("export RINGKEEP_LOG=verbose;", &["--data-dir", "/proc/nowhere/data"]);
+    assert_eq!(status, Some(78));
+    assert!(error.contains("\"verbose\"") && error.contains("debug"), "{error}");
+}
+
+#[test]
+fn nobody_else_may_read_the_store_whatever_the_umask() {
+    for umask in ["000", "022", "277"] {
+        let (_folder, data) = folder();
+        let script = format!("umask {umask} && exec \"$0\" \"$@\"");
+        let server = Server::start_by(&["sh", "-c", &script], &data, SMALL);
+        assert_eq!(server.client().request("POST", "/set?key=k&value=v").status, 200);
+        let shard = data.join("shard-000");
+        for (path, mode) in [(data.clone(), 0o700), (shard.clone(), 0o700), (data.join("STORE"), 0o600)] {
+            let found = fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+            assert_eq!(found, mode, "umask {umask}: {} is {found:o}", path.display());
+        }
+        for file in fs::read_dir(&shard).unwrap() {
+            let file = file.unwrap();
+            let found = file.metadata().unwrap().permissions().mode() & 0o777;
+            assert_eq!(found, 0o600, "umask {umask}: {} is {found:o}", file.path().display());
+        }
+    }
+}
+
+#[test]
+fn a_log_that_nobody_reads_stops_neither_requests_nor_the_stop() {
+    let (_folder, data) = folder();
+    let mut command = Command::new(BINARY);
+    command.arg("--data-dir").arg(&data).args(SMALL).args(["--listen", "127.0.0.1:0"]);
+    command.args(["--flush-interval", "10ms", "--compaction-interval", "10ms"]).env("RINGKEEP_LOG", "trace");
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut line)
+        .unwrap();
+    let address =
+        line.trim().strip_prefix("listening on http://").expect("the server starts").parse().unwrap();
+    // The pipe of the log is full after some thousand lines of flushes and compactions.
+    let stuck = child.stderr.take().unwrap();
+    let mut client = Client::connect(address);
+    let value = vec![7; 200_000];
+    for n in 0..300 {
+        assert_eq!(client.post_patiently(&format!("/set?key={}", n % 20), &value).status, 200, "{n}");
+    }
+    assert_eq!(client.request("GET", "/livez").status, 200);
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    drop(stuck);
+}
