@@ -1,9 +1,13 @@
 //! Which compaction is next. Pure: a function from a version to a decision.
 //!
 //! Levelled, as in LevelDB: L0 is due by its number of files, L1 and deeper levels by their bytes. Each level is ten
-//! times as large as the level above. The level furthest over its size goes first. Within a level, the file goes that
-//! rewrites the least for its size; of equal files, the first. When no level is due, a file of mostly tombstones is, so
-//! that deletes give their space back without more writes.
+//! times as large as the level above. The level furthest over its size goes first, unless L0 has many files: every read
+//! looks at each of them, and writes stop when there are too many. Within a level, the file goes that rewrites the least
+//! for its size; of equal files, the first.
+//!
+//! Space comes back without more writes. When no level is due, a file of mostly tombstones is. And in a shard that rests,
+//! the upper levels are merged into the last one as long as they hold more than an eighth of its bytes: as many bytes of
+//! the last level may be overwritten or deleted there.
 //!
 //! K1  Inputs from L0 are the oldest files, so a newer file never goes below an older one (N3).
 //! K2  All files of the target level that overlap the inputs are part of the compaction (N1).
@@ -14,6 +18,11 @@ use crate::manifest::{LEVELS, SharedMeta, Version};
 pub const L0_FILES: usize = 4;
 /// The most files of L0 that one compaction takes.
 const L0_INPUTS_MAX: usize = 12;
+/// Files in L0 with which it goes before every other level. A level that is far over its size, because the store was
+/// written with larger memtables, would otherwise keep L0 waiting until writes stop.
+const L0_FILES_FIRST: usize = 2 * L0_FILES;
+/// A shard that rests merges upper levels that hold more than this part of the bytes of the last level.
+const REST_RATIO: u64 = 8;
 /// How much larger each level is than the level above.
 const LEVEL_RATIO: u64 = 10;
 
@@ -54,9 +63,9 @@ pub struct Compaction {
 }
 
 impl Compaction {
-    /// Whether an edit alone carries out the compaction.
+    /// Whether an edit alone carries out the compaction. A file of mostly tombstones is rewritten, to be rid of them.
     pub fn is_move(&self) -> bool {
-        self.inputs.len() == 1 && self.overlapping.is_empty()
+        self.inputs.len() == 1 && self.overlapping.is_empty() && !mostly_tombstones(&self.inputs[0])
     }
 
     /// The level that the outputs go to.
@@ -65,8 +74,11 @@ impl Compaction {
     }
 }
 
-/// The compaction that is due, if one is.
-pub fn pick(version: &Version, limits: &Limits) -> Option<Compaction> {
+/// The compaction that is due, if one is. `rests`: nobody has written to the shard for a while.
+pub fn pick(version: &Version, limits: &Limits, rests: bool) -> Option<Compaction> {
+    if L0_FILES_FIRST <= version.level(0).len() {
+        return Some(from_l0(version));
+    }
     let due = (0..LEVELS - 1).filter(|&level| 1.0 <= score(version, limits, level)).max_by(|&a, &b| {
         // Of equal scores the higher level goes first, because reads look at it first.
         score(version, limits, a).total_cmp(&score(version, limits, b)).then(b.cmp(&a))
@@ -74,22 +86,51 @@ pub fn pick(version: &Version, limits: &Limits) -> Option<Compaction> {
     match due {
         Some(0) => Some(from_l0(version)),
         Some(level) => cheapest(version, level, |_| true),
-        None => (1..LEVELS - 1).find_map(|level| {
-            let deepest = (level + 1..LEVELS).all(|deeper| version.level(deeper).is_empty());
-            if deepest {
-                return None;
-            }
-            cheapest(version, level, |file| file.entries < 2 * file.tombstones)
-        }),
+        None => of_tombstones(version).or_else(|| if rests { of_a_rest(version) } else { None }),
+    }
+}
+
+fn mostly_tombstones(file: &SharedMeta) -> bool {
+    file.entries < 2 * file.tombstones
+}
+
+/// A compaction that drops tombstones, or brings them closer to what they hide.
+fn of_tombstones(version: &Version) -> Option<Compaction> {
+    if version.level(0).iter().any(mostly_tombstones) {
+        return Some(from_l0(version));
+    }
+    (1..LEVELS - 1).find_map(|level| cheapest(version, level, mostly_tombstones))
+}
+
+/// A compaction that merges what may be overwritten, or may overwrite something, into the last level.
+fn of_a_rest(version: &Version) -> Option<Compaction> {
+    let last = (0..LEVELS).rev().find(|&level| !version.level(level).is_empty())?;
+    if last == 0 {
+        return (1 < version.level(0).len()).then(|| from_l0(version));
+    }
+    let above: u64 = (0..last).map(|level| version.bytes(level)).sum();
+    if above * REST_RATIO <= version.bytes(last) {
+        return None;
+    }
+    match (0..last).find(|&level| !version.level(level).is_empty())? {
+        0 => Some(from_l0(version)),
+        level => cheapest(version, level, |_| true),
     }
 }
 
 /// Bytes over the limits of the levels: the work that compaction still has to do.
 pub fn debt_bytes(version: &Version, limits: &Limits) -> u64 {
     let l0 = if version.level(0).len() < L0_FILES { 0 } else { version.bytes(0) };
-    (1..LEVELS).fold(l0, |debt, level| {
-        debt.saturating_add(version.bytes(level).saturating_sub(limits.level_bytes(level)))
-    })
+    l0 + below_l0(version, limits)
+}
+
+/// The debt that there will be once L0 is merged, however few files it has.
+pub fn debt_bytes_to_come(version: &Version, limits: &Limits) -> u64 {
+    version.bytes(0) + below_l0(version, limits)
+}
+
+fn below_l0(version: &Version, limits: &Limits) -> u64 {
+    (1..LEVELS).map(|level| version.bytes(level).saturating_sub(limits.level_bytes(level))).sum()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a score needs no more than two digits")]
@@ -139,7 +180,7 @@ mod tests {
     const LIMITS: Limits = Limits { base_bytes: 1000, sst_bytes: 100 };
 
     fn check(files: &[(usize, crate::sst::SstMeta)], expected: Option<(usize, &[u64], &[u64])>) {
-        let picked = pick(&version(files), &LIMITS);
+        let picked = pick(&version(files), &LIMITS, false);
         let numbers = |files: &[SharedMeta]| files.iter().map(|file| file.number.0).collect::<Vec<_>>();
         let picked = picked.map(|c| (c.level, numbers(&c.inputs), numbers(&c.overlapping)));
         assert_eq!(picked, expected.map(|(level, a, b)| (level, a.to_vec(), b.to_vec())));
@@ -170,7 +211,7 @@ mod tests {
             (0, meta(3, "e", "f", 10)),
             (0, meta(4, "g", "h", 10)),
         ];
-        let picked = pick(&version(&files), &LIMITS).unwrap();
+        let picked = pick(&version(&files), &LIMITS, false).unwrap();
         assert!(picked.is_move() && picked.inputs[0].number.0 == 1 && picked.target() == 1);
     }
 
@@ -189,11 +230,40 @@ mod tests {
     }
 
     #[test]
-    fn mostly_tombstones_are_due_unless_nothing_lies_below() {
+    fn mostly_tombstones_are_due_wherever_they_are() {
         let mut dead = meta(1, "a", "f", 10);
         dead.tombstones = 9;
-        check(&[(1, dead.clone())], None);
-        check(&[(1, dead), (2, meta(2, "a", "b", 10))], Some((1, &[1], &[2])));
+        check(&[(1, dead.clone()), (2, meta(2, "a", "b", 10))], Some((1, &[1], &[2])));
+        // With few files in L0, too, and where nothing lies below. An edit alone would not remove the tombstones.
+        for level in [0, 1, 3] {
+            let picked = pick(&version(&[(level, dead.clone())]), &LIMITS, false).unwrap();
+            assert!(!picked.is_move() && picked.level == level, "{picked:?}");
+        }
+    }
+
+    #[test]
+    fn l0_with_many_files_goes_before_a_level_that_is_far_over_its_size() {
+        let mut files = vec![(1, meta(1, "a", "z", 100_000))];
+        files.extend((2..9).map(|number| (0, meta(number, "b", "m", 10))));
+        assert_eq!(pick(&version(&files), &LIMITS, false).unwrap().level, 1);
+        files.push((0, meta(9, "b", "m", 10)));
+        assert_eq!(pick(&version(&files), &LIMITS, false).unwrap().level, 0);
+    }
+
+    #[test]
+    fn a_shard_that_rests_merges_its_upper_levels_into_the_last_one() {
+        let files = |l0, l1, l2| {
+            let files = [(0, meta(1, "a", "z", l0)), (1, meta(2, "a", "z", l1)), (2, meta(3, "a", "z", l2))];
+            files.into_iter().filter(|(_, file)| 0 < file.bytes).collect::<Vec<_>>()
+        };
+        let level = |files: &[_], rests| pick(&version(files), &LIMITS, rests).map(|picked| picked.level);
+        assert_eq!(level(&files(10, 100, 800), false), None);
+        assert_eq!(level(&files(10, 100, 800), true), Some(0), "110 bytes are more than an eighth of 800");
+        assert_eq!(level(&files(0, 110, 800), true), Some(1));
+        assert_eq!(level(&files(10, 80, 800), true), None);
+        assert_eq!(level(&files(10, 0, 0), true), None, "one file alone has nothing to merge with");
+        let two = [(0, meta(1, "a", "z", 10)), (0, meta(2, "a", "z", 10))];
+        assert_eq!(level(&two, true), Some(0));
     }
 
     #[test]

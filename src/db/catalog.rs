@@ -59,6 +59,11 @@ impl<S: Storage> Catalog<S> {
         self.changed.notified().await;
     }
 
+    /// Lets [`Self::changed`] complete although the version has not changed.
+    pub(super) fn look_again(&self) {
+        self.changed.notify_one();
+    }
+
     /// The number of a new file (G1).
     pub(super) fn new_file(&self) -> FileNumber {
         let number = self.next_file.get();

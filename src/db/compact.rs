@@ -42,7 +42,9 @@ impl<S: Storage> Db<S> {
     async fn compact(&self, now: UnixMillis) -> Result<bool> {
         let inner = &*self.0;
         let version = self.version();
-        let Some(compaction) = pick(&version, &inner.tree.limits) else { return Ok(false) };
+        let Some(compaction) = pick(&version, &inner.tree.limits, inner.writes.rests()) else {
+            return Ok(false);
+        };
         let outputs = if compaction.is_move() {
             Vec::new()
         } else {

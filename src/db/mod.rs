@@ -177,6 +177,13 @@ impl<S: Storage> Db<S> {
         }
     }
 
+    /// Takes note that nobody has written for a while: what is in memory is flushed, upper levels are merged into the last
+    /// one, and WALs that are released give their space back. The next write ends the rest.
+    pub fn rest(&self) {
+        self.0.writes.rest();
+        self.0.catalog.look_again();
+    }
+
     /// From now on, `policy` decides how long flushed WALs are kept.
     pub fn set_retention(&self, policy: Rc<dyn Retention>) {
         self.0.writes.retention.replace(policy);

@@ -14,7 +14,7 @@ use tokio::sync::OnceCell;
 use super::budget::ReadBudget;
 use crate::cache::blocks::BlockCache;
 use crate::cache::values::ValueCache;
-use crate::compaction::{Limits, debt_bytes};
+use crate::compaction::{Limits, debt_bytes, debt_bytes_to_come};
 use crate::config::DbConfig;
 use crate::error::Result;
 use crate::identity::{FileKind, Owner};
@@ -37,6 +37,9 @@ pub(super) struct Tree<S: Storage> {
     obsolete: RefCell<Vec<SharedMeta>>,
     /// Bytes by which the version in force exceeds the limits of its levels.
     debt: Cell<u64>,
+    /// Debt that was there at the start, or was to come from L0. The store may have been written with other settings, and then writes must
+    /// not stop until it has the shape of the present ones. What was worked off once does not count again.
+    inherited: Cell<u64>,
 }
 
 impl<S: Storage> Tree<S> {
@@ -50,17 +53,19 @@ impl<S: Storage> Tree<S> {
             open_files: RefCell::new(Cache::new(config.open_files_max)),
             obsolete: RefCell::default(),
             debt: Cell::new(debt_bytes(version, &limits)),
+            inherited: Cell::new(debt_bytes_to_come(version, &limits)),
         }
     }
 
-    /// How many bytes compaction is behind.
+    /// How many bytes compaction has fallen behind since the start.
     pub(super) fn debt_bytes(&self) -> u64 {
-        self.debt.get()
+        self.debt.get().saturating_sub(self.inherited.get())
     }
 
     /// Records that a new version is in force, which does not name the files `removed` any more.
     pub(super) fn version_changed(&self, version: &Version, removed: Vec<SharedMeta>) {
         self.debt.set(debt_bytes(version, &self.limits));
+        self.inherited.set(self.inherited.get().min(debt_bytes_to_come(version, &self.limits)));
         self.obsolete.borrow_mut().extend(removed);
     }
 
@@ -88,5 +93,37 @@ impl<S: Storage> Tree<S> {
         let meta = self.obsolete.borrow_mut().swap_remove(free);
         self.open_files.borrow_mut().remove(&meta.number);
         Some(meta)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::SMALL;
+    use crate::manifest::version::tests::{meta, version};
+    use crate::storage::sim::SimStorage;
+
+    #[test]
+    fn debt_that_was_there_at_the_start_does_not_count_until_it_has_grown() {
+        const MIB: u64 = 1 << 20;
+        let of = |l0: u64, l1: u64, l2: u64| {
+            let files = [(0, l0), (1, l1), (2, l2)]
+                .map(|(level, bytes)| (level, meta(1 + level as u64, "a", "z", bytes)));
+            version(&files)
+        };
+        // L1 may hold 4 MiB, and L2 40.
+        assert_eq!(Limits::for_memtables(SMALL.memtable_bytes).base_bytes, 4 * MIB);
+        let tree: Tree<SimStorage> = Tree::new(&SMALL, &of(60 * MIB, 300 * MIB, MIB));
+        let debt = |l0, l1, l2| {
+            tree.version_changed(&of(l0, l1, l2), Vec::new());
+            tree.debt_bytes() / MIB
+        };
+        assert_eq!(tree.debt_bytes(), 0);
+        assert_eq!(debt(0, 360 * MIB, MIB), 0, "L0 goes down");
+        assert_eq!(debt(0, 370 * MIB, MIB), 10, "what was written since the start counts");
+        assert_eq!(debt(0, 200 * MIB, 171 * MIB), 0, "39 MiB have found their place");
+        assert_eq!(debt(0, 210 * MIB, 171 * MIB), 10, "and do not count a second time");
+        assert_eq!(debt(0, 4 * MIB, 40 * MIB), 0);
+        assert_eq!(debt(0, 5 * MIB, 40 * MIB), 1);
     }
 }

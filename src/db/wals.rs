@@ -44,7 +44,8 @@ impl<S: Storage> Db<S> {
             return Err(self.poison(&taken_away(&label(), TAKEN)));
         }
         let from = match held {
-            Held::Written(wal) if wal.retire(inner.config.wal_bytes) => Some(wal),
+            // A shard that rests gives the space of its WALs back.
+            Held::Written(wal) if wal.retire(inner.config.wal_bytes) && !inner.writes.rests() => Some(wal),
             Held::Written(_) | Held::Replayed(_) => None,
         };
         match from.and_then(|wal| Some((wal, inner.writes.spare.begin()?))) {
@@ -133,6 +134,40 @@ impl<S: Storage> Db<S> {
             let _ = self.remove_wal(number).await; // nothing names it
         }
         self.note(Work::PrepareWal, result)
+    }
+
+    /// Replaces WALs that have grown by short ones, as long as the shard rests. For a moment when nothing waits for its
+    /// flush.
+    ///
+    /// # Errors
+    /// As [`Self::flush_next`].
+    ///
+    /// Cancel safety: not safe.
+    pub async fn shorten_wals(&self) -> Result<()> {
+        let inner = &*self.0;
+        let short = inner.config.wal_step_bytes;
+        if inner.writes.rests()
+            && let Some(spare) = inner.writes.spare.take_long(short)
+        {
+            self.drop_unused_wal(spare).await?;
+        }
+        if inner.writes.rests() && inner.writes.has_long_unused_wal(short) {
+            self.prepare_spare().await?;
+            if let Some(long) = inner.writes.replace_unused_wal() {
+                self.drop_unused_wal(long).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a WAL that never took a group, and that the manifest names.
+    async fn drop_unused_wal(&self, wal: Rc<Wal<S::File>>) -> Result<()> {
+        let number = wal.number();
+        // Zeros may still be on their way to it: then the file is removed while they are written, which harms nobody.
+        wal.file().retire();
+        drop(wal);
+        self.edit(VersionEdit { remove_wals: vec![number], ..VersionEdit::default() }).await?;
+        self.remove_wal(number).await
     }
 
     /// Waits until the active WAL should grow. Cancel safety: safe.

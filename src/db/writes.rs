@@ -107,6 +107,8 @@ pub(super) struct Writes<S: Storage> {
     /// The length that the active WAL must reach before the refused writes fit.
     wal_bytes_wanted: Cell<u64>,
     pub(super) retention: RefCell<Rc<dyn Retention>>,
+    /// Nobody has written for a while.
+    rests: Cell<bool>,
     frozen_came: Notify,
     growth_wanted: Notify,
 }
@@ -149,6 +151,11 @@ impl<S: Storage> Spare<S> {
         self.wal.borrow().clone()
     }
 
+    /// Takes the spare WAL away if it is longer than `bytes`.
+    pub(super) fn take_long(&self, bytes: u64) -> Option<Rc<Wal<S::File>>> {
+        self.wal.borrow_mut().take_if(|wal| bytes < wal.file().allocated())
+    }
+
     pub(super) fn is_there(&self) -> bool {
         self.wal.borrow().is_some()
     }
@@ -182,6 +189,7 @@ impl<S: Storage> Writes<S> {
             freeze_due: Cell::new(false),
             wal_bytes_wanted: Cell::new(0),
             retention: RefCell::new(Rc::new(ReleaseAfterFlush)),
+            rests: Cell::new(false),
             frozen_came: Notify::new(),
             growth_wanted: Notify::new(),
         }
@@ -214,6 +222,7 @@ impl<S: Storage> Writes<S> {
         }
         let seqno = self.next.get();
         self.next.set(seqno.next());
+        self.rests.set(false);
         let ticket = self.queue.push(&active.wal, seqno, key.bytes(), kind, value);
         active.memtable.insert(key, seqno, kind, value); // D1, D2
         // Once the memtable or the WAL is half full, there is still time to prepare the next WAL before a write has to
@@ -279,6 +288,36 @@ impl<S: Storage> Writes<S> {
         let full = self.active.replace(Active::new(wal, self.key_hash));
         self.frozen.borrow_mut().push_back(full.freeze());
         true
+    }
+
+    /// Takes note that nobody has written for a while. The next write ends the rest.
+    pub(super) fn rest(&self) {
+        self.rests.set(true);
+        self.request_freeze();
+    }
+
+    /// Whether nobody has written for a while.
+    pub(super) fn rests(&self) -> bool {
+        self.rests.get()
+    }
+
+    /// Puts the spare WAL in the place of the active one, if no write has gone to the active one and that is longer.
+    /// Returns the WAL that was active.
+    pub(super) fn replace_unused_wal(&self) -> Option<Rc<Wal<S::File>>> {
+        let mut active = self.active.borrow_mut();
+        let mut spare = self.spare.wal.borrow_mut();
+        let shorter = spare.as_ref()?.file().allocated() < active.wal.file().allocated();
+        if !shorter || 0 < active.memtable.entries() {
+            return None; // D2: the memtable holds what is in the WAL
+        }
+        self.wal_bytes_wanted.set(0);
+        Some(std::mem::replace(&mut active.wal, spare.take()?))
+    }
+
+    /// Whether no write has gone to the active WAL, and that is longer than `bytes`.
+    pub(super) fn has_long_unused_wal(&self, bytes: u64) -> bool {
+        let active = self.active.borrow();
+        active.memtable.entries() == 0 && bytes < active.wal.file().allocated()
     }
 
     /// The oldest frozen memtable.

@@ -244,7 +244,9 @@ pub(crate) mod tests {
                 if step % 30 == 0 {
                     eagerness = random.below(5);
                 }
-                match pick(&model.version, &limits).filter(|_| random.below(4) < eagerness) {
+                match pick(&model.version, &limits, random.below(2) == 0)
+                    .filter(|_| random.below(4) < eagerness)
+                {
                     Some(compaction) => model.compact(&compaction, &limits),
                     None => {
                         let count = 1 + random.below(6);

@@ -1,7 +1,7 @@
 //! The background work of an engine: one task for each kind of work, and when each runs.
 //!
 //! ```text
-//!   commit · mark · note ends · flush · grow · prepare · compact · remove · check names
+//!   commit · mark · note ends · flush · grow · prepare · compact · remove · rest · check names
 //! ```
 //!
 //! A task owns operations of the ring, so it is never dropped: it is told to end, and awaited.
@@ -25,6 +25,8 @@ const MARK_IDLE_TIME: Duration = Duration::from_millis(3);
 const NOTE_IDLE_TIME: Duration = Duration::from_millis(100);
 /// How often a group carries a mark under load.
 const MARK_INTERVAL: Duration = Duration::from_secs(1);
+/// A shard rests when there was no commit for this long. Then it gives back what space it can.
+const REST_TIME: Duration = Duration::from_secs(20);
 /// How often the names of the files in use are checked.
 const NAMES_INTERVAL: Duration = Duration::from_millis(400);
 /// While a shard serves, its obsolete files are removed at this rate. A file system that is mounted with `discard`
@@ -72,6 +74,7 @@ impl Background {
             tokio_uring::spawn(worker.clone().note_ends()),
             tokio_uring::spawn(worker.clone().request_marks()),
             tokio_uring::spawn(worker.clone().check_names()),
+            tokio_uring::spawn(worker.clone().rest()),
         ];
         if let SyncMode::Interval(interval) = config.sync {
             tasks.push(tokio_uring::spawn(worker.sync(interval)));
@@ -261,6 +264,36 @@ impl Worker {
                 }
                 if done {
                     noted = durable;
+                }
+            }
+        }
+    }
+
+    /// Lets the shard rest whenever commits have paused for longer still, and once after the start.
+    async fn rest(mut self) {
+        let db = self.db.clone();
+        loop {
+            let committed = db.committed();
+            if !self.wait(tokio::time::sleep(REST_TIME)).await {
+                return;
+            }
+            if db.committed() != committed || db.has_uncommitted() {
+                continue;
+            }
+            db.rest();
+            while db.has_frozen() {
+                // Nothing signals the end of a flush.
+                if !self.wait(tokio::time::sleep(RETRY_TIME)).await {
+                    return;
+                }
+            }
+            let result = db.shorten_wals().await;
+            if !self.handle("shorten the WALs", result).await {
+                return;
+            }
+            while db.committed() == committed {
+                if !self.wait(db.commit_seen()).await {
+                    return;
                 }
             }
         }

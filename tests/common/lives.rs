@@ -189,6 +189,7 @@ async fn round(db: &Db<SimStorage>, ledger: &RefCell<Ledger>, random: &mut Rando
     if random.below(3) == 0 {
         db.request_mark();
     }
+    let rest = random.below(4) == 0;
     let wals = async {
         tolerate(db.grow_wal().await)?;
         if spare {
@@ -202,6 +203,11 @@ async fn round(db: &Db<SimStorage>, ledger: &RefCell<Ledger>, random: &mut Rando
         }
         if note {
             tolerate(db.note_end().await)?;
+        }
+        if rest {
+            db.rest();
+            tolerate(db.flush_next().await)?;
+            tolerate(db.shorten_wals().await)?;
         }
         tolerate(db.check_names().await)
     };

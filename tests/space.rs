@@ -1,0 +1,181 @@
+//! Space comes back, and settings may change: what a shard takes on disk after its data is gone, and how it goes on with
+//! other settings than it was written with.
+
+mod common;
+
+use common::sim::{CONFIG, NOW, Shard};
+use futures_executor::block_on;
+use ringkeep::config::DbConfig;
+use ringkeep::error::ErrorKind;
+use ringkeep::random::Random;
+use ringkeep::storage::sim::Fate;
+
+const VALUE_BYTES: usize = 8_000;
+
+fn config(memtable_bytes: usize, value_bytes_max: usize) -> DbConfig {
+    DbConfig {
+        memtable_bytes,
+        value_bytes_max,
+        wal_bytes: DbConfig::wal_bytes_for(memtable_bytes, value_bytes_max),
+        wal_step_bytes: 1 << 14,
+        manifest_bytes: 1 << 14,
+        ..CONFIG
+    }
+}
+
+fn bytes_on_disk(shard: &Shard) -> u64 {
+    shard.storage.files().iter().map(|(_, bytes)| bytes).sum()
+}
+
+fn value(random: &mut Random) -> Vec<u8> {
+    (0..VALUE_BYTES).map(|_| random.next_u64() as u8).collect()
+}
+
+/// The background work of a shard, until nothing is left to do.
+async fn work(shard: &Shard) {
+    while shard.db.has_frozen() {
+        shard.db.flush_next().await.unwrap();
+    }
+    shard.compact(NOW).await;
+    shard.remove_obsolete().await;
+}
+
+/// What the server does when nobody has written for a while.
+async fn rest(shard: &Shard) {
+    shard.db.rest();
+    shard.db.prepare_spare().await.unwrap();
+    work(shard).await;
+    shard.db.shorten_wals().await.unwrap();
+}
+
+/// Writes a key, doing the background work that it has to wait for.
+async fn write(shard: &Shard, key: &[u8], value: Option<&[u8]>) {
+    let mut refusal = None;
+    for _ in 0..20 {
+        let ticket = match value {
+            Some(value) => shard.db.set(key, value),
+            None => shard.db.delete(key, NOW).map(|(ticket, _)| ticket),
+        };
+        match ticket {
+            Ok(ticket) => return shard.commit(ticket).await,
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Overloaded, "{error}");
+                refusal = Some(error);
+            }
+        }
+        shard.db.grow_wal().await.unwrap();
+        shard.db.prepare_spare().await.unwrap();
+        shard.db.flush_next().await.unwrap();
+        shard.db.compact_next(NOW).await.unwrap();
+    }
+    panic!("the write is refused for ever: {refusal:?}");
+}
+
+#[test]
+fn a_shard_whose_data_is_deleted_or_overwritten_gives_the_space_back() {
+    block_on(async {
+        let shard = Shard::create(config(1 << 20, 10_000), 1).await;
+        rest(&shard).await;
+        let empty = bytes_on_disk(&shard);
+        let mut random = Random::new(1);
+        for number in 0..400_u16 {
+            write(&shard, &number.to_be_bytes(), Some(&value(&mut random))).await;
+        }
+        rest(&shard).await;
+        let full = bytes_on_disk(&shard);
+        assert!(empty + 400 * VALUE_BYTES as u64 <= full);
+        for number in 0..400_u16 {
+            write(&shard, &number.to_be_bytes(), Some(&value(&mut random))).await;
+        }
+        rest(&shard).await;
+        let overwritten = bytes_on_disk(&shard);
+        assert!(overwritten < full + full / 4, "{full} bytes were overwritten, and {overwritten} are left");
+        for number in 0..400_u16 {
+            write(&shard, &number.to_be_bytes(), None).await;
+        }
+        // Without a rest, the tombstones alone give back what they hide.
+        shard.flush().await;
+        work(&shard).await;
+        let deleted = bytes_on_disk(&shard);
+        assert!(deleted < full / 3, "{full} bytes, then {deleted} after everything was deleted");
+        rest(&shard).await;
+        let rested = bytes_on_disk(&shard);
+        assert!(rested <= empty + (1 << 14), "{empty} bytes at first, {rested} at last");
+    });
+}
+
+#[test]
+fn a_shard_that_rests_loses_nothing_in_a_crash_and_takes_writes_again() {
+    block_on(async {
+        for fate in [Fate::Lost, Fate::Kept, Fate::Killed, Fate::Random] {
+            let mut shard = Shard::create(config(1 << 20, 10_000), 1).await;
+            for round in 0..6_u8 {
+                for number in 0..30 {
+                    write(&shard, &[number], Some(&[round; 800])).await;
+                }
+                rest(&shard).await;
+                if round % 2 == 1 {
+                    shard = shard.after_crash(fate).await;
+                }
+                write(&shard, b"after", Some(&[round])).await;
+                for number in 0..30 {
+                    let found = shard.find(&[number], NOW).await.unwrap();
+                    assert_eq!(found.value, [round; 800].as_slice(), "{fate:?}, round {round}");
+                }
+            }
+        }
+    });
+}
+
+/// Every pair of settings, up and down. Each life ends in a clean stop or a crash.
+#[test]
+fn any_setting_may_change_between_two_starts_and_writes_go_on() {
+    const LARGE: usize = 30_000;
+    let settings = [
+        config(4 << 20, 10_000),
+        config(1 << 20, 8_000),
+        DbConfig { cache_bytes: 64 << 10, open_files_max: 4, ..config(1 << 20, 64_000) },
+        DbConfig {
+            sync_every_group: false,
+            manifest_bytes: 1 << 18,
+            wal_step_bytes: 1 << 16,
+            ..config(2 << 20, 20_000)
+        },
+    ];
+    block_on(async {
+        for (index, (first, second)) in
+            settings.iter().flat_map(|first| settings.iter().map(move |second| (first, second))).enumerate()
+        {
+            let mut random = Random::new(index as u64);
+            let mut shard = Shard::create(*first, 1).await;
+            let mut expected = std::collections::BTreeMap::new();
+            for life in 0..4 {
+                for _ in 0..300 {
+                    let key = vec![random.below(200) as u8];
+                    let large = LARGE < shard.config.value_bytes_max && random.below(20) == 0;
+                    let value = if large { vec![key[0]; LARGE] } else { value(&mut random) };
+                    write(&shard, &key, Some(&value)).await;
+                    expected.insert(key, value);
+                    if random.below(10) == 0 {
+                        shard.db.compact_next(NOW).await.unwrap();
+                    }
+                }
+                shard.db.sync().await.unwrap();
+                let clean = random.below(2) == 0;
+                if clean {
+                    shard.db.close(|_| {}).await.unwrap();
+                }
+                let (storage, next) =
+                    (shard.storage.crash(Fate::Lost), if life % 2 == 0 { second } else { first });
+                shard = Shard::open(storage, *next).await.unwrap().0;
+                for (key, value) in &expected {
+                    let found = shard.db.get(key, NOW).await.unwrap();
+                    assert!(
+                        found.is_some_and(|found| found == value),
+                        "pair {index}, life {life}, clean {clean}"
+                    );
+                }
+            }
+        }
+    });
+}
