@@ -1,7 +1,7 @@
 //! Every name that ringkeep puts on disk, built and parsed in one module. Pure.
 //!
 //! ```text
-//! DATA/STORE  DATA/shard-000/{CURRENT, MANIFEST-000004, 000007.wal, 000009.sst}
+//! DATA/STORE  DATA/RESERVE  DATA/shard-000/{CURRENT, MANIFEST-000004, 000007.wal, 000009.sst}
 //! ```
 
 use std::fmt;
@@ -15,6 +15,8 @@ pub enum FileName {
     Store,
     /// `STORE` while it is being written.
     StoreTemporary,
+    /// Space for the work that makes room on a full disk, in the data directory. It holds no data.
+    Reserve,
     /// Names the manifest in force, in a shard's directory.
     Current,
     /// `CURRENT` while it is being written.
@@ -33,6 +35,7 @@ impl FileName {
         let parsed = match name {
             "STORE" => Self::Store,
             "STORE.tmp" => Self::StoreTemporary,
+            "RESERVE" => Self::Reserve,
             "CURRENT" => Self::Current,
             "CURRENT.tmp" => Self::CurrentTemporary,
             _ => {
@@ -53,7 +56,9 @@ impl FileName {
     pub fn number(self) -> Option<FileNumber> {
         match self {
             Self::Manifest(number) | Self::Wal(number) | Self::Sst(number) => Some(number),
-            Self::Store | Self::StoreTemporary | Self::Current | Self::CurrentTemporary => None,
+            Self::Store | Self::StoreTemporary | Self::Reserve | Self::Current | Self::CurrentTemporary => {
+                None
+            }
         }
     }
 }
@@ -63,6 +68,7 @@ impl fmt::Display for FileName {
         match self {
             Self::Store => f.write_str("STORE"),
             Self::StoreTemporary => f.write_str("STORE.tmp"),
+            Self::Reserve => f.write_str("RESERVE"),
             Self::Current => f.write_str("CURRENT"),
             Self::CurrentTemporary => f.write_str("CURRENT.tmp"),
             Self::Manifest(number) => write!(f, "MANIFEST-{:06}", number.0),
@@ -86,6 +92,7 @@ mod tests {
         for name in [
             FileName::Store,
             FileName::StoreTemporary,
+            FileName::Reserve,
             FileName::Current,
             FileName::CurrentTemporary,
             FileName::Manifest(FileNumber(4)),

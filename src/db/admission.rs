@@ -8,6 +8,8 @@
 //!     goes ahead of them. A waiting write whose time is up gets one more try, out of turn.
 //! J3  When background work fails because of a full disk or because of damage, writes that depend on this work are
 //!     refused with that reason, and not as overload.
+//! J4  While the disk is full, sets are refused and deletes are not: what is left of the space belongs to them and to the
+//!     work that makes room.
 
 use std::cell::{Cell, RefCell};
 use std::ops::Index;
@@ -57,6 +59,8 @@ pub(super) struct Admission {
     /// Why background work fails at present; `None` if it does not fail.
     failing: PerWork<RefCell<Option<Error>>>,
     closing: Cell<bool>,
+    /// The disk is full.
+    full: Cell<bool>,
     waiters: Rc<Waiters>,
     /// Writes that were refused may be tried again.
     room: Notify,
@@ -90,6 +94,35 @@ impl Drop for WaitPosition {
 }
 
 impl Admission {
+    /// Takes note of whether the disk is full. Returns whether that is new.
+    pub(super) fn set_full(&self, full: bool) -> bool {
+        if self.full.replace(full) == full {
+            return false;
+        }
+        for work in [Work::Flush, Work::PrepareWal, Work::GrowWal, Work::Compaction] {
+            // It is tried again at once.
+            self.failing[work].borrow_mut().take_if(|error| error.kind() == ErrorKind::DiskFull);
+        }
+        self.make_room();
+        true
+    }
+
+    /// Whether the disk is full.
+    pub(super) fn is_full(&self) -> bool {
+        self.full.get()
+    }
+
+    /// Refuses a write that only takes space, if the disk is full (J4).
+    ///
+    /// # Errors
+    /// `DiskFull`.
+    pub(super) fn admit_growth(&self) -> Result<()> {
+        if self.full.get() {
+            return Err(Error::new(ErrorKind::DiskFull, "the disk is full: only deletes are accepted"));
+        }
+        Ok(())
+    }
+
     /// Admits a write, as far as the backlog is concerned. `queued` is the number of bytes that wait for the WAL, the
     /// value of this write included. `queue_max` is its bound.
     ///
@@ -225,6 +258,20 @@ mod tests {
         assert_eq!(kind(Work::Flush), ErrorKind::Overloaded, "it is tried again");
         admission.note(Work::Compaction, Ok(())).unwrap();
         assert_eq!(kind(Work::Compaction), ErrorKind::Overloaded);
+    }
+
+    #[test]
+    fn j4_on_a_full_disk_only_writes_that_give_space_back_are_admitted() {
+        let admission = Admission::default();
+        admission.admit_growth().unwrap();
+        let _ = admission.note::<()>(Work::GrowWal, Err(Error::new(ErrorKind::DiskFull, "full")));
+        assert!(admission.set_full(true) && !admission.set_full(true));
+        assert_eq!(admission.admit_growth().unwrap_err().kind(), ErrorKind::DiskFull);
+        admission.admit(&IDLE, 0, 100).unwrap();
+        // A delete that needs a longer WAL waits for the next try, which has the reserve.
+        assert_eq!(admission.refusal(Work::GrowWal, "why").kind(), ErrorKind::Overloaded);
+        assert!(admission.set_full(false));
+        admission.admit_growth().unwrap();
     }
 
     #[test]

@@ -52,6 +52,7 @@ mod writes;
 
 use std::rc::Rc;
 
+use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
 pub use self::admission::WaitPosition;
@@ -95,6 +96,8 @@ struct Inner<S: Storage> {
     tree: Tree<S>,
     admission: Admission,
     catalog: Catalog<S>,
+    /// See [`Db::set_disk_full`].
+    space_changed: Notify,
 }
 
 /// The shard at one moment, for readers that outlive a turn of the thread. It does not change, whatever is written,
@@ -175,6 +178,20 @@ impl<S: Storage> Db<S> {
             debt_bytes: inner.tree.debt_bytes(),
             base_bytes: inner.tree.limits.base_bytes,
         }
+    }
+
+    /// Takes note of whether the disk is full. While it is, only deletes are accepted, and WALs that are released give their
+    /// space back.
+    pub fn set_disk_full(&self, full: bool) {
+        if self.0.admission.set_full(full) {
+            self.0.space_changed.notify_waiters();
+            self.0.catalog.look_again();
+        }
+    }
+
+    /// Waits until the disk is full, or no longer full. Cancel safety: safe.
+    pub async fn space_changed(&self) {
+        self.0.space_changed.notified().await;
     }
 
     /// Takes note that nobody has written for a while: what is in memory is flushed, upper levels are merged into the last

@@ -18,7 +18,7 @@ use super::read::{Found, Lookup, Progress, Wants};
 use super::{Db, SeqNo};
 use crate::config::KEY_BYTES_MAX;
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::{EntryKind, Key, UnixMillis};
+use crate::key::{EntryKind, Key, UnixMillis, ValueKind};
 use crate::op::{Op, Outcome};
 use crate::storage::Storage;
 
@@ -186,6 +186,9 @@ impl<S: Storage> Db<S> {
         }
         if let Some(error) = inner.writes.queue.failure() {
             return Err(error); // D4
+        }
+        if kind.value == ValueKind::Value {
+            inner.admission.admit_growth()?; // J4
         }
         let queued = inner.writes.queue.bytes() + value.len();
         inner.admission.admit(&self.backlog(), queued, inner.config.queue_bytes_max())?;

@@ -28,6 +28,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
+use tokio::sync::Notify;
+
 use super::admission::Admission;
 use super::catalog::Catalog;
 use super::tree::Tree;
@@ -48,6 +50,9 @@ use crate::record::replay::{End, KnownEnd};
 use crate::storage::{Storage, list_files};
 use crate::wal::reader::{Source, replay};
 use crate::wal::writer::Wal;
+
+/// The length of a new WAL and of a new manifest where there is no space for the usual length.
+const SHORT_BYTES: u64 = 64 << 10;
 
 /// What an open found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -128,20 +133,30 @@ impl<S: Storage> Db<S> {
         loaded: Option<FileNumber>,
     ) -> Result<(Self, Recovered)> {
         let leftovers = look_at_leftovers(&storage, owner, &mut state).await?;
-        let prepared = match Self::prepare(&storage, owner, &config, state.clone()).await {
-            // The leftovers may take the space that is lacking.
-            Err(error) if error.kind() == ErrorKind::DiskFull && 0 < leftovers => {
-                if let Some(number) = loaded {
-                    make_durable(&storage, number).await?;
-                }
-                let in_force = |name| matches!(name, FileName::Current | FileName::Manifest(_));
-                remove_except(&storage, |name| state.names(name) || in_force(name)).await?;
-                look_at_leftovers(&storage, owner, &mut state).await?;
-                Self::prepare(&storage, owner, &config, state).await?
-            }
-            result => result?,
+        let full = |prepared: &Result<Prepared<S>>| {
+            prepared.as_ref().is_err_and(|error| error.kind() == ErrorKind::DiskFull)
         };
-        let Prepared { replayed: Replayed { next, frozen, mut recovered, .. }, wal, manifest } = prepared;
+        let mut prepared = Self::prepare(&storage, owner, &config, state.clone()).await;
+        if full(&prepared) && 0 < leftovers {
+            // The leftovers may take the space that is lacking.
+            if let Some(number) = loaded {
+                make_durable(&storage, number).await?;
+            }
+            let in_force = |name| matches!(name, FileName::Current | FileName::Manifest(_));
+            remove_except(&storage, |name| state.names(name) || in_force(name)).await?;
+            look_at_leftovers(&storage, owner, &mut state).await?;
+            prepared = Self::prepare(&storage, owner, &config, state.clone()).await;
+        }
+        if full(&prepared) {
+            // With little space a shard can still be read, and take deletes.
+            let short = DbConfig {
+                wal_step_bytes: SHORT_BYTES.min(config.wal_step_bytes),
+                manifest_bytes: SHORT_BYTES.min(config.manifest_bytes),
+                ..config
+            };
+            prepared = Self::prepare(&storage, owner, &short, state).await;
+        }
+        let Prepared { replayed: Replayed { next, frozen, mut recovered, .. }, wal, manifest } = prepared?;
         recovered.leftovers = leftovers;
         let state = manifest.state().clone();
         let number = manifest.number();
@@ -154,6 +169,7 @@ impl<S: Storage> Db<S> {
             tree: Tree::new(&config, &state.version),
             admission: Admission::default(),
             catalog: Catalog::new(manifest),
+            space_changed: Notify::new(),
             storage,
             owner,
             config,

@@ -44,8 +44,14 @@ impl<S: Storage> Db<S> {
             return Err(self.poison(&taken_away(&label(), TAKEN)));
         }
         let from = match held {
-            // A shard that rests gives the space of its WALs back.
-            Held::Written(wal) if wal.retire(inner.config.wal_bytes) && !inner.writes.rests() => Some(wal),
+            // A shard that rests gives the space of its WALs back, and so does one on a full disk.
+            Held::Written(wal)
+                if wal.retire(inner.config.wal_bytes)
+                    && !inner.writes.rests()
+                    && !inner.admission.is_full() =>
+            {
+                Some(wal)
+            }
             Held::Written(_) | Held::Replayed(_) => None,
         };
         match from.and_then(|wal| Some((wal, inner.writes.spare.begin()?))) {

@@ -15,6 +15,7 @@
 
 mod listen;
 mod signals;
+mod space;
 mod start;
 
 use std::net::SocketAddr;
@@ -27,8 +28,9 @@ use tokio::sync::{mpsc, watch};
 
 use self::listen::bind;
 use self::signals::Signals;
+use self::space::{Monitor, memtable_bytes_max};
 use self::start::{Common, OTHER_FILES, probe_device};
-use crate::config::{Config, DbConfig, SyncMode};
+use crate::config::{Config, DbConfig, MEMTABLE_BYTES_MIN, SyncMode};
 use crate::data_dir::DataDir;
 use crate::db::Recovered;
 use crate::error::{Error, ErrorKind, Result};
@@ -102,6 +104,22 @@ fn limit_connections(config: &mut Config, open_files: usize) -> Result<()> {
     Ok(())
 }
 
+/// On a small volume memtables are smaller, so that the reserve suffices for the SST of one.
+fn fit_to_volume(config: Arc<Config>, data_dir: &DataDir) -> Arc<Config> {
+    let Ok(volume) = data_dir.directory().volume() else { return config };
+    let most = memtable_bytes_max(volume.bytes).max(MEMTABLE_BYTES_MIN as u64);
+    let most = usize::try_from(most).unwrap_or(usize::MAX);
+    if config.memtable_bytes <= most {
+        return config;
+    }
+    tracing::info!(
+        memtable_size = %ByteSize(most as u64),
+        "memtables are smaller than --memtable-size, because the volume has only {}",
+        ByteSize(volume.bytes)
+    );
+    Arc::new(Config { memtable_bytes: most, ..(*config).clone() })
+}
+
 struct Server {
     config: Arc<Config>,
     phase: watch::Sender<Phase>,
@@ -126,6 +144,7 @@ impl Server {
         let (address, sockets) = bind(config.listen, threads).await?;
         // The lock is held to the end of the process: after an error, threads may still write.
         let data_dir = &*Box::leak(Box::new(DataDir::open_or_create(&config.data_dir)?));
+        let config = fit_to_volume(config, data_dir);
         let device = probe_device(data_dir)?;
         let root = data_dir.storage(device)?;
         let shards = u16::try_from(threads).unwrap_or(u16::MAX);
@@ -136,10 +155,13 @@ impl Server {
         } else {
             tracing::info!(data_dir = ?path, shards = store.shards, "created a new store");
         }
+        let (monitor, space) = Monitor::open(data_dir, &root, &config, store.shards).await?;
+        let (stop_monitor, stopped) = watch::channel(false);
+        let monitor = tokio_uring::spawn(monitor.run(stopped));
         let (phase, follow) = watch::channel(Phase::Opening);
         let (teller, events) = mpsc::unbounded_channel();
         let common =
-            Common { config: config.clone(), ring, device, open_files, phase: follow, events: teller };
+            Common { config: config.clone(), ring, device, open_files, phase: follow, events: teller, space };
         let threads = common.start(data_dir, &store, sockets, &processors)?;
         let mut server = Self { config, phase, events, threads, watchers: Vec::new() };
         if !server.open(&mut signals).await? {
@@ -160,7 +182,12 @@ impl Server {
         }
         announce(address);
         server.wait_for_stop(&mut signals).await?;
-        server.stop(&mut signals).await
+        server.stop(&mut signals).await?;
+        stop_monitor.send_replace(true);
+        if monitor.await.is_err() {
+            tracing::error!("the watch over the disk ended badly");
+        }
+        Ok(())
     }
 
     fn log_start(&self, store: &Store, device: Device, address: SocketAddr) {

@@ -17,6 +17,7 @@ use crate::shard::accept::Balance;
 use crate::shard::mailbox::connect;
 use crate::shard::phase::{Event, Phase};
 use crate::shard::router::{Router, ThreadId};
+use crate::shard::space::Space;
 use crate::shard::thread::{Plan, ShardPlan, run as run_thread};
 use crate::storage::device::Device;
 use crate::store::Store;
@@ -35,6 +36,7 @@ pub(super) struct Common {
     pub(super) open_files: usize,
     pub(super) phase: watch::Receiver<Phase>,
     pub(super) events: mpsc::UnboundedSender<Event>,
+    pub(super) space: Space,
 }
 
 impl Common {
@@ -81,6 +83,7 @@ impl Common {
                 balance: balance.clone(),
                 phase: self.phase.clone(),
                 events: self.events.clone(),
+                space: self.space.clone(),
                 key_hash,
                 request_bytes_max,
             };
@@ -102,9 +105,7 @@ pub(super) fn probe_device(data_dir: &DataDir) -> Result<Device> {
     let shown = data_dir.directory().path().display();
     let device =
         Device::probe(data_dir.directory()).map_err(|error| Error::io(format!("write to {shown}"), error))?;
-    let full = rustix::fs::fstatvfs(data_dir.directory().file())
-        .is_ok_and(|found| 0 < found.f_files && found.f_favail == 0);
-    if full {
+    if data_dir.directory().volume().is_ok_and(|volume| !volume.has_inodes) {
         tracing::warn!(
             "the file system of {shown} has no free inodes: no file can be created until other files are removed"
         );

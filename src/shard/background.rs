@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 
 use super::Engine;
 use super::handler::wall_clock;
+use super::space::Space;
 use crate::config::{Config, SyncMode};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -46,16 +47,27 @@ pub struct Background {
 
 impl Background {
     /// Starts the work. An error that ends the process is sent to `fatal`.
-    pub fn start(db: &Engine, config: &Config, fatal: &mpsc::UnboundedSender<Error>) -> Self {
+    pub fn start(db: &Engine, config: &Config, fatal: &mpsc::UnboundedSender<Error>, space: &Space) -> Self {
         let (stop, stopped) = watch::channel(false);
         let synced = config.sync == SyncMode::Always;
-        let worker = Worker { db: db.clone(), stopped, fatal: fatal.clone(), synced, failing: None };
+        let worker = Worker {
+            db: db.clone(),
+            stopped,
+            fatal: fatal.clone(),
+            synced,
+            space: space.clone(),
+            failing: None,
+        };
+        let flush_space = space.clone();
         let mut tasks = vec![
             tokio_uring::spawn(worker.clone().commit()),
             tokio_uring::spawn(worker.clone().repeat(
                 "flush a memtable",
                 async |db| db.flush_due().await,
-                async |db| db.flush_next().await,
+                async move |db| {
+                    let _turn = flush_space.turn().await;
+                    db.flush_next().await
+                },
             )),
             tokio_uring::spawn(worker.clone().repeat(
                 "prepare a WAL",
@@ -75,6 +87,7 @@ impl Background {
             tokio_uring::spawn(worker.clone().request_marks()),
             tokio_uring::spawn(worker.clone().check_names()),
             tokio_uring::spawn(worker.clone().rest()),
+            tokio_uring::spawn(worker.clone().follow_space()),
         ];
         if let SyncMode::Interval(interval) = config.sync {
             tasks.push(tokio_uring::spawn(worker.sync(interval)));
@@ -102,6 +115,7 @@ struct Worker {
     fatal: mpsc::UnboundedSender<Error>,
     /// Whether each group is synced.
     synced: bool,
+    space: Space,
     /// The kind of the last failure, while the work of this task fails.
     failing: Option<ErrorKind>,
 }
@@ -175,7 +189,10 @@ impl Worker {
         };
         while self.wait(due()).await {
             loop {
-                match db.compact_next(wall_clock()).await {
+                let turn = self.space.turn().await;
+                let compacted = db.compact_next(wall_clock()).await;
+                drop(turn);
+                match compacted {
                     Ok(done) => {
                         self.recovered("compact");
                         if !done || *self.stopped.borrow() {
@@ -269,6 +286,31 @@ impl Worker {
         }
     }
 
+    /// Tells the engine whether the disk is full. While it is, what deletes have written is flushed every second, so that
+    /// they give space back. Counts the bytes of the shard.
+    async fn follow_space(mut self) {
+        let db = self.db.clone();
+        let mut full = self.space.follow();
+        let mut counted = 0;
+        db.set_disk_full(self.space.is_full());
+        loop {
+            let now = db.version().files().map(|file| file.bytes).sum();
+            self.space.count(counted, now);
+            counted = now;
+            let changed = async {
+                let _ = tokio::time::timeout(RETRY_TIME, full.changed()).await; // what matters is read below
+            };
+            if !self.wait(changed).await {
+                return;
+            }
+            let full = self.space.is_full();
+            db.set_disk_full(full);
+            if full {
+                db.request_flush();
+            }
+        }
+    }
+
     /// Lets the shard rest whenever commits have paused for longer still, and once after the start.
     async fn rest(mut self) {
         let db = self.db.clone();
@@ -343,6 +385,16 @@ impl Worker {
             ErrorKind::Poisoned => {
                 self.report(error);
                 false
+            }
+            ErrorKind::DiskFull => {
+                // The server gives the reserve back, and has a line in the log for the state of the disk.
+                self.space.report();
+                tracing::debug!(shard = self.db.owner().shard.0, %error, "cannot {what}: the disk is full");
+                let db = self.db.clone();
+                let changed = async {
+                    let _ = tokio::time::timeout(RETRY_TIME, db.space_changed()).await;
+                };
+                self.wait(changed).await
             }
             kind => {
                 if self.failing.replace(kind) != Some(kind) {

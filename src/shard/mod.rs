@@ -9,6 +9,7 @@
 //! | [`mailbox`], [`router`] | messages between threads, and which thread has a key |
 //! | [`phase`] | what the server announces to its threads, and what they tell it |
 //! | [`background`] | the background work of an engine |
+//! | [`space`] | what threads know of the space on the disk |
 //!
 //! Threads share nothing but messages, a phase to follow, and a few counters. A task that owns a read, a write or an accept
 //! is never dropped: it is told to end, and awaited.
@@ -20,6 +21,7 @@ pub mod listener;
 pub mod mailbox;
 pub mod phase;
 pub mod router;
+pub mod space;
 pub mod thread;
 
 use crate::db::Db;

@@ -25,6 +25,7 @@ use super::listener::{Handed, Listener};
 use super::mailbox::{Ends, Mailbox};
 use super::phase::{Event, Phase};
 use super::router::{Router, ThreadId};
+use super::space::Space;
 use crate::config::{Config, DbConfig, SyncMode};
 use crate::data_dir::open_storage;
 use crate::db::{CloseStep, Db, LogEnd, Recovered};
@@ -70,6 +71,8 @@ pub struct Plan {
     pub phase: watch::Receiver<Phase>,
     /// Where events go.
     pub events: mpsc::UnboundedSender<Event>,
+    /// The space on the disk.
+    pub space: Space,
     /// Bytes that large requests may take on this thread.
     pub request_bytes_max: usize,
     /// The hash function that finds keys in memory, for all threads.
@@ -138,6 +141,7 @@ struct Thread {
 struct Follower {
     phase: watch::Receiver<Phase>,
     events: mpsc::UnboundedSender<Event>,
+    space: Space,
 }
 
 impl Status for Follower {
@@ -146,7 +150,13 @@ impl Status for Follower {
     }
 
     fn unready(&self) -> Option<&'static str> {
-        (*self.phase.borrow() != Phase::Running).then_some("the server is stopping")
+        if *self.phase.borrow() != Phase::Running {
+            Some("the server is stopping")
+        } else if self.space.is_full() {
+            Some("disk full")
+        } else {
+            None
+        }
     }
 }
 
@@ -160,7 +170,8 @@ async fn live(plan: Plan) -> Result<Quiet> {
 impl Thread {
     /// Opens the engines, and starts everything except the listener. Returns the socket to listen on.
     async fn open(plan: Plan) -> Result<(Self, socket2::Socket)> {
-        let Plan { id, config, router, shards, socket, ends, handed, balance, phase, events, .. } = plan;
+        let Plan { id, config, router, shards, socket, ends, handed, balance, phase, events, space, .. } =
+            plan;
         let mut engines = Vec::new();
         let mut recovered = Recovered::default();
         for shard in shards {
@@ -169,9 +180,10 @@ impl Thread {
             engines.push(engine);
         }
         let (fatal, mut fatalities) = mpsc::unbounded_channel();
-        let background = engines.iter().map(|engine| Background::start(engine, &config, &fatal)).collect();
+        let background =
+            engines.iter().map(|engine| Background::start(engine, &config, &fatal, &space)).collect();
         let mailbox = Rc::new(Mailbox::new(ends));
-        let follower = Follower { phase: phase.clone(), events: events.clone() };
+        let follower = Follower { phase: phase.clone(), events: events.clone(), space };
         let (value_bytes_max, now) = (config.value_bytes_max, Instant::now());
         let connections = Rc::new(Connections {
             id,

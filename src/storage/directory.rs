@@ -33,6 +33,17 @@ impl From<&rustix::fs::Statx> for InodeId {
     }
 }
 
+/// A file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Volume {
+    /// Its size.
+    pub bytes: u64,
+    /// What is free.
+    pub available_bytes: u64,
+    /// Whether files can be created, as far as their number is concerned.
+    pub has_inodes: bool,
+}
+
 /// An open directory. It can be sent to the thread that will use it.
 #[derive(Debug)]
 pub struct Directory {
@@ -96,6 +107,16 @@ impl Directory {
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(false),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// The size of the file system below the directory, and what is free for this process.
+    pub fn volume(&self) -> io::Result<Volume> {
+        let found = rustix::fs::fstatvfs(&self.file)?;
+        Ok(Volume {
+            bytes: found.f_blocks.saturating_mul(found.f_frsize),
+            available_bytes: found.f_bavail.saturating_mul(found.f_frsize),
+            has_inodes: found.f_files == 0 || 0 < found.f_favail,
+        })
     }
 
     /// Whether the directory is on a file system that keeps its files in memory.
