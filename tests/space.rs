@@ -179,3 +179,88 @@ fn any_setting_may_change_between_two_starts_and_writes_go_on() {
         }
     });
 }
+
+/// Sets keys until the disk is full. Returns how many there are.
+async fn fill(shard: &Shard, random: &mut Random) -> u16 {
+    for number in 0_u16.. {
+        for attempt in 0.. {
+            match shard.db.set(&number.to_be_bytes(), &value(random)) {
+                Ok(ticket) => {
+                    shard.commit(ticket).await;
+                    break;
+                }
+                Err(error) if error.kind() == ErrorKind::DiskFull => return number,
+                Err(error) => assert!(error.kind() == ErrorKind::Overloaded && attempt < 100, "{error}"),
+            }
+            // As the background tasks do; what fails is tried again.
+            let _ = shard.db.grow_wal().await;
+            let _ = shard.db.prepare_spare().await;
+            let _ = shard.db.flush_next().await;
+            let _ = shard.db.compact_next(NOW).await;
+            shard.remove_obsolete().await;
+        }
+    }
+    unreachable!("the disk is never full")
+}
+
+/// A disk that the store has filled. The reserve is what the server gives back then.
+#[test]
+fn on_a_disk_that_the_store_has_filled_deletes_make_room_and_writes_resume() {
+    const RESERVE: u64 = 4 << 20;
+    block_on(async {
+        for (seed, fate) in
+            [None, Some(Fate::Lost), Some(Fate::Killed), Some(Fate::Random)].into_iter().enumerate()
+        {
+            let mut random = Random::new(seed as u64);
+            let mut shard = Shard::create(config(1 << 20, 10_000), seed as u64).await;
+            shard.storage.set_capacity(Some(16 << 20));
+            let count = fill(&shard, &mut random).await;
+            assert!(500 < count, "{count}");
+            // The reserve is given back, and a crash or nothing happens.
+            shard.storage.set_capacity(Some((16 << 20) + RESERVE));
+            if let Some(fate) = fate {
+                shard = shard.after_crash(fate).await;
+            }
+            shard.db.set_disk_full(true);
+            assert_eq!(
+                shard.db.set(b"new", b"value").err().map(|error| error.kind()),
+                Some(ErrorKind::DiskFull)
+            );
+            for number in 0..count {
+                let found = shard.db.get(&number.to_be_bytes(), NOW).await.unwrap();
+                assert_eq!(found.map(|found| found.len()), Some(VALUE_BYTES), "reads go on");
+            }
+            for number in 0..count {
+                write(&shard, &number.to_be_bytes(), None).await;
+            }
+            shard.flush().await;
+            work(&shard).await;
+            let left = shard.storage.allocated();
+            assert!(left < 4 << 20, "{left} bytes are left of 16 MiB");
+            shard.storage.set_capacity(Some(16 << 20));
+            shard.db.set_disk_full(false);
+            let again = fill(&shard, &mut random).await;
+            assert!(count / 2 < again, "{count} values fitted at first, then {again}");
+        }
+    });
+}
+
+/// With less space than a start takes otherwise.
+#[test]
+fn a_start_on_a_full_disk_takes_deletes() {
+    block_on(async {
+        let mut random = Random::new(5);
+        let config = DbConfig { wal_step_bytes: 1 << 18, manifest_bytes: 1 << 18, ..config(1 << 20, 10_000) };
+        let shard = Shard::create(config, 1).await;
+        shard.storage.set_capacity(Some(12 << 20));
+        let count = fill(&shard, &mut random).await;
+        shard.storage.set_capacity(Some(shard.storage.allocated() + (300 << 10)));
+        let shard = shard.after_crash(Fate::Killed).await;
+        shard.db.set_disk_full(true);
+        for number in 0..count {
+            assert!(shard.db.get(&number.to_be_bytes(), NOW).await.unwrap().is_some());
+        }
+        let (ticket, _) = shard.db.delete(&0_u16.to_be_bytes(), NOW).unwrap();
+        shard.commit(ticket).await;
+    });
+}

@@ -84,8 +84,10 @@ impl Monitor {
             memtable_bytes: config.memtable_bytes,
             held: 0,
         };
-        // What was allocated before is still allocated, unless the disk was full then. Both are settled here.
-        if !monitor.allocate(monitor.wanted()).await {
+        // An open writes a new WAL and a new manifest for each shard. What was allocated by the server before is allocated
+        // still, unless the disk was full then.
+        let start_bytes = 2 * u64::from(shards) * WAL_STEP_BYTES;
+        if !monitor.allocate(monitor.wanted()).await || monitor.available() < start_bytes {
             monitor.begin_full().await;
         }
         Ok((monitor, space))

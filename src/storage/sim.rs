@@ -103,6 +103,8 @@ struct Disk {
     moved: bool,
     /// Syncs return although only a part of the bytes is durable.
     lying: bool,
+    /// Bytes that all files together may take; `None` for no bound.
+    capacity: Option<u64>,
     operations: u64,
     fault: Option<Fault>,
     random: Random,
@@ -128,6 +130,8 @@ struct Inode {
     /// Writes since the last sync, in order. `taken` counts the writes before them.
     unsynced: Vec<(usize, Rc<[u8]>)>,
     taken: usize,
+    /// Bytes for which space is allocated.
+    allocated: usize,
     /// A sync failed, or lied: live bytes may differ from durable ones without being in `unsynced`.
     diverged: bool,
     /// Numbers of the blocks that cannot be read until they are written. The error depends on the number.
@@ -274,6 +278,7 @@ impl SimStorage {
             names_lost: false,
             moved: false,
             lying: false,
+            capacity: None,
             operations: 0,
             fault: None,
             random: Random::new(seed),
@@ -295,6 +300,31 @@ impl SimStorage {
     /// Plans a fault; `None` cancels it.
     pub fn set_fault(&self, fault: Option<Fault>) {
         self.0.borrow_mut().fault = fault;
+    }
+
+    /// Bounds the bytes that all files together may take; `None` ends that. An operation that needs more fails with ENOSPC.
+    pub fn set_capacity(&self, bytes: Option<u64>) {
+        self.0.borrow_mut().capacity = bytes;
+    }
+
+    /// Bytes that all files together take.
+    pub fn allocated(&self) -> u64 {
+        let disk = self.0.borrow();
+        disk.live_names.values().map(|&inode| disk.files[inode].allocated as u64).sum()
+    }
+
+    /// Allocates the bytes of a file up to `end`.
+    fn take_space(&self, inode: usize, end: usize) -> io::Result<()> {
+        let taken = self.allocated();
+        let mut disk = self.0.borrow_mut();
+        let more = end.saturating_sub(disk.files[inode].allocated);
+        if 0 < more && disk.capacity.is_some_and(|capacity| capacity < taken + more as u64) {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        if 0 < more {
+            Rc::make_mut(&mut disk.files[inode]).allocated = end;
+        }
+        Ok(())
     }
 
     /// From now on, records a snapshot of the directory before each operation.
@@ -375,6 +405,7 @@ impl SimStorage {
             names_lost: false,
             moved: false,
             lying: false,
+            capacity: disk.capacity,
             operations: disk.operations,
             fault: None,
             random,
@@ -664,6 +695,10 @@ impl File for SimFile {
         let write = Write { inode: self.inode, offset: to_usize(offset), bytes: bytes.clone() };
         self.storage.0.borrow_mut().in_flight.push(write);
         let failure = self.storage.count().await;
+        if let Err(error) = self.storage.take_space(self.inode, to_usize(offset) + buffer.len()) {
+            self.storage.0.borrow_mut().in_flight.retain(|write| !Rc::ptr_eq(&write.bytes, &bytes));
+            return (Err(error), buffer);
+        }
         self.storage.0.borrow_mut().in_flight.retain(|write| !Rc::ptr_eq(&write.bytes, &bytes));
         let written = match failure {
             None => buffer.len(),
@@ -693,6 +728,7 @@ impl File for SimFile {
 
     async fn allocate(&self, bytes: u64) -> io::Result<()> {
         self.storage.operation().await?;
+        self.storage.take_space(self.inode, to_usize(bytes))?;
         let mut inode = self.inode();
         let from = inode.live.length;
         let missing = to_usize(bytes).saturating_sub(from);
@@ -703,6 +739,7 @@ impl File for SimFile {
     async fn release(&self, offset: u64) -> io::Result<()> {
         self.storage.operation().await?;
         let mut inode = self.inode();
+        inode.allocated = inode.allocated.min(to_usize(offset));
         let bytes = inode.live.length.saturating_sub(to_usize(offset));
         inode.write(to_usize(offset), vec![0; bytes].into());
         Ok(())

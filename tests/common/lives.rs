@@ -190,6 +190,7 @@ async fn round(db: &Db<SimStorage>, ledger: &RefCell<Ledger>, random: &mut Rando
         db.request_mark();
     }
     let rest = random.below(4) == 0;
+    db.set_disk_full(random.below(8) == 0);
     let wals = async {
         tolerate(db.grow_wal().await)?;
         if spare {
