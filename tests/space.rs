@@ -245,6 +245,38 @@ fn on_a_disk_that_the_store_has_filled_deletes_make_room_and_writes_resume() {
     });
 }
 
+/// Deletes of some keys give back what they hide, although a whole compaction would need more space than there is.
+#[test]
+fn on_a_full_disk_compactions_make_room_part_by_part() {
+    block_on(async {
+        let mut random = Random::new(9);
+        let shard = Shard::create(config(1 << 20, 10_000), 9).await;
+        shard.storage.set_capacity(Some(48 << 20));
+        let count = fill(&shard, &mut random).await;
+        let before = shard.storage.allocated();
+        shard.storage.set_capacity(Some(before + (4 << 20)));
+        shard.db.set_disk_full(true);
+        for number in (0..count).step_by(4) {
+            write(&shard, &number.to_be_bytes(), None).await;
+        }
+        shard.flush().await;
+        // None of these steps may fail for want of space.
+        let mut steps = 0;
+        while shard.db.compact_next(NOW).await.unwrap() {
+            shard.remove_obsolete().await;
+            steps += 1;
+        }
+        let after = shard.storage.allocated();
+        assert!(after < before / 8 * 7, "{before} bytes, {after} after a quarter of the keys was deleted");
+        assert!(10 < steps, "{steps}");
+        for number in 0..count {
+            let found = shard.find(&number.to_be_bytes(), NOW).await;
+            assert_eq!(found.is_some(), number % 4 != 0);
+        }
+        assert!(shard.check().await.damage.is_empty());
+    });
+}
+
 /// With less space than a start takes otherwise.
 #[test]
 fn a_start_on_a_full_disk_takes_deletes() {

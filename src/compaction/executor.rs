@@ -43,6 +43,22 @@ pub trait Environment: OpenSst<File = <Self::Storage as Storage>::File> {
     async fn spend(&self, bytes: usize) -> Result<()>;
 }
 
+/// What a compaction has written.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outputs {
+    /// The files of the target level, in key order.
+    pub merged: Vec<SstMeta>,
+    /// The file that takes the place of the input, if the compaction was split and anything is left of it.
+    pub rest: Option<SstMeta>,
+}
+
+impl Outputs {
+    /// All files.
+    pub fn files(&self) -> impl Iterator<Item = &SstMeta> {
+        self.merged.iter().chain(&self.rest)
+    }
+}
+
 /// Runs a compaction. Entries that have expired at `now` become tombstones. The outputs are synced, their names are
 /// not.
 ///
@@ -54,7 +70,7 @@ pub async fn execute<E: Environment>(
     version: &Version,
     limits: &Limits,
     now: UnixMillis,
-) -> Result<Vec<SstMeta>> {
+) -> Result<Outputs> {
     let mut created = Vec::new();
     let result = merge(environment, compaction, version, limits, now, &mut created).await;
     if result.is_err() {
@@ -73,42 +89,50 @@ async fn merge<E: Environment>(
     limits: &Limits,
     now: UnixMillis,
     created: &mut Vec<FileNumber>,
-) -> Result<Vec<SstMeta>> {
+) -> Result<Outputs> {
     let run = |files: &[SharedMeta]| Run::new(environment, files.iter().cloned(), ReadAhead::Full);
     let mut runs: Vec<_> = compaction.inputs.iter().map(|input| run(std::slice::from_ref(input))).collect();
     runs.push(run(&compaction.overlapping));
     let mut source = Newest::new(Merge::new(runs), SeqNo(u64::MAX)); // X1
-    let mut outputs = Vec::new();
-    let mut builder: Option<SstBuilder<_>> = None;
+    let mut outputs = Outputs::default();
+    let (mut builder, mut rest): (Option<SstBuilder<_>>, Option<SstBuilder<_>>) = (None, None);
     while source.advance().await? {
-        let (bytes, stays) = source.read(|entry| {
+        let (bytes, beyond, stays) = source.read(|entry| {
+            let beyond = compaction.split.as_deref().is_some_and(|split| split < entry.key);
             let tombstone = what_stays(entry, now).kind.value == ValueKind::Tombstone;
-            let stays = !tombstone || version.may_hold_below(compaction.target(), entry.key); // X1
-            (entry.key.len() + entry.value.len(), stays)
+            // X1. Beyond the split the target level may hold the key, too.
+            let stays = beyond || !tombstone || version.may_hold_below(compaction.target(), entry.key);
+            (entry.key.len() + entry.value.len(), beyond, stays)
         });
         let passed = source.take_passed(); // older entries of the last key
         environment.spend(bytes + passed.bytes + (1 + passed.versions) * ENTRY_COST_BYTES).await?;
         if !stays {
             continue;
         }
-        if builder.as_ref().is_some_and(|builder| limits.sst_bytes <= builder.bytes())
+        if !beyond
+            && builder.as_ref().is_some_and(|builder| limits.sst_bytes <= builder.bytes())
             && let Some(full) = builder.take()
         {
-            outputs.push(full.finish().await?);
+            outputs.merged.push(full.finish().await?);
         }
-        let output = match &mut builder {
+        // The rest is one file, because its SeqNos must not overlap those of another file of L0 (N2).
+        let output = if beyond { &mut rest } else { &mut builder };
+        let output = match output {
             Some(output) => output,
             None => {
                 let identity = environment.new_file();
                 created.push(identity.file);
-                builder.insert(SstBuilder::create(environment.storage(), identity).await?)
+                output.insert(SstBuilder::create(environment.storage(), identity).await?)
             }
         };
         source.read(|entry| output.add(&what_stays(entry, now)));
         output.write_full().await?;
     }
     if let Some(last) = builder {
-        outputs.push(last.finish().await?);
+        outputs.merged.push(last.finish().await?);
+    }
+    if let Some(rest) = rest {
+        outputs.rest = Some(rest.finish().await?);
     }
     Ok(outputs)
 }
@@ -271,7 +295,7 @@ mod tests {
             let smallest = inputs.iter().map(|file| &file.smallest).min().expect("there is an input");
             let largest = inputs.iter().map(|file| &file.largest).max().expect("there is an input");
             let overlapping = self.version.overlapping(level + 1, smallest, largest).to_vec();
-            Compaction { level, inputs, overlapping }
+            Compaction { level, inputs, overlapping, split: None }
         }
 
         /// Every entry of the files that a compaction merges.
@@ -301,14 +325,14 @@ mod tests {
                 let gone = kind.value == ValueKind::Tombstone || kind.expires.is_some_and(|at| at <= NOW);
                 if !gone {
                     expected.push((key, (seqno, kind, value)));
-                } else if below(&key) {
+                } else if below(&key) || compaction.split.as_deref().is_some_and(|split| *split < *key) {
                     expected.push((key, (seqno, EntryKind::TOMBSTONE, Vec::new())));
                 }
             }
             expected
         }
 
-        async fn execute(&self, compaction: &Compaction) -> Result<Vec<SstMeta>> {
+        async fn execute(&self, compaction: &Compaction) -> Result<Outputs> {
             execute(&self.environment, compaction, &self.version, &LIMITS, NOW).await
         }
     }
@@ -334,7 +358,7 @@ mod tests {
     #[test]
     fn x1_of_each_key_the_newest_entry_stays_and_a_tombstone_only_above_a_file_with_its_key() {
         block_on(async {
-            let (mut outputs_max, mut gone, mut stayed) = (0, 0, 0);
+            let (mut outputs_max, mut gone, mut stayed, mut split) = (0, 0, 0, 0);
             for seed in 0..150 {
                 let shard = Shard::new(seed, 1 + seed % 5).await;
                 for level in 0..4 {
@@ -342,10 +366,14 @@ mod tests {
                         continue;
                     }
                     let context = format!("seed {seed}, level {level}");
-                    let compaction = shard.compaction(level, seed as usize);
+                    let mut compaction = shard.compaction(level, seed as usize);
+                    if seed % 3 == 0 {
+                        compaction = compaction.within(30_000 * (seed % 5));
+                        split += u32::from(compaction.split.is_some());
+                    }
                     let outputs = shard.execute(&compaction).await.unwrap();
                     let expected = shard.expected(&compaction);
-                    let files = || outputs.iter().cloned().map(Rc::new);
+                    let files = || outputs.files().cloned().map(Rc::new);
                     let found = shard.environment.read(files()).await.unwrap();
                     assert!(found == expected, "{context}: {:?}", differing(&found, &expected));
                     // No output overlaps another file of its level (N1).
@@ -354,13 +382,15 @@ mod tests {
                     {
                         edit.remove_ssts.extend(files.iter().map(|file| (level, file.number)));
                     }
-                    edit.add_ssts.extend(files().map(|file| (level + 1, file)));
+                    edit.add_ssts
+                        .extend(outputs.merged.iter().map(|file| (level + 1, Rc::new(file.clone()))));
+                    edit.add_ssts.extend(outputs.rest.iter().map(|file| (level, Rc::new(file.clone()))));
                     shard.version.apply(&edit).unwrap_or_else(|reason| panic!("{context}: {reason}"));
-                    for meta in &outputs {
+                    for meta in outputs.files() {
                         let sst = shard.environment.open(meta).await.unwrap();
                         assert_eq!(sst.properties().await.unwrap(), *meta, "{context}");
                     }
-                    outputs_max = outputs_max.max(outputs.len());
+                    outputs_max = outputs_max.max(outputs.merged.len());
                     let tombstones =
                         found.iter().filter(|(_, stored)| stored.1 == EntryKind::TOMBSTONE).count();
                     stayed += tombstones;
@@ -368,7 +398,10 @@ mod tests {
                     gone += keys.collect::<std::collections::BTreeSet<_>>().len() - found.len();
                 }
             }
-            assert!(2 < outputs_max && 100 < gone && 100 < stayed, "{outputs_max}, {gone}, {stayed}");
+            assert!(
+                2 < outputs_max && 100 < gone && 100 < stayed && 20 < split,
+                "{outputs_max}, {gone}, {stayed}, {split}"
+            );
         });
     }
 
@@ -494,9 +527,9 @@ mod tests {
                     let edit = VersionEdit { add_ssts, ..VersionEdit::default() };
                     let version = Version::default().apply(&edit).unwrap();
                     let overlapping = version.overlapping(1, b"k", b"k").to_vec();
-                    let compaction = Compaction { level: 0, inputs: vec![newer], overlapping };
+                    let compaction = Compaction { level: 0, inputs: vec![newer], overlapping, split: None };
                     let outputs = execute(&environment, &compaction, &version, &LIMITS, NOW).await.unwrap();
-                    let found = environment.read(outputs.into_iter().map(Rc::new)).await.unwrap();
+                    let found = environment.read(outputs.merged.into_iter().map(Rc::new)).await.unwrap();
                     let context = format!("expires at {expires}, the older entry is in level {older_level}");
                     let (kind, value) = if expired {
                         (EntryKind::TOMBSTONE, b"".to_vec())

@@ -60,12 +60,41 @@ pub struct Compaction {
     pub inputs: Vec<SharedMeta>,
     /// Files of the next level that overlap the inputs, in key order.
     pub overlapping: Vec<SharedMeta>,
+    /// Only keys up to this one go down. What the input holds beyond it goes to a new file of its own level.
+    pub split: Option<Box<[u8]>>,
 }
 
 impl Compaction {
     /// Whether an edit alone carries out the compaction. A file of mostly tombstones is rewritten, to be rid of them.
     pub fn is_move(&self) -> bool {
         self.inputs.len() == 1 && self.overlapping.is_empty() && !mostly_tombstones(&self.inputs[0])
+    }
+
+    /// A first part of the compaction for which `bytes` of space suffice until its inputs are given back, or the smallest
+    /// part that there is: one input, the oldest (K1), and as many of the files that it overlaps as fit, from the first key
+    /// on. All of those files that overlap keys up to the split are in it (K2), and what is beyond the split stays above
+    /// the others.
+    #[must_use]
+    pub fn within(mut self, bytes: u64) -> Self {
+        let total: u64 = self.inputs.iter().chain(&self.overlapping).map(|file| file.bytes).sum();
+        if self.is_move() || total <= bytes {
+            return self;
+        }
+        self.inputs.drain(..self.inputs.len() - 1);
+        let input = &self.inputs[0];
+        self.overlapping.retain(|file| file.overlaps(&input.smallest, &input.largest));
+        let mut left = bytes.saturating_sub(input.bytes);
+        let fit = self.overlapping.iter().take_while(|file| {
+            let fits = file.bytes <= left;
+            left = left.saturating_sub(file.bytes);
+            fits
+        });
+        let count = fit.count().max(1);
+        if count < self.overlapping.len() {
+            self.overlapping.truncate(count);
+            self.split = self.overlapping.last().map(|last| last.largest.clone());
+        }
+        self
     }
 
     /// The level that the outputs go to.
@@ -158,7 +187,7 @@ fn from_l0(version: &Version) -> Compaction {
     let smallest = inputs.iter().map(|file| &file.smallest).min().expect("there is an input");
     let largest = inputs.iter().map(|file| &file.largest).max().expect("there is an input");
     let overlapping = version.overlapping(1, smallest, largest).to_vec(); // K2
-    Compaction { level: 0, inputs, overlapping }
+    Compaction { level: 0, inputs, overlapping, split: None }
 }
 
 /// The file of a level that rewrites the fewest bytes of the level below for each byte of its own.
@@ -169,7 +198,7 @@ fn cheapest(version: &Version, level: usize, wanted: impl Fn(&SharedMeta) -> boo
         below.saturating_mul(1000) / file.bytes.max(1)
     })?;
     let overlapping = overlapping(file).to_vec(); // K2
-    Some(Compaction { level, inputs: vec![file.clone()], overlapping })
+    Some(Compaction { level, inputs: vec![file.clone()], overlapping, split: None })
 }
 
 #[cfg(test)]
@@ -264,6 +293,27 @@ mod tests {
         assert_eq!(level(&files(10, 0, 0), true), None, "one file alone has nothing to merge with");
         let two = [(0, meta(1, "a", "z", 10)), (0, meta(2, "a", "z", 10))];
         assert_eq!(level(&two, true), Some(0));
+    }
+
+    #[test]
+    fn k1_k2_a_part_of_a_compaction_takes_the_oldest_input_up_to_the_end_of_a_file() {
+        let mut files: Vec<_> = (3..7).map(|number| (0, meta(number, "b", "m", 10))).collect();
+        files.extend(
+            [("a", "c"), ("d", "f"), ("g", "k"), ("l", "z")]
+                .iter()
+                .enumerate()
+                .map(|(index, (smallest, largest))| (1, meta(10 + index as u64, smallest, largest, 10))),
+        );
+        let whole = pick(&version(&files), &LIMITS, false).unwrap();
+        assert_eq!((whole.inputs.len(), whole.overlapping.len()), (4, 4));
+        assert_eq!(whole.clone().within(80), whole);
+        for (bytes, count, split) in
+            [(79, 4, None), (49, 3, Some("k")), (30, 2, Some("f")), (1, 1, Some("c"))]
+        {
+            let part = whole.clone().within(bytes);
+            assert_eq!((part.inputs[0].number.0, part.inputs.len(), part.overlapping.len()), (3, 1, count));
+            assert_eq!(part.split.as_deref(), split.map(str::as_bytes), "{bytes}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::{Db, Work};
-use crate::compaction::executor::Environment;
+use crate::compaction::executor::{Environment, Outputs};
 use crate::compaction::{Compaction, execute, pick};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
@@ -42,11 +42,13 @@ impl<S: Storage> Db<S> {
     async fn compact(&self, now: UnixMillis) -> Result<bool> {
         let inner = &*self.0;
         let version = self.version();
-        let Some(compaction) = pick(&version, &inner.tree.limits, inner.writes.rests()) else {
-            return Ok(false);
-        };
+        let full = inner.admission.is_full();
+        let rests = inner.writes.rests() || full; // on a full disk, too, space counts more than work
+        let Some(compaction) = pick(&version, &inner.tree.limits, rests) else { return Ok(false) };
+        // On a full disk, the work that makes room has to do with the space of a few outputs.
+        let compaction = if full { compaction.within(2 * inner.tree.limits.sst_bytes) } else { compaction };
         let outputs = if compaction.is_move() {
-            Vec::new()
+            Outputs::default()
         } else {
             execute(&Inputs(self), &compaction, &version, &inner.tree.limits, now).await?
         };
@@ -57,14 +59,15 @@ impl<S: Storage> Db<S> {
         if compaction.is_move() {
             edit.add_ssts.push((compaction.target(), compaction.inputs[0].clone()));
         }
-        edit.add_ssts.extend(outputs.iter().map(|meta| (compaction.target(), Rc::new(meta.clone()))));
+        edit.add_ssts.extend(outputs.merged.iter().map(|meta| (compaction.target(), Rc::new(meta.clone()))));
+        edit.add_ssts.extend(outputs.rest.iter().map(|meta| (compaction.level, Rc::new(meta.clone()))));
         let result = match sync_names(&inner.storage).await {
             Ok(()) => self.edit(edit).await,
             Err(error) => Err(error),
         };
         if let Err(error) = result {
             if error.kind() != ErrorKind::Poisoned {
-                for meta in outputs {
+                for meta in outputs.files() {
                     let _ = inner.storage.remove(FileName::Sst(meta.number)).await; // nothing names it
                 }
             }
@@ -91,14 +94,14 @@ impl<S: Storage> Db<S> {
     }
 }
 
-fn log(compaction: &Compaction, outputs: &[SstMeta]) {
+fn log(compaction: &Compaction, outputs: &Outputs) {
     let bytes = |files: &[SharedMeta]| files.iter().map(|file| file.bytes).sum::<u64>();
     tracing::debug!(
         level = compaction.level,
         inputs = compaction.inputs.len() + compaction.overlapping.len(),
         input_bytes = bytes(&compaction.inputs) + bytes(&compaction.overlapping),
-        outputs = outputs.len(),
-        output_bytes = outputs.iter().map(|file| file.bytes).sum::<u64>(),
+        outputs = outputs.files().count(),
+        output_bytes = outputs.files().map(|file| file.bytes).sum::<u64>(),
         moved = compaction.is_move(),
         "compacted"
     );

@@ -208,6 +208,14 @@ pub(crate) mod tests {
                         *newest = (*newest).max(*seqno);
                     }
                 }
+                let beyond = match &compaction.split {
+                    Some(split) => merged.split_off(&[split, &[0][..]].concat()),
+                    None => BTreeMap::new(),
+                };
+                if !beyond.is_empty() {
+                    let rest = self.file(beyond);
+                    edit.add_ssts.push((compaction.level, rest));
+                }
                 merged.retain(|key, seqno| {
                     let stays = !Self::is_tombstone(*seqno) || self.version.may_hold_below(target, key);
                     if !stays && self.newest.get(key) == Some(seqno) {
@@ -247,7 +255,11 @@ pub(crate) mod tests {
                 match pick(&model.version, &limits, random.below(2) == 0)
                     .filter(|_| random.below(4) < eagerness)
                 {
-                    Some(compaction) => model.compact(&compaction, &limits),
+                    Some(compaction) => {
+                        // At times there is little space.
+                        let bytes = if step % 200 < 60 { random.below(12) } else { u64::MAX };
+                        model.compact(&compaction.within(bytes), &limits);
+                    }
                     None => {
                         let count = 1 + random.below(6);
                         model.flush((0..count).map(|_| random.below(90)));
