@@ -431,6 +431,22 @@ fn a_store_that_fills_its_volume_can_be_read_and_emptied_on_xfs() {
     filled_by_the_store("xfs");
 }
 
+/// A start that finds no free space gives the reserve back, and serves reads and deletes.
+fn starts_on_a_full_disk(disk: &Disk, ballast: &Path, journals: &mut Journals) {
+    disk.fill(ballast);
+    let server = Server::start(&disk.data(), FLAGS);
+    let mut client = server.client();
+    assert_eq!(client.request("GET", "/readyz").text(), "disk full\n");
+    assert_eq!(client.request("POST", "/set?key=new&value=v").status, 507);
+    journals.check(&mut client, "on a full disk");
+    assert_eq!(client.request("POST", "/del?key=filler-1").status, 200);
+    fs::remove_file(ballast).unwrap();
+    until("the server is ready", || client.request("GET", "/readyz").status == 200);
+    assert_eq!(client.request("POST", "/set?key=new&value=v").status, 200);
+    server.signal("-TERM");
+    assert_eq!(server.wait().code(), Some(0));
+}
+
 #[test]
 #[ignore = "needs root: scripts/power.sh"]
 fn a_full_disk_refuses_writes_answers_reads_and_recovers_by_itself() {
@@ -479,19 +495,7 @@ fn a_full_disk_refuses_writes_answers_reads_and_recovers_by_itself() {
         server.signal("-TERM"); // a kill could leave part of an SST, and removing that part would make room
         assert_eq!(server.wait().code(), Some(0));
 
-        // A start that finds no free space gives the reserve back, and serves reads and deletes.
-        disk.fill(&ballast);
-        let server = Server::start(&disk.data(), FLAGS);
-        let mut client = server.client();
-        assert_eq!(client.request("GET", "/readyz").text(), "disk full\n");
-        assert_eq!(client.request("POST", "/set?key=new&value=v").status, 507);
-        journals.check(&mut client, "on a full disk");
-        assert_eq!(client.request("POST", "/del?key=filler-1").status, 200);
-        fs::remove_file(&ballast).unwrap();
-        until("the server is ready", || client.request("GET", "/readyz").status == 200);
-        assert_eq!(client.request("POST", "/set?key=new&value=v").status, 200);
-        server.signal("-TERM");
-        assert_eq!(server.wait().code(), Some(0));
+        starts_on_a_full_disk(&disk, &ballast, &mut journals);
         // If leftover files of a crash take the space, the start removes them. The start must not mistake a full disk
         // for a disk without O_DIRECT.
         fs::write(disk.data().join("shard-001/000999.sst"), vec![1; 8 << 20]).unwrap();
