@@ -276,7 +276,15 @@ mutant 'an expired value is found' src/key.rs \
 mutant 'an expired value outlives compaction' src/compaction/executor.rs \
     'if entry.kind.has_expired_at(now) {' 'if false && entry.kind.has_expired_at(now) {'
 mutant 'a tombstone goes while a deeper level holds its key' src/compaction/executor.rs \
-    'let stays = !tombstone || version.may_hold_below(compaction.target(), entry.key); // X1' 'let stays = !tombstone; // X1' model
+    'let stays = beyond || !tombstone || version.may_hold_below(compaction.target(), entry.key);' 'let stays = beyond || !tombstone;' model
+mutant 'a split compaction drops tombstones beyond the split' src/compaction/executor.rs \
+    'let stays = beyond || !tombstone' 'let stays = !tombstone'
+mutant 'a part of a compaction takes the newest input' src/compaction/picker.rs \
+    'self.inputs.drain(..self.inputs.len() - 1);' 'self.inputs.truncate(1);'
+mutant 'a WAL that took writes is dropped in a rest' src/db/writes.rs \
+    'if !shorter || 0 < active.memtable.entries() {' 'if !shorter {'
+mutant 'sets are taken on a full disk' src/db/operate.rs \
+    'inner.admission.admit_growth()?; // J4' ''
 mutant 'a cached value outlives its key' src/db/flush.rs \
     'inner.tree.values.remove(inner.config.key_hash.of(entry.key), entry.key); // F1' '' model
 mutant 'a snapshot shows later writes' src/source/newest.rs \

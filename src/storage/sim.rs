@@ -34,12 +34,15 @@
 //!
 //! Not survived: a device that loses what it confirmed, or that writes the last confirmed bytes to another location.
 
+mod contents;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::rc::Rc;
 use std::task::Poll;
 
+use self::contents::{Contents, ZEROS};
 use super::{Access, AlignedBuf, BLOCK_BYTES, File, SECTOR_BYTES, Storage};
 use crate::codec::to_usize;
 use crate::file_name::FileName;
@@ -136,63 +139,6 @@ struct Inode {
     diverged: bool,
     /// Numbers of the blocks that cannot be read until they are written. The error depends on the number.
     unreadable: BTreeSet<usize>,
-}
-
-/// The bytes of a file, in blocks that copies share until one of them writes; `None` is a block of zeros.
-#[derive(Clone, Default)]
-struct Contents {
-    length: usize,
-    blocks: Vec<Option<Rc<[u8; BLOCK_BYTES]>>>,
-}
-
-const ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
-
-impl Contents {
-    fn write(&mut self, offset: usize, bytes: &[u8]) {
-        self.length = self.length.max(offset + bytes.len());
-        self.blocks.resize(self.length.div_ceil(BLOCK_BYTES), None);
-        let (mut at, mut rest) = (offset, bytes);
-        while !rest.is_empty() {
-            let within = at % BLOCK_BYTES;
-            let (part, later) = rest.split_at(rest.len().min(BLOCK_BYTES - within));
-            let block = &mut self.blocks[at / BLOCK_BYTES];
-            let zeros = *part == ZEROS[..part.len()];
-            if zeros && part.len() == BLOCK_BYTES {
-                *block = None;
-            } else if !zeros || block.is_some() {
-                let block = block.get_or_insert_with(|| Rc::new(ZEROS));
-                Rc::make_mut(block)[within..within + part.len()].copy_from_slice(part);
-            }
-            (at, rest) = (at + part.len(), later);
-        }
-    }
-
-    /// Copies the bytes from `offset` on, a block boundary, as far as there are any. Returns their count.
-    fn read(&self, offset: usize, out: &mut [u8]) -> usize {
-        let count = self.length.saturating_sub(offset).min(out.len());
-        let blocks = self.blocks.get(offset / BLOCK_BYTES..).unwrap_or_default();
-        for (part, block) in out[..count].chunks_mut(BLOCK_BYTES).zip(blocks) {
-            match block {
-                Some(block) => part.copy_from_slice(&block[..part.len()]),
-                None => part.fill(0),
-            }
-        }
-        count
-    }
-
-    fn to_vec(&self) -> Vec<u8> {
-        let mut bytes = vec![0; self.length];
-        self.read(0, &mut bytes);
-        bytes
-    }
-}
-
-impl From<&[u8]> for Contents {
-    fn from(bytes: &[u8]) -> Self {
-        let mut contents = Self::default();
-        contents.write(0, bytes);
-        contents
-    }
 }
 
 /// How likely something is kept, in eighths, and whether that is drawn for each sector or for each write.
