@@ -19,10 +19,6 @@ pub const KEY_BYTES_MAX: usize = 16_384;
 /// Longest value that `--max-value-size` may allow. While a value is written, several copies of it are in memory
 /// (request, commit group, memtable), and blocks carry 32-bit lengths.
 pub const VALUE_BYTES_LIMIT: usize = 256 << 20;
-/// Default of `--max-value-size`.
-pub const VALUE_BYTES_DEFAULT: usize = 16 << 20;
-/// Default of `--memtable-size`.
-pub const MEMTABLE_BYTES_DEFAULT: usize = 64 << 20;
 /// Smallest `--memtable-size`: a few pages, so that one short entry does not fill the memtable.
 pub const MEMTABLE_BYTES_MIN: usize = 1 << 20;
 /// Smallest cache of one shard, whatever `--cache-size` says: enough for the blocks that one lookup reads.

@@ -50,6 +50,9 @@ impl DataDir {
         let shown = path.display();
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
         made.map_err(|error| {
+            if error.kind() == io::ErrorKind::AlreadyExists {
+                return Error::new(ErrorKind::CannotCreate, format!("{shown} is not a directory"));
+            }
             let denied = error.kind() == io::ErrorKind::PermissionDenied;
             let error = Error::io(format!("create the data directory {shown}"), error);
             if denied { error } else { error.with_kind(ErrorKind::CannotCreate) }
@@ -65,7 +68,12 @@ impl DataDir {
     pub fn open(path: &Path) -> Result<Self> {
         let attempt = |what: &str| format!("{what} the data directory {}", path.display());
         loop {
-            let directory = Directory::open(path).map_err(|error| Error::io(attempt("open"), error))?;
+            let directory = Directory::open(path).map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => {
+                    Error::io(attempt("open"), error).with_kind(ErrorKind::Configuration)
+                }
+                _ => Error::io(attempt("open"), error),
+            })?;
             lock(directory.file(), path)?;
             // Y3
             if directory.is_in_place().map_err(|error| Error::io(attempt("look at"), error))? {
@@ -232,7 +240,7 @@ mod tests {
     fn y2_the_lock_is_on_the_directory_and_no_file_stands_for_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a/b/data");
-        assert_eq!(DataDir::open(&path).unwrap_err().kind(), ErrorKind::Io);
+        assert_eq!(DataDir::open(&path).unwrap_err().kind(), ErrorKind::Configuration);
         let first = DataDir::open_or_create(&path).unwrap();
         assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0, "a lock leaves no file behind");
         let link = folder.path().join("link");

@@ -198,7 +198,7 @@ fn damage_is_listed_with_file_and_offset_and_the_status_is_65() {
 fn what_is_no_store_is_not_checked() {
     let (_folder, data) = folder();
     let missing = check(&data);
-    assert_eq!(missing.status.code(), Some(1), "{}", text(&missing));
+    assert_eq!(missing.status.code(), Some(78), "{}", text(&missing));
     assert!(text(&missing).contains("cannot open the data directory"), "{}", text(&missing));
     fs::create_dir(&data).unwrap();
     let empty = check(&data);

@@ -238,7 +238,7 @@ impl Bench {
             result["duration_s"] = json!(plan.duration.map(|duration| duration.as_secs_f64()));
             result["warm_up_s"] = json!(plan.warm_up.as_secs_f64());
             results.push(result);
-            faults.extend(fault(workload, &outcome));
+            faults.extend(fault(workload, &outcome, self.filled));
             if outcome.failure.is_some() {
                 break;
             }
@@ -285,11 +285,16 @@ impl Bench {
 }
 
 /// The faults of a workload, which make the exit status 1.
-fn fault(workload: &Workload, outcome: &Outcome) -> Option<String> {
+fn fault(workload: &Workload, outcome: &Outcome, filled: bool) -> Option<String> {
     let tally = &outcome.tally;
     let mut found = Vec::new();
     if 0 < tally.lost + tally.wrong {
         found.push(format!("{} acknowledged writes lost, {} answers wrong", tally.lost, tally.wrong));
+        if filled {
+            found.push(
+                "unless --filled, --key-count or --key-size do not fit what the earlier run wrote".into(),
+            );
+        }
     }
     found.extend(outcome.failure.as_ref().map(ToString::to_string));
     (!found.is_empty()).then(|| format!("{}: {}", workload.name, found.join(", ")))

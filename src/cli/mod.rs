@@ -39,8 +39,9 @@ enum Command {
     /// No server may have the store open. Each case of damage and each file that could not be read takes a line on
     /// standard output.
     ///
-    /// Exit status 0: everything is as it was written. 65: something is damaged. 78: a later version of ringkeep wrote
-    /// a part of the store. 1: some files could not be read; everything that could be read is sound.
+    /// Exit status 0: nothing is damaged; notes may say what a crash has left at the end of a file. 65: something is
+    /// damaged. 75: a server has the store open. 78: there is no store, or a later version of ringkeep wrote a part of
+    /// it. 1: some files could not be read; everything that could be read is sound.
     Check(check::Check),
 }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::Args;
 
-use crate::config::{Config, MEMTABLE_BYTES_DEFAULT, SyncMode, VALUE_BYTES_DEFAULT};
-use crate::error::Result;
+use crate::config::{Config, SyncMode};
+use crate::error::{ErrorKind, Result};
 use crate::{host, server};
 
 /// Flags of the server.
@@ -36,7 +36,7 @@ pub(super) struct Serve {
     #[arg(long, value_name = "always|DURATION|never", default_value = "always")]
     sync: SyncMode,
     /// New writes that a shard keeps in memory before it flushes them to a file
-    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(MEMTABLE_BYTES_DEFAULT as u64))]
+    #[arg(long, value_name = "SIZE", default_value = "64MiB")]
     memtable_size: ByteSize,
     /// Memory for cached values and blocks, of all shards together [default: a quarter of the memory]
     #[arg(long, value_name = "SIZE")]
@@ -48,7 +48,7 @@ pub(super) struct Serve {
     #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = humantime::parse_duration)]
     compaction_interval: Duration,
     /// Longest value that is accepted
-    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(VALUE_BYTES_DEFAULT as u64))]
+    #[arg(long, value_name = "SIZE", default_value = "16MiB")]
     max_value_size: ByteSize,
     /// Most connections at a time; a low limit on open files may allow fewer
     #[arg(long, value_name = "N", default_value_t = 10_000)]
@@ -95,11 +95,19 @@ impl Serve {
             connections_max: self.max_connections,
             drain_timeout: self.drain_timeout,
         };
-        server::run(config, |address| {
+        let shown = config.data_dir.display().to_string();
+        let result = server::run(config, |address| {
             let mut output = std::io::stdout().lock();
             // A closed standard output does not stop the server.
             let _ = writeln!(output, "listening on http://{address}").and_then(|()| output.flush());
-        })
+        });
+        if result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Corruption) {
+            tracing::error!(
+                "nothing was changed: `ringkeep check {shown}` lists every case of damage; put back what is missing, or \
+                 restore a backup"
+            );
+        }
+        result
     }
 }
 

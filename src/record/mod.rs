@@ -255,11 +255,22 @@ pub fn encode_single(payload: &[u8], identity: Identity, offset: u64) -> Aligned
     record.finish(&[], identity, 0, 0).0
 }
 
+/// Whether the checksum at the front of `bytes` covers the rest of them.
+fn verifies(bytes: &[u8]) -> bool {
+    let stored =
+        bytes.get(4..CRC_FROM).map(|field| u32::from_le_bytes([field[0], field[1], field[2], field[3]]));
+    stored.is_some_and(|stored| stored == crc32(&bytes[CRC_FROM..]))
+}
+
 /// Reads what [`encode_single`] wrote. Returns the payload with the zeros after it.
 pub fn decode_single(bytes: &[u8], identity: Identity, offset: u64) -> Result<&[u8], CorruptionReason> {
     match decode(bytes, identity, offset) {
         Ok(record) if record.bytes == bytes.len() => Ok(record.payload),
         Ok(_) => Err(CorruptionReason::Damaged("the file is longer than its record")),
+        // Only bytes that verify belong to another file, store or place. There is one record, so nothing is stale.
+        Err(Flaw::Absent(_)) if !verifies(bytes) => {
+            Err(CorruptionReason::Damaged("the checksum does not match"))
+        }
         Err(Flaw::Absent(reason) | Flaw::Damaged { reason, .. } | Flaw::LaterVersion(reason)) => Err(reason),
         Err(Flaw::Incomplete { .. }) => Err(CorruptionReason::Damaged("the file is shorter than its record")),
     }
@@ -281,6 +292,19 @@ mod tests {
         let (buffer, at, _) = builder.finish(&front, IDENTITY, 5, offset);
         assert!(buffer.starts_with(&front) && at.is_multiple_of(BLOCK_BYTES as u64));
         buffer[front.len()..].to_vec()
+    }
+
+    #[test]
+    fn a_flipped_bit_in_a_single_record_is_damage_and_not_a_foreign_file() {
+        let bytes = encode_single(b"payload", IDENTITY, 0);
+        for at in [4, 16, 24, 32, 48, 50, 60] {
+            let mut flipped = bytes.to_vec();
+            flipped[at] ^= 1;
+            let reason = decode_single(&flipped, IDENTITY, 0).unwrap_err().to_string();
+            assert!(reason.contains("checksum"), "byte {at}: {reason}");
+        }
+        let foreign = Identity { store_id: 1, ..IDENTITY };
+        assert!(decode_single(&bytes, foreign, 0).unwrap_err().to_string().contains("another store"));
     }
 
     #[test]
