@@ -415,7 +415,7 @@ fn nonsense_on_the_command_line_is_refused_with_a_sentence() {
         (&["fill-seq", "--rate", "0.1"], 78, "--rate"),
         (&["fill-seq", "--key-count", "1099511627776"], 78, "too much memory"),
         (&["fill-seq", "--duration", "40days"], 2, "at most a day"),
-        (&["fill-seq", "--duration", "0s"], 2, "some time"),
+        (&["fill-seq", "--duration", "0s"], 2, "above zero"),
         (&["fill-seq", "--operations", "0"], 2, "--operations"),
         (&["fill-seq,read", "--operations", "9", "--warm-up", "1s"], 2, "cannot be used with"),
         (&["fill-seq", "--value-size", "0..18446744073709551615"], 2, "1 GiB"),

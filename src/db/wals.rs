@@ -152,6 +152,9 @@ impl<S: Storage> Db<S> {
     pub async fn shorten_wals(&self) -> Result<()> {
         let inner = &*self.0;
         let short = inner.config.wal_step_bytes;
+        while let Some(number) = inner.writes.take_dropped() {
+            self.remove_unused_wal(number).await?; // an earlier attempt has failed
+        }
         if inner.writes.rests()
             && let Some(spare) = inner.writes.spare.take_long(short)
         {
@@ -172,8 +175,17 @@ impl<S: Storage> Db<S> {
         // Zeros may still be on their way to it: then the file is removed while they are written, which harms nobody.
         wal.file().retire();
         drop(wal);
-        self.edit(VersionEdit { remove_wals: vec![number], ..VersionEdit::default() }).await?;
-        self.remove_wal(number).await
+        self.remove_unused_wal(number).await
+    }
+
+    async fn remove_unused_wal(&self, number: FileNumber) -> Result<()> {
+        if let Err(error) =
+            self.edit(VersionEdit { remove_wals: vec![number], ..VersionEdit::default() }).await
+        {
+            self.0.writes.keep_dropped(number);
+            return Err(error);
+        }
+        self.remove_wal(number).await // if it cannot be removed, the next start does it
     }
 
     /// Waits until the active WAL should grow. Cancel safety: safe.

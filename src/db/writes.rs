@@ -109,6 +109,8 @@ pub(super) struct Writes<S: Storage> {
     pub(super) retention: RefCell<Rc<dyn Retention>>,
     /// Nobody has written for a while.
     rests: Cell<bool>,
+    /// WALs that took no group and that the manifest still names, because it could not be edited.
+    dropped: RefCell<Vec<FileNumber>>,
     frozen_came: Notify,
     growth_wanted: Notify,
 }
@@ -190,6 +192,7 @@ impl<S: Storage> Writes<S> {
             wal_bytes_wanted: Cell::new(0),
             retention: RefCell::new(Rc::new(ReleaseAfterFlush)),
             rests: Cell::new(false),
+            dropped: RefCell::default(),
             frozen_came: Notify::new(),
             growth_wanted: Notify::new(),
         }
@@ -294,6 +297,16 @@ impl<S: Storage> Writes<S> {
     pub(super) fn rest(&self) {
         self.rests.set(true);
         self.request_freeze();
+    }
+
+    /// Remembers a WAL that is still to be removed.
+    pub(super) fn keep_dropped(&self, number: FileNumber) {
+        self.dropped.borrow_mut().push(number);
+    }
+
+    /// Takes the number of a WAL that is still to be removed.
+    pub(super) fn take_dropped(&self) -> Option<FileNumber> {
+        self.dropped.borrow_mut().pop()
     }
 
     /// Whether nobody has written for a while.

@@ -495,7 +495,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             let part = value.slice(at..value.len().min(at + PART_BYTES));
             let bytes = part.len();
             self.peer.stream.write_bytes(part).await.map_err(|_| Gone)?;
-            self.peers.progress(&self.peer, bytes);
+            self.peers.progress(&self.peer, bytes, false);
         }
         Ok(())
     }
@@ -570,7 +570,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
                 if idle {
                     self.enter(Phase::Reading);
                 }
-                self.peers.progress(&self.peer, count);
+                self.peers.progress(&self.peer, count, 0 < self.reserved);
                 Ok(())
             }
         }

@@ -180,7 +180,10 @@ pub fn parse(bytes: &[u8]) -> Result<Head, Refusal> {
         framing,
         keep_alive: if old { fields.keep_alive && !fields.close } else { !fields.close },
         expects_continue: fields.expects_continue && !old,
-        foreign: fields.foreign || fields.origin.is_some_and(|origin| !is_origin_of(origin, fields.host)),
+        foreign: fields.prefetched
+            || fields
+                .foreign
+                .unwrap_or_else(|| fields.origin.is_some_and(|origin| !is_origin_of(origin, fields.host))),
         bytes: bytes.len(),
     })
 }
@@ -191,7 +194,9 @@ struct Fields<'a> {
     hosts: usize,
     host: &'a [u8],
     origin: Option<&'a [u8]>,
-    foreign: bool,
+    /// What the browser says of the page.
+    foreign: Option<bool>,
+    prefetched: bool,
     length: Option<u64>,
     transfer_encodings: usize,
     chunked: bool,
@@ -235,9 +240,9 @@ impl<'a> Fields<'a> {
                 fields.origin = Some(value);
             } else if is("sec-fetch-site") {
                 // `none`: the user has typed the address.
-                fields.foreign |= !matches!(value, b"same-origin" | b"none");
+                fields.foreign = Some(!matches!(value, b"same-origin" | b"none"));
             } else if is("sec-purpose") || is("purpose") || is("x-moz") {
-                fields.foreign |= value.starts_with(b"prefetch");
+                fields.prefetched |= value.starts_with(b"prefetch");
             }
         }
         Ok(fields)
@@ -246,8 +251,11 @@ impl<'a> Fields<'a> {
 
 /// Whether `origin`, as browsers send it, is a page that this server has sent under the name `host`.
 fn is_origin_of(origin: &[u8], host: &[u8]) -> bool {
-    let name = origin.strip_prefix(b"http://").or_else(|| origin.strip_prefix(b"https://"));
-    name.is_some_and(|name| name.eq_ignore_ascii_case(host))
+    let schemes: [(&[u8], &[u8]); 2] = [(b"http://", b":80"), (b"https://", b":443")];
+    schemes.iter().any(|(scheme, port)| {
+        let without = |name: &'_ [u8]| name.strip_suffix(*port).unwrap_or(name).to_ascii_lowercase();
+        origin.strip_prefix(*scheme).is_some_and(|name| without(name) == without(host))
+    })
 }
 
 /// A number of digits only: `str::parse` would accept a sign.
@@ -296,6 +304,8 @@ mod tests {
             ("", false),
             ("Origin: http://x:1\r\n", false),
             ("Origin: https://X:1\r\n", false),
+            // Behind a proxy the name may be another one; the browser knows better.
+            ("Origin: http://public.example\r\nSec-Fetch-Site: same-origin\r\n", false),
             ("Sec-Fetch-Site: same-origin\r\n", false),
             ("Sec-Fetch-Site: none\r\nSec-Fetch-Mode: navigate\r\n", false),
             ("Sec-Fetch-Site: cross-site\r\n", true),

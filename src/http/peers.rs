@@ -28,10 +28,12 @@ const WRITING_TIME: Duration = Duration::from_secs(60);
 /// A body of 16 MiB that is refused while it is being sent takes less than this at 2 MiB/s.
 const LINGER_TIME: Duration = Duration::from_secs(10);
 /// At the limit on connections, one that was idle for longer than this gives way to a new one.
-const GIVE_WAY_TIME: Duration = Duration::from_secs(1);
+const GIVE_WAY_TIME: Duration = Duration::from_secs(2);
 /// Each byte of a request or of a large reply gives its client this much more time, so in the long run a client has to
 /// reach 1 KiB per second.
 const TIME_PER_BYTE: Duration = Duration::from_nanos(1_000_000_000 / 1024);
+/// The same for a client that holds a part of a budget of which less than half is left: 64 KiB per second.
+const TIME_PER_BYTE_MIN: Duration = Duration::from_nanos(1_000_000_000 / 65_536);
 
 /// What all connections of a thread share.
 pub struct Peers<S> {
@@ -45,6 +47,8 @@ pub struct Peers<S> {
     aborting: Cell<bool>,
     /// Bytes that large requests may still take, all connections together (P8).
     budget: Cell<usize>,
+    /// The whole budget.
+    budget_max: usize,
     pub(super) value_bytes_max: usize,
     pub(super) key_hash: KeyHash,
     /// Output buffers that no connection uses at the moment: idle connections hold none.
@@ -124,6 +128,7 @@ impl<S: Stream> Peers<S> {
             draining: Cell::new(false),
             aborting: Cell::new(false),
             budget: Cell::new(request_bytes_max),
+            budget_max: request_bytes_max,
             value_bytes_max,
             key_hash,
             spare_outputs: RefCell::new(Vec::new()),
@@ -198,8 +203,12 @@ impl<S: Stream> Peers<S> {
 
     /// Gives the client time for `bytes` that it has sent or received. The time of a phase counts from its beginning,
     /// so a client that sends a byte now and then cannot keep a connection and its memory for ever.
-    pub(super) fn progress(&self, peer: &Peer<S>, bytes: usize) {
-        let more = TIME_PER_BYTE.saturating_mul(u32::try_from(bytes).unwrap_or(u32::MAX));
+    /// `reserved`: the connection holds a part of the budget of large requests. When the budget is short, such a client has
+    /// to be faster.
+    pub(super) fn progress(&self, peer: &Peer<S>, bytes: usize, reserved: bool) {
+        let short = reserved && self.budget.get() < self.budget_max / 2;
+        let more = if short { TIME_PER_BYTE_MIN } else { TIME_PER_BYTE }
+            .saturating_mul(u32::try_from(bytes).unwrap_or(u32::MAX));
         peer.since.set((peer.since.get() + more).min(self.now.get()));
     }
 
@@ -261,9 +270,10 @@ impl<S: Stream> Peers<S> {
         let idle = open.values().filter(|peer| peer.phase.get() == Phase::Idle && !peer.late.get());
         let longest = idle.min_by_key(|peer| peer.since.get());
         match longest {
-            Some(peer) if GIVE_WAY_TIME <= self.now.get().saturating_duration_since(peer.since.get()) => {
+            Some(peer) if GIVE_WAY_TIME < self.now.get().saturating_duration_since(peer.since.get()) => {
                 peer.late.set(true);
-                peer.end(Shutdown::Both);
+                // A request that has already arrived is still read, and answered.
+                peer.end(Shutdown::Read);
                 true
             }
             _ => {

@@ -127,6 +127,8 @@ struct Server {
     threads: Vec<std::thread::JoinHandle<()>>,
     /// Clients that watch the stop.
     watchers: Vec<StopLines>,
+    /// The watch over the disk, and how to end it.
+    monitor: Option<(watch::Sender<bool>, tokio::task::JoinHandle<Monitor>)>,
 }
 
 impl Server {
@@ -155,7 +157,7 @@ impl Server {
         } else {
             tracing::info!(data_dir = ?path, shards = store.shards, "created a new store");
         }
-        let (monitor, space) = Monitor::open(data_dir, &root, &config, store.shards).await?;
+        let (monitor, space) = Monitor::open(data_dir, &root, &config, &store).await?;
         let (stop_monitor, stopped) = watch::channel(false);
         let monitor = tokio_uring::spawn(monitor.run(stopped));
         let (phase, follow) = watch::channel(Phase::Opening);
@@ -163,7 +165,14 @@ impl Server {
         let common =
             Common { config: config.clone(), ring, device, open_files, phase: follow, events: teller, space };
         let threads = common.start(data_dir, &store, sockets, &processors)?;
-        let mut server = Self { config, phase, events, threads, watchers: Vec::new() };
+        let mut server = Self {
+            config,
+            phase,
+            events,
+            threads,
+            watchers: Vec::new(),
+            monitor: Some((stop_monitor, monitor)),
+        };
         if !server.open(&mut signals).await? {
             // Nothing was served, and a later start finds everything that it needs.
             tracing::info!("stopped before the shards were open");
@@ -182,12 +191,7 @@ impl Server {
         }
         announce(address);
         server.wait_for_stop(&mut signals).await?;
-        server.stop(&mut signals).await?;
-        stop_monitor.send_replace(true);
-        if monitor.await.is_err() {
-            tracing::error!("the watch over the disk ended badly");
-        }
-        Ok(())
+        server.stop(&mut signals).await
     }
 
     fn log_start(&self, store: &Store, device: Device, address: SocketAddr) {
@@ -317,11 +321,19 @@ impl Server {
             }
         }
         self.show("requests drained");
+        let mut monitor = None;
+        if let Some((stop, watch)) = self.monitor.take() {
+            stop.send_replace(true);
+            monitor = watch.await.ok(); // without it, the reserve is allocated at the next start
+        }
         self.phase.send_replace(Phase::Syncing);
         let mut missing = self.threads.len();
         match self.gather(signals, &mut missing, None, |event| matches!(event, Event::Closed)).await? {
             Gathered::All => {}
             Gathered::Signal | Gathered::TimedOut => return at_once(),
+        }
+        if let Some(monitor) = monitor {
+            monitor.restore().await;
         }
         self.show("stopped");
         // A client that asks for the stop from now on gets an empty reply at once: there is nothing left to watch.

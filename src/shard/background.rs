@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::Engine;
 use super::handler::wall_clock;
@@ -28,6 +29,8 @@ const NOTE_IDLE_TIME: Duration = Duration::from_millis(100);
 const MARK_INTERVAL: Duration = Duration::from_secs(1);
 /// A shard rests when there was no commit for this long. Then it gives back what space it can.
 const REST_TIME: Duration = Duration::from_secs(20);
+/// A shard that has rested takes as many writes before it rests again, or `--flush-interval` has to pass.
+const REST_WRITES_MIN: u64 = 64;
 /// How often the names of the files in use are checked.
 const NAMES_INTERVAL: Duration = Duration::from_millis(400);
 /// While a shard serves, its obsolete files are removed at this rate. A file system that is mounted with `discard`
@@ -56,6 +59,7 @@ impl Background {
             fatal: fatal.clone(),
             synced,
             space: space.clone(),
+            flush_interval: config.flush_interval,
             failing: None,
         };
         let flush_space = space.clone();
@@ -116,6 +120,7 @@ struct Worker {
     /// Whether each group is synced.
     synced: bool,
     space: Space,
+    flush_interval: Duration,
     /// The kind of the last failure, while the work of this task fails.
     failing: Option<ErrorKind>,
 }
@@ -291,12 +296,13 @@ impl Worker {
     async fn follow_space(mut self) {
         let db = self.db.clone();
         let mut full = self.space.follow();
-        let mut counted = 0;
+        let mut counted = None;
         db.set_disk_full(self.space.is_full());
         loop {
-            let now = db.version().files().map(|file| file.bytes).sum();
-            self.space.count(counted, now);
-            counted = now;
+            let version = db.version();
+            let now = version.files().map(|file| file.bytes).sum();
+            let longest = version.files().map(|file| file.bytes).max().unwrap_or_default();
+            self.space.count(counted.replace(now), now, longest);
             let changed = async {
                 let _ = tokio::time::timeout(RETRY_TIME, full.changed()).await; // what matters is read below
             };
@@ -314,6 +320,7 @@ impl Worker {
     /// Lets the shard rest whenever commits have paused for longer still, and once after the start.
     async fn rest(mut self) {
         let db = self.db.clone();
+        let mut last: Option<(Instant, u64)> = None;
         loop {
             let committed = db.committed();
             if !self.wait(tokio::time::sleep(REST_TIME)).await {
@@ -322,6 +329,14 @@ impl Worker {
             if db.committed() != committed || db.has_uncommitted() {
                 continue;
             }
+            // A trickle of writes with pauses must not become a flush for each of them.
+            let writes = committed.1;
+            if last.is_some_and(|(at, before)| {
+                writes - before < REST_WRITES_MIN && at.elapsed() < self.flush_interval
+            }) {
+                continue;
+            }
+            last = Some((Instant::now(), writes));
             db.rest();
             while db.has_frozen() {
                 // Nothing signals the end of a flush.

@@ -280,7 +280,7 @@ fn begin(
             let db = db.clone();
             Reply::Later(Pending::Task(tasks.spawn(async move { pending.finish(&db).await })))
         }
-        Err(error) if op.writes() && can_wait(&error) => {
+        Err(error) if can_wait(op, &error) => {
             let (db, op, position) = (db.clone(), op.to_owned(), db.wait_for_room());
             Reply::Barrier(Pending::Task(tasks.spawn(async move { in_turn(&db, &op, position).await })))
         }
@@ -288,8 +288,14 @@ fn begin(
     }
 }
 
-fn can_wait(error: &Error) -> bool {
-    error.kind() == ErrorKind::Overloaded
+/// Whether an operation that was refused may succeed in a moment. On a full disk a delete may: the space of the reserve is
+/// for it.
+fn can_wait(op: Op<&[u8]>, error: &Error) -> bool {
+    match error.kind() {
+        ErrorKind::Overloaded => op.writes(),
+        ErrorKind::DiskFull => matches!(op, Op::Delete { .. }),
+        _ => false,
+    }
 }
 
 /// Carries out a write that was refused for lack of room. For a while it tries again whenever there may be room. Writes
@@ -304,7 +310,7 @@ async fn in_turn(db: &Engine, op: &Op<Bytes>, position: WaitPosition) -> Result<
         loop {
             let room = db.room();
             match db.start_in_turn(op.as_ref(), wall_clock(), &position) {
-                Err(error) if can_wait(&error) => {
+                Err(error) if can_wait(op.as_ref(), &error) => {
                     if tokio::time::timeout_at(deadline, room).await.is_err() {
                         return Err(error);
                     }

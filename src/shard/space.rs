@@ -5,7 +5,7 @@
 //! is done one at a time for the whole store, so that the reserve need not be larger than one of them takes.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
@@ -17,19 +17,28 @@ struct Shared {
     full: watch::Sender<bool>,
     /// An operation of a thread found the disk full.
     reported: Notify,
-    /// Bytes of the sorted files of all shards.
-    data_bytes: AtomicU64,
+    /// Bytes of the sorted files of all shards that have counted theirs.
+    counted_bytes: AtomicU64,
+    /// Bytes of all files at the start; 0 once every shard has counted.
+    seed_bytes: AtomicU64,
+    /// Shards that have not counted yet.
+    uncounted: AtomicUsize,
+    /// The longest sorted file so far.
+    longest_bytes: AtomicU64,
     /// Held by work that makes room on a full disk.
     turn: Arc<Semaphore>,
 }
 
 impl Space {
-    /// Space on a disk that is full or not.
-    pub fn new(full: bool) -> Self {
+    /// The space of a store of `shards` shards, whose files have `bytes` in all.
+    pub fn new(shards: u16, bytes: u64) -> Self {
         Self(Arc::new(Shared {
-            full: watch::Sender::new(full),
+            full: watch::Sender::new(false),
             reported: Notify::new(),
-            data_bytes: AtomicU64::new(0),
+            counted_bytes: AtomicU64::new(0),
+            seed_bytes: AtomicU64::new(bytes),
+            uncounted: AtomicUsize::new(usize::from(shards)),
+            longest_bytes: AtomicU64::new(0),
             turn: Arc::new(Semaphore::new(1)),
         }))
     }
@@ -67,13 +76,22 @@ impl Space {
         self.0.turn.clone().acquire_owned().await.ok() // the semaphore is never closed
     }
 
-    /// Replaces what a shard has counted so far by what it has now.
-    pub(super) fn count(&self, before: u64, now: u64) {
-        self.0.data_bytes.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
+    /// Replaces what a shard has counted before, if it has, by what it counts now. Its longest file has `longest` bytes.
+    pub(super) fn count(&self, before: Option<u64>, now: u64, longest: u64) {
+        self.0.counted_bytes.fetch_add(now.wrapping_sub(before.unwrap_or_default()), Ordering::Relaxed);
+        self.0.longest_bytes.fetch_max(longest, Ordering::Relaxed);
+        if before.is_none() && self.0.uncounted.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.seed_bytes.store(0, Ordering::Relaxed);
+        }
     }
 
     /// Bytes of the sorted files of all shards, as of some moments ago.
     pub fn data_bytes(&self) -> u64 {
-        self.0.data_bytes.load(Ordering::Relaxed)
+        self.0.counted_bytes.load(Ordering::Relaxed).max(self.0.seed_bytes.load(Ordering::Relaxed))
+    }
+
+    /// Bytes of the longest sorted file.
+    pub fn longest_bytes(&self) -> u64 {
+        self.0.longest_bytes.load(Ordering::Relaxed)
     }
 }

@@ -135,6 +135,7 @@ struct Thread {
     helpers: Vec<JoinHandle<()>>,
     phase: watch::Receiver<Phase>,
     events: mpsc::UnboundedSender<Event>,
+    space: Space,
 }
 
 /// What connections need to know of the server.
@@ -183,7 +184,7 @@ impl Thread {
         let background =
             engines.iter().map(|engine| Background::start(engine, &config, &fatal, &space)).collect();
         let mailbox = Rc::new(Mailbox::new(ends));
-        let follower = Follower { phase: phase.clone(), events: events.clone(), space };
+        let follower = Follower { phase: phase.clone(), events: events.clone(), space: space.clone() };
         let (value_bytes_max, now) = (config.value_bytes_max, Instant::now());
         let connections = Rc::new(Connections {
             id,
@@ -215,7 +216,7 @@ impl Thread {
                 }
             }),
         ];
-        let thread = Self { connections, engines, background, helpers, phase, events };
+        let thread = Self { connections, engines, background, helpers, phase, events, space };
         thread.tell(Event::Opened(recovered));
         Ok((thread, socket))
     }
@@ -253,6 +254,7 @@ impl Thread {
     }
 
     async fn close(&self, engine: &Engine) -> Result<()> {
+        let _turn = self.space.turn().await;
         let shard = engine.owner().shard.0;
         engine
             .close(|step| {
