@@ -202,7 +202,7 @@ impl Monitor {
         tracing::warn!(
             available = %ByteSize(self.available()),
             "the disk is full: sets are refused until {} are free; reads and deletes go on",
-            ByteSize(wanted + wanted / 2)
+            ByteSize(2 * wanted)
         );
         if let Err(error) = freed {
             tracing::warn!(%error, "the reserve for deletes cannot be given back");
@@ -215,7 +215,7 @@ impl Monitor {
             return;
         }
         let wanted = self.wanted();
-        if wanted + wanted / 2 <= self.available() && self.allocate(wanted).await {
+        if 2 * wanted <= self.available() && self.allocate(wanted).await {
             self.ended_at = Some(Instant::now());
             tracing::info!(available = %ByteSize(self.available()), "the disk has space again: sets are accepted");
             self.space.announce(false);
