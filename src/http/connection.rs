@@ -562,6 +562,13 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             Ok(0) if !idle && self.peer.is_late() => {
                 self.put(Response::refusal(&LATE), Wire::UNKNOWN).await?;
                 self.flush().await?;
+                // Nothing can be read any more, so the client gets a moment for its reply. If it sends on, the end of the
+                // connection is a reset.
+                self.peer.end(Shutdown::Write);
+                self.enter(Phase::Lingering);
+                for _ in 0..2 {
+                    self.peers.ticked().await;
+                }
                 Err(Gone)
             }
             Ok(0) | Err(_) => Err(Gone),

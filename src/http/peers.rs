@@ -58,6 +58,7 @@ pub struct Peers<S> {
     /// Connections that watch the stop.
     watchers: Cell<usize>,
     watcher_came: Notify,
+    ticks: Notify,
 }
 
 /// A connection, as the others see it.
@@ -135,6 +136,7 @@ impl<S: Stream> Peers<S> {
             none_idle_at: Cell::new(None),
             watchers: Cell::new(0),
             watcher_came: Notify::new(),
+            ticks: Notify::new(),
         }
     }
 
@@ -219,6 +221,11 @@ impl<S: Stream> Peers<S> {
         reply
     }
 
+    /// Waits for the next [`Self::tick`]. Cancel safety: safe.
+    pub(super) async fn ticked(&self) {
+        self.ticks.notified().await;
+    }
+
     /// Connections that are open only to watch the stop.
     pub fn watchers(&self) -> usize {
         self.watchers.get()
@@ -241,6 +248,7 @@ impl<S: Stream> Peers<S> {
     /// Called about once a second: renews the date, and ends connections that made no progress for too long.
     pub fn tick(&self, now: Instant, date: &str) {
         self.now.set(now);
+        self.ticks.notify_waiters();
         if self.heads.borrow().date() != date {
             self.heads.replace(Rc::new(Heads::new(date)));
         }

@@ -539,6 +539,11 @@ fn a_silent_client_gets_408_and_a_slow_one_is_served() {
     assert_eq!(slow.end_all(), ["200 OK"]);
     let found = replies(&silent.go_on());
     assert_eq!(found, ["408 the rest of the request did not come in time, close"]);
+    assert!(silent.client.0.is_closed.get() && silent.serving.is_some(), "the client gets time to read it");
+    for second in 70..72 {
+        tick(&silent, begin, second);
+        silent.go_on();
+    }
     assert!(silent.serving.is_none());
     // A connection without a request closes without a word.
     tick(&idle, begin, 80);
