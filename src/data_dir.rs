@@ -175,6 +175,16 @@ impl DataDir {
         Ok(store)
     }
 
+    /// Bytes of all sorted files of the store, except those that cannot be looked at.
+    pub fn sst_bytes(&self, store: &Store) -> u64 {
+        let shards = (0..store.shards).filter_map(|shard| self.shard(ShardId(shard)).ok());
+        let files = shards.flat_map(|shard| shard.list().unwrap_or_default());
+        files
+            .filter(|(name, _)| matches!(FileName::parse(name), Some(FileName::Sst(_))))
+            .map(|(_, bytes)| bytes)
+            .sum()
+    }
+
     /// Bytes of all files of the store, except those that cannot be read.
     pub fn bytes(&self, store: &Store) -> u64 {
         let sum = |directory: &Directory| -> u64 {

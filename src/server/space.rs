@@ -89,7 +89,7 @@ impl Monitor {
             Some(_) => root.open(FileName::Reserve, Access::Write).await,
             None => root.create(FileName::Reserve).await,
         };
-        let space = Space::new(store.shards, data_dir.bytes(store));
+        let space = Space::new(store.shards, data_dir.sst_bytes(store));
         let mut monitor = Self {
             space: space.clone(),
             data_dir,
@@ -126,7 +126,7 @@ impl Monitor {
             }
             match (self.space.is_full(), reported) {
                 (false, true) => self.begin_full().await,
-                (false, false) => self.grow().await,
+                (false, false) => self.adjust().await,
                 (true, true) => {}
                 (true, false) => self.try_to_end_full().await,
             }
@@ -185,9 +185,12 @@ impl Monitor {
         self.file.sync().await
     }
 
-    /// Lets the reserve grow with the data.
-    async fn grow(&mut self) {
+    /// Lets the reserve grow with the data, and shrink when half of it is too much.
+    async fn adjust(&mut self) {
         let wanted = self.wanted();
+        if 2 * wanted <= self.held && self.file.release(wanted).await.is_ok() {
+            self.held = wanted;
+        }
         if self.held < wanted && wanted - self.held + wanted / 2 <= self.available() {
             self.allocate(wanted).await;
         }

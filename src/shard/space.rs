@@ -19,7 +19,7 @@ struct Shared {
     reported: Notify,
     /// Bytes of the sorted files of all shards that have counted theirs.
     counted_bytes: AtomicU64,
-    /// Bytes of all files at the start; 0 once every shard has counted.
+    /// Bytes of the sorted files at the start; 0 once every shard has counted.
     seed_bytes: AtomicU64,
     /// Shards that have not counted yet.
     uncounted: AtomicUsize,
@@ -30,7 +30,7 @@ struct Shared {
 }
 
 impl Space {
-    /// The space of a store of `shards` shards, whose files have `bytes` in all.
+    /// The space of a store of `shards` shards, whose sorted files have `bytes` in all.
     pub fn new(shards: u16, bytes: u64) -> Self {
         Self(Arc::new(Shared {
             full: watch::Sender::new(false),
