@@ -177,22 +177,26 @@ impl DataDir {
 
     /// Bytes of all sorted files of the store, except those that cannot be looked at.
     pub fn sst_bytes(&self, store: &Store) -> u64 {
-        let shards = (0..store.shards).filter_map(|shard| self.shard(ShardId(shard)).ok());
-        let files = shards.flat_map(|shard| shard.list().unwrap_or_default());
-        files
-            .filter(|(name, _)| matches!(FileName::parse(name), Some(FileName::Sst(_))))
-            .map(|(_, bytes)| bytes)
-            .sum()
+        let is_sst = |name: &str| matches!(FileName::parse(name), Some(FileName::Sst(_)));
+        self.shards(store).map(|shard| bytes(&shard, is_sst)).sum()
     }
 
-    /// Bytes of all files of the store, except those that cannot be read.
+    /// Bytes of all files of the store, except those that cannot be looked at.
     pub fn bytes(&self, store: &Store) -> u64 {
-        let sum = |directory: &Directory| -> u64 {
-            directory.list().unwrap_or_default().iter().map(|(_, bytes)| bytes).sum()
-        };
-        let shards = (0..store.shards).filter_map(|shard| self.shard(ShardId(shard)).ok());
-        sum(&self.directory) + shards.map(|shard| sum(&shard)).sum::<u64>()
+        let shards: u64 = self.shards(store).map(|shard| bytes(&shard, |_| true)).sum();
+        bytes(&self.directory, |_| true) + shards
     }
+
+    /// The directories of the shards, except those that cannot be opened.
+    fn shards(&self, store: &Store) -> impl Iterator<Item = Directory> {
+        (0..store.shards).filter_map(|shard| self.shard(ShardId(shard)).ok())
+    }
+}
+
+/// Bytes of the files of a directory whose names are `wanted`.
+fn bytes(directory: &Directory, wanted: impl Fn(&str) -> bool) -> u64 {
+    let files = directory.list().unwrap_or_default();
+    files.iter().filter(|(name, _)| wanted(name)).map(|(_, bytes)| bytes).sum()
 }
 
 /// Locks an open directory. The directory stays locked until the last copy of its descriptor is closed (Y2).

@@ -7,8 +7,7 @@ use std::io;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::try_to_enter_a_ring;
 
-/// Submission queue entries of a ring. As long as one turn of the loop starts fewer operations than this, none of them
-/// waits for the kernel to take the operations before it.
+/// Submission queue entries of a ring. A turn of the loop that starts fewer operations never waits for the kernel.
 const RING_ENTRIES: u32 = 1024;
 /// Completions that may be outstanding: several times the submissions, so that the kernel never has to buffer
 /// completions.

@@ -113,8 +113,7 @@ pub fn pick(version: &Version, limits: &Limits, rests: bool) -> Option<Compactio
         score(version, limits, a).total_cmp(&score(version, limits, b)).then(b.cmp(&a))
     });
     match due {
-        Some(0) => Some(from_l0(version)),
-        Some(level) => cheapest(version, level, |_| true),
+        Some(level) => from_level(version, level),
         None => of_tombstones(version).or_else(|| if rests { of_a_rest(version) } else { None }),
     }
 }
@@ -141,10 +140,12 @@ fn of_a_rest(version: &Version) -> Option<Compaction> {
     if above * REST_RATIO <= version.bytes(last) {
         return None;
     }
-    match (0..last).find(|&level| !version.level(level).is_empty())? {
-        0 => Some(from_l0(version)),
-        level => cheapest(version, level, |_| true),
-    }
+    from_level(version, (0..last).find(|&level| !version.level(level).is_empty())?)
+}
+
+/// The next compaction of a level that has files.
+fn from_level(version: &Version, level: usize) -> Option<Compaction> {
+    if level == 0 { Some(from_l0(version)) } else { cheapest(version, level, |_| true) }
 }
 
 /// Bytes over the limits of the levels: the work that compaction still has to do.

@@ -564,8 +564,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
                 self.flush().await?;
                 // Nothing can be read any more, so the client gets a moment for its reply. If it sends on, the end of the
                 // connection is a reset.
-                self.peer.end(Shutdown::Write);
-                self.enter(Phase::Lingering);
+                linger(&self.peer, self.peers).await;
                 for _ in 0..2 {
                     self.peers.ticked().await;
                 }
