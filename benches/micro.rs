@@ -170,7 +170,7 @@ fn block(criterion: &mut Criterion) {
             || AlignedBuf::from(&frame[..]),
             |frame| {
                 let block = Frame::verify(frame, identity, 4096)
-                    .and_then(|frame| frame.unpack(()))
+                    .and_then(|frame| frame.unpack())
                     .expect("the frame is sound");
                 assert_eq!(block.payload[..], payload[..]);
             },

@@ -89,10 +89,12 @@ pub struct Config {
     pub threads: Option<u16>,
     /// When a write is acknowledged.
     pub sync: SyncMode,
-    /// Bytes of a memtable, per shard.
+    /// The memory of the process: see [`crate::memory`].
+    pub memory_bytes: usize,
+    /// Bytes of a memtable at most, per shard.
     pub memtable_bytes: usize,
-    /// Bytes of all caches together: half for blocks, half for values.
-    pub cache_bytes: usize,
+    /// Bytes of all caches together: half for blocks, half for values. By default they follow from the memory.
+    pub cache_bytes: Option<usize>,
     /// New writes go to sorted files at least this often.
     pub flush_interval: Duration,
     /// The server checks at least this often whether to compact.
@@ -134,12 +136,6 @@ impl DbConfig {
     pub const fn wal_bytes_for(bytes: usize, value_bytes_max: usize) -> u64 {
         let bytes = bytes + value_bytes_max + WRITE_OVERHEAD_BYTES_MAX + 2 * BLOCK_BYTES;
         bytes.next_multiple_of(BLOCK_BYTES) as u64
-    }
-
-    /// Bytes of large values that may be held for readers: as many as the cache may keep, plus a few values of the
-    /// greatest size (P8).
-    pub fn large_reads_bytes_max(&self) -> usize {
-        self.cache_bytes + (4 * self.value_bytes_max).max(64 << 20)
     }
 
     /// Bytes of writes that may wait for the WAL. While a sync is in flight, the next groups form in this space. Beyond
@@ -185,12 +181,13 @@ impl Config {
         Ok(())
     }
 
-    /// The settings of one of `shards` shards. Keys are hashed by `key_hash`.
-    pub fn db(&self, shards: u16, open_files_max: usize, key_hash: KeyHash) -> DbConfig {
+    /// The settings of one of `shards` shards, of which all caches together have `cache_bytes`. Keys are hashed by
+    /// `key_hash`.
+    pub fn db(&self, shards: u16, cache_bytes: usize, open_files_max: usize, key_hash: KeyHash) -> DbConfig {
         DbConfig {
             sync_every_group: self.sync == SyncMode::Always,
             memtable_bytes: self.memtable_bytes,
-            cache_bytes: (self.cache_bytes / usize::from(shards)).max(CACHE_BYTES_MIN),
+            cache_bytes: (cache_bytes / usize::from(shards)).max(CACHE_BYTES_MIN),
             value_bytes_max: self.value_bytes_max,
             open_files_max: (open_files_max / usize::from(shards)).max(16),
             wal_bytes: DbConfig::wal_bytes_for(self.memtable_bytes, self.value_bytes_max),

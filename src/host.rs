@@ -4,6 +4,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::Path;
 
 use crate::error::{Error, Result};
 
@@ -42,26 +43,31 @@ pub fn memory_bytes() -> u64 {
     let info = rustix::system::sysinfo();
     let total = (info.totalram as u64).saturating_mul(u64::from(info.mem_unit));
     let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    groups.lines().filter_map(group_memory_bytes).fold(total, u64::min)
+    group_memory_bytes(&groups, Path::new("/sys/fs/cgroup")).map_or(total, |limit| limit.min(total))
 }
 
-/// The limit of one line of `/proc/self/cgroup` (`id:controllers:path`); limits of parent groups count too.
-fn group_memory_bytes(line: &str) -> Option<u64> {
-    let mut fields = line.splitn(3, ':');
-    let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
-    let (root, file) = if controllers.is_empty() {
-        ("/sys/fs/cgroup", "memory.max")
-    } else if controllers.split(',').any(|controller| controller == "memory") {
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
-    } else {
-        return None;
+/// The lowest memory limit of the cgroups that `groups` lists, in the form of `/proc/self/cgroup`: lines
+/// `id:controllers:path`. Limits of parent groups count, too. `root` is where cgroup file systems are mounted; version 1
+/// has a directory for each controller there.
+fn group_memory_bytes(groups: &str, root: &Path) -> Option<u64> {
+    let limit = |line: &str| {
+        let mut fields = line.splitn(3, ':');
+        let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+        let (root, file) = if controllers.is_empty() {
+            (root.to_owned(), "memory.max")
+        } else if controllers.split(',').any(|controller| controller == "memory") {
+            (root.join("memory"), "memory.limit_in_bytes")
+        } else {
+            return None;
+        };
+        // In a container the path may be that of the host; then the limit is in the root.
+        Path::new(path.trim_start_matches('/'))
+            .ancestors()
+            .filter_map(|group| std::fs::read_to_string(root.join(group).join(file)).ok())
+            .filter_map(|limit| limit.trim().parse().ok()) // `max` is no limit
+            .min()
     };
-    // In a container the path may be that of the host; then the limit is in the root.
-    let ancestors = std::path::Path::new(path.trim_start_matches('/')).ancestors();
-    ancestors
-        .filter_map(|group| std::fs::read_to_string(std::path::Path::new(root).join(group).join(file)).ok())
-        .filter_map(|limit| limit.trim().parse().ok())
-        .min()
+    groups.lines().filter_map(limit).min()
 }
 
 /// Raises the limit on open files as far as the system allows, and returns the limit.
@@ -108,6 +114,17 @@ pub fn give_back_large_buffers() {
     }
 }
 
+/// Gives memory that was freed back to the system. Without this, pages stay resident that lie between blocks in use. The
+/// walk over free blocks holds up other threads that allocate: some milliseconds for each GiB.
+#[expect(unsafe_code, reason = "glibc offers this to C only")]
+pub fn give_back_free_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call takes a number and touches only memory that is free.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// The descriptor of a socket, for calls that tokio-uring's own types do not offer.
 #[expect(unsafe_code, reason = "tokio-uring's sockets offer their descriptor as a number only")]
 pub fn descriptor<T: AsRawFd>(socket: &T) -> BorrowedFd<'_> {
@@ -124,6 +141,39 @@ mod tests {
     fn the_host_has_a_processor_and_memory() {
         assert!(!processors().is_empty() && 0 < parallelism());
         assert!(1 << 20 < memory_bytes());
-        assert_eq!(group_memory_bytes("nonsense"), None);
+    }
+
+    #[test]
+    fn the_lowest_limit_of_a_cgroup_and_its_parents_counts_in_both_versions() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let write = |path: &str, text: &str| {
+            let path = root.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        let limit = |groups: &str| group_memory_bytes(groups, root);
+        for nonsense in ["", "nonsense", "0::", "3:cpu:/a", "4:memory:/absent", "0::/absent"] {
+            assert_eq!(limit(nonsense), None, "{nonsense}");
+        }
+        // Version 2: one tree, and `max` for no limit.
+        write("memory.max", "max\n");
+        write("pod/memory.max", "268435456\n");
+        write("pod/app/memory.max", "max\n");
+        assert_eq!(limit("0::/\n"), None);
+        assert_eq!(limit("0::/pod/app\n"), Some(256 << 20), "the limit of a parent");
+        write("pod/app/memory.max", "134217728\n");
+        assert_eq!(limit("0::/pod/app\n"), Some(128 << 20));
+        // Version 1: a tree for each controller, and a number near 2^63 for no limit.
+        write("memory/memory.limit_in_bytes", "9223372036854771712\n");
+        write("memory/docker/memory.limit_in_bytes", "536870912\n");
+        let groups = "12:cpu,cpuacct:/docker\n11:memory:/docker\n10:pids:/docker\n";
+        assert_eq!(limit(groups), Some(512 << 20));
+        assert_eq!(limit("11:hugetlb,memory:/docker/unknown\n"), Some(512 << 20));
+        // In a container, the path of the host does not exist, and the root is the limit of the container.
+        write("memory/memory.limit_in_bytes", "1073741824\n");
+        assert_eq!(limit("11:memory:/system.slice/docker-0.scope\n"), Some(1 << 30));
+        // Both at once: the lower one.
+        assert_eq!(limit("11:memory:/docker\n0::/pod\n"), Some(256 << 20));
     }
 }

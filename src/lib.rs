@@ -62,7 +62,7 @@
 //!
 //! | layer | modules |
 //! | --- | --- |
-//! | words that everything shares | [`error`], [`random`], [`codec`], [`key`], [`op`], [`config`], [`file_name`], [`identity`], [`arena`], [`hash_index`], [`host`] |
+//! | words that everything shares | [`error`], [`random`], [`codec`], [`key`], [`op`], [`config`], [`file_name`], [`identity`], [`arena`], [`hash_index`], [`memory`], [`host`] |
 //! | files, the ring, entries in order | [`storage`], [`ring`], [`source`] |
 //! | bytes with a meaning | [`memtable`], [`record`] |
 //! | files with a meaning | [`sst`], [`wal`] |
@@ -82,6 +82,7 @@ pub mod file_name;
 pub mod identity;
 pub mod arena;
 pub mod hash_index;
+pub mod memory;
 pub mod host;
 pub mod storage;
 pub mod ring;

@@ -71,16 +71,41 @@ impl<B: AsRef<[u8]>> Op<B> {
     }
 }
 
-impl Op<&[u8]> {
-    /// A copy that owns its bytes.
-    pub fn to_owned(self) -> Op<Bytes> {
+/// Bytes that can be owned: at the price of a copy, or for nothing if they are owned already.
+pub trait ToBytes: AsRef<[u8]> {
+    /// The bytes, owned.
+    fn to_bytes(&self) -> Bytes;
+}
+
+impl ToBytes for &[u8] {
+    fn to_bytes(&self) -> Bytes {
+        Bytes::copy_from_slice(self)
+    }
+}
+
+impl ToBytes for Bytes {
+    fn to_bytes(&self) -> Bytes {
+        self.clone()
+    }
+}
+
+impl<B> Op<B> {
+    /// The same operation on other bytes.
+    pub fn map<C>(&self, mut of: impl FnMut(&B) -> C) -> Op<C> {
         match self {
-            Self::Get { key } => Op::Get { key: key.to_owned() },
+            Self::Get { key } => Op::Get { key: key.map(of) },
             Self::Set { key, value, expires } => {
-                Op::Set { key: key.to_owned(), value: Bytes::copy_from_slice(value), expires }
+                Op::Set { key: key.map(&mut of), value: of(value), expires: *expires }
             }
-            Self::Delete { key } => Op::Delete { key: key.to_owned() },
+            Self::Delete { key } => Op::Delete { key: key.map(of) },
         }
+    }
+}
+
+impl<B: ToBytes> Op<B> {
+    /// The operation, owning its bytes.
+    pub fn to_owned(&self) -> Op<Bytes> {
+        self.map(B::to_bytes)
     }
 }
 

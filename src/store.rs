@@ -36,6 +36,7 @@
 //! 1. The first.
 //! 2. WALs grow, and have marks. A commit group has space for a position in an external log.
 //! 3. Entries may expire. The slot of a key comes from its hash tag.
+//! 4. The manifest knows the longest entry and the damaged key ranges of each sorted file.
 
 use crate::codec::{Reader, put_varint};
 use crate::error::{CorruptionReason, Error, ErrorKind, Result};
@@ -46,7 +47,7 @@ use crate::record::{decode_single, encode_single};
 use crate::storage::{BLOCK_BYTES, Storage, read_file, write_file_atomically};
 
 /// The format of everything under the data directory.
-const FORMAT_VERSION: u32 = 3;
+const FORMAT_VERSION: u32 = 4;
 /// The identity of `STORE` itself. It names no store, because the id of the store is in the file.
 const IDENTITY: Identity =
     Identity { store_id: 0, shard: ShardId(0), kind: FileKind::Store, file: FileNumber(0) };

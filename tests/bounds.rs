@@ -1,6 +1,10 @@
 //! Bounds of the engine (P8), on simulated storage: on the files and memtables that a series of crashes leaves, and on
 //! the memory that readers hold. A bound must not hide damage.
 
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
 use futures_executor::block_on;
 use ringkeep::config::{BLOCK_BYTES, DbConfig};
 use ringkeep::db::Db;
@@ -8,6 +12,7 @@ use ringkeep::error::ErrorKind;
 use ringkeep::file_name::FileName;
 use ringkeep::identity::Owner;
 use ringkeep::key::{KeyHash, ShardId, UnixMillis};
+use ringkeep::memory::{Memory, Pool};
 use ringkeep::random::Random;
 use ringkeep::storage::sim::{Fate, SimStorage};
 
@@ -93,7 +98,8 @@ fn p8_lives_that_are_killed_before_a_flush_hold_a_bounded_number_of_memtables() 
 fn p8_values_that_unpack_to_many_times_their_blocks_are_counted_as_what_they_take() {
     const VALUE_BYTES: usize = 250_000;
     let config = config(VALUE_BYTES);
-    let budget = config.large_reads_bytes_max();
+    let budget = 16 << 20;
+    let memory = || Memory { requests: Pool::new(budget), ..Memory::ample() };
     let count = budget / VALUE_BYTES + 50;
     let storage = SimStorage::new(3);
     let value = vec![7; VALUE_BYTES];
@@ -114,23 +120,42 @@ fn p8_values_that_unpack_to_many_times_their_blocks_are_counted_as_what_they_tak
         .map(|(_, bytes)| bytes)
         .sum();
     assert!(on_disk < budget as u64 / 4, "{on_disk} bytes on disk: the values do not compress");
-    let db = block_on(Db::open(storage, OWNER, config)).unwrap().0;
+    let memory = memory();
+    let db = block_on(Db::open_with(storage, OWNER, config, memory.clone())).unwrap().0;
     let mut held = Vec::new();
-    let refused =
-        (0..count).find_map(|number| match block_on(db.get(format!("{number:04}").as_bytes(), NOW)) {
-            Ok(found) => {
-                held.push(found.unwrap());
-                assert_eq!(held.last().unwrap(), &value);
-                None
-            }
-            Err(error) => Some(error.kind()),
-        });
+    // A read for which there is no memory waits for eleven ticks at most.
+    let get = |key: &str| {
+        let mut get = Box::pin(db.get(key.as_bytes(), NOW));
+        let polled = (0..1_000).find_map(|_| poll_once(&mut get));
+        polled.unwrap_or_else(|| {
+            (0..11).for_each(|_| memory.tick());
+            poll_once(&mut get).expect("the wait is over")
+        })
+    };
+    let refused = (0..count).find_map(|number| match get(&format!("{number:04}")) {
+        Ok(found) => {
+            held.push(found.unwrap());
+            assert_eq!(held.last().unwrap(), &value);
+            None
+        }
+        Err(error) => Some(error.kind()),
+    });
     assert_eq!(refused, Some(ErrorKind::Overloaded), "{} values of {VALUE_BYTES} are held", held.len());
-    assert!(held.len() * VALUE_BYTES <= budget);
+    assert!(held.len() * VALUE_BYTES <= budget && budget < 2 * held.len() * VALUE_BYTES);
+    assert!(memory.requests.taken() <= budget);
     // Memory that readers have released is available to other readers.
     let last = format!("{:04}", count - 1);
     held.truncate(held.len() / 2);
-    assert_eq!(block_on(db.get(last.as_bytes(), NOW)).unwrap().unwrap(), value);
+    assert_eq!(get(&last).unwrap().unwrap(), value);
+    held.clear();
+    assert_eq!(memory.requests.taken(), 0);
+}
+
+fn poll_once<F: Future>(future: &mut Pin<Box<F>>) -> Option<F::Output> {
+    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => Some(output),
+        Poll::Pending => None,
+    }
 }
 
 #[test]
@@ -146,15 +171,17 @@ fn p8_a_value_larger_than_all_that_readers_may_hold_is_read_alone() {
         set(&db, b"cached", &cached).await;
         set(&db, b"large", &value).await;
     });
-    assert!(CONFIG.large_reads_bytes_max() < VALUE_BYTES);
-    let (db, _) = block_on(Db::open(storage.crash(Fate::Kept), OWNER, CONFIG)).unwrap();
+    let memory = Memory { requests: Pool::new(1 << 20), ..Memory::ample() };
+    let (db, _) = block_on(Db::open_with(storage.crash(Fate::Kept), OWNER, CONFIG, memory)).unwrap();
     let read = || block_on(db.get(b"large", NOW)).map(|found| found.unwrap() == value);
     assert!(read().unwrap(), "from a memtable");
     block_on(db.flush_next()).unwrap();
     assert!(read().unwrap(), "from a file");
-    // A block in the cache holds permits as well.
-    assert_eq!(block_on(db.get(b"cached", NOW)).unwrap().unwrap().len(), CACHED_BYTES);
-    assert!(read().unwrap(), "while another block is in the cache");
+    // A block in the cache holds no permit.
+    for _ in 0..2 {
+        assert_eq!(block_on(db.get(b"cached", NOW)).unwrap().unwrap().len(), CACHED_BYTES);
+        assert!(read().unwrap(), "while another block is in the cache");
+    }
 }
 
 #[test]
@@ -180,5 +207,60 @@ fn p5_a_block_whose_length_is_damaged_is_called_damaged_however_much_it_asks_for
         let (db, _) = block_on(Db::open(storage, OWNER, config)).unwrap();
         let error = block_on(db.get(b"large", NOW)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corruption, "bit {bit}: {error}");
+    }
+}
+
+#[test]
+fn p8_a_store_opens_with_less_memory_than_it_was_written_with() {
+    const WRITES: usize = 3_000;
+    let big =
+        DbConfig { memtable_bytes: 8 << 20, wal_bytes: DbConfig::wal_bytes_for(8 << 20, 4_000), ..CONFIG };
+    for seed in 0..8 {
+        let mut random = Random::new(seed);
+        let storage = SimStorage::new(seed);
+        let mut expected = BTreeMap::new();
+        let value = |number: usize| format!("{number:04}").repeat(250).into_bytes();
+        let db = block_on(Db::create(storage.clone(), OWNER, big)).unwrap();
+        for number in 0..WRITES {
+            let key = format!("{:03}", random.below(1_000));
+            block_on(set(&db, key.as_bytes(), &value(number)));
+            expected.insert(key, value(number));
+            if random.below(1_000) == 0 {
+                // Two memtables may wait for their flush.
+                block_on(db.prepare_spare()).unwrap();
+                db.request_flush();
+            }
+        }
+        let mut storage = storage.crash(Fate::Killed);
+        // A start that is killed at any point changes nothing that the next start needs.
+        for round in 0..6 {
+            let memory = Memory::of_memtables(1 << 20);
+            let stops_at = random.below(300);
+            let opened = storage.clone();
+            let mut open = Box::pin(Db::open_with(opened, OWNER, CONFIG, memory.clone()));
+            let mut most = 0;
+            let mut polls = 0;
+            let db = loop {
+                if let Some(opened) = poll_once(&mut open) {
+                    break Some(opened.unwrap().0);
+                }
+                most = most.max(memory.memtables.used());
+                polls += 1;
+                if round < 5 && stops_at < polls {
+                    break None;
+                }
+            };
+            assert!(most <= (1 << 20) + (256 << 10), "seed {seed}: {most} bytes in memtables");
+            if let Some(db) = db {
+                for (key, value) in &expected {
+                    let found = block_on(db.get(key.as_bytes(), NOW)).unwrap();
+                    assert!(found.unwrap() == *value, "seed {seed}, round {round}, key {key}");
+                }
+                let files = db.version().files().count();
+                assert!(round < 5 || 2 <= files, "seed {seed}: {files} files were flushed on the way");
+            }
+            drop(open);
+            storage = storage.crash(Fate::Killed);
+        }
     }
 }

@@ -35,10 +35,13 @@ pub(super) struct Serve {
     /// its sync
     #[arg(long, value_name = "always|DURATION|never", default_value = "always")]
     sync: SyncMode,
-    /// New writes that a shard keeps in memory before it flushes them to a file
+    /// Memory of the whole process; everything below has its part in it [default: half of the memory that may be used]
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<ByteSize>,
+    /// New writes that a shard keeps in memory before it flushes them to a file; fewer if --memory is small
     #[arg(long, value_name = "SIZE", default_value = "64MiB")]
     memtable_size: ByteSize,
-    /// Memory for cached values and blocks, of all shards together [default: a quarter of the memory]
+    /// Memory for cached values and blocks, of all shards together [default: what other parts of --memory leave]
     #[arg(long, value_name = "SIZE")]
     cache_size: Option<ByteSize>,
     /// Longest time before new writes are flushed
@@ -86,9 +89,10 @@ impl Serve {
             threads: self.threads,
             sync: self.sync,
             memtable_bytes: bytes(self.memtable_size),
-            cache_bytes: self
-                .cache_size
-                .map_or_else(|| usize::try_from(host::memory_bytes() / 4).unwrap_or(usize::MAX), bytes),
+            memory_bytes: self
+                .memory
+                .map_or_else(|| usize::try_from(host::memory_bytes() / 2).unwrap_or(usize::MAX), bytes),
+            cache_bytes: self.cache_size.map(bytes),
             flush_interval: self.flush_interval,
             compaction_interval: self.compaction_interval,
             value_bytes_max: bytes(self.max_value_size),

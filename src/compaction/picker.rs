@@ -12,6 +12,8 @@
 //! K1  Inputs from L0 are the oldest files, so a newer file never goes below an older one (N3).
 //! K2  All files of the target level that overlap the inputs are part of the compaction (N1).
 
+use super::executor::{LARGE_ENTRY_BYTES, builder_bytes};
+use crate::codec::to_usize;
 use crate::manifest::{LEVELS, SharedMeta, Version};
 
 /// Files in L0 that make a compaction due.
@@ -33,13 +35,15 @@ pub struct Limits {
     pub base_bytes: u64,
     /// Bytes at which an output file ends.
     pub sst_bytes: u64,
+    /// Bytes of memory that a compaction should take at most.
+    pub merge_bytes: usize,
 }
 
 impl Limits {
     /// Limits that suit memtables of this size: L1 holds as much as four flushes make.
     pub fn for_memtables(memtable_bytes: usize) -> Self {
         let memtable = memtable_bytes as u64;
-        Self { base_bytes: 4 * memtable, sst_bytes: memtable.min(64 << 20) }
+        Self { base_bytes: 4 * memtable, sst_bytes: memtable.min(64 << 20), merge_bytes: usize::MAX }
     }
 
     /// Bytes that a level below L0 should have at most. The last level has no limit.
@@ -97,6 +101,15 @@ impl Compaction {
         self
     }
 
+    /// Bytes of memory that the compaction takes: a block of each input, and what it takes to write the outputs.
+    pub fn memory_bytes(&self) -> usize {
+        let longest = |file: &SharedMeta| to_usize(file.longest);
+        let below = self.overlapping.iter().map(longest).max();
+        let runs = self.inputs.iter().map(longest).chain(below);
+        let read: usize = runs.clone().map(|longest| longest.max(LARGE_ENTRY_BYTES)).sum();
+        read + builder_bytes(runs.max().unwrap_or_default())
+    }
+
     /// The level that the outputs go to.
     pub fn target(&self) -> usize {
         self.level + 1
@@ -106,15 +119,17 @@ impl Compaction {
 /// The compaction that is due, if one is. `rests`: nobody has written to the shard for a while.
 pub fn pick(version: &Version, limits: &Limits, rests: bool) -> Option<Compaction> {
     if L0_FILES_FIRST <= version.level(0).len() {
-        return Some(from_l0(version));
+        return Some(from_l0(version, limits));
     }
     let due = (0..LEVELS - 1).filter(|&level| 1.0 <= score(version, limits, level)).max_by(|&a, &b| {
         // Of equal scores the higher level goes first, because reads look at it first.
         score(version, limits, a).total_cmp(&score(version, limits, b)).then(b.cmp(&a))
     });
     match due {
-        Some(level) => from_level(version, level),
-        None => of_tombstones(version).or_else(|| if rests { of_a_rest(version) } else { None }),
+        Some(level) => from_level(version, limits, level),
+        None => {
+            of_tombstones(version, limits).or_else(|| if rests { of_a_rest(version, limits) } else { None })
+        }
     }
 }
 
@@ -123,29 +138,29 @@ fn mostly_tombstones(file: &SharedMeta) -> bool {
 }
 
 /// A compaction that drops tombstones, or brings them closer to what they hide.
-fn of_tombstones(version: &Version) -> Option<Compaction> {
+fn of_tombstones(version: &Version, limits: &Limits) -> Option<Compaction> {
     if version.level(0).iter().any(mostly_tombstones) {
-        return Some(from_l0(version));
+        return Some(from_l0(version, limits));
     }
     (1..LEVELS - 1).find_map(|level| cheapest(version, level, mostly_tombstones))
 }
 
 /// A compaction that merges what may be overwritten, or may overwrite something, into the last level.
-fn of_a_rest(version: &Version) -> Option<Compaction> {
+fn of_a_rest(version: &Version, limits: &Limits) -> Option<Compaction> {
     let last = (0..LEVELS).rev().find(|&level| !version.level(level).is_empty())?;
     if last == 0 {
-        return (1 < version.level(0).len()).then(|| from_l0(version));
+        return (1 < version.level(0).len()).then(|| from_l0(version, limits));
     }
     let above: u64 = (0..last).map(|level| version.bytes(level)).sum();
     if above * REST_RATIO <= version.bytes(last) {
         return None;
     }
-    from_level(version, (0..last).find(|&level| !version.level(level).is_empty())?)
+    from_level(version, limits, (0..last).find(|&level| !version.level(level).is_empty())?)
 }
 
 /// The next compaction of a level that has files.
-fn from_level(version: &Version, level: usize) -> Option<Compaction> {
-    if level == 0 { Some(from_l0(version)) } else { cheapest(version, level, |_| true) }
+fn from_level(version: &Version, limits: &Limits, level: usize) -> Option<Compaction> {
+    if level == 0 { Some(from_l0(version, limits)) } else { cheapest(version, level, |_| true) }
 }
 
 /// Bytes over the limits of the levels: the work that compaction still has to do.
@@ -175,20 +190,25 @@ fn score(version: &Version, limits: &Limits, level: usize) -> f64 {
 /// The oldest files of L0 (K1). The oldest file moves alone if it overlaps no other file of L0 and no file of L1. An
 /// overlap with newer files of L0 would not break the order, but the compaction of those files would soon rewrite the
 /// moved file.
-fn from_l0(version: &Version) -> Compaction {
+fn from_l0(version: &Version, limits: &Limits) -> Compaction {
     let files = version.level(0);
     let (oldest, others) = files.split_last().expect("a due L0 has files");
     let alone = !others.iter().any(|file| file.overlaps(&oldest.smallest, &oldest.largest))
         && version.overlapping(1, &oldest.smallest, &oldest.largest).is_empty();
-    let inputs: Vec<_> = if alone {
-        vec![oldest.clone()]
-    } else {
-        files[files.len().saturating_sub(L0_INPUTS_MAX)..].to_vec()
+    let of = |inputs: &[SharedMeta]| {
+        let smallest = inputs.iter().map(|file| &file.smallest).min().expect("there is an input");
+        let largest = inputs.iter().map(|file| &file.largest).max().expect("there is an input");
+        let overlapping = version.overlapping(1, smallest, largest).to_vec(); // K2
+        Compaction { level: 0, inputs: inputs.to_vec(), overlapping, split: None }
     };
-    let smallest = inputs.iter().map(|file| &file.smallest).min().expect("there is an input");
-    let largest = inputs.iter().map(|file| &file.largest).max().expect("there is an input");
-    let overlapping = version.overlapping(1, smallest, largest).to_vec(); // K2
-    Compaction { level: 0, inputs, overlapping, split: None }
+    let mut count = if alone { 1 } else { files.len().min(L0_INPUTS_MAX) };
+    loop {
+        let compaction = of(&files[files.len() - count..]);
+        if count == 1 || compaction.memory_bytes() <= limits.merge_bytes {
+            return compaction;
+        }
+        count -= 1;
+    }
 }
 
 /// The file of a level that rewrites the fewest bytes of the level below for each byte of its own.
@@ -207,7 +227,7 @@ mod tests {
     use super::*;
     use crate::manifest::version::tests::{meta, version};
 
-    const LIMITS: Limits = Limits { base_bytes: 1000, sst_bytes: 100 };
+    const LIMITS: Limits = Limits { base_bytes: 1000, sst_bytes: 100, merge_bytes: usize::MAX };
 
     fn check(files: &[(usize, crate::sst::SstMeta)], expected: Option<(usize, &[u64], &[u64])>) {
         let picked = pick(&version(files), &LIMITS, false);

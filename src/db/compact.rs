@@ -50,6 +50,7 @@ impl<S: Storage> Db<S> {
         let outputs = if compaction.is_move() {
             Outputs::default()
         } else {
+            let _permit = inner.memory.merges.take(compaction.memory_bytes()).await;
             execute(&Inputs(self), &compaction, &version, &inner.tree.limits, now).await?
         };
         let mut edit = VersionEdit::default();

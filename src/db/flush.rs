@@ -5,12 +5,13 @@ use std::rc::Rc;
 
 use super::writes::Frozen;
 use super::{Db, Work};
-use crate::compaction::executor::ENTRY_COST_BYTES;
+use crate::compaction::executor::{ENTRY_COST_BYTES, LARGE_ENTRY_BYTES, builder_bytes};
 use crate::error::{ErrorKind, Result};
 use crate::file_name::FileName;
-use crate::identity::FileKind;
+use crate::identity::{FileKind, Identity};
 use crate::key::SeqNo;
 use crate::manifest::VersionEdit;
+use crate::memory::Pool;
 use crate::memtable::Memtable;
 use crate::memtable::order::{MemtableSource, Wants};
 use crate::source::newest::Newest;
@@ -98,46 +99,10 @@ impl<S: Storage> Db<S> {
 
     async fn write_sst(&self, memtable: &Rc<Memtable>) -> Result<SstMeta> {
         let inner = &*self.0;
-        let number = inner.catalog.new_file();
-        let result = async {
-            let identity = inner.owner.identity(FileKind::Sst, number);
-            let mut builder = SstBuilder::create(&inner.storage, identity).await?;
-            let last = memtable.last();
-            let mut source =
-                Newest::new(MemtableSource::new(memtable.clone(), last, Wants::SortedRuns), last);
-            loop {
-                match source.step()? {
-                    Step::Entry => {}
-                    Step::End => break,
-                    step => {
-                        if step == Step::Need {
-                            source.supply().await?;
-                        }
-                        inner.storage.pause().await;
-                        continue;
-                    }
-                }
-                let bytes = source.read(|entry| {
-                    inner.tree.values.remove(inner.config.key_hash.of(entry.key), entry.key); // F1
-                    builder.add(&entry);
-                    ENTRY_COST_BYTES + entry.key.len() + entry.value.len()
-                });
-                builder.write_full().await?;
-                let passed = source.take_passed();
-                self.slice(Work::Flush, bytes + passed.bytes + passed.versions * ENTRY_COST_BYTES).await;
-            }
-            let meta = builder.finish().await?;
-            // The last write of a memtable is the newest of its key, so it was not left out.
-            assert_eq!(meta.last, last);
-            sync_names(&inner.storage).await?;
-            Ok(meta)
-        }
-        .await;
-        if result.is_err() {
-            // Nothing names the SST. If it cannot be removed now, the next open removes it.
-            let _ = inner.storage.remove(FileName::Sst(number)).await;
-        }
-        result
+        let identity = inner.owner.identity(FileKind::Sst, inner.catalog.new_file());
+        let hidden = |key: &[u8]| inner.tree.values.remove(inner.config.key_hash.of(key), key); // F1
+        let spend = async |bytes| self.slice(Work::Flush, bytes).await;
+        write_sst(&inner.storage, identity, memtable, &inner.memory.merges, hidden, spend).await
     }
 
     /// Carries out a freeze that was requested when it was not possible.
@@ -146,6 +111,63 @@ impl<S: Storage> Db<S> {
             self.0.writes.freeze_if_due();
         }
     }
+}
+
+/// Writes what a memtable holds to a new sorted file, and syncs the file and its name. Of each key the newest entry is
+/// written, and `hidden` gets the key. `spend` accounts for the work, and may pause.
+///
+/// # Errors
+/// Any. No file is left over, unless its removal fails, too; then the next open removes it.
+///
+/// Cancel safety: not safe.
+pub(super) async fn write_sst<S: Storage>(
+    storage: &S,
+    identity: Identity,
+    memtable: &Rc<Memtable>,
+    merges: &Pool,
+    hidden: impl Fn(&[u8]),
+    spend: impl AsyncFn(usize),
+) -> Result<SstMeta> {
+    let _permit = match memtable.longest() {
+        longest if longest <= LARGE_ENTRY_BYTES => None,
+        longest => merges.take(builder_bytes(longest)).await,
+    };
+    let result = async {
+        let mut builder = SstBuilder::create(storage, identity).await?;
+        let last = memtable.last();
+        let mut source = Newest::new(MemtableSource::new(memtable.clone(), last, Wants::SortedRuns), last);
+        loop {
+            match source.step()? {
+                Step::Entry => {}
+                Step::End => break,
+                step => {
+                    if step == Step::Need {
+                        source.supply().await?;
+                    }
+                    storage.pause().await;
+                    continue;
+                }
+            }
+            let bytes = source.read(|entry| {
+                hidden(entry.key);
+                builder.add(&entry);
+                ENTRY_COST_BYTES + entry.key.len() + entry.value.len()
+            });
+            builder.write_full().await?;
+            let passed = source.take_passed();
+            spend(bytes + passed.bytes + passed.versions * ENTRY_COST_BYTES).await;
+        }
+        let meta = builder.finish().await?;
+        // The last write of a memtable is the newest of its key, so it was not left out.
+        assert_eq!(meta.last, last);
+        sync_names(storage).await?;
+        Ok(meta)
+    }
+    .await;
+    if result.is_err() {
+        let _ = storage.remove(FileName::Sst(identity.file)).await; // nothing names it
+    }
+    result
 }
 
 #[cfg(test)]

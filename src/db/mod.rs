@@ -5,7 +5,7 @@
 //! | owner | what it owns |
 //! | --- | --- |
 //! | `writes` | memtables, WALs, SeqNos, group commit ([`commit`]), how long WALs are kept ([`retention`]) |
-//! | `tree` | caches, open and obsolete files, the budget of readers, how far behind compaction is |
+//! | `tree` | caches, open and obsolete files, how far behind compaction is |
 //! | `admission` | who may write now, the queue for room, the slices of background work ([`pressure`]) |
 //! | `catalog` | the manifest, the version in force, file numbers |
 //!
@@ -33,12 +33,12 @@
 //! - while the WAL is recycled: it has the old or the new name. No manifest names either, and the next open removes it.
 
 mod admission;
-mod budget;
 mod catalog;
 mod close;
 pub mod commit;
 mod compact;
 mod flush;
+mod hold;
 mod names;
 mod operate;
 pub mod pressure;
@@ -60,6 +60,7 @@ use self::admission::{Admission, Work};
 use self::catalog::Catalog;
 pub use self::close::CloseStep;
 pub use self::commit::Ticket;
+pub use self::hold::SMALL_VALUE_BYTES;
 pub use self::operate::{Pending, Started};
 use self::pressure::{Backlog, Pressure};
 pub use self::read::{Found, Lookup, Progress};
@@ -72,6 +73,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::identity::Owner;
 use crate::key::{FileNumber, SeqNo};
 use crate::manifest::{State, Version, VersionEdit};
+use crate::memory::Memory;
 use crate::memtable::Memtable;
 use crate::record::replay::KnownEnd;
 use crate::storage::Storage;
@@ -92,6 +94,7 @@ struct Inner<S: Storage> {
     storage: S,
     owner: Owner,
     config: DbConfig,
+    memory: Memory,
     writes: Writes<S>,
     tree: Tree<S>,
     admission: Admission,
@@ -187,6 +190,15 @@ impl<S: Storage> Db<S> {
             self.0.space_changed.notify_waiters();
             self.0.catalog.look_again();
         }
+    }
+
+    /// Takes note that the memory for memtables has become short, or has come free. If it is short, a memtable of some size is
+    /// flushed, so that others can go on.
+    pub fn memory_changed(&self) {
+        if !self.0.admission.is_closing() {
+            self.0.writes.freeze_if_short();
+        }
+        self.0.admission.make_room();
     }
 
     /// Waits until the disk is full, or no longer full. Cancel safety: safe.

@@ -12,13 +12,12 @@
 use bytes::Bytes;
 
 use super::admission::WaitPosition;
-use super::budget::SMALL_READ_BYTES;
 use super::commit::Ticket;
 use super::read::{Found, Lookup, Progress, Wants};
 use super::{Db, SeqNo};
 use crate::config::KEY_BYTES_MAX;
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::{EntryKind, Key, UnixMillis, ValueKind};
+use crate::key::{Entry, EntryKind, Key, UnixMillis, ValueKind};
 use crate::op::{Op, Outcome};
 use crate::storage::Storage;
 
@@ -83,8 +82,8 @@ fn deleted(found: &Option<Found>, seqno: SeqNo) -> Outcome<Bytes> {
 }
 
 impl<S: Storage> Db<S> {
-    /// Starts an operation at `now`. If memory decides the outcome of a get, the outcome is lent to `lend` without a
-    /// copy of the value ([`Started::Lent`]). A value over 64 KiB is copied instead.
+    /// Starts an operation at `now`. If memory decides the outcome of a get, the outcome is offered to `lend` without a
+    /// copy of the value. If `lend` takes it, it returns `true` ([`Started::Lent`]); otherwise the value is copied.
     ///
     /// # Errors
     /// `InvalidRequest` or `TooLarge` for an operation that can never succeed. A write that may succeed later is
@@ -94,7 +93,7 @@ impl<S: Storage> Db<S> {
         &self,
         op: Op<&[u8]>,
         now: UnixMillis,
-        lend: impl FnOnce(Outcome<&[u8]>),
+        lend: impl FnOnce(Outcome<&[u8]>) -> bool,
     ) -> Result<Started<S>> {
         if op.writes() {
             self.0.admission.nobody_waits()?;
@@ -114,7 +113,7 @@ impl<S: Storage> Db<S> {
         &self,
         op: Op<&[u8]>,
         now: UnixMillis,
-        lend: impl FnOnce(Outcome<&[u8]>),
+        lend: impl FnOnce(Outcome<&[u8]>) -> bool,
     ) -> Result<Started<S>> {
         check_key(op.key().bytes())?;
         match op {
@@ -140,24 +139,29 @@ impl<S: Storage> Db<S> {
         &self,
         key: Key<&[u8]>,
         now: UnixMillis,
-        lend: impl FnOnce(Outcome<&[u8]>),
+        lend: impl FnOnce(Outcome<&[u8]>) -> bool,
     ) -> Result<Started<S>> {
         let mut lend = Some(lend);
-        let known = self.in_memory(key, self.visible(), |entry| {
-            let outcome = if !entry.kind.is_value_at(now) {
-                Outcome::Missing
-            } else if entry.value.len() <= SMALL_READ_BYTES {
-                Outcome::Value { value: entry.value, seqno: entry.seqno, expires: entry.kind.expires }
-            } else {
-                let value = self.0.tree.budget.copy(entry.value)?;
-                let found = Outcome::Value { value, seqno: entry.seqno, expires: entry.kind.expires };
-                return Ok(Started::Known(found));
-            };
-            lend.take().expect("one entry decides")(outcome);
-            Ok(Started::Lent)
+        let snapshot = self.visible();
+        let known = self.in_memory(key, snapshot, |entry| {
+            let lend = lend.take().expect("one entry decides");
+            let Entry { value, seqno, kind, .. } = entry;
+            if !kind.is_value_at(now) {
+                return if lend(Outcome::Missing) { Started::Lent } else { Started::Known(Outcome::Missing) };
+            }
+            if lend(Outcome::Value { value, seqno, expires: kind.expires }) {
+                return Started::Lent;
+            }
+            match self.copy(value) {
+                Some(value) => Started::Known(Outcome::Value { value, seqno, expires: kind.expires }),
+                None => {
+                    let lookup = self.wait_for_permit(value.len(), snapshot, now);
+                    Started::Pending(Pending { key: key.to_owned(), lookup, then: Then::Return })
+                }
+            }
         });
         if let Some(known) = known {
-            return known;
+            return Ok(known);
         }
         let mut lookup = self.search(key, Wants::Value, now);
         Ok(match lookup.poll_cached(self, key.bytes())? {
@@ -172,7 +176,7 @@ impl<S: Storage> Db<S> {
     /// Takes a tombstone into the forming group, and begins the lookup of what it deletes.
     fn write_tombstone(&self, key: Key<&[u8]>, now: UnixMillis) -> Result<(Ticket, SeqNo, Lookup<S>)> {
         // The lookup begins first. The write may then freeze the memtable, which does not change what the lookup sees.
-        let lookup = self.begin_lookup(key, self.0.writes.last(), Wants::Existence, now)?;
+        let lookup = self.begin_lookup(key, self.0.writes.last(), Wants::Existence, now);
         let (ticket, seqno) = self.write(key, EntryKind::TOMBSTONE, b"")?;
         Ok((ticket, seqno, lookup))
     }
@@ -232,10 +236,10 @@ impl<S: Storage> Db<S> {
     /// Begins a search for the durable value of a key at `now`.
     ///
     /// # Errors
-    /// `InvalidRequest` or `TooLarge`; `Overloaded` if too many large values are being read.
+    /// `InvalidRequest` or `TooLarge`.
     pub fn lookup(&self, key: &[u8], now: UnixMillis) -> Result<Lookup<S>> {
         check_key(key)?;
-        self.begin_lookup(self.key(key), self.visible(), Wants::Value, now)
+        Ok(self.begin_lookup(self.key(key), self.visible(), Wants::Value, now))
     }
 
     /// The durable value of a key at `now`.

@@ -19,14 +19,16 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
+use super::hold::{SMALL_VALUE_BYTES, for_check, for_reader, hold};
 use super::{Db, SeqNo};
 use crate::error::Result;
 use crate::key::{Entry, Key, UnixMillis, filter_hash};
 use crate::manifest::{LEVELS, SharedMeta, Version};
+use crate::memory::Permit;
 use crate::sst::BlockHandle;
-use crate::sst::block::Block;
+use crate::sst::block::{Block, TARGET_PAGES_MAX, unpacked_bytes_max};
 use crate::sst::reader::{LookupStep, PointLookup, Sst};
-use crate::storage::Storage;
+use crate::storage::{BLOCK_BYTES, Storage};
 
 /// A value that a lookup has found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +56,8 @@ pub struct Lookup<S: Storage>(State<S>);
 enum State<S: Storage> {
     /// Memory had the answer.
     Known(Option<Found>),
+    /// Memory has the answer: a value of this many bytes, for which no permit was free.
+    Waiting { bytes: usize, snapshot: SeqNo, now: UnixMillis },
     /// The answer is in the sorted files of a version.
     Searching(Search<S>),
 }
@@ -69,6 +73,8 @@ struct Search<S: Storage> {
     /// The next file to look at.
     position: Position,
     current: Option<(Rc<Sst<S::File>>, PointLookup)>,
+    /// The permit to hold the block that was read last, if it needs one (Z1, Z2).
+    permit: Option<Permit>,
 }
 
 /// A position in the order of the search.
@@ -90,6 +96,8 @@ pub enum Progress {
 enum Need<S: Storage> {
     Open(SharedMeta),
     Block(Rc<Sst<S::File>>, BlockHandle),
+    /// A permit for this block, which holds the value.
+    Permit(Rc<Block>),
 }
 
 impl<S: Storage> Db<S> {
@@ -115,21 +123,35 @@ impl<S: Storage> Db<S> {
         snapshot: SeqNo,
         wants: Wants,
         now: UnixMillis,
-    ) -> Result<Lookup<S>> {
+    ) -> Lookup<S> {
         let known = self.in_memory(key, snapshot, |entry| {
             if !entry.kind.is_value_at(now) {
-                return Ok(None);
+                return State::Known(None);
             }
             let value = match wants {
-                Wants::Value => self.0.tree.budget.copy(entry.value)?,
+                Wants::Value => match self.copy(entry.value) {
+                    Some(value) => value,
+                    None => return State::Waiting { bytes: entry.value.len(), snapshot, now },
+                },
                 Wants::Existence => Bytes::new(),
             };
-            Ok(Some(Found { value, seqno: entry.seqno, expires: entry.kind.expires }))
+            State::Known(Some(Found { value, seqno: entry.seqno, expires: entry.kind.expires }))
         });
-        Ok(match known {
-            Some(answer) => Lookup(State::Known(answer?)),
-            None => self.search(key, wants, now),
-        })
+        known.map_or_else(|| self.search(key, wants, now), Lookup)
+    }
+
+    /// A copy of a value in memory, with a permit if it needs one; `None` if none is free (Z1).
+    pub(super) fn copy(&self, value: &[u8]) -> Option<Bytes> {
+        if value.len() <= SMALL_VALUE_BYTES {
+            return Some(Bytes::copy_from_slice(value));
+        }
+        let permit = self.0.memory.requests.try_take(value.len())?;
+        Some(hold(Bytes::copy_from_slice(value), permit))
+    }
+
+    /// A lookup of a value of `bytes` bytes that is in memory, once there is a permit for it.
+    pub(super) fn wait_for_permit(&self, bytes: usize, snapshot: SeqNo, now: UnixMillis) -> Lookup<S> {
+        Lookup(State::Waiting { bytes, snapshot, now })
     }
 
     /// A search in the sorted files in force, for a key that is not in memory.
@@ -142,6 +164,7 @@ impl<S: Storage> Db<S> {
             now,
             position: Position { level: 0, index: 0 },
             current: None,
+            permit: None,
         }))
     }
 }
@@ -154,6 +177,7 @@ impl<S: Storage> Lookup<S> {
     pub fn poll_cached(&mut self, db: &Db<S>, key: &[u8]) -> Result<Progress> {
         Ok(match &mut self.0 {
             State::Known(found) => Progress::Done(found.clone()),
+            State::Waiting { .. } => Progress::NeedsDisk,
             State::Searching(search) => match search.advance(db, key, None)? {
                 Ok(found) => Progress::Done(found),
                 Err(_) => Progress::NeedsDisk,
@@ -169,9 +193,30 @@ impl<S: Storage> Lookup<S> {
     ///
     /// Cancel safety: safe; a read in flight is finished by the ring.
     pub async fn finish(self, db: &Db<S>, key: &[u8]) -> Result<Option<Found>> {
-        let mut search = match self.0 {
-            State::Known(found) => return Ok(found),
-            State::Searching(search) => search,
+        let mut state = self.0;
+        let mut search = loop {
+            match state {
+                State::Known(found) => return Ok(found),
+                State::Searching(search) => break search,
+                State::Waiting { bytes, snapshot, now } => {
+                    let pool = &db.0.memory.requests;
+                    let permit = for_reader(pool, bytes).await?;
+                    let key = db.key(key);
+                    let held = db.in_memory(key, snapshot, |entry| {
+                        // Another value may have come in the meantime.
+                        if !entry.kind.is_value_at(now) || !pool.suffices(&permit, entry.value.len()) {
+                            return None;
+                        }
+                        let value = Bytes::copy_from_slice(entry.value);
+                        Some(Found { value, seqno: entry.seqno, expires: entry.kind.expires })
+                    });
+                    if let Some(Some(found)) = held {
+                        return Ok(Some(Found { value: hold(found.value, permit), ..found }));
+                    }
+                    drop(permit);
+                    state = db.begin_lookup(key, snapshot, Wants::Value, now).0;
+                }
+            }
         };
         let mut supplied = None;
         loop {
@@ -184,6 +229,10 @@ impl<S: Storage> Lookup<S> {
                 }
                 // The block is handed over directly, because a small cache may already have evicted it.
                 Err(Need::Block(sst, handle)) => supplied = Some(search.load(db, &sst, handle).await?),
+                Err(Need::Permit(block)) => {
+                    search.permit = Some(for_reader(&db.0.memory.requests, block.memory).await?);
+                    supplied = Some(block);
+                }
             }
         }
     }
@@ -212,6 +261,21 @@ impl<S: Storage> Search<S> {
                         if !kind.is_value_at(self.now) {
                             return Ok(Ok(None));
                         }
+                        let value = match self.wants {
+                            Wants::Existence => Bytes::new(),
+                            Wants::Value if value.len() <= SMALL_VALUE_BYTES => {
+                                Bytes::copy_from_slice(&value)
+                            }
+                            Wants::Value => {
+                                let pool = &db.0.memory.requests;
+                                let permit = self.permit.take();
+                                let permit = permit.filter(|held| pool.suffices(held, block.memory));
+                                match permit.or_else(|| pool.try_take(block.memory)) {
+                                    Some(permit) => hold(value, permit),
+                                    None => return Ok(Err(Need::Permit(block))),
+                                }
+                            }
+                        };
                         if self.wants == Wants::Value && db.is_current(&self.version, self.key_hash, key) {
                             db.0.tree.values.insert(self.key_hash, Entry { key, seqno, kind, value: &value });
                         }
@@ -226,25 +290,27 @@ impl<S: Storage> Search<S> {
         }
     }
 
-    /// Reads a block, within the budget.
-    async fn load(&self, db: &Db<S>, sst: &Sst<S::File>, handle: BlockHandle) -> Result<Rc<Block>> {
-        let budget = &db.0.tree.budget;
+    /// Reads a block. If it may be long, takes the permit to hold it first (Z1, Z2).
+    async fn load(&mut self, db: &Db<S>, sst: &Sst<S::File>, handle: BlockHandle) -> Result<Rc<Block>> {
+        self.permit = None; // the block before is not needed any more
+        let pool = &db.0.memory.requests;
         let checks = self.wants == Wants::Existence;
         let permit = async |bytes| {
-            if checks { Ok(budget.for_check(bytes).await) } else { budget.for_reader(bytes) }
+            if checks { Ok(for_check(pool, bytes).await) } else { for_reader(pool, bytes).await }
         };
-        let mut held = permit(handle.bytes as usize).await?;
-        let frame = sst.read_frame(handle).await?;
-        // A block that is small on disk may be large in memory. A check keeps the permit that it has (Z2).
-        let bytes = frame.unpacked_bytes();
-        if (handle.bytes as usize) < bytes && !(checks && held.is_some()) {
-            held = permit(bytes).await?;
+        if BLOCK_BYTES < handle.bytes as usize {
+            self.permit = Some(permit(unpacked_bytes_max(handle.bytes as usize)).await?);
         }
-        // In the cache the block would keep the permit of the check, and other checks would wait for that permit for
-        // ever (Z2).
-        let cached = !(checks && held.is_some());
-        let block = Rc::new(sst.unpack(handle, frame, held)?);
-        if cached {
+        let frame = sst.read_frame(handle).await?;
+        let bytes = frame.unpacked_bytes();
+        if let Some(permit) = &mut self.permit {
+            permit.keep(bytes.max(handle.bytes as usize));
+        } else if TARGET_PAGES_MAX * BLOCK_BYTES < bytes {
+            // One page that holds a long value of very few bytes.
+            self.permit = Some(permit(bytes).await?);
+        }
+        let block = Rc::new(sst.unpack(handle, frame)?);
+        if !(checks && self.permit.is_some()) {
             db.0.tree.blocks.insert(sst.number(), handle.offset, block.clone());
         }
         Ok(block)

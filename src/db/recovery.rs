@@ -25,6 +25,7 @@
 //!
 //! After an unclean stop the start logs where the last WAL ended, and how far a mark had witnessed it (W4).
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
@@ -32,6 +33,7 @@ use tokio::sync::Notify;
 
 use super::admission::Admission;
 use super::catalog::Catalog;
+use super::flush::write_sst;
 use super::tree::Tree;
 use super::wals::{unused, wal_sizes};
 use super::writes::{Frozen, Held, Writes};
@@ -39,9 +41,10 @@ use super::{Db, Inner};
 use crate::config::DbConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
-use crate::identity::Owner;
+use crate::identity::{FileKind, Owner};
 use crate::key::{FileNumber, SeqNo};
-use crate::manifest::{Loaded, Manifest, State, WalMeta, load, make_durable};
+use crate::manifest::{Loaded, Manifest, State, VersionEdit, WalMeta, load, make_durable};
+use crate::memory::Memory;
 use crate::memtable::Memtable;
 use crate::presence::{missing, unexpected_data, unnamed};
 use crate::record::file::FIRST_RECORD;
@@ -97,12 +100,20 @@ impl<S: Storage> Db<S> {
     /// `Corruption` if the directory holds data, which means that `STORE` is wrong. After any other error, too, nothing
     /// was acknowledged.
     pub async fn create(storage: S, owner: Owner, config: DbConfig) -> Result<Self> {
+        Self::create_with(storage, owner, config, Memory::ample()).await
+    }
+
+    /// As [`Self::create`], with a part in the memory of a process.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub async fn create_with(storage: S, owner: Owner, config: DbConfig, memory: Memory) -> Result<Self> {
         if let Some(error) = unexpected_data(&storage, owner).await? {
             return Err(error);
         }
         remove_except(&storage, |_| false).await?;
         let state = State { next_file: FileNumber(1), ..State::default() };
-        Ok(Self::open_with(storage, owner, config, state, None).await?.0)
+        Ok(Self::open_state(storage, owner, config, memory, state, None).await?.0)
     }
 
     /// Opens the shard.
@@ -111,6 +122,19 @@ impl<S: Storage> Db<S> {
     /// `Corruption` with file and offset, or with the name of a missing file; `Configuration` if a later version wrote
     /// a file; `Poisoned`; `DiskFull`; `Io`.
     pub async fn open(storage: S, owner: Owner, config: DbConfig) -> Result<(Self, Recovered)> {
+        Self::open_with(storage, owner, config, Memory::ample()).await
+    }
+
+    /// As [`Self::open`], with a part in the memory of a process.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn open_with(
+        storage: S,
+        owner: Owner,
+        config: DbConfig,
+        memory: Memory,
+    ) -> Result<(Self, Recovered)> {
         let Some(Loaded { state, number, end }) = load(&storage, owner).await? else {
             let message =
                 format!("{} is missing, but the shard was in use", storage.label(FileName::Current));
@@ -120,15 +144,16 @@ impl<S: Storage> Db<S> {
         if let Some(error) = missing(&storage, &state, &list_files(&storage)?).into_iter().next() {
             return Err(error);
         }
-        Self::open_with(storage, owner, config, state, Some(number)).await
+        Self::open_state(storage, owner, config, memory, state, Some(number)).await
     }
 
     /// Opens the shard in `state`. `loaded` is the number of the manifest that holds this state; `None` for a new
     /// shard.
-    async fn open_with(
+    async fn open_state(
         storage: S,
         owner: Owner,
         config: DbConfig,
+        memory: Memory,
         mut state: State,
         loaded: Option<FileNumber>,
     ) -> Result<(Self, Recovered)> {
@@ -136,7 +161,7 @@ impl<S: Storage> Db<S> {
         let full = |prepared: &Result<Prepared<S>>| {
             prepared.as_ref().is_err_and(|error| error.kind() == ErrorKind::DiskFull)
         };
-        let mut prepared = Self::prepare(&storage, owner, &config, state.clone()).await;
+        let mut prepared = Self::prepare(&storage, owner, &config, &memory, state.clone()).await;
         if full(&prepared) && 0 < leftovers {
             // The leftovers may take the space that is lacking.
             if let Some(number) = loaded {
@@ -145,7 +170,7 @@ impl<S: Storage> Db<S> {
             let in_force = |name| matches!(name, FileName::Current | FileName::Manifest(_));
             remove_except(&storage, |name| state.names(name) || in_force(name)).await?;
             look_at_leftovers(&storage, owner, &mut state).await?;
-            prepared = Self::prepare(&storage, owner, &config, state.clone()).await;
+            prepared = Self::prepare(&storage, owner, &config, &memory, state.clone()).await;
         }
         if full(&prepared) {
             // With little space a shard can still be read, and take deletes.
@@ -154,7 +179,7 @@ impl<S: Storage> Db<S> {
                 manifest_bytes: SHORT_BYTES.min(config.manifest_bytes),
                 ..config
             };
-            prepared = Self::prepare(&storage, owner, &short, state).await;
+            prepared = Self::prepare(&storage, owner, &short, &memory, state).await;
         }
         let Prepared { replayed: Replayed { next, frozen, mut recovered, .. }, wal, manifest } = prepared?;
         recovered.leftovers = leftovers;
@@ -165,21 +190,44 @@ impl<S: Storage> Db<S> {
         })
         .await?;
         let inner = Inner {
-            writes: Writes::new(&config, next, wal, frozen),
-            tree: Tree::new(&config, &state.version),
+            writes: Writes::new(&config, memory.memtables.clone(), next, wal, frozen),
+            tree: Tree::new(&config, &memory.merges, &state.version),
             admission: Admission::default(),
             catalog: Catalog::new(manifest),
             space_changed: Notify::new(),
             storage,
             owner,
             config,
+            memory,
         };
         Ok((Self(Rc::new(inner)), recovered))
     }
 
     /// Replays the WALs, makes the WAL for new writes, and puts a fresh manifest in force that names all of them.
-    async fn prepare(storage: &S, owner: Owner, config: &DbConfig, mut state: State) -> Result<Prepared<S>> {
-        let mut replayed = replay_all(storage, owner, config, &state).await?;
+    async fn prepare(
+        storage: &S,
+        owner: Owner,
+        config: &DbConfig,
+        memory: &Memory,
+        mut state: State,
+    ) -> Result<Prepared<S>> {
+        let mut replayed = replay_all(storage, owner, config, memory, &mut state).await?;
+        let flushed = std::mem::take(&mut replayed.flushed);
+        let prepared = Self::serve_from(storage, owner, config, state, replayed).await;
+        if let Err(error) = &prepared {
+            give_up(storage, &flushed, error).await;
+        }
+        prepared
+    }
+
+    /// Makes the WAL for new writes, and puts a fresh manifest in force.
+    async fn serve_from(
+        storage: &S,
+        owner: Owner,
+        config: &DbConfig,
+        mut state: State,
+        mut replayed: Replayed<S>,
+    ) -> Result<Prepared<S>> {
         let sizes = wal_sizes(config);
         let (wal, made) = match replayed.clean {
             Some(Clean { number, mark, bytes }) => {
@@ -188,9 +236,9 @@ impl<S: Storage> Db<S> {
             None => {
                 let number = state.next_file;
                 match Wal::create(storage, owner, number, sizes).await {
-                    Ok(wal) => (wal, Some(number)),
+                    Ok(wal) => (wal, Some(FileName::Wal(number))),
                     Err(error) => {
-                        give_up(storage, number, &error).await;
+                        give_up(storage, &[FileName::Wal(number)], &error).await;
                         return Err(error);
                     }
                 }
@@ -203,19 +251,19 @@ impl<S: Storage> Db<S> {
         match Manifest::create(storage.clone(), owner, state, config.manifest_bytes).await {
             Ok(manifest) => Ok(Prepared { replayed, wal, manifest }),
             Err(error) => {
-                if let Some(number) = made {
-                    give_up(storage, number, &error).await;
-                }
+                give_up(storage, made.as_slice(), &error).await;
                 Err(error)
             }
         }
     }
 }
 
-/// Removes a new WAL that nothing names. Otherwise each failed start would leave a WAL, and they would fill the disk.
-async fn give_up<S: Storage>(storage: &S, number: FileNumber, error: &Error) {
+/// Removes new files that nothing names. Otherwise each failed start would leave files, and they would fill the disk.
+async fn give_up<S: Storage>(storage: &S, names: &[FileName], error: &Error) {
     if error.kind() != ErrorKind::Poisoned {
-        let _ = storage.remove(FileName::Wal(number)).await; // it may not exist
+        for name in names {
+            let _ = storage.remove(*name).await; // it may not exist
+        }
     }
 }
 
@@ -252,6 +300,8 @@ struct Replayed<S: Storage> {
     frozen: VecDeque<Rc<Frozen<S>>>,
     /// The WALs that stay, and where each of them ends.
     wals: BTreeMap<FileNumber, WalMeta>,
+    /// The sorted files that were written because memory did not suffice for all writes.
+    flushed: Vec<FileName>,
     clean: Option<Clean>,
     recovered: Recovered,
 }
@@ -269,44 +319,138 @@ async fn replay_all<S: Storage>(
     storage: &S,
     owner: Owner,
     config: &DbConfig,
-    state: &State,
+    memory: &Memory,
+    state: &mut State,
 ) -> Result<Replayed<S>> {
-    let mut recovered = Recovered::default();
-    let mut next = state.flushed.next();
-    let (mut frozen, mut wals, mut clean) = (VecDeque::new(), BTreeMap::new(), None);
+    let mut replayed = Replayed {
+        next: state.flushed.next(),
+        frozen: VecDeque::new(),
+        wals: BTreeMap::new(),
+        flushed: Vec::new(),
+        clean: None,
+        recovered: Recovered::default(),
+    };
+    let mut replay = Replay { storage, owner, config, memory, state, replayed: &mut replayed };
     let files = list_files(storage)?;
-    for (&number, &WalMeta { bytes, .. }) in &state.wals {
+    let wals: Vec<_> = replay.state.wals.iter().map(|(&number, &wal)| (number, wal.bytes)).collect();
+    for (number, bytes) in wals {
         let file_bytes = files.get(&FileName::Wal(number)).copied().unwrap_or_default();
-        let known_end = state.known_end(number);
+        if let Err(error) = replay.wal(number, bytes, file_bytes).await {
+            give_up(storage, &replayed.flushed, &error).await;
+            return Err(error);
+        }
+    }
+    Ok(replayed)
+}
+
+/// A replay under way.
+struct Replay<'a, S: Storage> {
+    storage: &'a S,
+    owner: Owner,
+    config: &'a DbConfig,
+    memory: &'a Memory,
+    /// Follows the sorted files that are written.
+    state: &'a mut State,
+    replayed: &'a mut Replayed<S>,
+}
+
+impl<S: Storage> Replay<'_, S> {
+    /// Replays a WAL whose file has `file_bytes`; `bytes` of them are in the manifest.
+    async fn wal(&mut self, number: FileNumber, bytes: u64, file_bytes: u64) -> Result<()> {
+        let known_end = self.state.known_end(number);
         let source = Source { number, file_bytes, known_end };
-        let memtable = Memtable::new(config.key_hash);
-        let (file, end) = replay(storage, owner, source, &mut next, |entry| {
-            memtable.insert_entry(entry);
-        })
+        let memtable = RefCell::new(self.memtable());
+        let (mut next, before) = (self.replayed.next, self.replayed.next);
+        let mut in_parts = false;
+        let storage = self.storage;
+        let (file, end) = replay(
+            storage,
+            self.owner,
+            source,
+            &mut next,
+            |entry| memtable.borrow().insert_entry(entry),
+            async || {
+                if self.has_room(memtable.borrow().bytes()) {
+                    return Ok(());
+                }
+                while !self.has_room(memtable.borrow().bytes()) && self.flush_oldest().await? {}
+                if !self.has_room(memtable.borrow().bytes()) {
+                    let full = memtable.replace(self.memtable());
+                    self.flush(full).await?;
+                    in_parts = true;
+                }
+                Ok(())
+            },
+        )
         .await?;
         report(&storage.label(FileName::Wal(number)), "commit group", &end);
+        let writes = next.0 - before.0;
+        self.replayed.next = next;
+        let Replayed { recovered, clean, .. } = &mut *self.replayed;
         recovered.torn_bytes += end.torn_bytes;
-        let written = 0 < memtable.entries();
-        if state.clean_wal.is_none() && (written || recovered.log_end.is_none()) {
+        if self.state.clean_wal.is_none() && (0 < writes || recovered.log_end.is_none()) {
             recovered.log_end = Some(LogEnd { wal: number, offset: end.offset, witnessed: end.witnessed });
         }
-        if state.clean_wal == Some(number)
+        if self.state.clean_wal == Some(number)
             && end.bad_slot.is_none()
             && FIRST_RECORD < bytes
-            && bytes <= config.wal_bytes
+            && bytes <= self.config.wal_bytes
         {
-            clean = Some(Clean { number, mark: end.mark, bytes });
+            *clean = Some(Clean { number, mark: end.mark, bytes });
         }
-        if !written {
+        if writes == 0 {
             // If such a WAL were kept, each start that is killed would leave one more.
-            continue;
+            return Ok(());
         }
-        recovered.writes += memtable.entries();
+        recovered.writes += writes;
         recovered.wal_bytes += end.offset - FIRST_RECORD;
-        wals.insert(number, WalMeta { bytes, end: KnownEnd::Exactly(end.offset) });
-        frozen.push_back(Frozen::new(Rc::new(memtable), number, bytes, Held::Replayed(file)));
+        let memtable = memtable.into_inner();
+        if in_parts {
+            // A WAL and a memtable hold the same writes (D2), so the rest goes the way of the first part.
+            return if 0 < memtable.entries() { self.flush(memtable).await } else { Ok(()) };
+        }
+        self.replayed.wals.insert(number, WalMeta { bytes, end: KnownEnd::Exactly(end.offset) });
+        self.replayed.frozen.push_back(Frozen::new(memtable, number, bytes, Held::Replayed(file)));
+        Ok(())
     }
-    Ok(Replayed { next, frozen, wals, clean, recovered })
+
+    fn memtable(&self) -> Rc<Memtable> {
+        let charge = self.memory.memtables.charge();
+        Rc::new(Memtable::on_account(self.config.key_hash, Some(charge)))
+    }
+
+    /// Whether the shard may keep what it has replayed so far in memory, with `bytes` of the present WAL.
+    fn has_room(&self, bytes: usize) -> bool {
+        let frozen: usize = self.replayed.frozen.iter().map(|frozen| frozen.memtable.bytes()).sum();
+        frozen + bytes <= self.memory.memtables.share()
+    }
+
+    /// Flushes the memtable of the oldest WAL that is in memory (D3). The WAL is not needed any more. `false` if there is
+    /// none.
+    async fn flush_oldest(&mut self) -> Result<bool> {
+        let Some(oldest) = self.replayed.frozen.pop_front() else { return Ok(false) };
+        self.replayed.wals.remove(&oldest.wal);
+        self.flush(oldest.memtable.clone()).await?;
+        Ok(true)
+    }
+
+    /// Writes a memtable to a sorted file, which the fresh manifest will name.
+    async fn flush(&mut self, memtable: Rc<Memtable>) -> Result<()> {
+        let number = self.state.next_file;
+        self.state.next_file = number.next();
+        self.replayed.flushed.push(FileName::Sst(number));
+        let (merges, pause) = (&self.memory.merges, async |_| self.storage.pause().await);
+        let identity = self.owner.identity(FileKind::Sst, number);
+        let meta = write_sst(self.storage, identity, &memtable, merges, |_| {}, pause).await?;
+        let edit = VersionEdit {
+            flushed: Some(meta.last),
+            add_ssts: vec![(0, Rc::new(meta))],
+            ..VersionEdit { clean_wal: self.state.clean_wal, ..VersionEdit::default() }
+        };
+        let manifest = self.storage.directory_label();
+        *self.state = self.state.apply(&edit).map_err(|reason| Error::undecodable(&manifest, 0, reason))?;
+        Ok(())
+    }
 }
 
 /// Logs what only a crash or damage leaves at the end of a file. `what` names the content of one record of the file.

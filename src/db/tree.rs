@@ -11,7 +11,6 @@ use std::rc::Rc;
 use quick_cache::unsync::Cache;
 use tokio::sync::OnceCell;
 
-use super::budget::ReadBudget;
 use crate::cache::blocks::BlockCache;
 use crate::cache::values::ValueCache;
 use crate::compaction::{Limits, debt_bytes, debt_bytes_to_come};
@@ -20,6 +19,7 @@ use crate::error::Result;
 use crate::identity::{FileKind, Owner};
 use crate::key::FileNumber;
 use crate::manifest::{SharedMeta, Version};
+use crate::memory::Pool;
 use crate::sst::SstMeta;
 use crate::sst::reader::Sst;
 use crate::storage::Storage;
@@ -30,7 +30,6 @@ pub(super) struct Tree<S: Storage> {
     pub(super) limits: Limits,
     pub(super) blocks: BlockCache,
     pub(super) values: ValueCache,
-    pub(super) budget: ReadBudget,
     /// Files that are open, or being opened. Lookups that need a file at the same time open it only once.
     open_files: RefCell<Cache<FileNumber, Rc<OpenFile<S>>>>,
     /// Files that the version in force does not name any more. A reader may still use them (U1).
@@ -43,13 +42,13 @@ pub(super) struct Tree<S: Storage> {
 }
 
 impl<S: Storage> Tree<S> {
-    pub(super) fn new(config: &DbConfig, version: &Version) -> Self {
-        let limits = Limits::for_memtables(config.memtable_bytes);
+    /// Compactions take their memory from `merges`.
+    pub(super) fn new(config: &DbConfig, merges: &Pool, version: &Version) -> Self {
+        let limits = Limits { merge_bytes: merges.bytes(), ..Limits::for_memtables(config.memtable_bytes) };
         Self {
             limits,
             blocks: BlockCache::new(config.cache_bytes - config.cache_bytes / 2),
             values: ValueCache::new(config.cache_bytes / 2, config.key_hash),
-            budget: ReadBudget::new(config),
             open_files: RefCell::new(Cache::new(config.open_files_max)),
             obsolete: RefCell::default(),
             debt: Cell::new(debt_bytes(version, &limits)),
@@ -101,6 +100,7 @@ mod tests {
     use super::*;
     use crate::config::tests::SMALL;
     use crate::manifest::version::tests::{meta, version};
+    use crate::memory::Memory;
     use crate::storage::sim::SimStorage;
 
     #[test]
@@ -113,7 +113,8 @@ mod tests {
         };
         // L1 may hold 4 MiB, and L2 40.
         assert_eq!(Limits::for_memtables(SMALL.memtable_bytes).base_bytes, 4 * MIB);
-        let tree: Tree<SimStorage> = Tree::new(&SMALL, &of(60 * MIB, 300 * MIB, MIB));
+        let tree: Tree<SimStorage> =
+            Tree::new(&SMALL, &Memory::ample().merges, &of(60 * MIB, 300 * MIB, MIB));
         let debt = |l0, l1, l2| {
             tree.version_changed(&of(l0, l1, l2), Vec::new());
             tree.debt_bytes() / MIB

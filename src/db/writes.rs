@@ -23,6 +23,7 @@ use super::pressure::FROZEN_MAX;
 use super::retention::{ReleaseAfterFlush, Retention};
 use crate::config::{DbConfig, KEY_BYTES_MAX, WRITE_OVERHEAD_BYTES_MAX};
 use crate::key::{Entry, EntryKind, FileNumber, Key, KeyHash, SeqNo};
+use crate::memory::Account;
 use crate::memtable::Memtable;
 use crate::storage::Storage;
 use crate::wal::writer::Wal;
@@ -75,8 +76,8 @@ impl<S: Storage> Frozen<S> {
 }
 
 impl<S: Storage> Active<S> {
-    fn new(wal: Rc<Wal<S::File>>, key_hash: KeyHash) -> Self {
-        Self { memtable: Rc::new(Memtable::new(key_hash)), wal }
+    fn new(wal: Rc<Wal<S::File>>, key_hash: KeyHash, account: &Account) -> Self {
+        Self { memtable: Rc::new(Memtable::on_account(key_hash, Some(account.charge()))), wal }
     }
 
     fn freeze(self) -> Rc<Frozen<S>> {
@@ -95,6 +96,8 @@ pub(super) struct NoRoom {
 pub(super) struct Writes<S: Storage> {
     key_hash: KeyHash,
     memtable_bytes_max: usize,
+    /// What the memtables of all shards hold.
+    account: Account,
     /// The SeqNo of the next write.
     next: Cell<SeqNo>,
     pub(super) queue: CommitQueue<S::File, NothingAttached>,
@@ -176,6 +179,7 @@ impl<S: Storage> Writes<S> {
     /// The writes of a shard whose next SeqNo is `next`. All writes before that are durable. New writes go to `wal`.
     pub(super) fn new(
         config: &DbConfig,
+        account: Account,
         next: SeqNo,
         wal: Wal<S::File>,
         frozen: VecDeque<Rc<Frozen<S>>>,
@@ -185,7 +189,8 @@ impl<S: Storage> Writes<S> {
             memtable_bytes_max: config.memtable_bytes,
             next: Cell::new(next),
             queue: CommitQueue::new(SeqNo(next.0 - 1), config.sync_every_group, NothingAttached),
-            active: RefCell::new(Active::new(Rc::new(wal), config.key_hash)),
+            active: RefCell::new(Active::new(Rc::new(wal), config.key_hash, &account)),
+            account,
             frozen: RefCell::new(frozen),
             spare: Spare::none(),
             freeze_due: Cell::new(false),
@@ -217,7 +222,14 @@ impl<S: Storage> Writes<S> {
         if !self.active_has_room(bytes) {
             self.freeze()?;
         }
-        let active = &*self.active.borrow();
+        if !self.account.admits(bytes) {
+            self.account.refused();
+            return Err(NoRoom {
+                work: Work::Flush,
+                why: "the memory for writes that are not flushed is used up",
+            });
+        }
+        let active = self.active.borrow();
         if !active.wal.is_allocated_for(bytes) {
             self.wal_bytes_wanted.set(self.wal_bytes_wanted.get().max(active.wal.end_with(bytes)));
             self.growth_wanted.notify_one();
@@ -237,6 +249,8 @@ impl<S: Storage> Writes<S> {
         if active.wal.wants_growth() {
             self.growth_wanted.notify_one();
         }
+        drop(active);
+        self.freeze_if_short();
         Ok((ticket, seqno))
     }
 
@@ -257,7 +271,7 @@ impl<S: Storage> Writes<S> {
         };
         self.freeze_due.set(false);
         self.wal_bytes_wanted.set(0);
-        let full = self.active.replace(Active::new(wal, self.key_hash));
+        let full = self.active.replace(Active::new(wal, self.key_hash, &self.account));
         self.frozen.borrow_mut().push_back(full.freeze());
         self.frozen_came.notify_one();
         Ok(())
@@ -271,6 +285,14 @@ impl<S: Storage> Writes<S> {
         self.freeze_due.set(true);
         if self.freeze().is_err() {
             self.spare.want(); // there is no spare WAL, or no room for another frozen memtable
+        }
+    }
+
+    /// If the memtables of all shards are short of memory, freezes the active memtable, provided that it has at least half
+    /// of its share (B4).
+    pub(super) fn freeze_if_short(&self) {
+        if self.account.is_short() && self.account.share() / 2 <= self.active.borrow().memtable.bytes() {
+            self.request_freeze();
         }
     }
 
@@ -288,7 +310,7 @@ impl<S: Storage> Writes<S> {
             return false;
         }
         let wal = self.active_wal();
-        let full = self.active.replace(Active::new(wal, self.key_hash));
+        let full = self.active.replace(Active::new(wal, self.key_hash, &self.account));
         self.frozen.borrow_mut().push_back(full.freeze());
         true
     }
@@ -627,7 +649,7 @@ mod tests {
                 };
                 check();
                 let op = Op::Set { key: db.key(b"k"), value: b"v", expires: None };
-                assert!(poisoned(db.start(op, NOW, |_| {}).map(|_| ())), "operation {operation}");
+                assert!(poisoned(db.start(op, NOW, |_| true).map(|_| ())), "operation {operation}");
                 assert!(poisoned(db.set(b"k", b"v").map(|_| ())), "operation {operation}");
                 assert!(poisoned(db.delete(b"k", NOW).map(|_| ())), "operation {operation}");
                 for _ in 0..3 {

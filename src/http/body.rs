@@ -93,6 +93,11 @@ impl Chunked {
         self.state == State::Done
     }
 
+    /// The body.
+    pub fn into_body(self) -> Vec<u8> {
+        self.body
+    }
+
     /// The body so far.
     pub fn body(&self) -> &[u8] {
         &self.body

@@ -23,6 +23,7 @@ use bytes::Bytes;
 use super::body::Chunked;
 use super::head::{Framing, Head};
 use super::input::{Begun, Front, Input, Parsed};
+use super::output::{OWN_BYTES, Output};
 use super::peers::{Peer, Peers, Phase};
 use super::response::{Body, Response, Wire, put_line_chunk};
 use super::route::Route;
@@ -31,24 +32,15 @@ use super::{Handler, IDLE_BUFFER_BYTES, PIPELINE_MAX, Refusal, Reply, Status};
 use crate::codec::to_usize;
 use crate::error::Result as EngineResult;
 use crate::key::{Slot, UnixMillis};
-use crate::op::Outcome;
+use crate::memory::Permit;
+use crate::op::{Op, Outcome, ToBytes};
 
-/// Values up to this size are copied into the output after their head; larger values are written from where they are.
-const COPY_BYTES_MAX: usize = 32 << 10;
-/// Replies are written when this much of them is ready, even if more follow.
-const OUTPUT_BYTES: usize = 64 << 10;
-/// Replies that wait for their turn hold about this much, plus one value (H5).
-const HELD_BYTES_MAX: usize = 1 << 20;
-/// The length that is expected of a value on its way. At first it is fixed; then it follows the lengths of earlier
-/// values, but never falls below a minimum.
-const EXPECTED_BYTES_FIRST: usize = 64 << 10;
-const EXPECTED_BYTES_MIN: usize = 4 << 10;
-/// Every connection may have buffers up to this size. Larger buffers count against the budget that connections share.
-const FREE_BUFFER_BYTES: usize = 64 << 10;
+/// A request with a longer body is begun with the bytes that were read, without a copy.
+const OWNED_BODY_BYTES: usize = 64 << 10;
 /// A large value is written in parts of this size. Each part counts as progress.
 const PART_BYTES: usize = 256 << 10;
 
-const OVER_BUDGET: Refusal =
+const NO_MEMORY: Refusal =
     Refusal::new(Status::ServiceUnavailable, "too many large requests are under way; try again later");
 
 const LATE: Refusal = Refusal::new(Status::RequestTimeout, "the rest of the request did not come in time");
@@ -63,14 +55,12 @@ pub async fn serve<S: Stream, H: Handler>(stream: S, handler: &H, peers: &Peers<
         peers,
         handler,
         input: Input::new(),
-        output: Vec::new(),
-        reserved: 0,
-        held: 0,
-        expected: EXPECTED_BYTES_FIRST,
+        output: Output::new(),
+        reserved: None,
+        body: None,
         has_read: false,
     };
     connection.run().await;
-    connection.release_budget();
     peers.remove(id);
 }
 
@@ -186,13 +176,11 @@ struct Connection<'a, S, H> {
     peers: &'a Peers<S>,
     handler: &'a H,
     input: Input,
-    output: Vec<u8>,
-    /// Bytes taken from the budget.
-    reserved: usize,
-    /// Bytes that pending replies hold, or are expected to hold.
-    held: usize,
-    /// How long the next value is expected to be, judging by the last ones.
-    expected: usize,
+    output: Output,
+    /// Memory for the input, and for its copy in a commit group.
+    reserved: Option<Permit>,
+    /// The permit to use the memory that is set aside for one body.
+    body: Option<Permit>,
     /// Whether anything has arrived.
     has_read: bool,
 }
@@ -233,12 +221,12 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         if self.peers.is_draining() && self.has_read && self.input.unparsed() == 0 {
             return Ok(Then::Close);
         }
-        if self.input.unparsed() != 0 && !self.reserve_for(0) {
-            self.refuse(&OVER_BUDGET, Wire::UNKNOWN, turn).await?;
+        if self.input.unparsed() != 0 && !self.reserve(0, usize::MAX).await {
+            self.refuse(&NO_MEMORY, Wire::UNKNOWN, turn).await?;
             self.flush().await?;
             return Ok(Then::Close);
         }
-        self.read().await?;
+        self.read(usize::MAX).await?;
         Ok(Then::GoOn)
     }
 
@@ -313,58 +301,75 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             // No request is served after the request to stop.
             return Ok(if watches { Then::Close } else { Then::GoOn });
         }
-        let slot = route.key().map(|key| key.slot());
-        if route.only_reads() && slot.is_some_and(|slot| turn.written.contains(&slot)) {
+        if self.reads_a_written_slot(route, turn) {
             self.settle(turn).await?; // H4
         }
-        let Self { input, output, handler, peers, expected, .. } = self;
+        let Self { input, output, handler, peers, .. } = self;
         let op = match route.op(input.from(at), body.bytes(input)) {
             Ok(op) => op,
             Err(refusal) => return self.refuse(&refusal, wire, turn).await,
         };
-        let now = *turn.now.get_or_insert_with(|| handler.now());
-        let direct = turn.pending.is_empty();
-        let mut kept = None;
-        let reply = handler.begin(op, now, |outcome| {
-            if direct && outcome.value_bytes() <= COPY_BYTES_MAX {
-                if output.capacity() == 0 {
-                    *output = peers.take_output();
-                }
-                *expected = expected_after(*expected, &outcome);
-                peers.heads().put_outcome(output, &outcome, wire);
-            } else {
-                kept = Some(outcome.to_owned());
-            }
-        });
-        let mut barrier = false;
-        let answer = match reply {
-            Reply::Lent => kept.map(|outcome| Answer::Known(Ok(outcome))),
-            Reply::Known(result) => Some(Answer::Known(result)),
-            Reply::Later(pending) => Some(Answer::Later(pending)),
-            Reply::Barrier(pending) => {
-                barrier = true;
-                Some(Answer::Later(pending))
-            }
+        let answer = start(*handler, op, turn, (output, wire), peers);
+        self.follow(answer, route, wire, turn).await
+    }
+
+    /// Begins the request at the front of the input, whose body is long. The bytes that were read become its own, so no
+    /// copy of them is made on their way to another thread, or while the request waits for room.
+    async fn begin_long(
+        &mut self,
+        route: &Route,
+        wire: Wire,
+        head: &Head,
+        body: RequestBody,
+        turn: &mut Turn<H::Pending>,
+    ) -> Result<Then, Gone> {
+        let request = self.input.take_front(head.bytes + body.input_bytes());
+        let body = match body {
+            RequestBody::Input(_) => request.slice(head.bytes..),
+            RequestBody::Unpacked { chunked, .. } => Bytes::from(chunked.into_body()),
         };
-        match answer {
-            None => {
-                if OUTPUT_BYTES <= self.output.len() {
-                    turn.now = None;
-                    self.flush().await?;
-                }
+        let op = match route.op(&request, &body) {
+            Ok(op) => op.map(|part| part_of(&[&request, &body], part)),
+            Err(refusal) => return self.refuse(&refusal, wire, turn).await,
+        };
+        drop((request, body));
+        let answer = start(self.handler, op, turn, (&mut self.output, wire), self.peers);
+        let then = self.follow(answer, route, wire, turn).await?;
+        self.settle(turn).await?; // what is reserved covers one long body
+        Ok(then)
+    }
+
+    fn reads_a_written_slot(&self, route: &Route, turn: &Turn<H::Pending>) -> bool {
+        route.only_reads() && route.key().is_some_and(|key| turn.written.contains(&key.slot()))
+    }
+
+    /// Takes note of a request that has begun, and waits if no more may be under way.
+    async fn follow(
+        &mut self,
+        begun: Option<(Answer<H::Pending>, bool)>,
+        route: &Route,
+        wire: Wire,
+        turn: &mut Turn<H::Pending>,
+    ) -> Result<Then, Gone> {
+        let Some((answer, barrier)) = begun else {
+            if self.output.is_full(self.peers.requests()) {
+                turn.now = None;
+                self.flush().await?;
             }
-            Some(answer) => {
-                self.held += match &answer {
-                    Answer::Known(Ok(outcome)) => outcome.value_bytes(),
-                    Answer::Later(_) if route.only_reads() => self.expected,
-                    _ => 0,
-                };
-                turn.pending.push(Pending { answer, wire });
-                turn.written.extend(slot.filter(|_| !route.only_reads()));
-                if barrier || PIPELINE_MAX <= turn.pending.len() || HELD_BYTES_MAX <= self.held {
-                    self.settle(turn).await?; // H3, H5
-                }
-            }
+            return Ok(Then::GoOn);
+        };
+        let held = match &answer {
+            Answer::Known(Ok(outcome)) => Some(outcome.value_bytes()),
+            Answer::Later(_) if route.only_reads() => None,
+            _ => Some(0),
+        };
+        let full = self.output.hold(held, self.peers.requests());
+        turn.pending.push(Pending { answer, wire });
+        if !route.only_reads() {
+            turn.written.extend(route.key().map(|key| key.slot()));
+        }
+        if barrier || full || PIPELINE_MAX <= turn.pending.len() {
+            self.settle(turn).await?; // H3, H5
         }
         Ok(Then::GoOn)
     }
@@ -389,9 +394,13 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             // What is left of the body could be taken for a request (H1).
             Err(refusal) => return self.refuse(&refusal, Wire { keep_alive: false, ..wire }, turn).await,
         };
-        let at = self.input.start();
-        self.input.consume(head.bytes + body.input_bytes());
-        let then = self.begin(&route, wire, (at, &body), turn).await?;
+        let then = if OWNED_BODY_BYTES < body.bytes(&self.input).len() && route.control().is_none() {
+            self.begin_long(&route, wire, &head, body, turn).await?
+        } else {
+            let at = self.input.start();
+            self.input.consume(head.bytes + body.input_bytes());
+            self.begin(&route, wire, (at, &body), turn).await?
+        };
         Ok(if wire.keep_alive { then } else { Then::Close })
     }
 
@@ -408,10 +417,10 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             self.go_ahead(head).await?;
         }
         while self.input.unparsed() < head.bytes + length {
-            if !self.reserve_for(0) {
-                return Ok(Err(OVER_BUDGET));
+            if !self.reserve(0, head.bytes + length).await {
+                return Ok(Err(NO_MEMORY));
             }
-            self.read().await?;
+            self.read(head.bytes + length).await?;
         }
         let from = self.input.start() + head.bytes;
         Ok(Ok(RequestBody::Input(from..from + length)))
@@ -438,17 +447,17 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
                 self.settle(turn).await?;
                 self.go_ahead(head).await?;
             }
-            if !self.reserve_for(chunked.body().len()) {
-                return Ok(Err(OVER_BUDGET));
+            if !self.reserve(2 * chunked.body().len(), usize::MAX).await {
+                return Ok(Err(NO_MEMORY));
             }
-            self.read().await?;
+            self.read(usize::MAX).await?;
         }
     }
 
     /// Tells a client that waits for `100 Continue` to send its body.
     async fn go_ahead(&mut self, head: &Head) -> Result<(), Gone> {
         if head.expects_continue {
-            self.output.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+            self.output.bytes.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
         self.flush().await
     }
@@ -457,7 +466,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
     async fn settle(&mut self, turn: &mut Turn<H::Pending>) -> Result<(), Gone> {
         turn.written.clear();
         turn.now = None;
-        self.held = 0;
+        self.output.holds_nothing();
         for Pending { answer, wire } in turn.pending.drain(..) {
             let result = match answer {
                 Answer::Known(result) => result,
@@ -480,37 +489,40 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
 
     /// Puts the reply to an outcome into the output. A large value is written without a copy.
     async fn put_outcome(&mut self, outcome: Outcome<Bytes>, wire: Wire) -> Result<(), Gone> {
-        self.take_output();
+        self.output.begin(self.peers);
         let heads = self.peers.heads();
-        self.expected = expected_after(self.expected, &outcome);
-        if outcome.value_bytes() <= COPY_BYTES_MAX || wire.head_only {
-            heads.put_outcome(&mut self.output, &outcome, wire);
+        self.output.expect_after(&outcome);
+        let bytes = outcome.value_bytes();
+        if bytes <= OWN_BYTES || wire.head_only {
+            heads.put_outcome(&mut self.output.bytes, &outcome, wire);
             return self.flush_if_full().await;
         }
-        heads.put_outcome_head(&mut self.output, &outcome, wire);
+        heads.put_outcome_head(&mut self.output.bytes, &outcome, wire);
         self.flush().await?;
         self.enter(Phase::Writing);
         let Outcome::Value { value, .. } = outcome else { return Ok(()) };
+        self.peer.hold(true);
         for at in (0..value.len()).step_by(PART_BYTES) {
             let part = value.slice(at..value.len().min(at + PART_BYTES));
             let bytes = part.len();
             self.peer.stream.write_bytes(part).await.map_err(|_| Gone)?;
-            self.peers.progress(&self.peer, bytes, false);
+            self.peers.progress(&self.peer, bytes);
         }
+        self.peer.hold(self.reserved.is_some());
         Ok(())
     }
 
     /// Puts a reply into the output. Lines are written as they come.
     async fn put(&mut self, response: Response, wire: Wire) -> Result<(), Gone> {
-        self.take_output();
+        self.output.begin(self.peers);
         let keep_alive = wire.keep_alive && !matches!(response.body, Body::Lines(_));
-        self.peers.heads().put_reply(&mut self.output, &response, Wire { keep_alive, ..wire });
+        self.peers.heads().put_reply(&mut self.output.bytes, &response, Wire { keep_alive, ..wire });
         let Body::Lines(mut lines) = response.body else { return self.flush_if_full().await };
         self.peers.add_watcher();
         let mut here = self.flush().await;
         self.enter(Phase::Watching);
         while let Some(line) = lines.recv().await {
-            put_line_chunk(&mut self.output, &line, wire.old);
+            put_line_chunk(&mut self.output.bytes, &line, wire.old);
             // The stop goes on even if nobody watches any more.
             here = if here.is_ok() { self.flush().await } else { here };
             self.enter(Phase::Watching);
@@ -518,45 +530,39 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         self.peers.remove_watcher();
         here?;
         if !wire.old {
-            self.output.extend_from_slice(b"0\r\n\r\n");
+            self.output.bytes.extend_from_slice(b"0\r\n\r\n");
         }
         Ok(())
     }
 
-    fn take_output(&mut self) {
-        if self.output.capacity() == 0 {
-            self.output = self.peers.take_output();
-        }
-    }
-
     async fn flush_if_full(&mut self) -> Result<(), Gone> {
-        if OUTPUT_BYTES <= self.output.len() { self.flush().await } else { Ok(()) }
+        if self.output.is_full(self.peers.requests()) { self.flush().await } else { Ok(()) }
     }
 
     /// Writes the replies that wait.
     async fn flush(&mut self) -> Result<(), Gone> {
-        if self.output.is_empty() {
+        if self.output.bytes.is_empty() {
             return Ok(());
         }
         self.enter(Phase::Writing);
-        let (result, output) = self.peer.stream.write_all(std::mem::take(&mut self.output)).await;
+        let (result, output) = self.peer.stream.write_all(std::mem::take(&mut self.output.bytes)).await;
         result.map_err(|_| Gone)?;
-        self.output = output;
-        self.output.clear();
+        self.output.bytes = output;
+        self.output.bytes.clear();
         Ok(())
     }
 
-    /// Reads more input.
-    async fn read(&mut self) -> Result<(), Gone> {
+    /// Reads more input, towards `wanted` bytes that are not parsed.
+    async fn read(&mut self, wanted: usize) -> Result<(), Gone> {
         let idle = self.input.unparsed() == 0;
         if idle {
-            self.release_budget();
-            self.peers.give_output(std::mem::take(&mut self.output));
+            self.give_back();
+            self.output.rest(self.peers);
             self.enter(Phase::Idle);
         } else if self.peer.phase() != Phase::Reading {
             self.enter(Phase::Reading);
         }
-        let (result, buffer) = self.peer.stream.read(self.input.lend_for_read()).await;
+        let (result, buffer) = self.peer.stream.read(self.input.lend_for_read(wanted)).await;
         self.input.give_back(buffer);
         match result {
             Ok(0) if !idle && self.peer.is_late() => {
@@ -576,7 +582,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
                 if idle {
                     self.enter(Phase::Reading);
                 }
-                self.peers.progress(&self.peer, count, 0 < self.reserved);
+                self.peers.progress(&self.peer, count);
                 Ok(())
             }
         }
@@ -586,38 +592,79 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         self.peers.enter(&self.peer, phase);
     }
 
-    /// Takes from the budget what the input and `more` bytes are going to need. `false` if the budget is used up.
-    fn reserve_for(&mut self, more: usize) -> bool {
-        let held = self.input.capacity() + more;
-        // The need may double with the next read.
-        let wanted = if held <= FREE_BUFFER_BYTES { 0 } else { 2 * held };
-        let Some(missing) = wanted.checked_sub(self.reserved) else { return true };
-        if !self.peers.reserve(missing) {
-            return false;
+    /// Takes memory for the input as it will be after the next read, and `beside` bytes. `wanted` is as in [`Self::read`].
+    /// If there is none, waits for it, or for the turn of this body. `false` after a wait that was too long.
+    async fn reserve(&mut self, beside: usize, wanted: usize) -> bool {
+        let bytes = 2 * self.input.capacity_for_read(wanted) + beside;
+        let reserved = self.reserved.as_ref().map_or(0, Permit::bytes);
+        if bytes <= 2 * OWN_BYTES || bytes <= reserved || self.body.is_some() {
+            return true;
         }
-        self.reserved = wanted;
-        true
+        let memory = &self.peers.memory;
+        let mut permit = memory.requests.try_take(bytes - reserved);
+        if permit.is_none() {
+            self.enter(Phase::Working); // the client is not to blame for the wait
+            tokio::select! {
+                biased;
+                turn = memory.body.take(1) => self.body = turn,
+                taken = memory.requests.take(bytes - reserved) => permit = taken,
+                () = self.peers.drains() => {}
+            }
+            self.enter(Phase::Reading);
+        }
+        match (permit, &mut self.reserved) {
+            (Some(permit), Some(reserved)) => reserved.merge(permit),
+            (Some(permit), reserved) => *reserved = Some(permit),
+            (None, _) => {}
+        }
+        let reserved = self.reserved.as_ref().map_or(0, Permit::bytes);
+        self.peer.hold(true);
+        bytes <= reserved || self.body.is_some()
     }
 
-    fn release_budget(&mut self) {
-        self.peers.release(std::mem::take(&mut self.reserved));
+    fn give_back(&mut self) {
+        (self.reserved, self.body) = (None, None);
+        self.peer.hold(false);
     }
 
     /// Gives up what the connection holds, and lingers.
     async fn linger(&mut self) {
         // What the client has sent is not needed any more. Other connections may use the memory.
         self.input = Input::new();
-        self.release_budget();
+        self.give_back();
+        self.output.rest(self.peers);
         linger(&self.peer, self.peers).await;
     }
 }
 
-/// How long the next value is expected to be, after this outcome.
-fn expected_after<B: AsRef<[u8]>>(expected: usize, outcome: &Outcome<B>) -> usize {
-    match outcome {
-        Outcome::Value { value, .. } => value.as_ref().len().max(expected / 2).max(EXPECTED_BYTES_MIN),
-        Outcome::Written { .. } | Outcome::Missing => expected,
+/// Begins an operation. `None` if its reply is in the output already; otherwise the answer, and whether it is a barrier.
+fn start<S: Stream, H: Handler, B: ToBytes>(
+    handler: &H,
+    op: Op<B>,
+    turn: &mut Turn<H::Pending>,
+    (output, wire): (&mut Output, Wire),
+    peers: &Peers<S>,
+) -> Option<(Answer<H::Pending>, bool)> {
+    let now = *turn.now.get_or_insert_with(|| handler.now());
+    let next = turn.pending.is_empty();
+    let mut kept = None;
+    let reply = handler.begin(op, now, |outcome| output.offer(outcome, (next, wire), peers, &mut kept));
+    match reply {
+        Reply::Lent => kept.map(|outcome| (Answer::Known(Ok(outcome)), false)),
+        Reply::Known(result) => Some((Answer::Known(result), false)),
+        Reply::Later(pending) => Some((Answer::Later(pending), false)),
+        Reply::Barrier(pending) => Some((Answer::Later(pending), true)),
     }
+}
+
+/// A part of one of the `owners`, without a copy; or a copy, if it is a part of none.
+fn part_of(owners: &[&Bytes], part: &[u8]) -> Bytes {
+    let range = part.as_ptr_range();
+    let owner = owners.iter().find(|owner| {
+        let all = owner.as_ptr_range();
+        all.start <= range.start && range.end <= all.end
+    });
+    owner.map_or_else(|| Bytes::copy_from_slice(part), |owner| owner.slice_ref(part))
 }
 
 #[cfg(test)]

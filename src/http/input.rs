@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use bytes::Bytes;
+
 use super::body::BODY_TOO_LONG;
 use super::head::{Framing, Head, HeadEnd, Method, parse};
 use super::response::Wire;
@@ -127,22 +129,47 @@ impl Input {
         self.bytes.drain(range);
     }
 
-    /// Bytes of memory that the input takes.
-    pub(super) fn capacity(&self) -> usize {
-        self.bytes.capacity()
+    /// Takes `bytes` at the front out of the input, without a copy. What follows them is copied.
+    pub(super) fn take_front(&mut self, bytes: usize) -> Bytes {
+        let end = self.start + bytes;
+        let mut rest = Vec::with_capacity((self.bytes.len() - end).max(IDLE_BUFFER_BYTES));
+        rest.extend_from_slice(&self.bytes[end..]);
+        let taken = std::mem::replace(&mut self.bytes, rest);
+        let front = Bytes::from(taken).slice(self.start..end);
+        self.start = 0;
+        self.head_end = HeadEnd::default();
+        front
     }
 
-    /// Drops what is parsed, makes room for the next read, and hands out the buffer for it. Ranges of parsed requests
-    /// become invalid.
-    pub(super) fn lend_for_read(&mut self) -> Vec<u8> {
+    /// By how much the buffer grows for the next read. It doubles: memory follows the bytes that arrived (H2). But it
+    /// does not grow beyond `wanted` bytes that are not parsed.
+    fn growth(&self, wanted: usize) -> usize {
+        let unparsed = self.unparsed();
+        if IDLE_BUFFER_BYTES / 4 <= self.bytes.capacity() - unparsed {
+            return 0;
+        }
+        unparsed.max(IDLE_BUFFER_BYTES).min(wanted.saturating_sub(unparsed).max(IDLE_BUFFER_BYTES / 4))
+    }
+
+    /// Bytes of memory that the input takes after the next [`Self::lend_for_read`].
+    pub(super) fn capacity_for_read(&self, wanted: usize) -> usize {
+        match self.growth(wanted) {
+            0 => self.bytes.capacity(),
+            growth => self.unparsed() + growth,
+        }
+    }
+
+    /// Drops what is parsed, makes room for the next read, and hands out the buffer for it. The caller expects `wanted`
+    /// bytes that are not parsed. Ranges of parsed requests become invalid.
+    pub(super) fn lend_for_read(&mut self, wanted: usize) -> Vec<u8> {
+        let growth = self.growth(wanted);
         self.bytes.drain(..self.start);
         self.start = 0;
         if self.bytes.is_empty() && IDLE_BUFFER_BYTES < self.bytes.capacity() {
             self.bytes.shrink_to(IDLE_BUFFER_BYTES);
         }
-        if self.bytes.capacity() - self.bytes.len() < IDLE_BUFFER_BYTES / 4 {
-            // Doubled: memory follows the bytes that arrived (H2).
-            self.bytes.reserve(self.bytes.len().max(IDLE_BUFFER_BYTES));
+        if 0 < growth {
+            self.bytes.reserve_exact(growth);
         }
         std::mem::take(&mut self.bytes)
     }

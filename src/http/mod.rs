@@ -22,6 +22,7 @@ pub mod body;
 pub mod connection;
 pub mod head;
 mod input;
+mod output;
 pub mod peers;
 pub mod query;
 pub mod response;
@@ -37,7 +38,7 @@ pub use route::Control;
 
 use crate::error::Result as EngineResult;
 use crate::key::{Key, UnixMillis};
-use crate::op::{Op, Outcome};
+use crate::op::{Op, Outcome, ToBytes};
 
 /// Longest request target: a value may travel in the query.
 pub const TARGET_BYTES_MAX: usize = 128 << 10;
@@ -76,12 +77,13 @@ pub trait Handler {
     /// value is looked up. A prefetch changes only how long [`Self::begin`] takes.
     fn prefetch(&self, keys: impl Iterator<Item = Key<()>>, sets: bool);
 
-    /// Begins an operation. An outcome that is known at once may be passed to `lend`, with a borrowed value.
-    fn begin(
+    /// Begins an operation. An outcome that is known at once may be offered to `lend`, with a borrowed value. `lend` returns
+    /// whether it has taken the outcome.
+    fn begin<B: ToBytes>(
         &self,
-        op: Op<&[u8]>,
+        op: Op<B>,
         now: UnixMillis,
-        lend: impl FnOnce(Outcome<&[u8]>),
+        lend: impl FnOnce(Outcome<&[u8]>) -> bool,
     ) -> Reply<Self::Pending>;
 
     /// Answers a request that is not an operation.

@@ -15,11 +15,12 @@ use tokio::sync::Notify;
 use super::response::{Heads, Response, Wire};
 use super::stream::Stream;
 use crate::key::KeyHash;
+use crate::memory::{Memory, Pool};
 
-/// Output buffers that are kept for the next connection that needs one: 4 MiB at most.
+/// Output buffers that are kept for the next connection that needs one: 1 MiB at most.
 const SPARE_OUTPUTS: usize = 64;
 /// Larger output buffers are not kept.
-const SPARE_OUTPUT_BYTES_MAX: usize = 64 << 10;
+const SPARE_OUTPUT_BYTES_MAX: usize = 16 << 10;
 
 /// How long a connection may stay in a phase without progress.
 const IDLE_TIME: Duration = Duration::from_secs(75);
@@ -32,8 +33,10 @@ const GIVE_WAY_TIME: Duration = Duration::from_secs(2);
 /// Each byte of a request or of a large reply gives its client this much more time, so in the long run a client has to
 /// reach 1 KiB per second.
 const TIME_PER_BYTE: Duration = Duration::from_nanos(1_000_000_000 / 1024);
-/// The same for a client that holds a part of a budget of which less than half is left: 64 KiB per second.
+/// The same for a client that holds memory of which others are short: 64 KiB per second, after a shorter time without
+/// progress.
 const TIME_PER_BYTE_MIN: Duration = Duration::from_nanos(1_000_000_000 / 65_536);
+const HOLDING_TIME: Duration = Duration::from_secs(10);
 
 /// What all connections of a thread share.
 pub struct Peers<S> {
@@ -45,10 +48,8 @@ pub struct Peers<S> {
     draining: Cell<bool>,
     /// No connection waits for its client any more.
     aborting: Cell<bool>,
-    /// Bytes that large requests may still take, all connections together (P8).
-    budget: Cell<usize>,
-    /// The whole budget.
-    budget_max: usize,
+    /// The memory that the connections of all threads share (P8).
+    pub(super) memory: Memory,
     pub(super) value_bytes_max: usize,
     pub(super) key_hash: KeyHash,
     /// Output buffers that no connection uses at the moment: idle connections hold none.
@@ -68,6 +69,8 @@ pub(super) struct Peer<S> {
     since: Cell<Instant>,
     /// The connection was told to end, because its client was too slow or others need its place.
     late: Cell<bool>,
+    /// The connection holds memory that others may be waiting for.
+    holds: Cell<bool>,
 }
 
 /// What a connection does. [`super::connection`] draws the order.
@@ -105,6 +108,11 @@ impl<S: Stream> Peer<S> {
         self.phase.get()
     }
 
+    /// Says whether the connection holds memory that others may be waiting for.
+    pub(super) fn hold(&self, holds: bool) {
+        self.holds.set(holds);
+    }
+
     /// Whether the client took too long.
     pub(super) fn is_late(&self) -> bool {
         self.late.get()
@@ -112,15 +120,8 @@ impl<S: Stream> Peer<S> {
 }
 
 impl<S: Stream> Peers<S> {
-    /// No connections yet. `request_bytes_max` bounds the memory of large requests of all connections together; keys are
-    /// hashed by `key_hash`.
-    pub fn new(
-        value_bytes_max: usize,
-        request_bytes_max: usize,
-        key_hash: KeyHash,
-        now: Instant,
-        date: &str,
-    ) -> Self {
+    /// No connections yet. Requests and replies take from `memory`; keys are hashed by `key_hash`.
+    pub fn new(value_bytes_max: usize, memory: Memory, key_hash: KeyHash, now: Instant, date: &str) -> Self {
         Self {
             open: RefCell::new(BTreeMap::new()),
             next_id: Cell::new(0),
@@ -128,8 +129,7 @@ impl<S: Stream> Peers<S> {
             now: Cell::new(now),
             draining: Cell::new(false),
             aborting: Cell::new(false),
-            budget: Cell::new(request_bytes_max),
-            budget_max: request_bytes_max,
+            memory,
             value_bytes_max,
             key_hash,
             spare_outputs: RefCell::new(Vec::new()),
@@ -149,6 +149,7 @@ impl<S: Stream> Peers<S> {
             phase: Cell::new(Phase::Idle),
             since: Cell::new(self.now.get()),
             late: Cell::new(false),
+            holds: Cell::new(false),
         });
         self.open.borrow_mut().insert(id, peer.clone());
         (id, peer)
@@ -175,16 +176,16 @@ impl<S: Stream> Peers<S> {
         }
     }
 
-    /// Takes `bytes` from the budget of large requests. If fewer are left, takes nothing and returns `false`.
-    pub(super) fn reserve(&self, bytes: usize) -> bool {
-        let left = self.budget.get().checked_sub(bytes);
-        self.budget.set(left.unwrap_or(self.budget.get()));
-        left.is_some()
+    /// The memory for requests and replies.
+    pub(super) fn requests(&self) -> &Pool {
+        &self.memory.requests
     }
 
-    /// Gives `bytes` back to the budget of large requests.
-    pub(super) fn release(&self, bytes: usize) {
-        self.budget.set(self.budget.get() + bytes);
+    /// Waits until the server drains. Cancel safety: safe.
+    pub(super) async fn drains(&self) {
+        while !self.is_draining() {
+            self.ticked().await;
+        }
     }
 
     /// Whether connections close after the requests that are under way.
@@ -204,14 +205,18 @@ impl<S: Stream> Peers<S> {
     }
 
     /// Gives the client time for `bytes` that it has sent or received. The time of a phase counts from its beginning,
-    /// so a client that sends a byte now and then cannot keep a connection and its memory for ever.
-    /// `reserved`: the connection holds a part of the budget of large requests. When the budget is short, such a client has
-    /// to be faster.
-    pub(super) fn progress(&self, peer: &Peer<S>, bytes: usize, reserved: bool) {
-        let short = reserved && self.budget.get() < self.budget_max / 2;
-        let more = if short { TIME_PER_BYTE_MIN } else { TIME_PER_BYTE }
+    /// so a client that sends a byte now and then cannot keep a connection and its memory for ever. When memory is short, a
+    /// client that holds some of it has to be faster.
+    pub(super) fn progress(&self, peer: &Peer<S>, bytes: usize) {
+        let hurries = peer.holds.get() && self.is_short();
+        let more = if hurries { TIME_PER_BYTE_MIN } else { TIME_PER_BYTE }
             .saturating_mul(u32::try_from(bytes).unwrap_or(u32::MAX));
         peer.since.set((peer.since.get() + more).min(self.now.get()));
+    }
+
+    /// Whether the memory for requests is short.
+    fn is_short(&self) -> bool {
+        self.memory.requests.is_short() || self.memory.body.is_short()
     }
 
     /// A complete reply for a connection that is not served: 503 with this sentence.
@@ -252,9 +257,11 @@ impl<S: Stream> Peers<S> {
         if self.heads.borrow().date() != date {
             self.heads.replace(Rc::new(Heads::new(date)));
         }
+        let short = self.is_short();
         for peer in self.open.borrow().values() {
             let limit = match peer.phase.get() {
                 Phase::Idle => IDLE_TIME,
+                Phase::Reading | Phase::Writing if short && peer.holds.get() => HOLDING_TIME,
                 Phase::Reading => READING_TIME,
                 Phase::Writing => WRITING_TIME,
                 Phase::Lingering => LINGER_TIME,

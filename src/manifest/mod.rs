@@ -186,7 +186,7 @@ pub async fn load<S: Storage>(storage: &S, owner: Owner) -> Result<Option<Loaded
     let mut state: Option<State> = None;
     let identity = owner.identity(FileKind::Manifest, number);
     let extent = Extent { label: &label, identity, file_bytes: *bytes, known_end: KnownEnd::default() };
-    let end = replay(storage, &file, extent, |offset, payload| {
+    let end = replay(storage, &file, extent, async |offset, payload| {
         let next = VersionEdit::decode(payload)
             .and_then(|edit| state.take().unwrap_or_default().apply(&edit))
             .map_err(|reason| Error::undecodable(&label, offset, reason))?;

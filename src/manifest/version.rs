@@ -115,6 +115,7 @@ pub(crate) mod tests {
             last: SeqNo(number * 10 + 9),
             entries: 10,
             tombstones: 0,
+            longest: 10,
             expiry: None,
         }
     }
@@ -174,6 +175,7 @@ pub(crate) mod tests {
                 last: *entries.values().max().expect("no file is empty"),
                 entries: entries.len() as u64,
                 tombstones: entries.values().filter(|seqno| Self::is_tombstone(**seqno)).count() as u64,
+                longest: 10,
                 expiry: None,
             };
             self.contents.insert(number, entries);
@@ -244,7 +246,7 @@ pub(crate) mod tests {
     fn n3_flushes_and_compactions_keep_newer_entries_above_older_entries() {
         for seed in 0..20 {
             let mut random = Random::new(seed);
-            let limits = Limits { base_bytes: 4, sst_bytes: 6 };
+            let limits = Limits { base_bytes: 4, sst_bytes: 6, merge_bytes: usize::MAX };
             let (mut model, mut eagerness) = (Model::default(), 0);
             let mut reached = [false; LEVELS];
             for step in 0..600 {

@@ -34,9 +34,12 @@ use self::order::Order;
 use crate::arena::{Address, UNIT_BYTES};
 use crate::hash_index::HashIndex;
 use crate::key::{Entry, EntryKind, Key, KeyHash, SeqNo, UnixMillis, ValueKind, common_prefix};
+use crate::memory::Charge;
 
-/// Bytes of a page of records; a larger record gets a page of its own.
+/// Bytes of a page of records; a larger record gets a page of its own. The first pages are shorter, so that a memtable
+/// with few writes takes little memory.
 const PAGE_BYTES: usize = 1 << 18;
+const PAGE_BYTES_FIRST: usize = 1 << 14;
 const HEADER_BYTES: usize = 19;
 const EXPIRES_BYTES: usize = 8;
 /// Set in the kind byte of a record that has an expiry.
@@ -56,6 +59,10 @@ pub struct Memtable {
     order: RefCell<Order>,
     entries: Cell<u64>,
     last: Cell<SeqNo>,
+    /// Bytes of the longest entry.
+    longest: Cell<usize>,
+    /// What the memtable holds, on the account of all memtables.
+    charge: RefCell<Option<Charge>>,
 }
 
 struct Records {
@@ -79,8 +86,13 @@ struct Record<'a> {
 }
 
 impl Memtable {
-    /// An empty memtable. Its first page is allocated with the first entry.
+    /// An empty memtable, whose memory is on no account.
     pub fn new(key_hash: KeyHash) -> Self {
+        Self::on_account(key_hash, None)
+    }
+
+    /// An empty memtable, whose memory is charged to `charge`. Its first page is allocated with the first entry.
+    pub fn on_account(key_hash: KeyHash, charge: Option<Charge>) -> Self {
         Self {
             records: RefCell::new(Records {
                 key_hash,
@@ -92,6 +104,8 @@ impl Memtable {
             order: RefCell::default(),
             entries: Cell::new(0),
             last: Cell::new(SeqNo(0)),
+            longest: Cell::new(0),
+            charge: RefCell::new(charge),
         }
     }
 
@@ -105,6 +119,11 @@ impl Memtable {
     /// memtable is frozen: a scan would otherwise make memtables smaller.
     pub fn order_bytes(&self) -> usize {
         self.order.borrow().bytes()
+    }
+
+    /// Bytes of the key and the value of the longest entry.
+    pub fn longest(&self) -> usize {
+        self.longest.get()
     }
 
     /// The number of entries, all versions counted.
@@ -132,6 +151,10 @@ impl Memtable {
         records.insert(key.hash(), Entry { key: key.bytes(), seqno, kind, value }, self.entries.get() == 0);
         self.entries.set(self.entries.get() + 1);
         self.last.set(seqno);
+        self.longest.set(self.longest.get().max(key.bytes().len() + value.len()));
+        if let Some(charge) = &mut *self.charge.borrow_mut() {
+            charge.set(records.pages_bytes + records.index.bytes());
+        }
     }
 
     /// As [`Self::insert`], for an entry that was read from a WAL.
@@ -206,8 +229,8 @@ impl Records {
     /// Makes room for a record of `bytes` bytes in a page, and returns the place of that record.
     fn make_room(&mut self, bytes: usize) -> u32 {
         let bytes = bytes.next_multiple_of(UNIT_BYTES);
-        if self.pages.last().is_none_or(|page| PAGE_BYTES < page.len() + bytes) {
-            let capacity = bytes.max(PAGE_BYTES);
+        if self.pages.last().is_none_or(|page| page.capacity() < page.len() + bytes) {
+            let capacity = bytes.max(self.pages_bytes.clamp(PAGE_BYTES_FIRST, PAGE_BYTES));
             self.pages.push(Vec::with_capacity(capacity));
             self.pages_bytes += capacity;
         }

@@ -106,7 +106,7 @@ pub async fn replay<S: Storage>(
     storage: &S,
     file: &S::File,
     extent: Extent<'_>,
-    mut visit: impl FnMut(u64, &[u8]) -> Result<ControlFlow<()>>,
+    mut visit: impl AsyncFnMut(u64, &[u8]) -> Result<ControlFlow<()>>,
 ) -> Result<End> {
     let mut window = Window::new(storage, file, extent.label, extent.file_bytes);
     let end = walk(&mut window, extent, &mut visit).await;
@@ -118,7 +118,7 @@ pub async fn replay<S: Storage>(
 async fn walk<S: Storage>(
     window: &mut Window<'_, S>,
     extent: Extent<'_>,
-    visit: &mut impl FnMut(u64, &[u8]) -> Result<ControlFlow<()>>,
+    visit: &mut impl AsyncFnMut(u64, &[u8]) -> Result<ControlFlow<()>>,
 ) -> Result<End> {
     let Extent { label, identity, known_end, .. } = extent;
     let (mark, bad_slot) = marks(window, extent).await?;
@@ -139,7 +139,7 @@ async fn walk<S: Storage>(
             Ok(record) if record.chain == chain => {
                 chain = record.crc;
                 let bytes = record.bytes as u64;
-                let flow = visit(offset, record.payload)?;
+                let flow = visit(offset, record.payload).await?;
                 offset += bytes;
                 if flow.is_break() {
                     return Ok(end(offset));
@@ -508,7 +508,7 @@ mod tests {
                 let known_end = KnownEnd::Exactly(offset);
                 let identity = crate::record::tests::IDENTITY;
                 let extent = Extent { label: "w", identity, file_bytes: 1 << 16, known_end };
-                replay(&storage, &opened, extent, |_, _| Ok(ControlFlow::Continue(()))).await
+                replay(&storage, &opened, extent, async |_, _| Ok(ControlFlow::Continue(()))).await
             };
             assert_eq!(replay_to(FIRST_RECORD).await.unwrap().offset, FIRST_RECORD);
             file.mark().await.unwrap();

@@ -14,6 +14,7 @@
 //! A stop that is killed half-way is a crash like any other: the next start replays the WALs.
 
 mod listen;
+mod memory;
 mod signals;
 mod space;
 mod start;
@@ -26,7 +27,7 @@ use bytesize::ByteSize;
 use rustix::fs::Mode;
 use tokio::sync::{mpsc, watch};
 
-use self::listen::bind;
+use self::listen::{bind, bound_buffers};
 use self::signals::Signals;
 use self::space::{Monitor, memtable_bytes_max};
 use self::start::{Common, OTHER_FILES, probe_device};
@@ -35,6 +36,7 @@ use crate::data_dir::DataDir;
 use crate::db::Recovered;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{file_size_max, give_back_large_buffers, parallelism, processors, raise_open_files};
+use crate::memory::{Memory, Parts};
 use crate::ring;
 use crate::shard::handler::StopLines;
 use crate::shard::phase::{Event, Phase};
@@ -104,6 +106,22 @@ fn limit_connections(config: &mut Config, open_files: usize) -> Result<()> {
     Ok(())
 }
 
+/// Divides the memory. What depends on its parts follows from them: the size of memtables and the number of connections.
+fn fit_to_memory(config: Arc<Config>, shards: u16) -> Result<(Arc<Config>, Parts)> {
+    let parts = Parts::of(&config, shards)?;
+    let mut config = (*config).clone();
+    config.memtable_bytes = config.memtable_bytes.min(parts.memtable_bytes(shards));
+    if parts.connections_max() < config.connections_max {
+        config.connections_max = parts.connections_max();
+        tracing::info!(
+            connections = config.connections_max,
+            "fewer connections than --max-connections, because --memory is {}",
+            ByteSize(parts.total as u64)
+        );
+    }
+    Ok((Arc::new(config), parts))
+}
+
 /// On a small volume memtables are smaller, so that the reserve suffices for the SST of one.
 fn fit_to_volume(config: Arc<Config>, data_dir: &DataDir) -> Arc<Config> {
     let Ok(volume) = data_dir.directory().volume() else { return config };
@@ -142,14 +160,14 @@ impl Server {
         let mut signals = Signals::new()?;
         let processors = processors();
         let threads = config.threads.map_or_else(|| parallelism().min(processors.len()), usize::from);
-        // The address comes first: a server that cannot have it must not create a data directory.
+        let shards = u16::try_from(threads).unwrap_or(u16::MAX);
+        // A server that does not have enough memory, or cannot have its address, must not create a data directory.
+        Parts::of(&config, config.shards.unwrap_or(shards))?;
         let (address, sockets) = bind(config.listen, threads).await?;
         // The lock is held to the end of the process: after an error, threads may still write.
         let data_dir = &*Box::leak(Box::new(DataDir::open_or_create(&config.data_dir)?));
-        let config = fit_to_volume(config, data_dir);
         let device = probe_device(data_dir)?;
         let root = data_dir.storage(device)?;
-        let shards = u16::try_from(threads).unwrap_or(u16::MAX);
         let mut store = data_dir.open_store(&root, config.shards, shards).await?;
         let path = data_dir.directory().path();
         if store.ready {
@@ -157,14 +175,27 @@ impl Server {
         } else {
             tracing::info!(data_dir = ?path, shards = store.shards, "created a new store");
         }
+        let (config, parts) = fit_to_memory(fit_to_volume(config, data_dir), store.shards)?;
+        bound_buffers(&sockets, &parts, config.connections_max)?;
+        let memory = Memory::new(&parts, store.shards);
         let (monitor, space) = Monitor::open(data_dir, &root, &config, &store).await?;
         let (stop_monitor, stopped) = watch::channel(false);
         let monitor = tokio_uring::spawn(monitor.run(stopped));
         let (phase, follow) = watch::channel(Phase::Opening);
         let (teller, events) = mpsc::unbounded_channel();
-        let common =
-            Common { config: config.clone(), ring, device, open_files, phase: follow, events: teller, space };
+        let common = Common {
+            config: config.clone(),
+            ring,
+            device,
+            open_files,
+            phase: follow,
+            events: teller,
+            space,
+            parts,
+            memory: memory.clone(),
+        };
         let threads = common.start(data_dir, &store, sockets, &processors)?;
+        tokio_uring::spawn(memory::watch(memory));
         let mut server = Self {
             config,
             phase,
@@ -182,7 +213,7 @@ impl Server {
             store.ready = true;
             store.save(&root).await?;
         }
-        server.log_start(&store, device, address);
+        server.log_start(&store, device, address, &parts);
         server.phase.send_replace(Phase::Running);
         let mut missing = server.threads.len();
         let listening = |event: &Event| matches!(event, Event::Listening);
@@ -194,7 +225,7 @@ impl Server {
         server.stop(&mut signals).await
     }
 
-    fn log_start(&self, store: &Store, device: Device, address: SocketAddr) {
+    fn log_start(&self, store: &Store, device: Device, address: SocketAddr, parts: &Parts) {
         let primitive = match self.config.sync {
             SyncMode::Always => device.sync_primitive.to_string(),
             SyncMode::Interval(_) | SyncMode::Never => "write, acknowledged before its sync".into(),
@@ -207,6 +238,17 @@ impl Server {
             sync = %self.config.sync,
             primitive,
             "ringkeep starts"
+        );
+        let size = |bytes: usize| ByteSize(bytes as u64);
+        tracing::info!(
+            memory = %size(parts.total),
+            memtables = %size(parts.memtables),
+            memtable = %size(self.config.memtable_bytes),
+            caches = %size(parts.caches),
+            requests = %size(parts.requests + parts.body),
+            merges = %size(parts.merges),
+            connections = self.config.connections_max,
+            "the memory and its parts"
         );
         if self.config.sync != SyncMode::Always {
             tracing::warn!(

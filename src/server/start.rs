@@ -9,9 +9,9 @@ use tokio::sync::{mpsc, watch};
 use crate::config::Config;
 use crate::data_dir::DataDir;
 use crate::error::{Error, Result};
-use crate::host::memory_bytes;
 use crate::identity::Owner;
 use crate::key::KeyHash;
+use crate::memory::{Memory, Parts};
 use crate::ring;
 use crate::shard::accept::Balance;
 use crate::shard::mailbox::connect;
@@ -37,6 +37,8 @@ pub(super) struct Common {
     pub(super) phase: watch::Receiver<Phase>,
     pub(super) events: mpsc::UnboundedSender<Event>,
     pub(super) space: Space,
+    pub(super) parts: Parts,
+    pub(super) memory: Memory,
 }
 
 impl Common {
@@ -60,8 +62,8 @@ impl Common {
         let balance = Arc::new(Balance { connections, hand });
         let sst_files = self.open_files.saturating_sub(self.config.connections_max + OTHER_FILES);
         let key_hash = KeyHash::random();
-        let config = self.config.db(store.shards, sst_files.min(SST_FILES_MAX), key_hash);
-        let request_bytes_max = request_bytes_max(memory_bytes(), count, self.config.value_bytes_max);
+        let (files, caches) = (sst_files.min(SST_FILES_MAX), self.parts.caches);
+        let config = self.config.db(store.shards, caches, files, key_hash);
         let mut threads = Vec::new();
         let ends = connect(count).into_iter().zip(sockets).zip(handed).enumerate();
         for (id, ((ends, socket), handed)) in ends {
@@ -85,7 +87,7 @@ impl Common {
                 events: self.events.clone(),
                 space: self.space.clone(),
                 key_hash,
-                request_bytes_max,
+                memory: self.memory.clone(),
             };
             let thread = std::thread::Builder::new()
                 .name(format!("ringkeep-{id}"))
@@ -121,11 +123,4 @@ pub(super) fn probe_device(data_dir: &DataDir) -> Result<Device> {
         );
     }
     Ok(device)
-}
-
-/// Memory that requests over 64 KiB may take on one thread: an equal part of an eighth of all memory, but never less
-/// than eight values of the greatest size.
-fn request_bytes_max(memory: u64, threads: usize, value_bytes_max: usize) -> usize {
-    let part = usize::try_from(memory / 8).unwrap_or(usize::MAX) / threads;
-    part.max(8 * value_bytes_max)
 }

@@ -17,6 +17,7 @@ use super::handler::wall_clock;
 use super::space::Space;
 use crate::config::{Config, SyncMode};
 use crate::error::{Error, ErrorKind, Result};
+use crate::memory::Memory;
 
 /// How long background work that failed waits before it is tried again.
 const RETRY_TIME: Duration = Duration::from_secs(1);
@@ -50,7 +51,12 @@ pub struct Background {
 
 impl Background {
     /// Starts the work. An error that ends the process is sent to `fatal`.
-    pub fn start(db: &Engine, config: &Config, fatal: &mpsc::UnboundedSender<Error>, space: &Space) -> Self {
+    pub fn start(
+        db: &Engine,
+        config: &Config,
+        fatal: &mpsc::UnboundedSender<Error>,
+        (space, memory): (&Space, &Memory),
+    ) -> Self {
         let (stop, stopped) = watch::channel(false);
         let synced = config.sync == SyncMode::Always;
         let worker = Worker {
@@ -92,6 +98,7 @@ impl Background {
             tokio_uring::spawn(worker.clone().check_names()),
             tokio_uring::spawn(worker.clone().rest()),
             tokio_uring::spawn(worker.clone().follow_space()),
+            tokio_uring::spawn(worker.clone().follow_memory(memory.memtables.follow())),
         ];
         if let SyncMode::Interval(interval) = config.sync {
             tasks.push(tokio_uring::spawn(worker.sync(interval)));
@@ -313,6 +320,20 @@ impl Worker {
             db.set_disk_full(full);
             if full {
                 db.request_flush();
+            }
+        }
+    }
+
+    /// Lets the engine look whenever the memory for memtables has become short, or has come free.
+    async fn follow_memory(mut self, mut changes: watch::Receiver<u64>) {
+        let db = self.db.clone();
+        loop {
+            db.memory_changed();
+            let changed = async {
+                let _ = changes.changed().await; // the sender lives as long as the process
+            };
+            if !self.wait(changed).await {
+                return;
             }
         }
     }

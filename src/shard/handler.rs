@@ -18,11 +18,11 @@ use tokio::task::JoinHandle;
 use super::Engine;
 use super::mailbox::{Awaited, Mailbox, Request};
 use super::router::{Router, ThreadId};
-use crate::db::{Started, Ticket, WaitPosition};
+use crate::db::{SMALL_VALUE_BYTES, Started, Ticket, WaitPosition};
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::{Control, Handler, PIPELINE_MAX, Reply, Response};
 use crate::key::{Key, ShardId, UnixMillis};
-use crate::op::{Op, Outcome};
+use crate::op::{Op, Outcome, ToBytes};
 
 /// How long a write waits for room before it is refused (P9), and how much longer for each MiB of its value, up to a
 /// bound: a few large values fill a WAL, and then wait until memtables are flushed. A disk that takes longer is overloaded.
@@ -170,8 +170,14 @@ impl<T: Status> Dispatcher<T> {
         let mut writes = Vec::new();
         for Request { shard, op, sender, token } in requests {
             let answer = |result| self.mailbox.answer(sender, token, result);
-            let lend = |outcome: Outcome<&[u8]>| answer(Ok(outcome.to_owned()));
-            match begin(self.engine(shard), &self.tasks, op.as_ref(), now, lend) {
+            let lend = |outcome: Outcome<&[u8]>| {
+                let small = outcome.value_bytes() <= SMALL_VALUE_BYTES;
+                if small {
+                    answer(Ok(outcome.to_owned()));
+                }
+                small
+            };
+            match begin(self.engine(shard), &self.tasks, op, now, lend) {
                 Reply::Lent => {}
                 Reply::Known(result) => answer(result),
                 Reply::Later(Pending::Write(ticket, outcome)) => {
@@ -223,7 +229,12 @@ impl<T: Status> Handler for Dispatcher<T> {
         }
     }
 
-    fn begin(&self, op: Op<&[u8]>, now: UnixMillis, lend: impl FnOnce(Outcome<&[u8]>)) -> Reply<ForClient> {
+    fn begin<B: ToBytes>(
+        &self,
+        op: Op<B>,
+        now: UnixMillis,
+        lend: impl FnOnce(Outcome<&[u8]>) -> bool,
+    ) -> Reply<ForClient> {
         let shard = self.router.shard(op.key().slot());
         let thread = self.router.thread(shard);
         if thread != self.id {
@@ -265,14 +276,14 @@ pub fn wall_clock() -> UnixMillis {
 }
 
 /// Begins an operation on an engine of this thread.
-fn begin(
+fn begin<B: ToBytes>(
     db: &Engine,
     tasks: &Tasks,
-    op: Op<&[u8]>,
+    op: Op<B>,
     now: UnixMillis,
-    lend: impl FnOnce(Outcome<&[u8]>),
+    lend: impl FnOnce(Outcome<&[u8]>) -> bool,
 ) -> Reply<Pending> {
-    match db.start(op, now, lend) {
+    match db.start(op.as_ref(), now, lend) {
         Ok(Started::Lent) => Reply::Lent,
         Ok(Started::Known(outcome)) => Reply::Known(Ok(outcome)),
         Ok(Started::Committing(ticket, outcome)) => Reply::Later(Pending::Write(ticket, outcome)),
@@ -280,7 +291,7 @@ fn begin(
             let db = db.clone();
             Reply::Later(Pending::Task(tasks.spawn(async move { pending.finish(&db).await })))
         }
-        Err(error) if can_wait(op, &error) => {
+        Err(error) if can_wait(op.as_ref(), &error) => {
             let (db, op, position) = (db.clone(), op.to_owned(), db.wait_for_room());
             Reply::Barrier(Pending::Task(tasks.spawn(async move { in_turn(&db, &op, position).await })))
         }

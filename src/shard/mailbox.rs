@@ -30,7 +30,7 @@ use tokio::sync::Notify;
 use super::router::ThreadId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::ShardId;
-use crate::op::{Op, Outcome};
+use crate::op::{Op, Outcome, ToBytes};
 
 /// Messages that a ring holds. A turn of a busy thread posts fewer.
 const RING_MESSAGES: usize = 1024;
@@ -166,7 +166,7 @@ impl Mailbox {
     ///
     /// # Errors
     /// `Overloaded` if too many bytes already wait for that thread.
-    pub fn ask(&self, to: ThreadId, shard: ShardId, op: Op<&[u8]>) -> Result<Awaited> {
+    pub fn ask<B: ToBytes>(&self, to: ThreadId, shard: ShardId, op: Op<B>) -> Result<Awaited> {
         if OUTBOX_BYTES_MAX < self.outboxes.borrow()[to.0].bytes {
             return Err(Error::new(ErrorKind::Overloaded, "too many requests wait for another thread"));
         }

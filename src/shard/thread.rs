@@ -35,6 +35,7 @@ use crate::host::pin;
 use crate::http::peers::Peers;
 use crate::identity::Owner;
 use crate::key::KeyHash;
+use crate::memory::Memory;
 use crate::ring;
 use crate::storage::Storage;
 use crate::storage::device::Device;
@@ -73,8 +74,8 @@ pub struct Plan {
     pub events: mpsc::UnboundedSender<Event>,
     /// The space on the disk.
     pub space: Space,
-    /// Bytes that large requests may take on this thread.
-    pub request_bytes_max: usize,
+    /// The memory that all threads share.
+    pub memory: Memory,
     /// The hash function that finds keys in memory, for all threads.
     pub key_hash: KeyHash,
 }
@@ -171,18 +172,33 @@ async fn live(plan: Plan) -> Result<Quiet> {
 impl Thread {
     /// Opens the engines, and starts everything except the listener. Returns the socket to listen on.
     async fn open(plan: Plan) -> Result<(Self, socket2::Socket)> {
-        let Plan { id, config, router, shards, socket, ends, handed, balance, phase, events, space, .. } =
-            plan;
+        let Plan {
+            id,
+            config,
+            router,
+            shards,
+            socket,
+            ends,
+            handed,
+            balance,
+            phase,
+            events,
+            space,
+            memory,
+            ..
+        } = plan;
         let mut engines = Vec::new();
         let mut recovered = Recovered::default();
         for shard in shards {
-            let (engine, found) = open(&config, shard).await?;
+            let (engine, found) = open(&config, shard, memory.clone()).await?;
             recovered.add(&found);
             engines.push(engine);
         }
         let (fatal, mut fatalities) = mpsc::unbounded_channel();
-        let background =
-            engines.iter().map(|engine| Background::start(engine, &config, &fatal, &space)).collect();
+        let background = engines
+            .iter()
+            .map(|engine| Background::start(engine, &config, &fatal, (&space, &memory)))
+            .collect();
         let mailbox = Rc::new(Mailbox::new(ends));
         let follower = Follower { phase: phase.clone(), events: events.clone(), space: space.clone() };
         let (value_bytes_max, now) = (config.value_bytes_max, Instant::now());
@@ -190,7 +206,7 @@ impl Thread {
             id,
             balance,
             connections_max: config.connections_max,
-            peers: Peers::new(value_bytes_max, plan.request_bytes_max, plan.key_hash, now, &http_date()),
+            peers: Peers::new(value_bytes_max, memory, plan.key_hash, now, &http_date()),
             dispatcher: Dispatcher::new(id, router, engines.clone(), mailbox.clone(), follower),
             refused: Cell::new(0),
             ended: Notify::new(),
@@ -301,17 +317,17 @@ impl Thread {
 }
 
 /// Creates or opens the engine of a shard, and logs what recovery has found.
-async fn open(config: &Config, plan: ShardPlan) -> Result<(Engine, Recovered)> {
+async fn open(config: &Config, plan: ShardPlan, memory: Memory) -> Result<(Engine, Recovered)> {
     let always = config.sync == SyncMode::Always;
     let storage = open_storage(&plan.directory, plan.device, always)?;
     if plan.create {
-        let engine = Db::create(storage, plan.owner, plan.config).await?;
+        let engine = Db::create_with(storage, plan.owner, plan.config, memory).await?;
         return Ok((engine, Recovered::default()));
     }
     let labels = storage.clone();
     let name = |wal| labels.label(FileName::Wal(wal));
     let begin = Instant::now();
-    let (engine, recovered) = Db::open(storage, plan.owner, plan.config).await?;
+    let (engine, recovered) = Db::open_with(storage, plan.owner, plan.config, memory).await?;
     if let Some(LogEnd { wal, offset, witnessed }) = recovered.log_end {
         tracing::info!(
             wal = name(wal),

@@ -36,6 +36,9 @@ const RESTART_INTERVAL: usize = 8;
 const COMPRESS_BYTES_MAX: usize = 256 << 10;
 /// The most pages that a block of many entries takes when it is unpacked: a lookup unpacks the whole block.
 pub const TARGET_PAGES_MAX: usize = 4;
+/// The payload of a frame up to this length is copied out of the buffer that it was read into. Such a buffer is aligned to
+/// a page, and the allocator loses up to a page beside it: cached blocks took twice their size.
+const COPY_BYTES_MAX: usize = 64 << 10;
 /// A frame unpacks to at most this many times its length (T3).
 const UNPACK_RATIO_MAX: usize = 16;
 
@@ -141,6 +144,11 @@ pub fn frame_bytes(front: &[u8]) -> Result<u64, CorruptionReason> {
     }
 }
 
+/// The most bytes of memory that the block of a frame of `bytes` bytes may take.
+pub fn unpacked_bytes_max(bytes: usize) -> usize {
+    bytes.max((UNPACK_RATIO_MAX * bytes).min(COMPRESS_BYTES_MAX))
+}
+
 /// A frame whose checksum and lengths were verified, and which is not unpacked yet.
 pub struct Frame {
     bytes: AlignedBuf,
@@ -185,19 +193,27 @@ impl Frame {
 
     /// Bytes of memory that the block will keep.
     pub fn unpacked_bytes(&self) -> usize {
-        if self.compressed { self.raw_bytes } else { self.bytes.capacity() }
+        if self.compressed || self.bytes.len() <= COPY_BYTES_MAX {
+            self.raw_bytes
+        } else {
+            self.bytes.capacity()
+        }
     }
 
-    /// Unpacks the frame. `guard` lives as long as anyone holds a slice of the payload.
+    /// Unpacks the frame.
     ///
     /// # Errors
     /// If the payload does not unpack to the length that the frame says.
-    pub fn unpack<G: Send + 'static>(self, guard: G) -> Result<Block, CorruptionReason> {
+    pub fn unpack(self) -> Result<Block, CorruptionReason> {
         let memory = self.unpacked_bytes();
         let Self { bytes, kind, compressed, stored_bytes, raw_bytes } = self;
         let stored = FRAME_BYTES..FRAME_BYTES + stored_bytes;
         if !compressed {
-            let payload = Bytes::from_owner(Guarded(bytes, guard)).slice(stored);
+            let payload = if bytes.len() <= COPY_BYTES_MAX {
+                Bytes::copy_from_slice(&bytes[stored])
+            } else {
+                Bytes::from_owner(bytes).slice(stored)
+            };
             return Ok(Block { kind, payload, memory });
         }
         let mut payload = vec![0; raw_bytes];
@@ -205,16 +221,7 @@ impl Frame {
             Ok(count) if count == raw_bytes => {}
             _ => return Err(CorruptionReason::Damaged("the block does not unpack")),
         }
-        Ok(Block { kind, payload: Bytes::from_owner(Guarded(payload, guard)), memory })
-    }
-}
-
-/// Memory, and a guard that is dropped together with it.
-struct Guarded<B, G>(B, #[allow(dead_code, reason = "it is there to be dropped")] G);
-
-impl<B: AsRef<[u8]>, G> AsRef<[u8]> for Guarded<B, G> {
-    fn as_ref(&self) -> &[u8] {
-        self.0.as_ref()
+        Ok(Block { kind, payload: payload.into(), memory })
     }
 }
 
@@ -573,7 +580,7 @@ mod tests {
             let mut out = AlignedBuf::with_capacity(0);
             let (handle, _) = put_frame(&mut out, BlockKind::Data, &payload, IDENTITY, 8192);
             assert_eq!((out.len(), frame_bytes(&out)), (handle.bytes as usize, Ok(u64::from(handle.bytes))));
-            let open = |bytes: &[u8]| Frame::verify(AlignedBuf::from(bytes), IDENTITY, 8192)?.unpack(());
+            let open = |bytes: &[u8]| Frame::verify(AlignedBuf::from(bytes), IDENTITY, 8192)?.unpack();
             assert_eq!(open(&out).unwrap().payload, payload);
             for bit in (0..out.len() * 8).step_by(37).chain(0..8 * FRAME_BYTES) {
                 let mut flipped = AlignedBuf::from(&out[..]);

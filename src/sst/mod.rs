@@ -89,6 +89,8 @@ pub struct SstMeta {
     pub entries: u64,
     /// Tombstones.
     pub tombstones: u64,
+    /// Bytes of the key and the value of its longest entry: a reader of the file has to hold as much.
+    pub longest: u64,
     /// What is known about the entries that expire; `None` if no entry expires.
     pub expiry: Option<Expiry>,
 }
@@ -116,6 +118,7 @@ impl SstMeta {
             last: SeqNo(0),
             entries: 0,
             tombstones: 0,
+            longest: 0,
             expiry: None,
         }
     }
@@ -135,6 +138,7 @@ impl SstMeta {
                 last: so_far.last.max(at),
             });
         }
+        self.longest = self.longest.max((entry.key.len() + entry.value.len()) as u64);
         self.first = self.first.min(entry.seqno);
         self.last = self.last.max(entry.seqno);
     }
@@ -151,7 +155,8 @@ impl SstMeta {
 
     /// Appends all fields.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        for number in [self.number.0, self.bytes, self.first.0, self.last.0, self.entries, self.tombstones] {
+        let Self { number, bytes, first, last, entries, tombstones, longest, .. } = *self;
+        for number in [number.0, bytes, first.0, last.0, entries, tombstones, longest] {
             put_varint(out, number);
         }
         put_varint(out, self.expiry.map_or(0, |expiry| expiry.entries));
@@ -165,11 +170,11 @@ impl SstMeta {
 
     /// Reads what [`Self::encode`] wrote.
     pub fn decode(reader: &mut Reader<'_>) -> Result<Self, CorruptionReason> {
-        let mut numbers = [0; 6];
+        let mut numbers = [0; 7];
         for number in &mut numbers {
             *number = reader.varint()?;
         }
-        let [number, bytes, first, last, entries, tombstones] = numbers;
+        let [number, bytes, first, last, entries, tombstones, longest] = numbers;
         let expiry = match reader.varint()? {
             0 => None,
             entries => {
@@ -195,6 +200,7 @@ impl SstMeta {
             last: SeqNo(last),
             entries,
             tombstones,
+            longest,
             expiry,
         })
     }

@@ -73,16 +73,16 @@ impl<F: File> Sst<F> {
         Ok(())
     }
 
-    /// Unpacks the frame that was at `handle`. `guard` is dropped together with the memory of the block.
+    /// Unpacks the frame that was at `handle`.
     ///
     /// # Errors
     /// `Corruption`, with file and offset.
-    pub fn unpack<G: Send + 'static>(&self, handle: BlockHandle, frame: Frame, guard: G) -> Result<Block> {
-        frame.unpack(guard).map_err(|reason| self.corruption(handle, reason))
+    pub fn unpack(&self, handle: BlockHandle, frame: Frame) -> Result<Block> {
+        frame.unpack().map_err(|reason| self.corruption(handle, reason))
     }
 
     pub(super) async fn read_block(&self, handle: BlockHandle) -> Result<Block> {
-        self.unpack(handle, self.read_frame(handle).await?, ())
+        self.unpack(handle, self.read_frame(handle).await?)
     }
 
     /// The description of the file that its properties block holds.

@@ -91,7 +91,7 @@ impl Window {
             Some(frame) => AlignedBuf::from(frame),
         };
         Frame::verify(frame, sst.identity, handle.offset)
-            .and_then(|frame| frame.unpack(()))
+            .and_then(Frame::unpack)
             .map(Some)
             .map_err(|reason| sst.corruption(handle, reason))
     }

@@ -22,7 +22,8 @@ pub struct Source {
     pub known_end: KnownEnd,
 }
 
-/// Gives every write to `visit`, in order. `next` is the SeqNo that the first write must have; it is advanced (W1).
+/// Gives every write to `visit`, in order. `next` is the SeqNo that the first write must have; it is advanced (W1). After
+/// each group, `make_room` is awaited: what was visited may take too much memory by then.
 /// What was replayed is synced before the return, so that it may be shown to readers (P2). Returns the open file as
 /// well.
 ///
@@ -37,8 +38,9 @@ pub async fn replay<S: Storage>(
     source: Source,
     next: &mut SeqNo,
     visit: impl FnMut(Entry<'_>),
+    make_room: impl AsyncFnMut() -> Result<()>,
 ) -> Result<(S::File, End)> {
-    let (file, end) = read(storage, owner, source, next, visit).await?;
+    let (file, end) = read_with(storage, owner, source, next, visit, make_room).await?;
     let label = storage.label(FileName::Wal(source.number));
     file.sync().await.map_err(|error| {
         Error::io(format!("sync {label} after its replay"), error).with_kind(ErrorKind::Poisoned) // P6
@@ -57,7 +59,18 @@ pub async fn read<S: Storage>(
     owner: Owner,
     source: Source,
     next: &mut SeqNo,
+    visit: impl FnMut(Entry<'_>),
+) -> Result<(S::File, End)> {
+    read_with(storage, owner, source, next, visit, async || Ok(())).await
+}
+
+async fn read_with<S: Storage>(
+    storage: &S,
+    owner: Owner,
+    source: Source,
+    next: &mut SeqNo,
     mut visit: impl FnMut(Entry<'_>),
+    mut make_room: impl AsyncFnMut() -> Result<()>,
 ) -> Result<(S::File, End)> {
     let name = FileName::Wal(source.number);
     let label = storage.label(name);
@@ -65,7 +78,7 @@ pub async fn read<S: Storage>(
     let identity = owner.identity(FileKind::Wal, source.number);
     let Source { file_bytes, known_end, .. } = source;
     let extent = Extent { label: &label, identity, file_bytes, known_end };
-    let end = replay_records(storage, &file, extent, |offset, payload| {
+    let end = replay_records(storage, &file, extent, async |offset, payload| {
         // Writes below `expected` are not visited, because a memtable takes only growing SeqNos. After an error the
         // caller drops what `visit` got, so W2 holds.
         let expected = *next;
@@ -88,6 +101,7 @@ pub async fn read<S: Storage>(
             ));
         }
         *next = SeqNo(first.0 + u64::from(count));
+        make_room().await?;
         Ok(ControlFlow::Continue(()))
     })
     .await?;
@@ -113,7 +127,7 @@ pub async fn first_write<S: Storage>(
     let identity = owner.identity(FileKind::Wal, number);
     let extent = Extent { label: &label, identity, file_bytes, known_end: KnownEnd::default() };
     let mut found = None;
-    let result = replay_records(storage, &file, extent, |offset, payload| {
+    let result = replay_records(storage, &file, extent, async |offset, payload| {
         let undecodable = |reason: CorruptionReason| Error::undecodable(&label, offset, reason);
         found = Some(decode_group(payload, |_| {}).map_err(undecodable)?.0);
         Ok(ControlFlow::Break(()))

@@ -156,7 +156,11 @@ pub async fn find(db: &Db<SimStorage>, key: &[u8], now: UnixMillis) -> Option<Fo
 pub async fn operate(db: &Db<SimStorage>, op: Op<&[u8]>, now: UnixMillis) -> Outcome<Bytes> {
     let mut lent = None;
     let writes = op.writes();
-    let started = db.start(op, now, |outcome| lent = Some(outcome.to_owned())).unwrap();
+    let lend = |outcome: Outcome<&[u8]>| {
+        lent = Some(outcome.to_owned());
+        true
+    };
+    let started = db.start(op, now, lend).unwrap();
     match started {
         Started::Lent => lent.expect("it was lent"),
         Started::Known(outcome) => outcome,

@@ -8,6 +8,10 @@ use std::time::{Duration, Instant};
 
 use self::session::*;
 use super::super::IDLE_BUFFER_BYTES;
+use super::super::output::{
+    COPY_BYTES_MAX, EXPECTED_BYTES_FIRST, EXPECTED_BYTES_MIN, HELD_LARGE_BYTES_MAX, HELD_SMALL_BYTES_MAX,
+    OUTPUT_BYTES, SMALL_BYTES,
+};
 use super::*;
 use crate::error::{Error, ErrorKind};
 use crate::random::Random;
@@ -195,10 +199,33 @@ fn h5_a_value_on_its_way_is_expected_to_be_as_long_as_the_values_before_it() {
         under_way
     };
     let first = under_way(300_000);
-    assert_eq!(first * EXPECTED_BYTES_FIRST, HELD_BYTES_MAX);
+    assert_eq!(first * EXPECTED_BYTES_FIRST, HELD_LARGE_BYTES_MAX);
     let long = under_way(10) * 300_000;
-    assert!((HELD_BYTES_MAX..HELD_BYTES_MAX + 300_000).contains(&long), "{long} bytes on their way");
-    assert_eq!(under_way(10), PIPELINE_MAX, "short values do not hold each other up");
+    let fits = HELD_LARGE_BYTES_MAX..HELD_LARGE_BYTES_MAX + 300_000;
+    assert!(fits.contains(&long), "{long} bytes on their way");
+    let short = under_way(10) * EXPECTED_BYTES_MIN;
+    assert_eq!(short, HELD_SMALL_BYTES_MAX, "short values hardly hold each other up");
+}
+
+#[test]
+fn h5_without_memory_for_more_a_connection_goes_on_with_what_it_has() {
+    let mut session = Session::new();
+    let _all = session.peers.memory.requests.try_take(usize::MAX).unwrap();
+    for (value_bytes, most) in [(300_000, 1), (300_000, 1), (10, 1), (10, 2), (10, 2)] {
+        session.store.put_on_disk("k", vec![b'v'; value_bytes]);
+        session.send(get("k").repeat(8));
+        let under_way = session.store.under_way().len();
+        assert!(under_way <= most, "{under_way} values of {value_bytes}");
+        assert_eq!(session.end_all().len(), 8);
+    }
+    session.store.remember("m", vec![b'm'; SMALL_BYTES]);
+    session.client.0.is_stuck.set(true);
+    session.store.calls();
+    session.send(get("m").repeat(16));
+    let lent = session.store.calls().iter().filter(|call| *call == "get m").count();
+    assert!(lent * SMALL_BYTES <= OWN_BYTES + SMALL_BYTES, "{lent} values wait for the client");
+    session.client.0.is_stuck.set(false);
+    assert_eq!(replies(&session.go_on()).len(), 16);
 }
 
 #[test]
@@ -448,26 +475,53 @@ fn a_body_that_is_too_long_is_refused_as_soon_as_that_is_known() {
 }
 
 #[test]
-fn large_requests_of_all_connections_share_a_budget() {
-    let length = 8 * FREE_BUFFER_BYTES;
-    let piece = vec![b'v'; length - 1];
-    let mut first = Session::with_limits(VALUE_BYTES_MAX, 4 * length);
-    let mut second = Session::beside(first.peers.clone());
-    first.send([head_of_set("k", length, "").as_bytes(), &piece].concat());
-    let found = second.send([head_of_set("k", length, "").as_bytes(), &piece].concat());
-    assert_eq!(found, ["503 too many large requests are under way; try again later, close"]);
-    second.assert_closes();
-    // Small requests take nothing from the budget.
-    let mut third = Session::beside(first.peers.clone());
-    third.send(set("k", "v"));
-    assert_eq!(third.end_all(), ["200 OK"]);
-    // A request that is over gives back what it held.
-    first.send("v");
-    assert_eq!(first.end_all(), ["200 OK"]);
-    let mut fourth = Session::beside(first.peers.clone());
-    fourth.send([head_of_set("k", length, "").as_bytes(), &piece].concat());
-    fourth.send("v");
-    assert_eq!(fourth.end_all(), ["200 OK"]);
+fn b2_b3_bodies_share_memory_one_of_them_can_always_finish_and_the_others_wait_for_a_while() {
+    let length = 8 * OWN_BYTES;
+    let begin = Instant::now();
+    let (head, body) = (head_of_set("k", length, ""), vec![b'v'; length]);
+    // There is memory for one body, and the part that is set aside for another one.
+    let mut first = Session::with_limits(VALUE_BYTES_MAX, 3 * length);
+    let mut others: Vec<_> = (0..4).map(|_| Session::beside(first.peers.clone())).collect();
+    let begins = |session: &mut Session| {
+        session.send([head.as_bytes(), &body[..length - 1]].concat());
+        session.go_on();
+        session.go_on();
+        session.has_unread()
+    };
+    assert!(!begins(&mut first) && !begins(&mut others[0]));
+    assert!(begins(&mut others[1]) && begins(&mut others[2]), "they are not read from");
+    // Small requests wait for nobody.
+    let mut small = Session::beside(first.peers.clone());
+    small.send(set("k", "v"));
+    assert_eq!(small.end_all(), ["200 OK"]);
+    // The body whose turn it is comes to its end, and so does the one that has waited for longest.
+    let finish = |session: &mut Session| {
+        session.send("v");
+        while session.has_unread() {
+            session.go_on();
+        }
+        session.end_all()
+    };
+    assert_eq!(finish(&mut others[0]), ["200 OK"]);
+    assert_eq!(finish(&mut others[1]), ["200 OK"]);
+    assert!(!begins(&mut others[3]) || others[2].has_unread());
+    // The others are refused after ten seconds, and the client that keeps them waiting gets 408.
+    let mut late = Session::beside(first.peers.clone());
+    let mut later = Session::beside(first.peers.clone());
+    begins(&mut late);
+    begins(&mut later);
+    let memory = first.peers.memory.clone();
+    let mut replies_to_waiting = Vec::new();
+    for second in 1..=12 {
+        memory.tick();
+        tick(&first, begin, second);
+        for session in others[2..].iter_mut().chain([&mut late, &mut later]) {
+            replies_to_waiting.extend(replies(&session.go_on()));
+        }
+    }
+    let refusal = "503 too many large requests are under way; try again later, close";
+    assert!(replies_to_waiting.iter().any(|reply| reply == refusal), "{replies_to_waiting:?}");
+    assert!(replies(&first.go_on())[0].starts_with("408 "), "it held memory and sent nothing");
 }
 
 /// Some time later. The clock of a thread moves once a second.

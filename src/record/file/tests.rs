@@ -27,7 +27,7 @@ pub(crate) async fn read(storage: &SimStorage) -> Result<(Vec<Vec<u8>>, End)> {
     let file = storage.open(NAME, Access::Read).await.unwrap();
     let mut payloads = Vec::new();
     let extent = Extent { label: "w", identity: IDENTITY, file_bytes, known_end: KnownEnd::default() };
-    let end = replay(storage, &file, extent, |_, payload| {
+    let end = replay(storage, &file, extent, async |_, payload| {
         payloads.push(payload.to_vec());
         Ok(std::ops::ControlFlow::Continue(()))
     })

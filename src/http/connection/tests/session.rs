@@ -20,7 +20,8 @@ use crate::http::peers::Peers;
 use crate::http::stream::Stream;
 use crate::http::{Control, Handler, Reply, Response};
 use crate::key::{Key, KeyHash, SeqNo, UnixMillis};
-use crate::op::{Op, Outcome};
+use crate::memory::{Memory, Pool};
+use crate::op::{Op, Outcome, ToBytes};
 
 /// Longest value, unless a test says otherwise.
 pub(super) const VALUE_BYTES_MAX: usize = 1 << 20;
@@ -135,19 +136,19 @@ impl Handler for Store {
         self.calls.borrow_mut().push(format!("prefetch {count} {}", if sets { "sets" } else { "others" }));
     }
 
-    fn begin(
+    fn begin<B: ToBytes>(
         &self,
-        op: Op<&[u8]>,
+        op: Op<B>,
         now: UnixMillis,
-        lend: impl FnOnce(Outcome<&[u8]>),
+        lend: impl FnOnce(Outcome<&[u8]>) -> bool,
     ) -> Reply<Self::Pending> {
         assert_eq!(now, self.now());
-        self.calls.borrow_mut().push(shown(op));
-        if let Op::Get { key } = op
+        self.calls.borrow_mut().push(shown(op.as_ref()));
+        if let Op::Get { key } = op.as_ref()
             && let Some(value) = self.memory.borrow().get(key.bytes())
         {
-            lend(Outcome::Value { value, seqno: SeqNo(1), expires: None });
-            return Reply::Lent;
+            let found = Outcome::Value { value: value.as_slice(), seqno: SeqNo(1), expires: None };
+            return if lend(found) { Reply::Lent } else { Reply::Known(Ok(found.to_owned())) };
         }
         let under_way = Rc::new(UnderWay { op: op.to_owned(), result: Cell::new(None) });
         self.under_way.borrow_mut().push(under_way.clone());
@@ -235,7 +236,8 @@ impl Session {
     pub(super) fn with_limits(value_bytes_max: usize, request_bytes_max: usize) -> Self {
         let key_hash = KeyHash::with_seed(1);
         let date = "Thu, 01 Jan 1970 00:00:00 GMT";
-        let peers = Peers::new(value_bytes_max, request_bytes_max, key_hash, Instant::now(), date);
+        let memory = Memory { requests: Pool::new(request_bytes_max), ..Memory::ample() };
+        let peers = Peers::new(value_bytes_max, memory, key_hash, Instant::now(), date);
         Self::beside(Rc::new(peers))
     }
 
