@@ -284,7 +284,7 @@ fn block_sizes(criterion: &mut Criterion) {
                 || AlignedBuf::from(&frame[..]),
                 |frame| {
                     let block = Frame::verify(frame, IDENTITY, 4096)
-                        .and_then(|frame| frame.unpack(()))
+                        .and_then(Frame::unpack)
                         .expect("the frame is sound");
                     next = (next + 1) % keys.len();
                     let found = seek(&block.payload, &keys[next]).expect("the block is sound");

@@ -169,9 +169,8 @@ fn block(criterion: &mut Criterion) {
         bencher.iter_batched(
             || AlignedBuf::from(&frame[..]),
             |frame| {
-                let block = Frame::verify(frame, identity, 4096)
-                    .and_then(|frame| frame.unpack())
-                    .expect("the frame is sound");
+                let block =
+                    Frame::verify(frame, identity, 4096).and_then(Frame::unpack).expect("the frame is sound");
                 assert_eq!(block.payload[..], payload[..]);
             },
             BatchSize::SmallInput,

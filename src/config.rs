@@ -202,6 +202,25 @@ impl Config {
 pub(crate) mod tests {
     use super::*;
 
+    /// The usual settings.
+    pub(crate) fn config() -> Config {
+        Config {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            data_dir: PathBuf::new(),
+            shards: None,
+            threads: None,
+            sync: SyncMode::Always,
+            memory_bytes: 1 << 30,
+            memtable_bytes: 64 << 20,
+            cache_bytes: None,
+            flush_interval: Duration::from_secs(300),
+            compaction_interval: Duration::from_secs(60),
+            value_bytes_max: 16 << 20,
+            connections_max: 10_000,
+            drain_timeout: Duration::from_secs(10),
+        }
+    }
+
     /// A small shard, for tests.
     pub(crate) const SMALL: DbConfig = DbConfig {
         sync_every_group: true,

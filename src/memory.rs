@@ -7,18 +7,19 @@
 //! | --- | --- |
 //! | memtables | the memtables of all shards, and what recovery reads |
 //! | caches | cached values and blocks |
-//! | requests | bodies on their way in, commit groups, values on their way out |
+//! | buffers | input and output of connections, beyond what each of them has |
+//! | requests | long bodies on their way in, commit groups, long values on their way out |
 //! | body | a body for which the part before has no room, one at a time |
 //! | merges | flushes and compactions |
 //! | rest | the program itself, rings, and up to 16 KiB for each connection |
 //!
-//! B1  The parts together are the budget. A part is taken from before memory is allocated, and given back by dropping
+//! Z1  The parts together are the budget. A part is taken from before memory is allocated, and given back by dropping
 //!     what was taken.
-//! B2  Whoever waits for a pool holds nothing that others who wait for it need in order to go on, so the pool always
+//! Z2  Whoever waits for a pool holds nothing that others who wait for it need in order to go on, so the pool always
 //!     comes free again. A wait has an end: [`WAIT_TICKS`] after it began it is given up.
-//! B3  A value of the greatest size can always be written and read, whatever the budget: the part `body` has room for
+//! Z3  A value of the greatest size can always be written and read, whatever the budget: the part `body` has room for
 //!     it, and a pool gives all that it has to a request for more.
-//! B4  Memtables are short of memory at three quarters of their part. Then each that has a fair share is flushed. When a
+//! Z4  Memtables are short of memory at three quarters of their part. Then each that has a fair share is flushed. When a
 //!     write has to wait, more than half of the part is in use, so there is such a memtable, or a flush under way.
 
 use std::sync::Arc;
@@ -45,7 +46,9 @@ pub struct Parts {
     pub memtables: usize,
     /// All caches.
     pub caches: usize,
-    /// Requests and replies.
+    /// Input and output of connections.
+    pub buffers: usize,
+    /// Long bodies and values.
     pub requests: usize,
     /// One body of the greatest size, and its copy in a commit group.
     pub body: usize,
@@ -73,22 +76,31 @@ impl Parts {
         // The body is a part of the fifth that belongs to requests, as far as it fits.
         let requests = (total / 5).saturating_sub(body).max(total / 16);
         let left = total.saturating_sub(requests + body);
-        // While one memtable of a shard takes writes, two may wait for their flush; one more is for the change.
-        let memtables = (left / 20 * 9).min(4 * usize::from(shards) * memtable_bytes);
-        let caches = left / 10 * 7 - memtables;
+        let for_caches = left / 5 * 2;
         if let Some(wanted) = cache_bytes
-            && caches < wanted
+            && for_caches < wanted
         {
             return refuse(format!(
-                "--cache-size {} is too large for --memory {}: at most {} are left for caches",
+                "--cache-size {} is too large for --memory {}: it may be {} at most",
                 ByteSize(wanted as u64),
                 ByteSize(total as u64),
-                ByteSize(caches as u64)
+                ByteSize(for_caches as u64)
             ));
         }
-        // What a smaller cache leaves free is not divided. It goes to the page cache.
-        let caches = cache_bytes.unwrap_or(caches);
-        Ok(Self { total, memtables, caches, requests, body, merges: left / 10 })
+        // While one memtable of a shard takes writes, two may wait for their flush; one more is for the change.
+        let both = left / 10 * 7;
+        let memtables = (left / 20 * 9)
+            .min(both - cache_bytes.unwrap_or_default())
+            .min(4 * usize::from(shards) * memtable_bytes);
+        Ok(Self {
+            total,
+            memtables,
+            caches: cache_bytes.unwrap_or(both - memtables),
+            buffers: requests / 4,
+            requests: requests / 4 * 3,
+            body,
+            merges: left / 10,
+        })
     }
 
     /// The greatest size of a memtable, if `shards` shards share the part.
@@ -108,7 +120,9 @@ const MIN_BYTES: usize = 16 << 20;
 /// The parts that all threads share. Clones share them.
 #[derive(Clone)]
 pub struct Memory {
-    /// Requests and replies.
+    /// Input and output of connections.
+    pub buffers: Pool,
+    /// Long bodies and values.
     pub requests: Pool,
     /// One body at a time, for which `requests` has no room.
     pub body: Pool,
@@ -122,6 +136,7 @@ impl Memory {
     /// The shared parts of a budget, nothing taken yet. `shards` shards share the memtables.
     pub fn new(parts: &Parts, shards: u16) -> Self {
         Self {
+            buffers: Pool::new(parts.buffers),
             requests: Pool::new(parts.requests),
             body: Pool::new(KIB), // one permit for the whole of it
             merges: Pool::new(parts.merges),
@@ -137,6 +152,7 @@ impl Memory {
                 total: 8 * part,
                 memtables: part,
                 caches: part,
+                buffers: part,
                 requests: part,
                 body: part,
                 merges: part,
@@ -152,6 +168,7 @@ impl Memory {
 
     /// Gives up waits that have become too long. Called once a second.
     pub fn tick(&self) {
+        self.buffers.tick();
         self.requests.tick();
         self.body.tick();
     }
@@ -229,7 +246,7 @@ impl Pool {
             || self.0.free.available_permits() < self.0.kibibytes as usize / 2
     }
 
-    /// A request for more than the pool has is for all of it (B3).
+    /// A request for more than the pool has is for all of it (Z3).
     fn wanted(&self, bytes: usize) -> u32 {
         u32::try_from(bytes.div_ceil(KIB)).unwrap_or(u32::MAX).min(self.0.kibibytes)
     }
@@ -244,7 +261,7 @@ impl Pool {
         self.0.free.clone().try_acquire_many_owned(self.wanted(bytes)).ok().map(Permit)
     }
 
-    /// Takes `bytes`. Those who wait are served in their order. `None` after a wait that was too long (B2).
+    /// Takes `bytes`. Those who wait are served in their order. `None` after a wait that was too long (Z2).
     ///
     /// Cancel safety: safe; the place in the order is lost.
     pub async fn take(&self, bytes: usize) -> Option<Permit> {
@@ -293,7 +310,7 @@ impl Account {
         }))
     }
 
-    /// Whether a memtable may take a write of `bytes` (B4). A value that is longer than what is left is taken while less
+    /// Whether a memtable may take a write of `bytes` (Z4). A value that is longer than what is left is taken while less
     /// than half is in use.
     pub fn admits(&self, bytes: usize) -> bool {
         let used = self.used();
@@ -310,7 +327,7 @@ impl Account {
         self.0.short.load(Ordering::Relaxed)
     }
 
-    /// The share of one shard. A memtable of half of this size is worth a flush when memory is short (B4): if more than
+    /// The share of one shard. A memtable of half of this size is worth a flush when memory is short (Z4): if more than
     /// half of the part is in use and nothing is being flushed, there is one.
     pub fn share(&self) -> usize {
         self.0.bytes_max / self.0.shards
@@ -379,5 +396,126 @@ impl Drop for Charge {
         if 0 < self.bytes {
             self.account.subtract(self.bytes);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+    use crate::config::tests::config;
+
+    fn step<F: Future>(future: &mut Pin<Box<F>>) -> Option<F::Output> {
+        match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(output) => Some(output),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn z1_the_parts_of_any_budget_fit_into_it_and_a_budget_that_is_too_small_is_refused() {
+        const MIB: usize = 1 << 20;
+        for shards in [1, 2, 8, 64] {
+            for memory in [16, 48, 64, 100, 256, 1_000, 64_000] {
+                for value in [1, 5, 16] {
+                    for cache in [None, Some(0), Some(memory / 8), Some(memory)] {
+                        let config = Config {
+                            memory_bytes: memory * MIB,
+                            value_bytes_max: value * MIB,
+                            cache_bytes: cache.map(|cache| cache * MIB),
+                            ..config()
+                        };
+                        let parts = Parts::of(&config, shards);
+                        assert!(parts.is_err() || (3 * value <= memory && cache != Some(memory)));
+                        assert!(parts.is_ok() || memory < 3 * value || cache.is_some(), "{config:?}");
+                        let Ok(parts) = parts else { continue };
+                        let Parts { memtables, caches, buffers, requests, body, merges, .. } = parts;
+                        let sum = memtables + caches + buffers + requests + body + merges;
+                        assert!(
+                            sum <= memory * MIB && 0 < memtables && 0 < buffers && 0 < requests && 0 < merges
+                        );
+                        assert!(2 * value * MIB < body, "a body and its copy fit");
+                        assert!(1 <= parts.connections_max());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn z1_what_is_taken_is_counted_until_it_is_dropped() {
+        let pool = Pool::new(1 << 20);
+        let mut permit = pool.try_take(300_000).unwrap();
+        assert_eq!((permit.bytes(), pool.taken()), (293 << 10, 293 << 10));
+        assert!(!pool.is_short());
+        permit.merge(pool.try_take(1_000).unwrap());
+        assert!(pool.suffices(&permit, 301_000) && !pool.suffices(&permit, 302_000));
+        let other = pool.try_take(600_000).unwrap();
+        assert!(pool.is_short() && pool.try_take(600_000).is_none());
+        permit.keep(10_000);
+        drop(other);
+        assert_eq!(pool.taken(), 10 << 10);
+        drop(permit);
+        assert_eq!(pool.taken(), 0);
+    }
+
+    #[test]
+    fn z2_those_who_wait_are_served_in_order_or_give_up_after_a_while() {
+        let pool = Pool::new(1 << 20);
+        let all = pool.try_take(1 << 20).unwrap();
+        let mut first = Box::pin(pool.take(1 << 20));
+        let mut second = Box::pin(pool.take(1));
+        assert!(step(&mut first).is_none() && step(&mut second).is_none());
+        drop(all);
+        assert!(pool.try_take(1).is_none(), "nobody goes ahead");
+        assert!(step(&mut second).is_none());
+        let permit = step(&mut first).unwrap().unwrap();
+        for _ in 0..WAIT_TICKS {
+            pool.tick();
+        }
+        assert!(step(&mut second).is_none());
+        pool.tick();
+        assert!(step(&mut second).unwrap().is_none(), "it gave up");
+        assert!(pool.is_short());
+        drop(permit);
+        assert!(!pool.is_short() && pool.try_take(1).is_some());
+    }
+
+    #[test]
+    fn z3_a_request_for_more_than_there_is_gets_everything() {
+        let pool = Pool::new(1 << 20);
+        let small = pool.try_take(1).unwrap();
+        let mut large = Box::pin(pool.take(usize::MAX));
+        assert!(step(&mut large).is_none());
+        drop(small);
+        let permit = step(&mut large).unwrap().unwrap();
+        assert_eq!(permit.bytes(), pool.bytes());
+        assert!(pool.suffices(&permit, usize::MAX));
+    }
+
+    #[test]
+    fn z4_when_memtables_are_short_of_memory_one_of_them_is_worth_a_flush() {
+        let account = Account::new(1_000, 4);
+        let mut changes = account.follow();
+        let mut charges: Vec<_> = (0..4).map(|_| account.charge()).collect();
+        charges[0].set(300);
+        charges[1].set(200);
+        assert!(account.admits(600) && !changes.has_changed().unwrap(), "half is free");
+        charges[2].set(10);
+        assert!(account.admits(490) && !account.admits(491) && !account.is_short());
+        account.refused();
+        assert!(account.is_short() && changes.has_changed().unwrap());
+        changes.mark_unchanged();
+        account.refused();
+        assert!(!changes.has_changed().unwrap(), "a write that tries again is no change");
+        // More than half is in use, so a memtable has half of its share.
+        assert!([300, 200, 10].iter().any(|bytes| account.share() / 2 <= *bytes));
+        charges.swap_remove(0);
+        assert!(changes.has_changed().unwrap() && !account.is_short() && account.used() == 210);
+        changes.mark_unchanged();
+        charges[0].set(700);
+        assert!(account.is_short() && changes.has_changed().unwrap(), "three quarters are in use");
     }
 }

@@ -95,7 +95,7 @@ fn p8_lives_that_are_killed_before_a_flush_hold_a_bounded_number_of_memtables() 
 }
 
 #[test]
-fn p8_values_that_unpack_to_many_times_their_blocks_are_counted_as_what_they_take() {
+fn z1_values_that_unpack_to_many_times_their_blocks_are_counted_as_what_they_take() {
     const VALUE_BYTES: usize = 250_000;
     let config = config(VALUE_BYTES);
     let budget = 16 << 20;

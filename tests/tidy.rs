@@ -19,6 +19,7 @@ const LAYERS: &[&[&str]] = &[
         "arena",
         "hash_index",
         "host",
+        "memory",
     ],
     &["storage", "ring", "source"],
     &["memtable", "record"],

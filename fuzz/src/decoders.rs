@@ -166,7 +166,7 @@ fn replayed(file: &[u8], known_end: KnownEnd, starts: &[u64]) -> (ringkeep::erro
         storage.overwrite(NAME, file);
         let opened = storage.open(NAME, Access::Read).await?;
         let mut visited = 0;
-        let visit = |offset, _: &[u8]| {
+        let visit = async |offset, _: &[u8]| {
             assert_eq!(offset, starts[visited], "records are visited in order");
             visited += 1;
             Ok(ControlFlow::Continue(()))
@@ -250,7 +250,7 @@ pub fn sst_frame(data: &[u8]) {
     let crc = frame_crc(IDENTITY, 0, &frame[4..]);
     frame[..4].copy_from_slice(&crc.to_le_bytes());
     let length = frame.len();
-    if let Ok(block) = Frame::verify(frame, IDENTITY, 0).and_then(|frame| frame.unpack(())) {
+    if let Ok(block) = Frame::verify(frame, IDENTITY, 0).and_then(Frame::unpack) {
         assert!(block.payload.len() <= 16 * length);
         walk(&block.payload);
     }

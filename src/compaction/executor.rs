@@ -27,17 +27,6 @@ use crate::storage::Storage;
 /// What an entry costs in addition to its bytes when it is flushed or merged: comparing, hashing, encoding.
 pub const ENTRY_COST_BYTES: usize = 64;
 
-/// Entries up to this size are read and written in buffers that every merge has anyway.
-pub const LARGE_ENTRY_BYTES: usize = 256 << 10;
-/// The buffers of a merge or flush of entries that are not large.
-const BUFFER_BYTES: usize = 1 << 20;
-
-/// Bytes of memory that it takes to write a file whose longest entry has `longest` bytes: the block that is built, and
-/// its frame.
-pub fn builder_bytes(longest: usize) -> usize {
-    BUFFER_BYTES + if longest <= LARGE_ENTRY_BYTES { 0 } else { 2 * longest }
-}
-
 /// What the executor needs from its caller.
 #[expect(async_fn_in_trait, reason = "all futures of this crate stay on their thread")]
 pub trait Environment: OpenSst<File = <Self::Storage as Storage>::File> {

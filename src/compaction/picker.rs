@@ -12,9 +12,9 @@
 //! K1  Inputs from L0 are the oldest files, so a newer file never goes below an older one (N3).
 //! K2  All files of the target level that overlap the inputs are part of the compaction (N1).
 
-use super::executor::{LARGE_ENTRY_BYTES, builder_bytes};
 use crate::codec::to_usize;
 use crate::manifest::{LEVELS, SharedMeta, Version};
+use crate::sst::builder::{LARGE_ENTRY_BYTES, memory_bytes};
 
 /// Files in L0 that make a compaction due.
 pub const L0_FILES: usize = 4;
@@ -107,7 +107,7 @@ impl Compaction {
         let below = self.overlapping.iter().map(longest).max();
         let runs = self.inputs.iter().map(longest).chain(below);
         let read: usize = runs.clone().map(|longest| longest.max(LARGE_ENTRY_BYTES)).sum();
-        read + builder_bytes(runs.max().unwrap_or_default())
+        read + memory_bytes(runs.max().unwrap_or_default())
     }
 
     /// The level that the outputs go to.

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::writes::Frozen;
 use super::{Db, Work};
-use crate::compaction::executor::{ENTRY_COST_BYTES, LARGE_ENTRY_BYTES, builder_bytes};
+use crate::compaction::executor::ENTRY_COST_BYTES;
 use crate::error::{ErrorKind, Result};
 use crate::file_name::FileName;
 use crate::identity::{FileKind, Identity};
@@ -17,7 +17,7 @@ use crate::memtable::order::{MemtableSource, Wants};
 use crate::source::newest::Newest;
 use crate::source::{Source, Step};
 use crate::sst::SstMeta;
-use crate::sst::builder::SstBuilder;
+use crate::sst::builder::{LARGE_ENTRY_BYTES, SstBuilder, memory_bytes};
 use crate::storage::{Storage, sync_names};
 
 impl<S: Storage> Db<S> {
@@ -130,7 +130,7 @@ pub(super) async fn write_sst<S: Storage>(
 ) -> Result<SstMeta> {
     let _permit = match memtable.longest() {
         longest if longest <= LARGE_ENTRY_BYTES => None,
-        longest => merges.take(builder_bytes(longest)).await,
+        longest => merges.take(memory_bytes(longest)).await,
     };
     let result = async {
         let mut builder = SstBuilder::create(storage, identity).await?;

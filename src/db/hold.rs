@@ -1,10 +1,11 @@
 //! The memory that values take on their way to readers.
 //!
-//! Z1  A value over 4 KiB that is on its way to a reader is on the account of requests, and so is the block that it is
-//!     read in. The read takes its permit first. If there is none, it waits, and after a while it is refused (B2). A
-//!     shorter value is copied, so that it does not keep its block.
-//! Z2  A check reads blocks only to see whether a key is there. It takes permits as well, one block at a time, and gives
-//!     one back before it takes the next. It is never refused: the tombstone that it belongs to is already on its way.
+//! A value over 4 KiB that is on its way to a reader is on the account of requests, and so is the block that it is read in.
+//! The read takes its permit first (Z1). If there is none, it waits, and after a while it is refused (Z2). A shorter value
+//! is copied, so that it does not keep its block.
+//!
+//! A check reads blocks only to see whether a key is there. It takes permits as well, one block at a time, and gives one
+//! back before it takes the next. It is never refused: the tombstone that it belongs to is already on its way.
 //!
 //! Blocks in the cache are on the account of the cache. A reader that takes a value from a cached block needs a permit all
 //! the same: the block may leave the cache before the reader has let go of it.
@@ -17,7 +18,7 @@ use crate::memory::{Permit, Pool};
 /// Longer values are held with a permit.
 pub const SMALL_VALUE_BYTES: usize = 4 << 10;
 
-/// Waits for a permit for a reader (Z1).
+/// Waits for a permit for a reader.
 ///
 /// # Errors
 /// `Overloaded` after a wait that was too long.
@@ -26,7 +27,7 @@ pub(super) async fn for_reader(pool: &Pool, bytes: usize) -> Result<Permit> {
     pool.take(bytes).await.ok_or_else(refused)
 }
 
-/// Waits for a permit for a check (Z2).
+/// Waits for a permit for a check, for as long as it takes.
 pub(super) async fn for_check(pool: &Pool, bytes: usize) -> Permit {
     loop {
         if let Some(permit) = pool.take(bytes).await {

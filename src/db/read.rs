@@ -73,7 +73,7 @@ struct Search<S: Storage> {
     /// The next file to look at.
     position: Position,
     current: Option<(Rc<Sst<S::File>>, PointLookup)>,
-    /// The permit to hold the block that was read last, if it needs one (Z1, Z2).
+    /// The permit to hold the block that was read last, if it needs one.
     permit: Option<Permit>,
 }
 
@@ -140,7 +140,7 @@ impl<S: Storage> Db<S> {
         known.map_or_else(|| self.search(key, wants, now), Lookup)
     }
 
-    /// A copy of a value in memory, with a permit if it needs one; `None` if none is free (Z1).
+    /// A copy of a value in memory, with a permit if it needs one; `None` if none is free.
     pub(super) fn copy(&self, value: &[u8]) -> Option<Bytes> {
         if value.len() <= SMALL_VALUE_BYTES {
             return Some(Bytes::copy_from_slice(value));
@@ -290,7 +290,7 @@ impl<S: Storage> Search<S> {
         }
     }
 
-    /// Reads a block. If it may be long, takes the permit to hold it first (Z1, Z2).
+    /// Reads a block. If it may be long, takes the permit to hold it first.
     async fn load(&mut self, db: &Db<S>, sst: &Sst<S::File>, handle: BlockHandle) -> Result<Rc<Block>> {
         self.permit = None; // the block before is not needed any more
         let pool = &db.0.memory.requests;

@@ -289,7 +289,7 @@ impl<S: Storage> Writes<S> {
     }
 
     /// If the memtables of all shards are short of memory, freezes the active memtable, provided that it has at least half
-    /// of its share (B4).
+    /// of its share (Z4).
     pub(super) fn freeze_if_short(&self) {
         if self.account.is_short() && self.account.share() / 2 <= self.active.borrow().memtable.bytes() {
             self.request_freeze();

@@ -28,15 +28,15 @@ use super::peers::{Peer, Peers, Phase};
 use super::response::{Body, Response, Wire, put_line_chunk};
 use super::route::Route;
 use super::stream::Stream;
-use super::{Handler, IDLE_BUFFER_BYTES, PIPELINE_MAX, Refusal, Reply, Status};
+use super::{Handler, IDLE_BUFFER_BYTES, LONG_BODY_BYTES, PIPELINE_MAX, Refusal, Reply, Status};
 use crate::codec::to_usize;
 use crate::error::Result as EngineResult;
 use crate::key::{Slot, UnixMillis};
 use crate::memory::Permit;
 use crate::op::{Op, Outcome, ToBytes};
 
-/// A request with a longer body is begun with the bytes that were read, without a copy.
-const OWNED_BODY_BYTES: usize = 64 << 10;
+/// What the input takes of the memory for buffers at most.
+const SHORT_INPUT_BYTES: usize = 4 * LONG_BODY_BYTES;
 /// A large value is written in parts of this size. Each part counts as progress.
 const PART_BYTES: usize = 256 << 10;
 
@@ -56,6 +56,7 @@ pub async fn serve<S: Stream, H: Handler>(stream: S, handler: &H, peers: &Peers<
         handler,
         input: Input::new(),
         output: Output::new(),
+        buffer: None,
         reserved: None,
         body: None,
         has_read: false,
@@ -177,7 +178,9 @@ struct Connection<'a, S, H> {
     handler: &'a H,
     input: Input,
     output: Output,
-    /// Memory for the input, and for its copy in a commit group.
+    /// Memory for the input, and for its copy in a commit group: while the input is short, and beyond that. Requests may
+    /// wait for values while the connection holds the first, but not while it holds the second.
+    buffer: Option<Permit>,
     reserved: Option<Permit>,
     /// The permit to use the memory that is set aside for one body.
     body: Option<Permit>,
@@ -335,7 +338,9 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         drop((request, body));
         let answer = start(self.handler, op, turn, (&mut self.output, wire), self.peers);
         let then = self.follow(answer, route, wire, turn).await?;
-        self.settle(turn).await?; // what is reserved covers one long body
+        // What is reserved covers one long body. Later requests must not wait for memory that this connection holds.
+        self.settle(turn).await?;
+        self.give_back();
         Ok(then)
     }
 
@@ -352,7 +357,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         turn: &mut Turn<H::Pending>,
     ) -> Result<Then, Gone> {
         let Some((answer, barrier)) = begun else {
-            if self.output.is_full(self.peers.requests()) {
+            if self.output.is_full(&self.peers.memory.buffers) {
                 turn.now = None;
                 self.flush().await?;
             }
@@ -363,7 +368,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             Answer::Later(_) if route.only_reads() => None,
             _ => Some(0),
         };
-        let full = self.output.hold(held, self.peers.requests());
+        let full = self.output.hold(held, &self.peers.memory.buffers);
         turn.pending.push(Pending { answer, wire });
         if !route.only_reads() {
             turn.written.extend(route.key().map(|key| key.slot()));
@@ -394,7 +399,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             // What is left of the body could be taken for a request (H1).
             Err(refusal) => return self.refuse(&refusal, Wire { keep_alive: false, ..wire }, turn).await,
         };
-        let then = if OWNED_BODY_BYTES < body.bytes(&self.input).len() && route.control().is_none() {
+        let then = if LONG_BODY_BYTES < body.bytes(&self.input).len() && route.control().is_none() {
             self.begin_long(&route, wire, &head, body, turn).await?
         } else {
             let at = self.input.start();
@@ -536,7 +541,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
     }
 
     async fn flush_if_full(&mut self) -> Result<(), Gone> {
-        if self.output.is_full(self.peers.requests()) { self.flush().await } else { Ok(()) }
+        if self.output.is_full(&self.peers.memory.buffers) { self.flush().await } else { Ok(()) }
     }
 
     /// Writes the replies that wait.
@@ -596,34 +601,41 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
     /// If there is none, waits for it, or for the turn of this body. `false` after a wait that was too long.
     async fn reserve(&mut self, beside: usize, wanted: usize) -> bool {
         let bytes = 2 * self.input.capacity_for_read(wanted) + beside;
-        let reserved = self.reserved.as_ref().map_or(0, Permit::bytes);
-        if bytes <= 2 * OWN_BYTES || bytes <= reserved || self.body.is_some() {
+        if bytes <= 2 * OWN_BYTES || self.body.is_some() {
             return true;
         }
         let memory = &self.peers.memory;
-        let mut permit = memory.requests.try_take(bytes - reserved);
-        if permit.is_none() {
-            self.enter(Phase::Working); // the client is not to blame for the wait
+        let (pool, place) = if bytes <= SHORT_INPUT_BYTES {
+            (&memory.buffers, &mut self.buffer)
+        } else {
+            (&memory.requests, &mut self.reserved)
+        };
+        if place.as_ref().is_some_and(|held| pool.suffices(held, bytes)) {
+            return true;
+        }
+        let missing = bytes - place.as_ref().map_or(0, Permit::bytes);
+        let mut more = pool.try_take(missing);
+        if more.is_none() {
+            self.peers.enter(&self.peer, Phase::Working); // the client is not to blame for the wait
             tokio::select! {
                 biased;
                 turn = memory.body.take(1) => self.body = turn,
-                taken = memory.requests.take(bytes - reserved) => permit = taken,
+                taken = pool.take(missing) => more = taken,
                 () = self.peers.drains() => {}
             }
-            self.enter(Phase::Reading);
+            self.peers.enter(&self.peer, Phase::Reading);
         }
-        match (permit, &mut self.reserved) {
-            (Some(permit), Some(reserved)) => reserved.merge(permit),
-            (Some(permit), reserved) => *reserved = Some(permit),
-            (None, _) => {}
+        let has_room = more.is_some() || self.body.is_some();
+        match (more, place) {
+            (Some(more), Some(held)) => held.merge(more),
+            (more, place) => *place = place.take().or(more),
         }
-        let reserved = self.reserved.as_ref().map_or(0, Permit::bytes);
         self.peer.hold(true);
-        bytes <= reserved || self.body.is_some()
+        has_room
     }
 
     fn give_back(&mut self) {
-        (self.reserved, self.body) = (None, None);
+        (self.buffer, self.reserved, self.body) = (None, None, None);
         self.peer.hold(false);
     }
 

@@ -12,7 +12,7 @@ use super::body::BODY_TOO_LONG;
 use super::head::{Framing, Head, HeadEnd, Method, parse};
 use super::response::Wire;
 use super::route::Route;
-use super::{IDLE_BUFFER_BYTES, Refusal};
+use super::{IDLE_BUFFER_BYTES, LONG_BODY_BYTES, Refusal};
 use crate::codec::to_usize;
 use crate::key::KeyHash;
 
@@ -45,7 +45,7 @@ pub(super) struct Begun {
 pub(super) enum Front {
     /// A complete request.
     Complete(Parsed),
-    /// A request whose body has not arrived, or is chunked. It is not taken from the input.
+    /// A request whose body has not arrived, is long, or is chunked. It is not taken from the input.
     Body(Begun),
     /// Bytes that are refused. If the connection stays open, they are taken from the input.
     Refused(Refusal, Wire),
@@ -89,7 +89,7 @@ impl Input {
         if head.framing != Framing::Chunked && (value_bytes_max as u64) < body_bytes {
             return Front::Refused(BODY_TOO_LONG, refused);
         }
-        if ((rest.len() - head.bytes) as u64) < body_bytes {
+        if (LONG_BODY_BYTES as u64) < body_bytes || ((rest.len() - head.bytes) as u64) < body_bytes {
             return Front::Body(Begun { route, wire, head });
         }
         let at = self.start;

@@ -49,6 +49,8 @@ pub const HEADERS_MAX: usize = 64;
 /// Most requests of one connection that are under way together.
 pub const PIPELINE_MAX: usize = 64;
 
+/// A request with a longer body is begun alone, with the bytes that were read, without a copy.
+const LONG_BODY_BYTES: usize = 64 << 10;
 /// The input buffer of an idle connection.
 const IDLE_BUFFER_BYTES: usize = 4 << 10;
 

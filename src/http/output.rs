@@ -81,7 +81,8 @@ impl Output {
         kept: &mut Option<Outcome<Bytes>>,
     ) -> bool {
         let bytes = outcome.value_bytes();
-        if SMALL_BYTES < bytes && (!next || COPY_BYTES_MAX < bytes || !self.has_extra(peers.requests())) {
+        if SMALL_BYTES < bytes && (!next || COPY_BYTES_MAX < bytes || !self.has_extra(&peers.memory.buffers))
+        {
             return false;
         }
         if next {

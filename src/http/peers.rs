@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use super::response::{Heads, Response, Wire};
 use super::stream::Stream;
 use crate::key::KeyHash;
-use crate::memory::{Memory, Pool};
+use crate::memory::Memory;
 
 /// Output buffers that are kept for the next connection that needs one: 1 MiB at most.
 const SPARE_OUTPUTS: usize = 64;
@@ -174,11 +174,6 @@ impl<S: Stream> Peers<S> {
         if spare.len() < SPARE_OUTPUTS && (1..=SPARE_OUTPUT_BYTES_MAX).contains(&output.capacity()) {
             spare.push(output);
         }
-    }
-
-    /// The memory for requests and replies.
-    pub(super) fn requests(&self) -> &Pool {
-        &self.memory.requests
     }
 
     /// Waits until the server drains. Cancel safety: safe.

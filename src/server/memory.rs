@@ -18,7 +18,10 @@ pub(super) async fn watch(memory: Memory) {
     loop {
         tokio::time::sleep(TICK).await;
         memory.tick();
-        let now = memory.requests.taken() + memory.merges.taken() + memory.memtables.used();
+        let now = memory.buffers.taken()
+            + memory.requests.taken()
+            + memory.merges.taken()
+            + memory.memtables.used();
         height = height.max(now);
         rest += 1;
         if REST_TICKS <= rest && FREED_BYTES_MIN <= height - now {

@@ -245,7 +245,7 @@ impl Server {
             memtables = %size(parts.memtables),
             memtable = %size(self.config.memtable_bytes),
             caches = %size(parts.caches),
-            requests = %size(parts.requests + parts.body),
+            requests = %size(parts.buffers + parts.requests + parts.body),
             merges = %size(parts.merges),
             connections = self.config.connections_max,
             "the memory and its parts"

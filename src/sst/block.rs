@@ -36,6 +36,8 @@ const RESTART_INTERVAL: usize = 8;
 const COMPRESS_BYTES_MAX: usize = 256 << 10;
 /// The most pages that a block of many entries takes when it is unpacked: a lookup unpacks the whole block.
 pub const TARGET_PAGES_MAX: usize = 4;
+/// A builder keeps its buffer for the next payload if it has about this size.
+const KEPT_BYTES: usize = 256 << 10;
 /// The payload of a frame up to this length is copied out of the buffer that it was read into. Such a buffer is aligned to
 /// a page, and the allocator loses up to a page beside it: cached blocks took twice their size.
 const COPY_BYTES_MAX: usize = 64 << 10;
@@ -118,6 +120,7 @@ pub fn put_frame(
         None => (payload, 0),
     };
     let frame_pages = pages(stored.len()).max(payload.len().div_ceil(UNPACK_RATIO_MAX * BLOCK_BYTES));
+    out.reserve(frame_pages * BLOCK_BYTES);
     let narrow = |number: usize| u32::try_from(number).expect("blocks are far under 4 GiB").to_le_bytes();
     out.extend_from_slice(&[0; 4]);
     out.extend_from_slice(&narrow(frame_pages));
@@ -267,6 +270,9 @@ impl BlockBuilder {
             common_prefix(&self.last_key, entry.key)
         };
         self.since_restart += 1;
+        if KEPT_BYTES < entry.value.len() {
+            self.payload.reserve_exact(Self::entry_bytes_max(entry) + 8); // with room for the restart points
+        }
         let unshared = &entry.key[shared..];
         put_varint(&mut self.payload, shared as u64);
         put_varint(&mut self.payload, unshared.len() as u64);
@@ -292,7 +298,11 @@ impl BlockBuilder {
 
     /// Removes all entries.
     pub fn clear(&mut self) {
-        self.payload.clear();
+        if self.payload.capacity() <= 2 * KEPT_BYTES {
+            self.payload.clear();
+        } else {
+            self.payload = Vec::new();
+        }
         self.restarts.clear();
         self.since_restart = 0;
         self.last_key.clear();

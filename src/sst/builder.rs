@@ -22,6 +22,17 @@ const PARTITION_KEYS_MAX: usize = 8 << 10;
 /// If entries do not compress, one large block is tried in this many blocks, in case later entries compress.
 const RETRY_BLOCKS: u32 = 64;
 
+/// Entries up to this size are read and written in buffers that are there anyway.
+pub const LARGE_ENTRY_BYTES: usize = 256 << 10;
+/// The buffers for entries that are not large.
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// Bytes of memory that it takes to write a file whose longest entry has `longest` bytes: the block that is built, and
+/// its frame.
+pub fn memory_bytes(longest: usize) -> usize {
+    BUFFER_BYTES + if longest <= LARGE_ENTRY_BYTES { 0 } else { 2 * longest }
+}
+
 /// A sorted file being written.
 pub struct SstBuilder<F: File> {
     file: F,
@@ -190,8 +201,12 @@ impl<F: File> SstBuilder<F> {
             Error::io(format!("write {length} bytes at offset {offset} of {}", self.label), error)
         })?;
         self.written += length as u64;
-        buffer.truncate(0);
-        self.out = buffer;
+        if buffer.capacity() <= 2 * BUFFER_BYTES {
+            buffer.truncate(0);
+            self.out = buffer;
+        } else {
+            self.out = AlignedBuf::with_capacity(WRITE_BYTES + (64 << 10)); // a large entry is behind us
+        }
         Ok(())
     }
 }

@@ -25,6 +25,11 @@ impl AlignedBuf {
         buffer
     }
 
+    /// Makes room for `bytes` more bytes, and no more than that.
+    pub fn reserve(&mut self, bytes: usize) {
+        self.0.reserve_exact(bytes);
+    }
+
     /// Sets the length; new bytes are zero.
     pub fn resize(&mut self, len: usize) {
         self.0.resize(len, 0);

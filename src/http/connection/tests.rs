@@ -210,7 +210,7 @@ fn h5_a_value_on_its_way_is_expected_to_be_as_long_as_the_values_before_it() {
 #[test]
 fn h5_without_memory_for_more_a_connection_goes_on_with_what_it_has() {
     let mut session = Session::new();
-    let _all = session.peers.memory.requests.try_take(usize::MAX).unwrap();
+    let _all = session.peers.memory.buffers.try_take(usize::MAX).unwrap();
     for (value_bytes, most) in [(300_000, 1), (300_000, 1), (10, 1), (10, 2), (10, 2)] {
         session.store.put_on_disk("k", vec![b'v'; value_bytes]);
         session.send(get("k").repeat(8));
@@ -475,8 +475,8 @@ fn a_body_that_is_too_long_is_refused_as_soon_as_that_is_known() {
 }
 
 #[test]
-fn b2_b3_bodies_share_memory_one_of_them_can_always_finish_and_the_others_wait_for_a_while() {
-    let length = 8 * OWN_BYTES;
+fn z2_z3_bodies_share_memory_one_of_them_can_always_finish_and_the_others_wait_for_a_while() {
+    let length = 2 * SHORT_INPUT_BYTES;
     let begin = Instant::now();
     let (head, body) = (head_of_set("k", length, ""), vec![b'v'; length]);
     // There is memory for one body, and the part that is set aside for another one.
