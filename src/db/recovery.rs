@@ -6,6 +6,9 @@
 //!    and the start is refused.
 //! 2. The WALs are replayed in order. Each ends where its last record verifies. A torn record after that is cut and
 //!    reported. A gap in the SeqNos is damage (W1).
+//!    If the memtables take more memory than the shard has for them, they are flushed on the way, the oldest first, and
+//!    a WAL that does not fit is flushed in parts. Only the fresh manifest names these files, together with the WALs
+//!    that are left. Before that they are leftovers like any other, and the next start replays the same WALs again.
 //! 3. What was replayed is synced, so that it may be shown (P2). Then a fresh manifest is written that fixes where each
 //!    WAL ends. So a write of the killed process that the kernel finishes late cannot appear at a later open among
 //!    writes that were acknowledged in the meantime.

@@ -15,8 +15,9 @@
 //! H3  Replies leave in the order of their requests, and at most `PIPELINE_MAX` requests of a connection are
 //!     under way.
 //! H4  A request sees what an earlier request of its connection did to the same key, pipelined or not.
-//! H5  Replies that wait for their turn hold about 1 MiB. Values that are still on their way count with a length that
-//!     is estimated from earlier values. So the server soon stops reading from a client that does not read.
+//! H5  Replies that wait for their turn hold about 1 MiB, and less when memory is short. Values that are still on their
+//!     way count with a length that is estimated from earlier values. So the server soon stops reading from a client that
+//!     does not read.
 
 pub mod body;
 pub mod connection;
