@@ -580,3 +580,65 @@ fn p9_writes_faster_than_the_disk_are_slowed_or_refused_and_memory_stays_bounded
     }
     .report();
 }
+
+/// Sends as much as the socket takes at once.
+fn send_at_once(address: SocketAddr, bytes: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_nonblocking(true).unwrap();
+    let _ = stream.write(bytes); // a part is enough
+    stream
+}
+
+#[test]
+fn r10_whatever_clients_do_the_process_stays_within_its_budget_and_gives_memory_back() {
+    const BUDGET_KIB: u64 = 64 << 10;
+    let begin = Instant::now();
+    let (_folder, data) = folder();
+    let clients = setting("RINGKEEP_GREEDY", 400).min(raise_own_limit() / 4);
+    let flags = ["--memory", "64MiB", "--max-value-size", "4MiB", "--threads", "2", "--shards", "2"];
+    let server = Server::start(&data, &flags);
+    let address = server.address;
+    let mut random = Random::new(1);
+    let mut client = server.client();
+    for number in 0..400 {
+        let value: Vec<u8> = (0..7_500).flat_map(|_| random.next_u64().to_le_bytes()).collect();
+        assert_eq!(client.post_patiently(&format!("/set?key=v{number}"), &value).status, 200);
+    }
+    // Half of the clients ask for values and do not read. The others send a part of a body.
+    let streams: Vec<TcpStream> = (0..clients)
+        .map(|number| {
+            let bytes = if number % 2 == 0 {
+                let get = |_| format!("GET /get?key=v{} HTTP/1.1\r\nHost: x\r\n\r\n", random.below(400));
+                (0..100).map(get).collect::<String>().into_bytes()
+            } else {
+                let head = "POST /set?key=half HTTP/1.1\r\nHost: x\r\nContent-Length: 4000000\r\n\r\n";
+                [head.as_bytes(), &[7; 60_000]].concat()
+            };
+            send_at_once(address, &bytes)
+        })
+        .collect();
+    thread::scope(|scope| {
+        for worker in 0..4 {
+            scope.spawn(move || {
+                let mut client = Client::connect(address);
+                for round in 0..setting("RINGKEEP_GREEDY_ROUNDS", 1) as u8 {
+                    assert_eq!(set(&mut client, &format!("small{worker}")), 200, "small writes go on");
+                    let body = vec![round; 4 << 20];
+                    let reply = Client::connect(address).post(&format!("/set?key=large{worker}"), &body);
+                    assert!([200, 503].contains(&reply.status), "{}", reply.status);
+                    let found = client.request("GET", &format!("/get?key=large{worker}"));
+                    assert!([200, 404, 503].contains(&found.status), "{}", found.status);
+                    assert!(reply.status != 200 || found.status != 200 || found.body == body);
+                }
+            });
+        }
+    });
+    let peak = status(server.id(), "VmHWM");
+    drop(streams);
+    println!("{clients} greedy clients, {peak} KiB at most");
+    assert!(peak * 10 <= BUDGET_KIB * 11, "{peak} KiB");
+    until("memory goes back", || resident_kib(&server) < BUDGET_KIB / 2);
+    server.signal("-TERM");
+    assert_eq!(server.wait().code(), Some(0));
+    Row { name: "greedy clients", runs: clients, seconds: begin.elapsed(), ..Row::default() }.report();
+}
