@@ -75,6 +75,8 @@ struct Inner {
     kind: ErrorKind,
     message: String,
     source: Option<io::Error>,
+    /// The device cannot return these bytes.
+    unreadable: bool,
 }
 
 /// Whether the system refused an operation because it lacks space.
@@ -92,7 +94,7 @@ pub fn is_unreadable(error: &io::Error) -> bool {
 impl Error {
     /// An error whose message says everything.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self(Arc::new(Inner { kind, message: message.into(), source: None }))
+        Self(Arc::new(Inner { kind, message: message.into(), source: None, unreadable: false }))
     }
 
     /// A refusal of the operating system. `attempt` names the operation and its object, for example
@@ -103,7 +105,16 @@ impl Error {
             io::ErrorKind::PermissionDenied => ErrorKind::Permission,
             _ => ErrorKind::Io,
         };
-        Self(Arc::new(Inner { kind, message: attempt.into(), source: Some(source) }))
+        Self(Arc::new(Inner { kind, message: attempt.into(), source: Some(source), unreadable: false }))
+    }
+
+    /// A read that the operating system refused.
+    pub fn read(attempt: impl Into<String>, source: io::Error) -> Self {
+        let (kind, unreadable) = (ErrorKind::Io, is_unreadable(&source));
+        if !unreadable {
+            return Self::io(attempt, source);
+        }
+        Self(Arc::new(Inner { kind, message: attempt.into(), source: Some(source), unreadable }))
     }
 
     /// A thread that the system refused to start.
@@ -139,7 +150,12 @@ impl Error {
     #[must_use]
     pub fn with_kind(&self, kind: ErrorKind) -> Self {
         let source = self.0.source.as_ref().map(clone_io);
-        Self(Arc::new(Inner { kind, message: self.0.message.clone(), source }))
+        Self(Arc::new(Inner { kind, message: self.0.message.clone(), source, unreadable: self.0.unreadable }))
+    }
+
+    /// Whether bytes on disk are not what was written, or cannot be read. Nothing but these bytes is affected.
+    pub fn is_damage(&self) -> bool {
+        self.0.kind == ErrorKind::Corruption || self.0.unreadable
     }
 
     /// What the caller should do.

@@ -10,7 +10,7 @@
 //! | buffers | input and output of connections, beyond what each of them has |
 //! | requests | long bodies on their way in, commit groups, long values on their way out |
 //! | body | a body for which the part before has no room, one at a time |
-//! | merges | flushes and compactions |
+//! | merges | compactions, flushes, and blocks that are read only to see whether a key is there |
 //! | rest | the program itself, rings, and up to 16 KiB for each connection |
 //!
 //! Z1  The parts together are the budget. A part is taken from before memory is allocated, and given back by dropping
@@ -18,7 +18,7 @@
 //! Z2  Whoever waits for a pool holds nothing that others who wait for it need in order to go on, so the pool always
 //!     comes free again. A wait has an end: [`WAIT_TICKS`] after it began it is given up.
 //! Z3  A value of the greatest size can always be written and read, whatever the budget: the part `body` has room for
-//!     it, and a pool gives all that it has to a request for more.
+//!     it, and a pool gives half of what it has to a request for more. Two such values may exceed a small part.
 //! Z4  Memtables are short of memory at three quarters of their part. Then each that has a fair share is flushed. When a
 //!     write has to wait, more than half of the part is in use, so there is such a memtable, or a flush under way.
 
@@ -126,8 +126,12 @@ pub struct Memory {
     pub requests: Pool,
     /// One body at a time, for which `requests` has no room.
     pub body: Pool,
-    /// Flushes and compactions.
+    /// Compactions.
     pub merges: Pool,
+    /// Flushes. They must not wait for compactions.
+    pub flushes: Pool,
+    /// Blocks that are read to see whether a key is there. Those who read them hold nothing else meanwhile.
+    pub checks: Pool,
     /// What memtables hold.
     pub memtables: Account,
 }
@@ -139,7 +143,9 @@ impl Memory {
             buffers: Pool::new(parts.buffers),
             requests: Pool::new(parts.requests),
             body: Pool::new(KIB), // one permit for the whole of it
-            merges: Pool::new(parts.merges),
+            merges: Pool::new(parts.merges / 2),
+            flushes: Pool::new(parts.merges / 4),
+            checks: Pool::new(parts.merges / 4),
             memtables: Account::new(parts.memtables, shards),
         }
     }
@@ -170,6 +176,7 @@ impl Memory {
     pub fn tick(&self) {
         self.buffers.tick();
         self.requests.tick();
+        self.merges.tick();
         self.body.tick();
     }
 }
@@ -240,15 +247,20 @@ impl Pool {
         self.bytes() - self.0.free.available_permits() * KIB
     }
 
-    /// Whether somebody waits, or less than half of the pool is free.
-    pub fn is_short(&self) -> bool {
+    /// Whether somebody waits.
+    pub fn is_wanted(&self) -> bool {
         0 < self.0.waiting.load(Ordering::Relaxed)
-            || self.0.free.available_permits() < self.0.kibibytes as usize / 2
     }
 
-    /// A request for more than the pool has is for all of it (Z3).
+    /// Whether somebody waits, or less than half of the pool is free.
+    pub fn is_short(&self) -> bool {
+        self.is_wanted() || self.0.free.available_permits() < self.0.kibibytes as usize / 2
+    }
+
+    /// A request for more than half of the pool is for half of it (Z3). So it does not wait for ever for one who holds a
+    /// little and waits for it.
     fn wanted(&self, bytes: usize) -> u32 {
-        u32::try_from(bytes.div_ceil(KIB)).unwrap_or(u32::MAX).min(self.0.kibibytes)
+        u32::try_from(bytes.div_ceil(KIB)).unwrap_or(u32::MAX).min(self.0.kibibytes.div_ceil(2))
     }
 
     /// Whether a permit is as good as one for `bytes`.
@@ -308,6 +320,11 @@ impl Account {
             short: false.into(),
             changes: watch::Sender::new(0),
         }))
+    }
+
+    /// An account of its own, without a bound.
+    pub fn unbounded(&self) -> Self {
+        Self::new(usize::MAX / 2, 1)
     }
 
     /// Whether a memtable may take a write of `bytes` (Z4). A value that is longer than what is left is taken while less
@@ -452,8 +469,8 @@ mod tests {
         assert!(!pool.is_short());
         permit.merge(pool.try_take(1_000).unwrap());
         assert!(pool.suffices(&permit, 301_000) && !pool.suffices(&permit, 302_000));
-        let other = pool.try_take(600_000).unwrap();
-        assert!(pool.is_short() && pool.try_take(600_000).is_none());
+        let other = pool.try_take(500_000).unwrap();
+        assert!(pool.is_short() && pool.try_take(400_000).is_none());
         permit.keep(10_000);
         drop(other);
         assert_eq!(pool.taken(), 10 << 10);
@@ -464,11 +481,11 @@ mod tests {
     #[test]
     fn z2_those_who_wait_are_served_in_order_or_give_up_after_a_while() {
         let pool = Pool::new(1 << 20);
-        let all = pool.try_take(1 << 20).unwrap();
+        let all = (pool.try_take(1 << 20).unwrap(), pool.try_take(1 << 20).unwrap());
         let mut first = Box::pin(pool.take(1 << 20));
         let mut second = Box::pin(pool.take(1));
         assert!(step(&mut first).is_none() && step(&mut second).is_none());
-        drop(all);
+        drop(all.0);
         assert!(pool.try_take(1).is_none(), "nobody goes ahead");
         assert!(step(&mut second).is_none());
         let permit = step(&mut first).unwrap().unwrap();
@@ -479,20 +496,21 @@ mod tests {
         pool.tick();
         assert!(step(&mut second).unwrap().is_none(), "it gave up");
         assert!(pool.is_short());
-        drop(permit);
+        drop((permit, all.1));
         assert!(!pool.is_short() && pool.try_take(1).is_some());
     }
 
     #[test]
-    fn z3_a_request_for_more_than_there_is_gets_everything() {
+    fn z3_a_request_for_more_than_there_is_gets_half_of_it() {
         let pool = Pool::new(1 << 20);
         let small = pool.try_take(1).unwrap();
-        let mut large = Box::pin(pool.take(usize::MAX));
-        assert!(step(&mut large).is_none());
-        drop(small);
-        let permit = step(&mut large).unwrap().unwrap();
-        assert_eq!(permit.bytes(), pool.bytes());
+        let permit = pool.try_take(usize::MAX).unwrap();
+        assert_eq!(permit.bytes(), pool.bytes() / 2);
         assert!(pool.suffices(&permit, usize::MAX));
+        let mut other = Box::pin(pool.take(usize::MAX));
+        assert!(step(&mut other).is_none() && pool.is_wanted());
+        drop(small);
+        assert!(step(&mut other).unwrap().is_some() && !pool.is_wanted());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use ringkeep::codec::crc32;
 use ringkeep::file_name::FileName;
 use ringkeep::identity::{FileKind, Owner};
 use ringkeep::key::{Entry, EntryKind, FileNumber, SeqNo, ShardId, UnixMillis};
+use ringkeep::manifest::damage::{Damage, KeyRange};
 use ringkeep::manifest::{Manifest, State, VersionEdit, WalMeta};
 use ringkeep::record::file::{FIRST_RECORD, Sizes};
 use ringkeep::record::replay::KnownEnd;
@@ -67,6 +68,13 @@ fn version_edit() {
         clean_wal: Some(FileNumber(7)),
         add_ssts: vec![(1, Rc::new(meta()))],
         remove_ssts: vec![(0, FileNumber(8))],
+        add_damage: vec![Rc::new(Damage {
+            level: 1,
+            file: FileNumber(4),
+            last: SeqNo(70),
+            ranges: vec![KeyRange { from: b"b".as_slice().into(), to: b"bb\0".as_slice().into() }],
+        })],
+        remove_damage: vec![FileNumber(3)],
     };
     let mut payload = Vec::new();
     edit.encode(&mut payload);
@@ -148,7 +156,7 @@ fn filters() {
 }
 
 const STORE: &str = "52474b31a5a9bbc0c80f0000000000000000000000000000000000000000000000000000000000000000000000000000000001010000000004000000efcdab8967452301030002d62a00d52a01d52a02 crc 32ae50a5 of 4096";
-const EDIT: &str = "01ac0202ab020307808040804401080780440406090580804005010980a00105ac02c8010388270246808080808040056170706c6504706561720600080707 crc acd2e7b3 of 63";
+const EDIT: &str = "01ac0202ab020307808040804401080780440406090580804005010980a00105ac02c8010388270246808080808040056170706c65047065617206000807070a010446010162036262000b03 crc 063c3571 of 76";
 const CURRENT: &str = "52474b318c9db9e7c80f000000000000efcdab8967452301000000000000000000000000000000000000000000000000020002010000000004 crc 43ca17e8 of 4096";
 const MARK: &str = "52474b31dce46d521900000000000000efcdab89674523010700000000000000000000000000000000000000000000000200040100000000020000000000000000220000000000000080 crc 61a5cfa3 of 4096";
 const MANIFEST_MARK: &str = "52474b3186aaf1a21900000000000000efcdab8967452301040000000000000000000000000000000000000000000000020003010000000002000000000000000022000000000000000010 crc 49a03562 of 4096";

@@ -92,15 +92,17 @@ async fn merge<E: Environment>(
 ) -> Result<Outputs> {
     let run = |files: &[SharedMeta]| Run::new(environment, files.iter().cloned(), ReadAhead::Full);
     let mut runs: Vec<_> = compaction.inputs.iter().map(|input| run(std::slice::from_ref(input))).collect();
+    let below = runs.len();
     runs.push(run(&compaction.overlapping));
     let mut source = Newest::new(Merge::new(runs), SeqNo(u64::MAX)); // X1
     let mut outputs = Outputs::default();
     let (mut builder, mut rest): (Option<SstBuilder<_>>, Option<SstBuilder<_>>) = (None, None);
     while source.advance().await? {
+        let from_above = source.source().current() != Some(below);
         let (bytes, beyond, stays) = source.read(|entry| {
-            let beyond = compaction.split.as_deref().is_some_and(|split| split < entry.key);
+            let beyond = from_above && compaction.stays_above(entry.key);
             let tombstone = what_stays(entry, now).kind.value == ValueKind::Tombstone;
-            // X1. Beyond the split the target level may hold the key, too.
+            // X1. What stays above may hide an entry of the target level, too.
             let stays = beyond || !tombstone || version.may_hold_below(compaction.target(), entry.key);
             (entry.key.len() + entry.value.len(), beyond, stays)
         });
@@ -295,7 +297,7 @@ mod tests {
             let smallest = inputs.iter().map(|file| &file.smallest).min().expect("there is an input");
             let largest = inputs.iter().map(|file| &file.largest).max().expect("there is an input");
             let overlapping = self.version.overlapping(level + 1, smallest, largest).to_vec();
-            Compaction { level, inputs, overlapping, split: None }
+            Compaction { level, inputs, overlapping, split: None, stays: Vec::new() }
         }
 
         /// Every entry of the files that a compaction merges.
@@ -527,7 +529,13 @@ mod tests {
                     let edit = VersionEdit { add_ssts, ..VersionEdit::default() };
                     let version = Version::default().apply(&edit).unwrap();
                     let overlapping = version.overlapping(1, b"k", b"k").to_vec();
-                    let compaction = Compaction { level: 0, inputs: vec![newer], overlapping, split: None };
+                    let compaction = Compaction {
+                        level: 0,
+                        inputs: vec![newer],
+                        overlapping,
+                        split: None,
+                        stays: Vec::new(),
+                    };
                     let outputs = execute(&environment, &compaction, &version, &LIMITS, NOW).await.unwrap();
                     let found = environment.read(outputs.merged.into_iter().map(Rc::new)).await.unwrap();
                     let context = format!("expires at {expires}, the older entry is in level {older_level}");

@@ -12,7 +12,11 @@
 //! K1  Inputs from L0 are the oldest files, so a newer file never goes below an older one (N3).
 //! K2  All files of the target level that overlap the inputs are part of the compaction (N1).
 
+use std::collections::HashSet;
+
 use crate::codec::to_usize;
+use crate::key::FileNumber;
+use crate::manifest::damage::KeyRange;
 use crate::manifest::{LEVELS, SharedMeta, Version};
 use crate::sst::builder::{LARGE_ENTRY_BYTES, memory_bytes};
 
@@ -66,12 +70,23 @@ pub struct Compaction {
     pub overlapping: Vec<SharedMeta>,
     /// Only keys up to this one go down. What the input holds beyond it goes to a new file of its own level.
     pub split: Option<Box<[u8]>>,
+    /// Entries of these keys stay above damage that they hide (N4). They go to a new file of their level as well.
+    pub stays: Vec<KeyRange>,
 }
 
 impl Compaction {
     /// Whether an edit alone carries out the compaction. A file of mostly tombstones is rewritten, to be rid of them.
     pub fn is_move(&self) -> bool {
-        self.inputs.len() == 1 && self.overlapping.is_empty() && !mostly_tombstones(&self.inputs[0])
+        self.inputs.len() == 1
+            && self.overlapping.is_empty()
+            && self.stays.is_empty()
+            && !mostly_tombstones(&self.inputs[0])
+    }
+
+    /// Whether an entry of an input with this key does not go down.
+    pub fn stays_above(&self, key: &[u8]) -> bool {
+        self.split.as_deref().is_some_and(|split| split < key)
+            || self.stays.iter().any(|range| range.contains(key))
     }
 
     /// A first part of the compaction for which `bytes` of space suffice until its inputs are given back, or the smallest
@@ -116,110 +131,150 @@ impl Compaction {
     }
 }
 
-/// The compaction that is due, if one is. `rests`: nobody has written to the shard for a while.
-pub fn pick(version: &Version, limits: &Limits, rests: bool) -> Option<Compaction> {
-    if L0_FILES_FIRST <= version.level(0).len() {
-        return Some(from_l0(version, limits));
-    }
-    let due = (0..LEVELS - 1).filter(|&level| 1.0 <= score(version, limits, level)).max_by(|&a, &b| {
-        // Of equal scores the higher level goes first, because reads look at it first.
-        score(version, limits, a).total_cmp(&score(version, limits, b)).then(b.cmp(&a))
-    });
-    match due {
-        Some(level) => from_level(version, limits, level),
-        None => {
-            of_tombstones(version, limits).or_else(|| if rests { of_a_rest(version, limits) } else { None })
-        }
-    }
+/// The compaction that is due, if one is. `rests`: nobody has written to the shard for a while. Files that are `stuck` hold
+/// only keys that have to stay above damage: they go nowhere by themselves, and count for nothing.
+pub fn pick(version: &Version, limits: &Limits, rests: bool, stuck: &Stuck) -> Option<Compaction> {
+    Picker { version, limits, stuck }.pick(rests)
+}
+
+/// Files that hold only keys which have to stay above damage.
+pub type Stuck = HashSet<FileNumber>;
+
+struct Picker<'a> {
+    version: &'a Version,
+    limits: &'a Limits,
+    stuck: &'a Stuck,
 }
 
 fn mostly_tombstones(file: &SharedMeta) -> bool {
     file.entries < 2 * file.tombstones
 }
 
-/// A compaction that drops tombstones, or brings them closer to what they hide.
-fn of_tombstones(version: &Version, limits: &Limits) -> Option<Compaction> {
-    if version.level(0).iter().any(mostly_tombstones) {
-        return Some(from_l0(version, limits));
+impl Picker<'_> {
+    fn pick(&self, rests: bool) -> Option<Compaction> {
+        if L0_FILES_FIRST <= self.movable(0).count() {
+            return self.of_l0();
+        }
+        let due = (0..LEVELS - 1).filter(|&level| 1.0 <= self.score(level)).max_by(|&a, &b| {
+            // Of equal scores the higher level goes first, because reads look at it first.
+            self.score(a).total_cmp(&self.score(b)).then(b.cmp(&a))
+        });
+        match due {
+            Some(level) => self.of_level(level),
+            None => self.of_tombstones().or_else(|| if rests { self.of_a_rest() } else { None }),
+        }
     }
-    (1..LEVELS - 1).find_map(|level| cheapest(version, level, mostly_tombstones))
-}
 
-/// A compaction that merges what may be overwritten, or may overwrite something, into the last level.
-fn of_a_rest(version: &Version, limits: &Limits) -> Option<Compaction> {
-    let last = (0..LEVELS).rev().find(|&level| !version.level(level).is_empty())?;
-    if last == 0 {
-        return (1 < version.level(0).len()).then(|| from_l0(version, limits));
+    /// The files of a level that are not stuck.
+    fn movable(&self, level: usize) -> impl Iterator<Item = &SharedMeta> {
+        self.version.level(level).iter().filter(|file| !self.stuck.contains(&file.number))
     }
-    let above: u64 = (0..last).map(|level| version.bytes(level)).sum();
-    if above * REST_RATIO <= version.bytes(last) {
-        return None;
-    }
-    from_level(version, limits, (0..last).find(|&level| !version.level(level).is_empty())?)
-}
 
-/// The next compaction of a level that has files.
-fn from_level(version: &Version, limits: &Limits, level: usize) -> Option<Compaction> {
-    if level == 0 { Some(from_l0(version, limits)) } else { cheapest(version, level, |_| true) }
+    fn bytes(&self, level: usize) -> u64 {
+        self.movable(level).map(|file| file.bytes).sum()
+    }
+
+    /// A compaction that drops tombstones, or brings them closer to what they hide.
+    fn of_tombstones(&self) -> Option<Compaction> {
+        if self.movable(0).any(mostly_tombstones) {
+            return self.of_l0();
+        }
+        (1..LEVELS - 1).find_map(|level| self.cheapest(level, mostly_tombstones))
+    }
+
+    /// A compaction that merges what may be overwritten, or may overwrite something, into the last level.
+    fn of_a_rest(&self) -> Option<Compaction> {
+        let has_files = |level: &usize| self.movable(*level).next().is_some();
+        let last = (0..LEVELS).rev().find(has_files)?;
+        if last == 0 {
+            return if 1 < self.movable(0).count() { self.of_l0() } else { None };
+        }
+        let above: u64 = (0..last).map(|level| self.bytes(level)).sum();
+        if above * REST_RATIO <= self.bytes(last) {
+            return None;
+        }
+        self.of_level((0..last).find(has_files)?)
+    }
+
+    /// The next compaction of a level that has files.
+    fn of_level(&self, level: usize) -> Option<Compaction> {
+        if level == 0 { self.of_l0() } else { self.cheapest(level, |_| true) }
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "a score needs no more than two digits")]
+    fn score(&self, level: usize) -> f64 {
+        if level == 0 {
+            self.movable(0).count() as f64 / L0_FILES as f64
+        } else {
+            self.bytes(level) as f64 / self.limits.level_bytes(level) as f64
+        }
+    }
+
+    /// The oldest files of L0 (K1). The oldest file moves alone if it overlaps no other file of L0 and no file of L1. An
+    /// overlap with newer files of L0 would not break the order, but the compaction of those files would soon rewrite the
+    /// moved file. Files that are older and newer than some damage in L0 are not merged with each other (N4).
+    fn of_l0(&self) -> Option<Compaction> {
+        let files = self.version.level(0);
+        let damage = || self.version.damage().iter().filter(|damage| damage.level == 0);
+        let older_damage = |file: &SharedMeta| damage().filter(|damage| damage.last < file.last).count();
+        let mut groups = files.chunk_by(|a, b| older_damage(a) == older_damage(b)).rev();
+        let group = groups.find(|group| group.iter().any(|file| !self.stuck.contains(&file.number)))?;
+        let (oldest, _) = group.split_last()?;
+        let alone = !files
+            .iter()
+            .any(|file| file.number != oldest.number && file.overlaps(&oldest.smallest, &oldest.largest))
+            && self.version.overlapping(1, &oldest.smallest, &oldest.largest).is_empty();
+        let of = |inputs: &[SharedMeta]| {
+            let smallest = inputs.iter().map(|file| &file.smallest).min()?;
+            let largest = inputs.iter().map(|file| &file.largest).max()?;
+            let overlapping = self.version.overlapping(1, smallest, largest).to_vec(); // K2
+            let above = damage().filter(|damage| damage.last < oldest.last);
+            let below = self.version.damage().iter().filter(|damage| damage.level == 1);
+            let ranges = above.chain(below).flat_map(|damage| &damage.ranges);
+            let stays = ranges.filter(|range| range.overlaps(smallest, largest)).cloned().collect();
+            Some(Compaction { level: 0, inputs: inputs.to_vec(), overlapping, split: None, stays })
+        };
+        let mut count = if alone { 1 } else { group.len().min(L0_INPUTS_MAX) };
+        loop {
+            let compaction = of(&group[group.len() - count..])?;
+            if count == 1 || compaction.memory_bytes() <= self.limits.merge_bytes {
+                return Some(compaction);
+            }
+            count -= 1;
+        }
+    }
+
+    /// The file of a level that rewrites the fewest bytes of the level below for each byte of its own.
+    fn cheapest(&self, level: usize, wanted: impl Fn(&SharedMeta) -> bool) -> Option<Compaction> {
+        let version = self.version;
+        let overlapping = |file: &SharedMeta| version.overlapping(level + 1, &file.smallest, &file.largest);
+        let file = self.movable(level).filter(|file| wanted(file)).min_by_key(|file| {
+            let below: u64 = overlapping(file).iter().map(|file| file.bytes).sum();
+            below.saturating_mul(1000) / file.bytes.max(1)
+        })?;
+        let overlapping = overlapping(file).to_vec(); // K2
+        let below = version.damage().iter().filter(|damage| damage.level == level + 1);
+        let ranges = below.flat_map(|damage| &damage.ranges);
+        let stays = ranges.filter(|range| range.overlaps(&file.smallest, &file.largest)).cloned().collect();
+        Some(Compaction { level, inputs: vec![file.clone()], overlapping, split: None, stays })
+    }
+
+    fn below_l0(&self) -> u64 {
+        (1..LEVELS).map(|level| self.bytes(level).saturating_sub(self.limits.level_bytes(level))).sum()
+    }
 }
 
 /// Bytes over the limits of the levels: the work that compaction still has to do.
-pub fn debt_bytes(version: &Version, limits: &Limits) -> u64 {
-    let l0 = if version.level(0).len() < L0_FILES { 0 } else { version.bytes(0) };
-    l0 + below_l0(version, limits)
+pub fn debt_bytes(version: &Version, limits: &Limits, stuck: &Stuck) -> u64 {
+    let picker = Picker { version, limits, stuck };
+    let l0 = if picker.movable(0).count() < L0_FILES { 0 } else { picker.bytes(0) };
+    l0 + picker.below_l0()
 }
 
 /// The debt that there will be once L0 is merged, however few files it has.
-pub fn debt_bytes_to_come(version: &Version, limits: &Limits) -> u64 {
-    version.bytes(0) + below_l0(version, limits)
-}
-
-fn below_l0(version: &Version, limits: &Limits) -> u64 {
-    (1..LEVELS).map(|level| version.bytes(level).saturating_sub(limits.level_bytes(level))).sum()
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a score needs no more than two digits")]
-fn score(version: &Version, limits: &Limits, level: usize) -> f64 {
-    if level == 0 {
-        version.level(0).len() as f64 / L0_FILES as f64
-    } else {
-        version.bytes(level) as f64 / limits.level_bytes(level) as f64
-    }
-}
-
-/// The oldest files of L0 (K1). The oldest file moves alone if it overlaps no other file of L0 and no file of L1. An
-/// overlap with newer files of L0 would not break the order, but the compaction of those files would soon rewrite the
-/// moved file.
-fn from_l0(version: &Version, limits: &Limits) -> Compaction {
-    let files = version.level(0);
-    let (oldest, others) = files.split_last().expect("a due L0 has files");
-    let alone = !others.iter().any(|file| file.overlaps(&oldest.smallest, &oldest.largest))
-        && version.overlapping(1, &oldest.smallest, &oldest.largest).is_empty();
-    let of = |inputs: &[SharedMeta]| {
-        let smallest = inputs.iter().map(|file| &file.smallest).min().expect("there is an input");
-        let largest = inputs.iter().map(|file| &file.largest).max().expect("there is an input");
-        let overlapping = version.overlapping(1, smallest, largest).to_vec(); // K2
-        Compaction { level: 0, inputs: inputs.to_vec(), overlapping, split: None }
-    };
-    let mut count = if alone { 1 } else { files.len().min(L0_INPUTS_MAX) };
-    loop {
-        let compaction = of(&files[files.len() - count..]);
-        if count == 1 || compaction.memory_bytes() <= limits.merge_bytes {
-            return compaction;
-        }
-        count -= 1;
-    }
-}
-
-/// The file of a level that rewrites the fewest bytes of the level below for each byte of its own.
-fn cheapest(version: &Version, level: usize, wanted: impl Fn(&SharedMeta) -> bool) -> Option<Compaction> {
-    let overlapping = |file: &SharedMeta| version.overlapping(level + 1, &file.smallest, &file.largest);
-    let file = version.level(level).iter().filter(|file| wanted(file)).min_by_key(|file| {
-        let below: u64 = overlapping(file).iter().map(|file| file.bytes).sum();
-        below.saturating_mul(1000) / file.bytes.max(1)
-    })?;
-    let overlapping = overlapping(file).to_vec(); // K2
-    Some(Compaction { level, inputs: vec![file.clone()], overlapping, split: None })
+pub fn debt_bytes_to_come(version: &Version, limits: &Limits, stuck: &Stuck) -> u64 {
+    let picker = Picker { version, limits, stuck };
+    picker.bytes(0) + picker.below_l0()
 }
 
 #[cfg(test)]
@@ -230,7 +285,7 @@ mod tests {
     const LIMITS: Limits = Limits { base_bytes: 1000, sst_bytes: 100, merge_bytes: usize::MAX };
 
     fn check(files: &[(usize, crate::sst::SstMeta)], expected: Option<(usize, &[u64], &[u64])>) {
-        let picked = pick(&version(files), &LIMITS, false);
+        let picked = pick(&version(files), &LIMITS, false, &Stuck::new());
         let numbers = |files: &[SharedMeta]| files.iter().map(|file| file.number.0).collect::<Vec<_>>();
         let picked = picked.map(|c| (c.level, numbers(&c.inputs), numbers(&c.overlapping)));
         assert_eq!(picked, expected.map(|(level, a, b)| (level, a.to_vec(), b.to_vec())));
@@ -261,7 +316,7 @@ mod tests {
             (0, meta(3, "e", "f", 10)),
             (0, meta(4, "g", "h", 10)),
         ];
-        let picked = pick(&version(&files), &LIMITS, false).unwrap();
+        let picked = pick(&version(&files), &LIMITS, false, &Stuck::new()).unwrap();
         assert!(picked.is_move() && picked.inputs[0].number.0 == 1 && picked.target() == 1);
     }
 
@@ -286,7 +341,7 @@ mod tests {
         check(&[(1, dead.clone()), (2, meta(2, "a", "b", 10))], Some((1, &[1], &[2])));
         // With few files in L0, too, and where nothing lies below. An edit alone would not remove the tombstones.
         for level in [0, 1, 3] {
-            let picked = pick(&version(&[(level, dead.clone())]), &LIMITS, false).unwrap();
+            let picked = pick(&version(&[(level, dead.clone())]), &LIMITS, false, &Stuck::new()).unwrap();
             assert!(!picked.is_move() && picked.level == level, "{picked:?}");
         }
     }
@@ -295,9 +350,9 @@ mod tests {
     fn l0_with_many_files_goes_before_a_level_that_is_far_over_its_size() {
         let mut files = vec![(1, meta(1, "a", "z", 100_000))];
         files.extend((2..9).map(|number| (0, meta(number, "b", "m", 10))));
-        assert_eq!(pick(&version(&files), &LIMITS, false).unwrap().level, 1);
+        assert_eq!(pick(&version(&files), &LIMITS, false, &Stuck::new()).unwrap().level, 1);
         files.push((0, meta(9, "b", "m", 10)));
-        assert_eq!(pick(&version(&files), &LIMITS, false).unwrap().level, 0);
+        assert_eq!(pick(&version(&files), &LIMITS, false, &Stuck::new()).unwrap().level, 0);
     }
 
     #[test]
@@ -306,7 +361,9 @@ mod tests {
             let files = [(0, meta(1, "a", "z", l0)), (1, meta(2, "a", "z", l1)), (2, meta(3, "a", "z", l2))];
             files.into_iter().filter(|(_, file)| 0 < file.bytes).collect::<Vec<_>>()
         };
-        let level = |files: &[_], rests| pick(&version(files), &LIMITS, rests).map(|picked| picked.level);
+        let level = |files: &[_], rests| {
+            pick(&version(files), &LIMITS, rests, &Stuck::new()).map(|picked| picked.level)
+        };
         assert_eq!(level(&files(10, 100, 800), false), None);
         assert_eq!(level(&files(10, 100, 800), true), Some(0), "110 bytes are more than an eighth of 800");
         assert_eq!(level(&files(0, 110, 800), true), Some(1));
@@ -325,7 +382,7 @@ mod tests {
                 .enumerate()
                 .map(|(index, (smallest, largest))| (1, meta(10 + index as u64, smallest, largest, 10))),
         );
-        let whole = pick(&version(&files), &LIMITS, false).unwrap();
+        let whole = pick(&version(&files), &LIMITS, false, &Stuck::new()).unwrap();
         assert_eq!((whole.inputs.len(), whole.overlapping.len()), (4, 4));
         assert_eq!(whole.clone().within(80), whole);
         for (bytes, count, split) in
@@ -340,9 +397,13 @@ mod tests {
     #[test]
     fn debt_counts_what_is_over_the_limits() {
         let limits = &LIMITS;
-        assert_eq!(debt_bytes(&version(&[(1, meta(1, "a", "b", 900))]), limits), 0);
+        assert_eq!(debt_bytes(&version(&[(1, meta(1, "a", "b", 900))]), limits, &Stuck::new()), 0);
         assert_eq!(
-            debt_bytes(&version(&[(1, meta(1, "a", "b", 1_500)), (2, meta(2, "a", "b", 10_500))]), limits),
+            debt_bytes(
+                &version(&[(1, meta(1, "a", "b", 1_500)), (2, meta(2, "a", "b", 10_500))]),
+                limits,
+                &Stuck::new()
+            ),
             1_000
         );
     }

@@ -49,11 +49,6 @@ impl<S: Storage> Catalog<S> {
         Rc::ptr_eq(version, &self.version.borrow())
     }
 
-    /// The number of files in L0.
-    pub(super) fn l0_files(&self) -> usize {
-        self.version.borrow().level(0).len()
-    }
-
     /// Waits until the version has changed. Cancel safety: safe.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;
@@ -94,7 +89,10 @@ impl<S: Storage> Catalog<S> {
         self.version.replace(manifest.state().version.clone()); // G2
         self.changed.notify_one();
         let removed = before.files().filter(|file| edit.remove_ssts.iter().any(|(_, n)| *n == file.number));
-        let moved = |file: &SharedMeta| edit.add_ssts.iter().any(|(_, added)| added.number == file.number);
+        let moved = |file: &SharedMeta| {
+            edit.add_ssts.iter().any(|(_, added)| added.number == file.number)
+                || edit.add_damage.iter().any(|damage| damage.file == file.number) // it is kept
+        };
         Ok(Some(removed.filter(|file| !moved(file)).cloned().collect()))
     }
 

@@ -10,6 +10,7 @@ use crate::file_name::FileName;
 use crate::identity::{FileKind, Identity};
 use crate::key::UnixMillis;
 use crate::manifest::{SharedMeta, VersionEdit};
+use crate::memory::Permit;
 use crate::sst::SstMeta;
 use crate::sst::reader::Sst;
 use crate::sst::run::OpenSst;
@@ -31,10 +32,14 @@ impl<S: Storage> Db<S> {
     ///
     /// # Errors
     /// `Poisoned` ends the process (P6); `ShuttingDown` if the engine is closing. After any other error the inputs are
-    /// in force, and the compaction can be tried again. After `Corruption` the same inputs would fail again.
+    /// in force, and the compaction can be tried again. If an input is damaged, the next call takes it out of the way.
     ///
     /// Cancel safety: not safe.
     pub async fn compact_next(&self, now: UnixMillis) -> Result<bool> {
+        if let Some(number) = self.0.tree.take_suspect() {
+            let result = self.look_at(number).await;
+            return self.note(Work::Compaction, result).map(|()| true);
+        }
         let result = self.compact(UnixMillis(now.0.saturating_sub(EXPIRY_MARGIN_MILLIS))).await;
         self.note(Work::Compaction, result)
     }
@@ -44,15 +49,30 @@ impl<S: Storage> Db<S> {
         let version = self.version();
         let full = inner.admission.is_full();
         let rests = inner.writes.rests() || full; // on a full disk, too, space counts more than work
-        let Some(compaction) = pick(&version, &inner.tree.limits, rests) else { return Ok(false) };
+        let picked = pick(&version, &inner.tree.limits, rests, &inner.tree.stuck.borrow());
+        let Some(compaction) = picked else { return Ok(false) };
         // On a full disk, the work that makes room has to do with the space of a few outputs.
         let compaction = if full { compaction.within(2 * inner.tree.limits.sst_bytes) } else { compaction };
         let outputs = if compaction.is_move() {
             Outputs::default()
         } else {
-            let _permit = inner.memory.merges.take(compaction.memory_bytes()).await;
-            execute(&Inputs(self), &compaction, &version, &inner.tree.limits, now).await?
+            let _permit = self.memory_for_merge(compaction.memory_bytes()).await?;
+            let result = execute(&Inputs(self), &compaction, &version, &inner.tree.limits, now).await;
+            match result {
+                Err(error) if error.is_damage() => {
+                    let inputs = compaction.inputs.iter().chain(&compaction.overlapping);
+                    // All of them are looked at, because the error does not say which one it is.
+                    let new = inputs.filter(|file| inner.tree.suspect(file.number)).count();
+                    return if 0 < new { Ok(true) } else { Err(error) };
+                }
+                result => result?,
+            }
         };
+        if let Some(rest) = &outputs.rest
+            && compaction.split.is_none()
+        {
+            inner.tree.stuck.borrow_mut().insert(rest.number);
+        }
         let mut edit = VersionEdit::default();
         let removed = |level: usize| move |file: &SharedMeta| (level, file.number);
         edit.remove_ssts.extend(compaction.inputs.iter().map(removed(compaction.level)));
@@ -76,6 +96,21 @@ impl<S: Storage> Db<S> {
         }
         log(&compaction, &outputs);
         Ok(true)
+    }
+
+    /// Waits for memory for a compaction, unless the engine closes.
+    pub(super) async fn memory_for_merge(&self, bytes: usize) -> Result<Permit> {
+        loop {
+            if self.0.admission.is_closing() {
+                return Err(Error::new(
+                    ErrorKind::ShuttingDown,
+                    "the compaction ends: the server is stopping",
+                ));
+            }
+            if let Some(permit) = self.0.memory.merges.take(bytes).await {
+                return Ok(permit);
+            }
+        }
     }
 
     /// Removes an SST that no version and no reader needs. Returns its length; `None` if there is no such SST.

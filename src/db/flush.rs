@@ -102,7 +102,7 @@ impl<S: Storage> Db<S> {
         let identity = inner.owner.identity(FileKind::Sst, inner.catalog.new_file());
         let hidden = |key: &[u8]| inner.tree.values.remove(inner.config.key_hash.of(key), key); // F1
         let spend = async |bytes| self.slice(Work::Flush, bytes).await;
-        write_sst(&inner.storage, identity, memtable, &inner.memory.merges, hidden, spend).await
+        write_sst(&inner.storage, identity, memtable, &inner.memory.flushes, hidden, spend).await
     }
 
     /// Carries out a freeze that was requested when it was not possible.
@@ -124,13 +124,13 @@ pub(super) async fn write_sst<S: Storage>(
     storage: &S,
     identity: Identity,
     memtable: &Rc<Memtable>,
-    merges: &Pool,
+    pool: &Pool,
     hidden: impl Fn(&[u8]),
     spend: impl AsyncFn(usize),
 ) -> Result<SstMeta> {
     let _permit = match memtable.longest() {
         longest if longest <= LARGE_ENTRY_BYTES => None,
-        longest => merges.take(memory_bytes(longest)).await,
+        longest => pool.take(memory_bytes(longest)).await,
     };
     let result = async {
         let mut builder = SstBuilder::create(storage, identity).await?;

@@ -4,8 +4,9 @@
 //! The read takes its permit first (Z1). If there is none, it waits, and after a while it is refused (Z2). A shorter value
 //! is copied, so that it does not keep its block.
 //!
-//! A check reads blocks only to see whether a key is there. It takes permits as well, one block at a time, and gives one
-//! back before it takes the next. It is never refused: the tombstone that it belongs to is already on its way.
+//! A check reads blocks only to see whether a key is there. For a block over 64 KiB it takes a permit as well, from a pool
+//! of its own, one block at a time, and gives one back before it takes the next. It is never refused: the tombstone that it
+//! belongs to is already on its way. It holds nothing that other checks wait for, so it never waits for long.
 //!
 //! Blocks in the cache are on the account of the cache. A reader that takes a value from a cached block needs a permit all
 //! the same: the block may leave the cache before the reader has let go of it.
@@ -15,6 +16,8 @@ use bytes::Bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Permit, Pool};
 
+/// A check reads longer blocks with a permit.
+pub(super) const LARGE_CHECK_BYTES: usize = 64 << 10;
 /// Longer values are held with a permit.
 pub const SMALL_VALUE_BYTES: usize = 4 << 10;
 

@@ -41,6 +41,7 @@ mod flush;
 mod hold;
 mod names;
 mod operate;
+mod quarantine;
 pub mod pressure;
 pub mod read;
 mod recovery;
@@ -177,7 +178,7 @@ impl<S: Storage> Db<S> {
         Backlog {
             frozen: inner.writes.frozen(),
             active_percent: inner.writes.active_percent(),
-            l0_files: inner.catalog.l0_files(),
+            l0_files: inner.tree.l0_files(&inner.catalog.version()),
             debt_bytes: inner.tree.debt_bytes(),
             base_bytes: inner.tree.limits.base_bytes,
         }

@@ -7,7 +7,8 @@
 //! The place of a delete in the order of writes is fixed at once: its tombstone joins the forming group while the
 //! lookup of what it deletes is still under way. The lookup sees the state below the tombstone's SeqNo, writes in
 //! flight included. These writes become durable before the tombstone, so the answer is exact once the tombstone is
-//! durable.
+//! durable. There is one exception: a delete of a key whose entry may be lost to damage first finds out whether it has to
+//! be refused. (A delete that is the first to meet the damage gets the error all the same, and its tombstone stays.)
 
 use bytes::Bytes;
 
@@ -46,9 +47,17 @@ enum Then {
     Return,
     /// Say whether the key was there, once the tombstone is durable.
     Deleted(Ticket, SeqNo),
+    /// Write the tombstone then, unless the lookup has come to damage.
+    Delete(UnixMillis),
 }
 
 impl<S: Storage> Pending<S> {
+    /// Whether the operation takes its place in the order of writes only when it completes. Until then its caller must not
+    /// start another operation on the key.
+    pub fn writes_later(&self) -> bool {
+        matches!(self.then, Then::Delete(_))
+    }
+
     /// Completes the operation.
     ///
     /// # Errors
@@ -65,6 +74,15 @@ impl<S: Storage> Pending<S> {
                 let outcome = found.map(|found| deleted(&found, seqno));
                 ticket.await?;
                 outcome
+            }
+            Then::Delete(now) => {
+                let found = found?;
+                // A write that came meanwhile is in memory, and decides.
+                let newer = db.begin_lookup(key.as_ref(), db.0.writes.last(), Wants::Existence, now);
+                let found = newer.known().unwrap_or(found);
+                let (ticket, seqno) = db.write(key.as_ref(), EntryKind::TOMBSTONE, b"")?;
+                ticket.await?;
+                Ok(deleted(&found, seqno))
             }
         }
     }
@@ -123,8 +141,15 @@ impl<S: Storage> Db<S> {
                 Ok(Started::Committing(ticket, Outcome::Written { seqno }))
             }
             Op::Delete { key } => {
-                let (ticket, seqno, mut lookup) = self.write_tombstone(key, now)?;
-                Ok(match lookup.poll_cached(self, key.bytes())? {
+                // What memory knows is asked first: if it is an error, there is no tombstone.
+                let mut lookup = self.begin_lookup(key, self.0.writes.last(), Wants::Existence, now);
+                let progress = lookup.poll_cached(self, key.bytes())?;
+                if matches!(progress, Progress::NeedsDisk) && self.version().may_have_lost(key.bytes()) {
+                    let then = Then::Delete(now);
+                    return Ok(Started::Pending(Pending { key: key.to_owned(), lookup, then }));
+                }
+                let (ticket, seqno) = self.write(key, EntryKind::TOMBSTONE, b"")?;
+                Ok(match progress {
                     Progress::Done(found) => Started::Committing(ticket, deleted(&found, seqno)),
                     Progress::NeedsDisk => {
                         let then = Then::Deleted(ticket, seqno);

@@ -19,12 +19,14 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
-use super::hold::{SMALL_VALUE_BYTES, for_check, for_reader, hold};
+use super::hold::{LARGE_CHECK_BYTES, SMALL_VALUE_BYTES, for_check, for_reader, hold};
 use super::{Db, SeqNo};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::key::{Entry, Key, UnixMillis, filter_hash};
+use crate::manifest::damage::Damage;
 use crate::manifest::{LEVELS, SharedMeta, Version};
 use crate::memory::Permit;
+use crate::memtable::Memtable;
 use crate::sst::BlockHandle;
 use crate::sst::block::{Block, TARGET_PAGES_MAX, unpacked_bytes_max};
 use crate::sst::reader::{LookupStep, PointLookup, Sst};
@@ -57,7 +59,7 @@ enum State<S: Storage> {
     /// Memory had the answer.
     Known(Option<Found>),
     /// Memory has the answer: a value of this many bytes, for which no permit was free.
-    Waiting { bytes: usize, snapshot: SeqNo, now: UnixMillis },
+    Waiting { bytes: usize, snapshot: SeqNo, now: UnixMillis, memtables: Vec<Rc<Memtable>> },
     /// The answer is in the sorted files of a version.
     Searching(Search<S>),
 }
@@ -131,7 +133,7 @@ impl<S: Storage> Db<S> {
             let value = match wants {
                 Wants::Value => match self.copy(entry.value) {
                     Some(value) => value,
-                    None => return State::Waiting { bytes: entry.value.len(), snapshot, now },
+                    None => return self.wait_for_permit(entry.value.len(), snapshot, now).0,
                 },
                 Wants::Existence => Bytes::new(),
             };
@@ -151,7 +153,8 @@ impl<S: Storage> Db<S> {
 
     /// A lookup of a value of `bytes` bytes that is in memory, once there is a permit for it.
     pub(super) fn wait_for_permit(&self, bytes: usize, snapshot: SeqNo, now: UnixMillis) -> Lookup<S> {
-        Lookup(State::Waiting { bytes, snapshot, now })
+        // The memtables are kept, so that the lookup finds what it has found, and nothing later.
+        Lookup(State::Waiting { bytes, snapshot, now, memtables: self.0.writes.memtables() })
     }
 
     /// A search in the sorted files in force, for a key that is not in memory.
@@ -170,6 +173,11 @@ impl<S: Storage> Db<S> {
 }
 
 impl<S: Storage> Lookup<S> {
+    /// The answer, if memory has it.
+    pub(super) fn known(self) -> Option<Option<Found>> {
+        if let State::Known(found) = self.0 { Some(found) } else { None }
+    }
+
     /// Walks as far as cached blocks go.
     ///
     /// # Errors
@@ -178,10 +186,12 @@ impl<S: Storage> Lookup<S> {
         Ok(match &mut self.0 {
             State::Known(found) => Progress::Done(found.clone()),
             State::Waiting { .. } => Progress::NeedsDisk,
-            State::Searching(search) => match search.advance(db, key, None)? {
-                Ok(found) => Progress::Done(found),
-                Err(_) => Progress::NeedsDisk,
-            },
+            State::Searching(search) => {
+                match search.advance(db, key, None).map_err(|error| search.suspect(db, error))? {
+                    Ok(found) => Progress::Done(found),
+                    Err(_) => Progress::NeedsDisk,
+                }
+            }
         })
     }
 
@@ -193,42 +203,39 @@ impl<S: Storage> Lookup<S> {
     ///
     /// Cancel safety: safe; a read in flight is finished by the ring.
     pub async fn finish(self, db: &Db<S>, key: &[u8]) -> Result<Option<Found>> {
-        let mut state = self.0;
-        let mut search = loop {
-            match state {
-                State::Known(found) => return Ok(found),
-                State::Searching(search) => break search,
-                State::Waiting { bytes, snapshot, now } => {
-                    let pool = &db.0.memory.requests;
-                    let permit = for_reader(pool, bytes).await?;
-                    let key = db.key(key);
-                    let held = db.in_memory(key, snapshot, |entry| {
-                        // Another value may have come in the meantime.
-                        if !entry.kind.is_value_at(now) || !pool.suffices(&permit, entry.value.len()) {
-                            return None;
-                        }
-                        let value = Bytes::copy_from_slice(entry.value);
-                        Some(Found { value, seqno: entry.seqno, expires: entry.kind.expires })
-                    });
-                    if let Some(Some(found)) = held {
-                        return Ok(Some(Found { value: hold(found.value, permit), ..found }));
-                    }
-                    drop(permit);
-                    state = db.begin_lookup(key, snapshot, Wants::Value, now).0;
-                }
+        let mut search = match self.0 {
+            State::Known(found) => return Ok(found),
+            State::Searching(search) => search,
+            State::Waiting { bytes, snapshot, now, memtables } => {
+                let permit = for_reader(&db.0.memory.requests, bytes).await?;
+                let hash = db.key(key).hash();
+                let found = memtables.iter().find_map(|memtable| {
+                    memtable.get(hash, key, snapshot, |entry| Found {
+                        value: Bytes::copy_from_slice(entry.value),
+                        seqno: entry.seqno,
+                        expires: entry.kind.expires,
+                    })
+                });
+                let found = found.filter(|found| found.expires.is_none_or(|at| now < at));
+                return Ok(found.map(|found| Found { value: hold(found.value, permit), ..found }));
             }
         };
         let mut supplied = None;
         loop {
-            match search.advance(db, key, supplied.take())? {
+            let step = search.advance(db, key, supplied.take());
+            match step.map_err(|error| search.suspect(db, error))? {
                 Ok(found) => return Ok(found),
                 Err(Need::Open(meta)) => {
-                    let sst = db.0.tree.open(&db.0.storage, db.0.owner, &meta).await?;
+                    let opened = db.0.tree.open(&db.0.storage, db.0.owner, &meta).await;
+                    let sst = opened.map_err(|error| db.suspect(meta.number, error))?;
                     let lookup = PointLookup::new(&sst, search.filter_hash);
                     search.current = Some((sst, lookup));
                 }
                 // The block is handed over directly, because a small cache may already have evicted it.
-                Err(Need::Block(sst, handle)) => supplied = Some(search.load(db, &sst, handle).await?),
+                Err(Need::Block(sst, handle)) => {
+                    let loaded = search.load(db, &sst, handle).await;
+                    supplied = Some(loaded.map_err(|error| search.suspect(db, error))?);
+                }
                 Err(Need::Permit(block)) => {
                     search.permit = Some(for_reader(&db.0.memory.requests, block.memory).await?);
                     supplied = Some(block);
@@ -283,29 +290,44 @@ impl<S: Storage> Search<S> {
                     }
                 }
             }
-            let Some(meta) = self.position.next_file(&self.version, key) else { return Ok(Ok(None)) };
+            let next = self.position.next_file(&self.version, key).map_err(|damage| db.lost(damage))?;
+            let Some(meta) = next else { return Ok(Ok(None)) };
             let Some(sst) = db.0.tree.opened(meta.number) else { return Ok(Err(Need::Open(meta.clone()))) };
             let lookup = PointLookup::new(&sst, self.filter_hash);
             self.current = Some((sst, lookup));
         }
     }
 
+    /// Takes note that the present file may be damaged, if that is what the error says.
+    fn suspect(&self, db: &Db<S>, error: Error) -> Error {
+        match &self.current {
+            Some((sst, _)) => db.suspect(sst.number(), error),
+            None => error,
+        }
+    }
+
     /// Reads a block. If it may be long, takes the permit to hold it first.
     async fn load(&mut self, db: &Db<S>, sst: &Sst<S::File>, handle: BlockHandle) -> Result<Rc<Block>> {
         self.permit = None; // the block before is not needed any more
-        let pool = &db.0.memory.requests;
+        let memory = &db.0.memory;
         let checks = self.wants == Wants::Existence;
+        let holds_value = self.current.as_ref().is_some_and(|(_, lookup)| lookup.wants_data());
         let permit = async |bytes| {
-            if checks { Ok(for_check(pool, bytes).await) } else { for_reader(pool, bytes).await }
+            if checks {
+                Ok(for_check(&memory.checks, bytes).await)
+            } else {
+                for_reader(&memory.requests, bytes).await
+            }
         };
-        if BLOCK_BYTES < handle.bytes as usize {
-            self.permit = Some(permit(unpacked_bytes_max(handle.bytes as usize)).await?);
+        let bytes = handle.bytes as usize;
+        if LARGE_CHECK_BYTES < bytes || (!checks && holds_value && BLOCK_BYTES < bytes) {
+            self.permit = Some(permit(unpacked_bytes_max(bytes)).await?);
         }
         let frame = sst.read_frame(handle).await?;
         let bytes = frame.unpacked_bytes();
         if let Some(permit) = &mut self.permit {
             permit.keep(bytes.max(handle.bytes as usize));
-        } else if TARGET_PAGES_MAX * BLOCK_BYTES < bytes {
+        } else if !checks && holds_value && TARGET_PAGES_MAX * BLOCK_BYTES < bytes {
             // One page that holds a long value of very few bytes.
             self.permit = Some(permit(bytes).await?);
         }
@@ -328,24 +350,39 @@ impl<S: Storage> Db<S> {
 
 impl Position {
     /// The next file, from here on, that may hold the key. Moves to that file.
-    fn next_file<'a>(&mut self, version: &'a Version, key: &[u8]) -> Option<&'a SharedMeta> {
+    ///
+    /// # Errors
+    /// Damage that may have held the key, and that comes before any such file (N4).
+    fn next_file<'a>(
+        &mut self,
+        version: &'a Version,
+        key: &[u8],
+    ) -> std::result::Result<Option<&'a SharedMeta>, &'a Damage> {
+        let damaged = |level, last| match version.damage_for(level, key, last) {
+            Some(damage) => Err(&**damage),
+            None => Ok(()),
+        };
         if self.level == 0 {
             let files = version.level(0);
             while self.index < files.len() {
-                if files[self.index].covers(key) {
-                    return Some(&files[self.index]);
+                let file = &files[self.index];
+                damaged(0, Some(file.last))?;
+                if file.covers(key) {
+                    return Ok(Some(file));
                 }
                 self.index += 1;
             }
+            damaged(0, None)?;
             self.level = 1;
         }
         while self.level < LEVELS {
+            damaged(self.level, None)?;
             if let Some(file) = version.file_for(self.level, key) {
-                return Some(file);
+                return Ok(Some(file));
             }
             self.level += 1;
         }
-        None
+        Ok(None)
     }
 
     /// Moves past the file that was looked at.

@@ -176,13 +176,15 @@ impl<S: Storage> Db<S> {
             prepared = Self::prepare(&storage, owner, &config, &memory, state.clone()).await;
         }
         if full(&prepared) {
-            // With little space a shard can still be read, and take deletes.
+            // With little space a shard can still be read, and take deletes. Nothing is flushed on the way: memory is
+            // given back when there is space again.
+            let unbounded = Memory { memtables: memory.memtables.unbounded(), ..memory.clone() };
             let short = DbConfig {
                 wal_step_bytes: SHORT_BYTES.min(config.wal_step_bytes),
                 manifest_bytes: SHORT_BYTES.min(config.manifest_bytes),
                 ..config
             };
-            prepared = Self::prepare(&storage, owner, &short, &memory, state).await;
+            prepared = Self::prepare(&storage, owner, &short, &unbounded, state).await;
         }
         let Prepared { replayed: Replayed { next, frozen, mut recovered, .. }, wal, manifest } = prepared?;
         recovered.leftovers = leftovers;
@@ -442,9 +444,9 @@ impl<S: Storage> Replay<'_, S> {
         let number = self.state.next_file;
         self.state.next_file = number.next();
         self.replayed.flushed.push(FileName::Sst(number));
-        let (merges, pause) = (&self.memory.merges, async |_| self.storage.pause().await);
+        let (pool, pause) = (&self.memory.flushes, async |_| self.storage.pause().await);
         let identity = self.owner.identity(FileKind::Sst, number);
-        let meta = write_sst(self.storage, identity, &memtable, merges, |_| {}, pause).await?;
+        let meta = write_sst(self.storage, identity, &memtable, pool, |_| {}, pause).await?;
         let edit = VersionEdit {
             flushed: Some(meta.last),
             add_ssts: vec![(0, Rc::new(meta))],

@@ -7,8 +7,10 @@
 use std::rc::Rc;
 
 use super::{Db, View};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Entry, FileNumber, UnixMillis};
+use crate::manifest::Version;
+use crate::manifest::damage::KeyRange;
 use crate::memtable::order::{MemtableSource, Wants};
 use crate::source::merge::Merge;
 use crate::source::newest::Newest;
@@ -24,6 +26,9 @@ use crate::storage::Storage;
 pub struct Scan<'a, S: Storage> {
     entries: Newest<Merge<Part<'a, S>>>,
     now: UnixMillis,
+    version: Rc<Version>,
+    /// The walk has come to this key. Every visible value below it was passed.
+    position: Vec<u8>,
 }
 
 enum Part<'a, S: Storage> {
@@ -48,19 +53,47 @@ impl<S: Storage> Db<S> {
                 parts.push(run(files));
             }
         }
-        Scan { entries: Newest::new(Merge::new(parts), view.visible), now }
+        let entries = Newest::new(Merge::new(parts), view.visible);
+        Scan { entries, now, version: view.version.clone(), position: Vec::new() }
+    }
+}
+
+impl<S: Storage> Scan<'_, S> {
+    /// Refuses to go on past keys of which values may be lost (N4). `to` is the key that comes next.
+    fn check_damage(&self, to: Option<&[u8]>) -> Result<()> {
+        for damage in self.version.damage() {
+            let touches =
+                |range: &KeyRange| *self.position < *range.to && to.is_none_or(|to| *range.from <= *to);
+            if damage.ranges.iter().any(touches) {
+                let message = "a damaged file may have held more keys in this range: set them again, or restore a backup";
+                return Err(Error::new(ErrorKind::Corruption, message));
+            }
+        }
+        Ok(())
     }
 }
 
 impl<S: Storage> Source for Scan<'_, S> {
     fn seek(&mut self, key: &[u8]) {
         self.entries.seek(key);
+        self.position = key.to_vec();
     }
 
     fn step(&mut self) -> Result<Step> {
         for _ in 0..PASSED_MAX {
             let step = self.entries.step()?;
             let now = self.now;
+            if !self.version.damage().is_empty() {
+                match step {
+                    Step::Entry => {
+                        let key = self.entries.read(|entry| entry.key.to_vec());
+                        self.check_damage(Some(&key))?;
+                        self.position = key;
+                    }
+                    Step::End => self.check_damage(None)?,
+                    Step::Need | Step::Pause => {}
+                }
+            }
             // The newest entry of a key decides: a tombstone or an expired entry hides all older ones.
             if step != Step::Entry || self.entries.read(|entry| entry.kind.is_value_at(now)) {
                 return Ok(step);

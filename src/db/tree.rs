@@ -6,6 +6,7 @@
 //! U1  A file is removed only when no version and no reader holds its description any more.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use quick_cache::unsync::Cache;
@@ -13,7 +14,7 @@ use tokio::sync::OnceCell;
 
 use crate::cache::blocks::BlockCache;
 use crate::cache::values::ValueCache;
-use crate::compaction::{Limits, debt_bytes, debt_bytes_to_come};
+use crate::compaction::{Limits, Stuck, debt_bytes, debt_bytes_to_come};
 use crate::config::DbConfig;
 use crate::error::Result;
 use crate::identity::{FileKind, Owner};
@@ -28,6 +29,11 @@ type OpenFile<S> = OnceCell<Rc<Sst<<S as Storage>::File>>>;
 
 pub(super) struct Tree<S: Storage> {
     pub(super) limits: Limits,
+    /// See [`pick`](crate::compaction::pick). After a start each of them is found again by one more merge.
+    pub(super) stuck: RefCell<Stuck>,
+    /// Files that somebody could not read, and files that were read whole afterwards without finding damage.
+    suspects: RefCell<BTreeSet<FileNumber>>,
+    sound: RefCell<BTreeSet<FileNumber>>,
     pub(super) blocks: BlockCache,
     pub(super) values: ValueCache,
     /// Files that are open, or being opened. Lookups that need a file at the same time open it only once.
@@ -47,12 +53,15 @@ impl<S: Storage> Tree<S> {
         let limits = Limits { merge_bytes: merges.bytes(), ..Limits::for_memtables(config.memtable_bytes) };
         Self {
             limits,
+            stuck: RefCell::default(),
+            suspects: RefCell::default(),
+            sound: RefCell::default(),
             blocks: BlockCache::new(config.cache_bytes - config.cache_bytes / 2),
             values: ValueCache::new(config.cache_bytes / 2, config.key_hash),
             open_files: RefCell::new(Cache::new(config.open_files_max)),
             obsolete: RefCell::default(),
-            debt: Cell::new(debt_bytes(version, &limits)),
-            inherited: Cell::new(debt_bytes_to_come(version, &limits)),
+            debt: Cell::new(debt_bytes(version, &limits, &Stuck::new())),
+            inherited: Cell::new(debt_bytes_to_come(version, &limits, &Stuck::new())),
         }
     }
 
@@ -63,9 +72,34 @@ impl<S: Storage> Tree<S> {
 
     /// Records that a new version is in force, which does not name the files `removed` any more.
     pub(super) fn version_changed(&self, version: &Version, removed: Vec<SharedMeta>) {
-        self.debt.set(debt_bytes(version, &self.limits));
-        self.inherited.set(self.inherited.get().min(debt_bytes_to_come(version, &self.limits)));
+        let stuck = &*self.stuck.borrow();
+        self.debt.set(debt_bytes(version, &self.limits, stuck));
+        self.inherited.set(self.inherited.get().min(debt_bytes_to_come(version, &self.limits, stuck)));
         self.obsolete.borrow_mut().extend(removed);
+    }
+
+    /// The number of files in L0 that compaction can work off.
+    pub(super) fn l0_files(&self, version: &Version) -> usize {
+        let stuck = self.stuck.borrow();
+        version.level(0).iter().filter(|file| !stuck.contains(&file.number)).count()
+    }
+
+    /// Takes note that a file could not be read. `false` if it was read whole since an earlier failure.
+    pub(super) fn suspect(&self, number: FileNumber) -> bool {
+        !self.sound.borrow().contains(&number) && {
+            self.suspects.borrow_mut().insert(number);
+            true
+        }
+    }
+
+    /// Takes the number of a file that could not be read.
+    pub(super) fn take_suspect(&self) -> Option<FileNumber> {
+        self.suspects.borrow_mut().pop_first()
+    }
+
+    /// Takes note that a file was read whole, and nothing is wrong with it.
+    pub(super) fn clear(&self, number: FileNumber) {
+        self.sound.borrow_mut().insert(number);
     }
 
     /// The file, if it is open.

@@ -35,8 +35,8 @@ use crate::key::{Slot, UnixMillis};
 use crate::memory::Permit;
 use crate::op::{Op, Outcome, ToBytes};
 
-/// What the input takes of the memory for buffers at most.
-const SHORT_INPUT_BYTES: usize = 4 * LONG_BODY_BYTES;
+/// What the input takes of the memory for buffers at most: the longest head, and its copy, fit.
+const SHORT_INPUT_BYTES: usize = 10 * LONG_BODY_BYTES;
 /// A large value is written in parts of this size. Each part counts as progress.
 const PART_BYTES: usize = 256 << 10;
 
@@ -326,21 +326,29 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         body: RequestBody,
         turn: &mut Turn<H::Pending>,
     ) -> Result<Then, Gone> {
+        if self.reads_a_written_slot(route, turn) {
+            self.settle(turn).await?; // H4
+        }
         let request = self.input.take_front(head.bytes + body.input_bytes());
         let body = match body {
             RequestBody::Input(_) => request.slice(head.bytes..),
             RequestBody::Unpacked { chunked, .. } => Bytes::from(chunked.into_body()),
         };
         let op = match route.op(&request, &body) {
-            Ok(op) => op.map(|part| part_of(&[&request, &body], part)),
-            Err(refusal) => return self.refuse(&refusal, wire, turn).await,
+            Ok(op) if route.only_sets() => op.map(|part| part_of(&[&request, &body], part)),
+            Ok(op) => op.to_owned(), // it needs nothing of the body
+            Err(refusal) => {
+                drop((request, body));
+                self.give_back();
+                return self.refuse(&refusal, wire, turn).await;
+            }
         };
         drop((request, body));
+        if !route.only_sets() {
+            self.give_back(); // nobody must wait for a value and hold what others need for theirs
+        }
         let answer = start(self.handler, op, turn, (&mut self.output, wire), self.peers);
         let then = self.follow(answer, route, wire, turn).await?;
-        // What is reserved covers one long body. Later requests must not wait for memory that this connection holds.
-        self.settle(turn).await?;
-        self.give_back();
         Ok(then)
     }
 
@@ -368,7 +376,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             Answer::Later(_) if route.only_reads() => None,
             _ => Some(0),
         };
-        let full = self.output.hold(held, &self.peers.memory.buffers);
+        let full = self.output.hold(held, &self.peers.memory);
         turn.pending.push(Pending { answer, wire });
         if !route.only_reads() {
             turn.written.extend(route.key().map(|key| key.slot()));
@@ -406,6 +414,11 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             self.input.consume(head.bytes + body.input_bytes());
             self.begin(&route, wire, (at, &body), turn).await?
         };
+        if self.reserved.is_some() || self.body.is_some() {
+            // They cover one body. Later requests must not wait for memory that this connection holds.
+            self.settle(turn).await?;
+            (self.reserved, self.body) = (None, None);
+        }
         Ok(if wire.keep_alive { then } else { Then::Close })
     }
 
@@ -503,6 +516,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             return self.flush_if_full().await;
         }
         heads.put_outcome_head(&mut self.output.bytes, &outcome, wire);
+        self.peer.hold(true);
         self.flush().await?;
         self.enter(Phase::Writing);
         let Outcome::Value { value, .. } = outcome else { return Ok(()) };
@@ -513,7 +527,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             self.peer.stream.write_bytes(part).await.map_err(|_| Gone)?;
             self.peers.progress(&self.peer, bytes);
         }
-        self.peer.hold(self.reserved.is_some());
+        self.peer.hold(self.buffer.is_some() || self.output.holds_shared_memory());
         Ok(())
     }
 
@@ -550,6 +564,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             return Ok(());
         }
         self.enter(Phase::Writing);
+        self.peer.hold(self.peer.holds() || self.output.holds_shared_memory());
         let (result, output) = self.peer.stream.write_all(std::mem::take(&mut self.output.bytes)).await;
         result.map_err(|_| Gone)?;
         self.output.bytes = output;
@@ -573,6 +588,8 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             Ok(0) if !idle && self.peer.is_late() => {
                 self.put(Response::refusal(&LATE), Wire::UNKNOWN).await?;
                 self.flush().await?;
+                self.input = Input::new();
+                self.give_back();
                 // Nothing can be read any more, so the client gets a moment for its reply. If it sends on, the end of the
                 // connection is a reset.
                 linger(&self.peer, self.peers).await;
@@ -629,6 +646,9 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         match (more, place) {
             (Some(more), Some(held)) => held.merge(more),
             (more, place) => *place = place.take().or(more),
+        }
+        if self.body.is_some() {
+            (self.buffer, self.reserved) = (None, None); // what is set aside is enough for the whole body
         }
         self.peer.hold(true);
         has_room

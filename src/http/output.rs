@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::peers::Peers;
 use super::response::Wire;
 use super::stream::Stream;
-use crate::memory::{Permit, Pool};
+use crate::memory::{Memory, Permit, Pool};
 use crate::op::Outcome;
 
 /// What a connection has of its own, for input and for output.
@@ -60,7 +60,8 @@ impl Output {
     }
 
     fn has_extra(&mut self, pool: &Pool) -> bool {
-        if self.extra.is_none() {
+        // Half of the pool is left to requests, which cannot do without it.
+        if self.extra.is_none() && pool.taken() + EXTRA_BYTES <= pool.bytes() / 2 {
             self.extra = pool.try_take(EXTRA_BYTES);
         }
         self.extra.is_some()
@@ -103,17 +104,23 @@ impl Output {
     }
 
     /// Counts a reply that waits for its turn; `bytes` of its value, if they are known. `true` if no more may wait (H5).
-    pub(super) fn hold(&mut self, bytes: Option<usize>, pool: &Pool) -> bool {
+    pub(super) fn hold(&mut self, bytes: Option<usize>, memory: &Memory) -> bool {
         let bytes = bytes.unwrap_or(self.expected);
         if bytes <= SMALL_BYTES {
             self.held_small += bytes;
         } else {
             self.held_large += bytes;
         }
-        // Without an extra only one long value at a time is on its way.
+        // While memory is short, a long value must not be held behind another one that waits for it.
         HELD_LARGE_BYTES_MAX <= self.held_large
             || HELD_SMALL_BYTES_MAX <= self.held_small
-            || ((0 < self.held_large || OWN_BYTES <= self.held_small) && !self.has_extra(pool))
+            || (0 < self.held_large && memory.requests.is_short())
+            || ((0 < self.held_large || OWN_BYTES <= self.held_small) && !self.has_extra(&memory.buffers))
+    }
+
+    /// Whether anything is held that others may be waiting for.
+    pub(super) fn holds_shared_memory(&self) -> bool {
+        self.extra.is_some() || 0 < self.held_large
     }
 
     /// Takes note that no reply waits for its turn any more.

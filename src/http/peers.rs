@@ -113,6 +113,10 @@ impl<S: Stream> Peer<S> {
         self.holds.set(holds);
     }
 
+    pub(super) fn holds(&self) -> bool {
+        self.holds.get()
+    }
+
     /// Whether the client took too long.
     pub(super) fn is_late(&self) -> bool {
         self.late.get()
@@ -200,18 +204,19 @@ impl<S: Stream> Peers<S> {
     }
 
     /// Gives the client time for `bytes` that it has sent or received. The time of a phase counts from its beginning,
-    /// so a client that sends a byte now and then cannot keep a connection and its memory for ever. When memory is short, a
-    /// client that holds some of it has to be faster.
+    /// so a client that sends a byte now and then cannot keep a connection and its memory for ever. While others wait for
+    /// memory, a client that holds some of it has to be faster.
     pub(super) fn progress(&self, peer: &Peer<S>, bytes: usize) {
-        let hurries = peer.holds.get() && self.is_short();
+        let hurries = peer.holds.get() && self.is_wanted();
         let more = if hurries { TIME_PER_BYTE_MIN } else { TIME_PER_BYTE }
             .saturating_mul(u32::try_from(bytes).unwrap_or(u32::MAX));
         peer.since.set((peer.since.get() + more).min(self.now.get()));
     }
 
-    /// Whether the memory for requests is short.
-    fn is_short(&self) -> bool {
-        self.memory.requests.is_short() || self.memory.body.is_short()
+    /// Whether others wait for memory that connections hold.
+    fn is_wanted(&self) -> bool {
+        let Memory { buffers, requests, body, .. } = &self.memory;
+        requests.is_wanted() || body.is_wanted() || buffers.is_wanted()
     }
 
     /// A complete reply for a connection that is not served: 503 with this sentence.
@@ -252,11 +257,11 @@ impl<S: Stream> Peers<S> {
         if self.heads.borrow().date() != date {
             self.heads.replace(Rc::new(Heads::new(date)));
         }
-        let short = self.is_short();
+        let wanted = self.is_wanted();
         for peer in self.open.borrow().values() {
             let limit = match peer.phase.get() {
                 Phase::Idle => IDLE_TIME,
-                Phase::Reading | Phase::Writing if short && peer.holds.get() => HOLDING_TIME,
+                Phase::Reading | Phase::Writing if wanted && peer.holds.get() => HOLDING_TIME,
                 Phase::Reading => READING_TIME,
                 Phase::Writing => WRITING_TIME,
                 Phase::Lingering => LINGER_TIME,

@@ -3,6 +3,7 @@
 //! The outcomes of operations are by far the most frequent replies. Their heads differ only in the length of a value, so
 //! they are kept ready ([`Heads`]) and copied; any other reply is put together field by field ([`Heads::put_reply`]).
 
+use std::borrow::Cow;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::Refusal;
@@ -62,7 +63,7 @@ impl Status {
 #[derive(Debug)]
 pub enum Body {
     /// A sentence; a newline follows it.
-    Text(&'static str),
+    Text(Cow<'static, str>),
     /// Lines, sent as they come; the connection is closed after the last.
     Lines(UnboundedReceiver<String>),
 }
@@ -83,9 +84,14 @@ pub struct Response {
 impl Response {
     /// 200 and a sentence.
     pub const OK: Self = Self::text(Status::Ok, "OK");
+
+    /// 200 with this sentence.
+    pub fn ok(text: String) -> Self {
+        Self { body: Body::Text(Cow::Owned(text)), ..Self::OK }
+    }
     /// A status and a sentence, without its newline.
     pub const fn text(status: Status, text: &'static str) -> Self {
-        Self { status, body: Body::Text(text), allow: None, code: None, retry_after: false }
+        Self { status, body: Body::Text(Cow::Borrowed(text)), allow: None, code: None, retry_after: false }
     }
 
     /// 200 and lines as they come.
@@ -255,7 +261,7 @@ impl Heads {
     pub fn put_reply(&self, out: &mut Vec<u8>, response: &Response, wire: Wire) {
         put_fields(out, &self.date, response, wire.old);
         out.extend_from_slice(wire.end_of_head());
-        if let Body::Text(text) = response.body
+        if let Body::Text(text) = &response.body
             && !wire.head_only
         {
             out.extend_from_slice(text.as_bytes());

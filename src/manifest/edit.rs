@@ -9,10 +9,13 @@
 //!   3 add WAL     varint number, bytes, end,    7 clean WAL   varint number
 //!                 u8 1 if end is exact, else 0  8 durable WAL varint number, end
 //!   4 remove WAL  varint number                 9 keep WAL    varint number, bytes
+//!  10 add damage  u8 level, see `Damage::encode`
+//!  11 end damage  varint number of the file
 //! ```
 
 use std::rc::Rc;
 
+use super::damage::Damage;
 use super::{LEVELS, SharedMeta};
 use crate::codec::{Reader, put_varint};
 use crate::error::CorruptionReason;
@@ -50,6 +53,10 @@ pub struct VersionEdit {
     pub add_ssts: Vec<(usize, SharedMeta)>,
     /// SSTs that are not needed any more, with their levels.
     pub remove_ssts: Vec<(usize, FileNumber)>,
+    /// Key ranges that are in quarantine from now on.
+    pub add_damage: Vec<Rc<Damage>>,
+    /// Files whose key ranges are not in quarantine any more.
+    pub remove_damage: Vec<FileNumber>,
 }
 
 impl VersionEdit {
@@ -97,6 +104,14 @@ impl VersionEdit {
             out.push(7);
             put_varint(out, number.0);
         }
+        for damage in &self.add_damage {
+            out.extend_from_slice(&[10, level_byte(damage.level)]);
+            damage.encode(out);
+        }
+        for number in &self.remove_damage {
+            out.push(11);
+            put_varint(out, number.0);
+        }
     }
 
     /// Reads what [`Self::encode`] wrote.
@@ -128,10 +143,15 @@ impl VersionEdit {
                 7 => edit.clean_wal = Some(FileNumber(reader.varint()?)),
                 8 => edit.durable_wals.push((FileNumber(reader.varint()?), reader.varint()?)),
                 9 => edit.keep_wals.push((FileNumber(reader.varint()?), reader.varint()?)),
+                10 => {
+                    let level = level(&mut reader)?;
+                    edit.add_damage.push(Rc::new(Damage::decode(level, &mut reader)?));
+                }
+                11 => edit.remove_damage.push(FileNumber(reader.varint()?)),
                 0 => return Err(CorruptionReason::Damaged("a field of the version edit has no tag")),
                 found => {
                     let what = "version edit field";
-                    return Err(CorruptionReason::LaterVersion { what, found, known: 9 });
+                    return Err(CorruptionReason::LaterVersion { what, found, known: 11 });
                 }
             }
         }
@@ -148,6 +168,7 @@ fn level(reader: &mut Reader<'_>) -> Result<usize, CorruptionReason> {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::damage::KeyRange;
     use super::*;
 
     #[test]
@@ -165,13 +186,23 @@ mod tests {
             clean_wal: Some(FileNumber(7)),
             add_ssts: vec![(0, Rc::new(super::super::version::tests::meta(9, "a", "k", 10)))],
             remove_ssts: vec![(6, FileNumber(2))],
+            add_damage: vec![Rc::new(Damage {
+                level: 2,
+                file: FileNumber(4),
+                last: SeqNo(70),
+                ranges: vec![
+                    KeyRange { from: b"a".as_slice().into(), to: b"c".as_slice().into() },
+                    KeyRange { from: b"c".as_slice().into(), to: b"cc".as_slice().into() },
+                ],
+            })],
+            remove_damage: vec![FileNumber(3)],
         };
         let mut payload = Vec::new();
         edit.encode(&mut payload);
         assert_eq!(VersionEdit::decode(&payload), Ok(edit.clone()));
-        let later = VersionEdit::decode(&[payload.as_slice(), &[10, 1]].concat());
+        let later = VersionEdit::decode(&[payload.as_slice(), &[12, 1]].concat());
         let what = "version edit field";
-        assert_eq!(later, Err(CorruptionReason::LaterVersion { what, found: 10, known: 9 }));
+        assert_eq!(later, Err(CorruptionReason::LaterVersion { what, found: 12, known: 11 }));
         for length in 0..payload.len() {
             assert_ne!(VersionEdit::decode(&payload[..length]), Ok(edit.clone()));
         }

@@ -29,6 +29,7 @@
 //!     fresh one. If the replacement fails for want of space, the old manifest stays in force, unharmed.
 //! V3  After a failed append, sync or switch nothing more is appended. The error is `Poisoned` (P6).
 
+pub mod damage;
 pub mod edit;
 pub mod version;
 
@@ -96,7 +97,11 @@ impl State {
             next.wals.remove(number);
             next.kept_wals.insert(*number, *bytes);
         }
-        if !edit.add_ssts.is_empty() || !edit.remove_ssts.is_empty() {
+        let same = edit.add_ssts.is_empty()
+            && edit.remove_ssts.is_empty()
+            && edit.add_damage.is_empty()
+            && edit.remove_damage.is_empty();
+        if !same {
             next.version = Rc::new(self.version.apply(edit)?);
         }
         next.clean_wal = edit.clean_wal;
@@ -113,6 +118,7 @@ impl State {
             add_wals: self.wals.iter().map(|(&number, &wal)| (number, wal)).collect(),
             keep_wals: self.kept_wals.iter().map(|(&number, &bytes)| (number, bytes)).collect(),
             clean_wal: self.clean_wal,
+            add_damage: self.version.damage().to_vec(),
             ..VersionEdit::default()
         };
         for (level, files) in self.version.levels() {
@@ -140,7 +146,10 @@ impl State {
     pub fn names(&self, name: FileName) -> bool {
         match name {
             FileName::Wal(number) => self.wals.contains_key(&number) || self.kept_wals.contains_key(&number),
-            FileName::Sst(number) => self.version.files().any(|file| file.number == number),
+            FileName::Sst(number) => {
+                self.version.files().any(|file| file.number == number)
+                    || self.version.damage().iter().any(|damage| damage.file == number)
+            }
             _ => false,
         }
     }

@@ -6,9 +6,15 @@
 //! N1  In L1 and deeper no two files overlap, and files are in key order.
 //! N2  L0 is in descending order of SeqNo, and the SeqNo ranges of its files do not overlap.
 //! N3  Of two entries of a key, the newer one is in the higher level (L0 is the highest), or in the newer file of L0.
+//! N4  The keys of a [`Damage`] have no entry in its level, except in newer files of L0. So a lookup comes to newer entries
+//!     of these keys before it comes to the damage, and to older ones after it.
 
+use std::rc::Rc;
+
+use super::damage::Damage;
 use super::{SharedMeta, VersionEdit};
 use crate::error::CorruptionReason;
+use crate::key::SeqNo;
 
 /// Levels, L0 included. Each level is ten times as large as the level above, so the last one holds over a hundred TiB.
 pub const LEVELS: usize = 7;
@@ -17,6 +23,7 @@ pub const LEVELS: usize = 7;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Version {
     levels: [Vec<SharedMeta>; LEVELS],
+    damage: Vec<Rc<Damage>>,
 }
 
 impl Version {
@@ -57,9 +64,28 @@ impl Version {
         files.get(at).filter(|file| file.covers(key))
     }
 
-    /// Whether any level deeper than `level` may hold `key`.
+    /// Key ranges that are in quarantine.
+    pub fn damage(&self) -> &[Rc<Damage>] {
+        &self.damage
+    }
+
+    /// The damage in a level to which a lookup of `key` comes before it comes to the file of this level whose last SeqNo is
+    /// `last`; with `None`, to any damage in the level.
+    pub fn damage_for(&self, level: usize, key: &[u8], last: Option<SeqNo>) -> Option<&Rc<Damage>> {
+        self.damage.iter().find(|damage| {
+            damage.level == level && last.is_none_or(|last| last <= damage.last) && damage.contains(key)
+        })
+    }
+
+    /// Whether an entry of `key` may be lost, in any level.
+    pub fn may_have_lost(&self, key: &[u8]) -> bool {
+        self.damage.iter().any(|damage| damage.contains(key))
+    }
+
+    /// Whether any level deeper than `level` may hold `key`, or may have held it.
     pub fn may_hold_below(&self, level: usize, key: &[u8]) -> bool {
         (level + 1..LEVELS).any(|deeper| self.file_for(deeper, key).is_some())
+            || self.damage.iter().any(|damage| level < damage.level && damage.contains(key))
     }
 
     /// The version after an edit. N1 and N2 are checked, because edits come from disk.
@@ -78,6 +104,15 @@ impl Version {
                 return Err(CorruptionReason::Damaged("an edit adds a sorted file twice"));
             }
             next.levels[*level].push(meta.clone());
+        }
+        for number in &edit.remove_damage {
+            next.damage.retain(|damage| damage.file != *number);
+        }
+        for damage in &edit.add_damage {
+            if next.damage.iter().any(|other| other.file == damage.file) {
+                return Err(CorruptionReason::Damaged("an edit adds the damage of a file twice"));
+            }
+            next.damage.push(damage.clone());
         }
         next.levels[0].sort_by_key(|file| std::cmp::Reverse(file.last));
         if next.levels[0].windows(2).any(|pair| pair[0].first <= pair[1].last) {
@@ -99,7 +134,7 @@ pub(crate) mod tests {
     use std::rc::Rc;
 
     use super::*;
-    use crate::compaction::{Compaction, Limits, pick};
+    use crate::compaction::{Compaction, Limits, Stuck, pick};
     use crate::key::{FileNumber, SeqNo};
     use crate::random::Random;
     use crate::sst::SstMeta;
@@ -254,7 +289,7 @@ pub(crate) mod tests {
                 if step % 30 == 0 {
                     eagerness = random.below(5);
                 }
-                match pick(&model.version, &limits, random.below(2) == 0)
+                match pick(&model.version, &limits, random.below(2) == 0, &Stuck::new())
                     .filter(|_| random.below(4) < eagerness)
                 {
                     Some(compaction) => {

@@ -14,6 +14,7 @@ use crate::key::KeyHash;
 use crate::memory::{Memory, Parts};
 use crate::ring;
 use crate::shard::accept::Balance;
+use crate::shard::health::Health;
 use crate::shard::mailbox::connect;
 use crate::shard::phase::{Event, Phase};
 use crate::shard::router::{Router, ThreadId};
@@ -64,6 +65,7 @@ impl Common {
         let key_hash = KeyHash::random();
         let (files, caches) = (sst_files.min(SST_FILES_MAX), self.parts.caches);
         let config = self.config.db(store.shards, caches, files, key_hash);
+        let health = Health::default();
         let mut threads = Vec::new();
         let ends = connect(count).into_iter().zip(sockets).zip(handed).enumerate();
         for (id, ((ends, socket), handed)) in ends {
@@ -88,6 +90,7 @@ impl Common {
                 space: self.space.clone(),
                 key_hash,
                 memory: self.memory.clone(),
+                health: health.clone(),
             };
             let thread = std::thread::Builder::new()
                 .name(format!("ringkeep-{id}"))

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::Engine;
 use super::handler::wall_clock;
+use super::health::Health;
 use super::space::Space;
 use crate::config::{Config, SyncMode};
 use crate::error::{Error, ErrorKind, Result};
@@ -55,7 +56,7 @@ impl Background {
         db: &Engine,
         config: &Config,
         fatal: &mpsc::UnboundedSender<Error>,
-        (space, memory): (&Space, &Memory),
+        (space, memory, health): (&Space, &Memory, &Health),
     ) -> Self {
         let (stop, stopped) = watch::channel(false);
         let synced = config.sync == SyncMode::Always;
@@ -65,6 +66,7 @@ impl Background {
             fatal: fatal.clone(),
             synced,
             space: space.clone(),
+            health: health.clone(),
             flush_interval: config.flush_interval,
             failing: None,
         };
@@ -127,6 +129,7 @@ struct Worker {
     /// Whether each group is synced.
     synced: bool,
     space: Space,
+    health: Health,
     flush_interval: Duration,
     /// The kind of the last failure, while the work of this task fails.
     failing: Option<ErrorKind>,
@@ -214,11 +217,16 @@ impl Worker {
                     Err(error)
                         if matches!(error.kind(), ErrorKind::Corruption | ErrorKind::Configuration) =>
                     {
-                        // The same files would be picked again and again. Reads of the damaged block fail as well.
-                        // Everything else is served; writes are accepted as long as L0 has room for them.
-                        let shard = self.db.owner().shard.0;
-                        tracing::error!(shard, %error, "compaction of this shard has stopped");
-                        return;
+                        // What is damaged was taken out of the way, so this is something else. The same files would be
+                        // picked again and again.
+                        if self.failing.replace(error.kind()) != Some(error.kind()) {
+                            let shard = self.db.owner().shard.0;
+                            tracing::error!(shard, %error, "cannot compact; it is tried again now and then");
+                        }
+                        if !self.wait(tokio::time::sleep(interval)).await {
+                            return;
+                        }
+                        break;
                     }
                     Err(error) => {
                         if !self.handle("compact", Err(error)).await {
@@ -310,6 +318,7 @@ impl Worker {
             let now = version.files().map(|file| file.bytes).sum();
             let longest = version.files().map(|file| file.bytes).max().unwrap_or_default();
             self.space.count(counted.replace(now), now, longest);
+            self.health.set(db.owner().shard.0, db.damaged_files());
             let changed = async {
                 let _ = tokio::time::timeout(RETRY_TIME, full.changed()).await; // what matters is read below
             };

@@ -39,6 +39,8 @@ pub trait Status {
     fn stop(&self, watcher: StopLines);
     /// Why the server is not ready, if it is not.
     fn unready(&self) -> Option<&'static str>;
+    /// What does not work, although the server is ready.
+    fn degraded(&self) -> Option<String>;
 }
 
 /// The handler of a thread's connections, and of the messages of other threads.
@@ -256,7 +258,7 @@ impl<T: Status> Handler for Dispatcher<T> {
             Control::Livez => Response::OK,
             Control::Options(methods) => Response::allow(methods),
             Control::Readyz => match self.status.unready() {
-                None => Response::OK,
+                None => self.status.degraded().map_or(Response::OK, Response::ok),
                 Some(why) => Response::unavailable(why),
             },
             Control::Shutdown => {
@@ -288,8 +290,9 @@ fn begin<B: ToBytes>(
         Ok(Started::Known(outcome)) => Reply::Known(Ok(outcome)),
         Ok(Started::Committing(ticket, outcome)) => Reply::Later(Pending::Write(ticket, outcome)),
         Ok(Started::Pending(pending)) => {
-            let db = db.clone();
-            Reply::Later(Pending::Task(tasks.spawn(async move { pending.finish(&db).await })))
+            let (db, writes_later) = (db.clone(), pending.writes_later());
+            let task = Pending::Task(tasks.spawn(async move { pending.finish(&db).await }));
+            if writes_later { Reply::Barrier(task) } else { Reply::Later(task) }
         }
         Err(error) if can_wait(op.as_ref(), &error) => {
             let (db, op, position) = (db.clone(), op.to_owned(), db.wait_for_room());

@@ -17,6 +17,7 @@
 pub mod accept;
 pub mod background;
 pub mod handler;
+pub mod health;
 pub mod listener;
 pub mod mailbox;
 pub mod phase;

@@ -21,6 +21,7 @@ use super::Engine;
 use super::accept::{Balance, Connections};
 use super::background::Background;
 use super::handler::{Dispatcher, Status, StopLines};
+use super::health::Health;
 use super::listener::{Handed, Listener};
 use super::mailbox::{Ends, Mailbox};
 use super::phase::{Event, Phase};
@@ -76,6 +77,8 @@ pub struct Plan {
     pub space: Space,
     /// The memory that all threads share.
     pub memory: Memory,
+    /// What is damaged.
+    pub health: Health,
     /// The hash function that finds keys in memory, for all threads.
     pub key_hash: KeyHash,
 }
@@ -144,6 +147,7 @@ struct Follower {
     phase: watch::Receiver<Phase>,
     events: mpsc::UnboundedSender<Event>,
     space: Space,
+    health: Health,
 }
 
 impl Status for Follower {
@@ -159,6 +163,10 @@ impl Status for Follower {
         } else {
             None
         }
+    }
+
+    fn degraded(&self) -> Option<String> {
+        self.health.degraded()
     }
 }
 
@@ -185,6 +193,7 @@ impl Thread {
             events,
             space,
             memory,
+            health,
             ..
         } = plan;
         let mut engines = Vec::new();
@@ -197,10 +206,11 @@ impl Thread {
         let (fatal, mut fatalities) = mpsc::unbounded_channel();
         let background = engines
             .iter()
-            .map(|engine| Background::start(engine, &config, &fatal, (&space, &memory)))
+            .map(|engine| Background::start(engine, &config, &fatal, (&space, &memory, &health)))
             .collect();
         let mailbox = Rc::new(Mailbox::new(ends));
-        let follower = Follower { phase: phase.clone(), events: events.clone(), space: space.clone() };
+        let follower =
+            Follower { phase: phase.clone(), events: events.clone(), space: space.clone(), health };
         let (value_bytes_max, now) = (config.value_bytes_max, Instant::now());
         let connections = Rc::new(Connections {
             id,

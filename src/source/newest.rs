@@ -32,6 +32,11 @@ impl<S: Source> Newest<S> {
         Self { source, snapshot, last: None, passed: Passed::default() }
     }
 
+    /// The source below.
+    pub fn source(&self) -> &S {
+        &self.source
+    }
+
     /// What was passed over since the last call, for a caller that counts its work.
     pub fn take_passed(&mut self) -> Passed {
         std::mem::take(&mut self.passed)

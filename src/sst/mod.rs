@@ -35,6 +35,7 @@ pub mod builder;
 pub mod filter;
 pub mod reader;
 pub mod run;
+pub mod salvage;
 pub mod verify;
 pub mod window;
 

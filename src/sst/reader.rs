@@ -49,6 +49,24 @@ impl<F: File> Sst<F> {
         Ok(Self { file, label, identity, bytes, top, properties })
     }
 
+    /// Opens a file whose footer may be damaged, to read it in file order.
+    pub async fn open_damaged<S: Storage<File = F>>(
+        storage: &S,
+        identity: Identity,
+        bytes: u64,
+    ) -> Result<Self> {
+        let name = FileName::Sst(identity.file);
+        let label = storage.label(name);
+        let file = open_file(storage, name, Access::Read).await?;
+        let none = BlockHandle::default();
+        Ok(Self { file, label, identity, bytes, top: none, properties: none })
+    }
+
+    /// The name of the file in messages.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
     /// The number of the file.
     pub fn number(&self) -> FileNumber {
         self.identity.file
@@ -103,7 +121,7 @@ impl<F: File> Sst<F> {
 pub(super) async fn read<F: File>(file: &F, label: &str, offset: u64, bytes: usize) -> Result<AlignedBuf> {
     let (result, mut buffer) = file.read_at(AlignedBuf::zeroed(bytes), offset).await;
     let count = result
-        .map_err(|error| Error::io(format!("read {bytes} bytes at offset {offset} of {label}"), error))?;
+        .map_err(|error| Error::read(format!("read {bytes} bytes at offset {offset} of {label}"), error))?;
     if count < bytes {
         let reason = CorruptionReason::Damaged("the file ends before the block does");
         return Err(Error::corruption(label, offset, reason));
@@ -148,6 +166,11 @@ impl PointLookup {
     /// A search in `sst` for a key with this [`crate::key::filter_hash`].
     pub fn new<F: File>(sst: &Sst<F>, hash: u64) -> Self {
         Self { hash, wanted: sst.top, stage: Stage::Top }
+    }
+
+    /// Whether the next step needs the block that holds the entry.
+    pub fn wants_data(&self) -> bool {
+        matches!(self.stage, Stage::Data)
     }
 
     /// The block that the next step needs.

@@ -1,0 +1,162 @@
+//! Takes damaged blocks out of the way, so that each costs no more than its own keys.
+//!
+//! A block that does not verify, or that the device cannot read, is met by a lookup or by a compaction. The file is then
+//! read whole. Everything that verifies goes to a new file in the same level. If an entry is missing, the key range around
+//! it goes into quarantine (see [`crate::manifest::damage`]): lookups of these keys get an error, never an older version.
+//! Newer writes of these keys are found above it. Compaction goes around the range, and everything else is served.
+//!
+//! One edit puts the new file and the damage in the place of the old file. Before it, a crash leaves the old file in force,
+//! and the damage is found again. After it, the old file stays on disk, named by the damage, until it is repaired. If
+//! nothing is missing, for example because the damage was in an index, the old file is removed like any other.
+
+use std::rc::Rc;
+
+use super::{Db, Work};
+use crate::codec::to_usize;
+use crate::error::{Error, ErrorKind, Result};
+use crate::file_name::FileName;
+use crate::identity::FileKind;
+use crate::key::FileNumber;
+use crate::manifest::damage::{Damage, KeyRange, successor};
+use crate::manifest::{SharedMeta, VersionEdit};
+use crate::sst::SstMeta;
+use crate::sst::builder::{SstBuilder, memory_bytes};
+use crate::sst::reader::Sst;
+use crate::sst::salvage::{Gap, Salvage};
+use crate::sst::verify::verify;
+use crate::storage::{Storage, sync_names};
+
+impl<S: Storage> Db<S> {
+    /// The names of files that have lost entries.
+    pub fn damaged_files(&self) -> Vec<String> {
+        let label = |damage: &Rc<Damage>| self.0.storage.label(FileName::Sst(damage.file));
+        self.version().damage().iter().map(label).collect()
+    }
+
+    /// The error of a lookup that has come to damage.
+    pub(super) fn lost(&self, damage: &Damage) -> Error {
+        let label = self.0.storage.label(FileName::Sst(damage.file));
+        let message =
+            format!("the key may have been in a damaged block of {label}; set it again, or restore a backup");
+        Error::new(ErrorKind::Corruption, message)
+    }
+
+    /// Takes note that reading a file has failed. If the error means damage, the file will be looked at.
+    pub(super) fn suspect(&self, number: FileNumber, error: Error) -> Error {
+        if error.is_damage() && self.0.tree.suspect(number) {
+            self.0.catalog.look_again();
+        }
+        error
+    }
+
+    /// Reads a file whole, and takes damaged blocks out of the way.
+    pub(super) async fn look_at(&self, number: FileNumber) -> Result<()> {
+        let inner = &*self.0;
+        let version = self.version();
+        let found = version.levels().find_map(|(level, files)| {
+            files.iter().find(|file| file.number == number).map(|file| (level, file.clone()))
+        });
+        let Some((level, meta)) = found else { return Ok(()) }; // it was compacted meanwhile
+        let identity = inner.owner.identity(FileKind::Sst, number);
+        if let Ok(sst) = Sst::open(&inner.storage, identity, meta.bytes).await {
+            let errors = verify(Rc::new(sst), &meta, |_| Ok(()), |_| {}).await;
+            if let Some(error) = errors.iter().find(|error| !error.is_damage()) {
+                return Err(error.clone());
+            }
+            if errors.is_empty() {
+                inner.tree.clear(number);
+                return Ok(());
+            }
+        }
+        let (salvaged, lost) = self.salvage(&meta).await?;
+        let damage = Damage { level, file: number, last: meta.last, ranges: ranges(&meta, lost) };
+        let edit = VersionEdit {
+            remove_ssts: vec![(level, number)],
+            add_ssts: salvaged.iter().map(|meta| (level, Rc::new(meta.clone()))).collect(),
+            add_damage: if damage.ranges.is_empty() { Vec::new() } else { vec![Rc::new(damage.clone())] },
+            ..VersionEdit::default()
+        };
+        let result = match sync_names(&inner.storage).await {
+            Ok(()) => self.edit(edit).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = result {
+            if let Some(meta) = &salvaged
+                && error.kind() != ErrorKind::Poisoned
+            {
+                let _ = inner.storage.remove(FileName::Sst(meta.number)).await; // nothing names it
+            }
+            return Err(error);
+        }
+        let entries = salvaged.map_or(0, |meta| meta.entries);
+        let label = inner.storage.label(FileName::Sst(number));
+        if damage.ranges.is_empty() {
+            tracing::warn!(file = label, entries, "a damaged file was written anew; nothing was lost");
+        } else {
+            tracing::error!(
+                file = label,
+                level,
+                salvaged = entries,
+                lost = meta.entries - entries,
+                key_ranges = damage.ranges.len(),
+                first_key = ?String::from_utf8_lossy(&damage.ranges[0].from),
+                "a damaged file has lost entries: reads and deletes of keys in these ranges get 500 until the keys are set \
+                 again"
+            );
+        }
+        Ok(())
+    }
+
+    /// Writes everything that verifies to a new file. Returns its description, if it holds anything, and where entries are
+    /// missing.
+    async fn salvage(&self, meta: &SharedMeta) -> Result<(Option<SstMeta>, Vec<Gap>)> {
+        let inner = &*self.0;
+        let identity = inner.owner.identity(FileKind::Sst, meta.number);
+        let sst = Rc::new(Sst::open_damaged(&inner.storage, identity, meta.bytes).await?);
+        let label = sst.label().to_owned();
+        let longest = to_usize(meta.longest);
+        let _permit = self.memory_for_merge(longest + memory_bytes(longest)).await?;
+        let output = inner.owner.identity(FileKind::Sst, inner.catalog.new_file());
+        let mut created = false;
+        let result = async {
+            let mut walk = Salvage::new(sst, meta.clone());
+            let mut builder: Option<SstBuilder<S::File>> = None;
+            while walk.advance().await? {
+                let builder = match &mut builder {
+                    Some(builder) => builder,
+                    None => {
+                        created = true;
+                        builder.insert(SstBuilder::create(&inner.storage, output).await?)
+                    }
+                };
+                let bytes = walk.read(|entry| {
+                    builder.add(&entry);
+                    entry.key.len() + entry.value.len()
+                });
+                builder.write_full().await?;
+                self.slice(Work::Compaction, bytes).await;
+            }
+            let lost = walk.lost().map_err(|reason| Error::undecodable(&label, 0, reason))?;
+            let salvaged = match builder {
+                Some(builder) => Some(builder.finish().await?),
+                None => None,
+            };
+            Ok((salvaged, lost))
+        }
+        .await;
+        if result.is_err() && created {
+            let _ = inner.storage.remove(FileName::Sst(output.file)).await; // nothing names it
+        }
+        result
+    }
+}
+
+/// The key ranges of gaps.
+fn ranges(meta: &SstMeta, lost: Vec<Gap>) -> Vec<KeyRange> {
+    let range = |gap: Gap| {
+        let from = gap.after.map_or_else(|| meta.smallest.clone(), |key| successor(&key));
+        let to = gap.before.map_or_else(|| successor(&meta.largest), Vec::into_boxed_slice);
+        KeyRange { from, to }
+    };
+    lost.into_iter().map(range).filter(|range| range.from < range.to).collect()
+}
