@@ -17,6 +17,7 @@
 
 use std::rc::Rc;
 
+use crate::db::quarantine::describe;
 use crate::error::{CorruptionReason, Error, ErrorKind, Result};
 use crate::file_name::FileName;
 use crate::identity::{FileKind, Owner};
@@ -289,6 +290,10 @@ impl<S: Storage> Check<'_, S> {
 
     /// A1 and A3.
     async fn ssts(&self, report: &mut Report, progress: &mut impl FnMut(u64)) {
+        for damage in self.state().version.damage() {
+            let message = format!("{}; `ringkeep repair` gives them up", describe(self.storage, damage));
+            report.damage.push(Error::new(ErrorKind::Corruption, message));
+        }
         for meta in self.state().version.files() {
             let name = FileName::Sst(meta.number);
             if self.files.get(&name) != Some(&meta.bytes) {

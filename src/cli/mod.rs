@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod log;
+mod repair;
 mod serve;
 
 use clap::{Parser, Subcommand};
@@ -43,6 +44,15 @@ enum Command {
     /// damaged. 75: a server has the store open. 78: there is no store, or a later version of ringkeep wrote a part of
     /// it. 1: some files could not be read; everything that could be read is sound.
     Check(check::Check),
+    /// Give up what is damaged in sorted files, and keep everything else
+    ///
+    /// No server may have the store open. Each damaged file is replaced by a file with every entry that verifies. For
+    /// each of them a line on standard output says what was given up. After that, a read of such a key may find an older
+    /// value, or none: restore a backup if that must not happen.
+    ///
+    /// Exit status 0: no sorted file is damaged any more. 65: a log or a manifest is damaged, which this command does not
+    /// repair. 75: a server has the store open. 78: there is no store, or a later version of ringkeep wrote a part of it.
+    Repair(repair::Repair),
 }
 
 impl Cli {
@@ -55,6 +65,7 @@ impl Cli {
             Some(Command::Serve(serve)) => serve.run(),
             Some(Command::Bench(bench)) => bench.run(),
             Some(Command::Check(check)) => check.run(),
+            Some(Command::Repair(repair)) => repair.run(),
             None => self.serve.run(),
         }
     }

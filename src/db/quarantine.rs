@@ -15,10 +15,10 @@ use super::{Db, Work};
 use crate::codec::to_usize;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
-use crate::identity::FileKind;
+use crate::identity::{FileKind, Owner};
 use crate::key::FileNumber;
 use crate::manifest::damage::{Damage, KeyRange, successor};
-use crate::manifest::{SharedMeta, VersionEdit};
+use crate::manifest::{Loaded, SharedMeta, VersionEdit, load};
 use crate::sst::SstMeta;
 use crate::sst::builder::{SstBuilder, memory_bytes};
 use crate::sst::reader::Sst;
@@ -36,8 +36,9 @@ impl<S: Storage> Db<S> {
     /// The error of a lookup that has come to damage.
     pub(super) fn lost(&self, damage: &Damage) -> Error {
         let label = self.0.storage.label(FileName::Sst(damage.file));
-        let message =
-            format!("the key may have been in a damaged block of {label}; set it again, or restore a backup");
+        let message = format!(
+            "the key may have been in a damaged block of {label}: set it again, restore a backup, or give it up with `ringkeep repair`"
+        );
         Error::new(ErrorKind::Corruption, message)
     }
 
@@ -107,6 +108,75 @@ impl<S: Storage> Db<S> {
         Ok(())
     }
 
+    /// Looks at every file, takes damage out of the way, and gives up what is in quarantine: older entries of these keys may
+    /// be found again. Returns a line for each file that was damaged.
+    ///
+    /// # Errors
+    /// `Poisoned` ends the process (P6). After any other error the repair can be tried again.
+    ///
+    /// Cancel safety: not safe.
+    pub async fn repair(&self) -> Result<Vec<String>> {
+        let inner = &*self.0;
+        let mut lines = Vec::new();
+        let numbers: Vec<FileNumber> = self.version().files().map(|file| file.number).collect();
+        for number in numbers {
+            let before = self.version().damage().len();
+            self.look_at(number).await?;
+            let version = self.version();
+            let there = version.files().any(|file| file.number == number);
+            if !there && version.damage().len() == before {
+                let label = inner.storage.label(FileName::Sst(number));
+                lines.push(format!("{label}: written anew; every entry was there"));
+            }
+        }
+        let damage = self.version().damage().to_vec();
+        lines.extend(damage.iter().map(|damage| describe(&inner.storage, damage)));
+        let files: Vec<FileNumber> = damage.iter().map(|damage| damage.file).collect();
+        self.edit(VersionEdit { remove_damage: files.clone(), ..VersionEdit::default() }).await?;
+        for number in files {
+            let _ = inner.storage.remove(FileName::Sst(number)).await; // otherwise the next start removes it
+        }
+        while self.remove_next().await.is_some() {}
+        Ok(lines)
+    }
+
+    /// What [`Self::repair`] would find in a shard that nobody has open. Changes nothing.
+    ///
+    /// # Errors
+    /// `Corruption` if the manifest is damaged; `Configuration` if a later version wrote a file; `Io`.
+    pub async fn damages(storage: &S, owner: Owner) -> Result<Vec<String>> {
+        let Some(Loaded { state, .. }) = load(storage, owner).await? else {
+            let message =
+                format!("{} is missing, but the shard was in use", storage.label(FileName::Current));
+            return Err(Error::new(ErrorKind::Corruption, message));
+        };
+        let mut lines: Vec<_> =
+            state.version.damage().iter().map(|damage| describe(storage, damage)).collect();
+        for (level, files) in state.version.levels() {
+            for meta in files {
+                let identity = owner.identity(FileKind::Sst, meta.number);
+                if let Ok(sst) = Sst::open(storage, identity, meta.bytes).await {
+                    let errors = verify(Rc::new(sst), meta, |_| Ok(()), |_| {}).await;
+                    if errors.is_empty() {
+                        continue;
+                    }
+                }
+                let sst = Rc::new(Sst::open_damaged(storage, identity, meta.bytes).await?);
+                let label = sst.label().to_owned();
+                let mut walk = Salvage::new(sst, meta.clone());
+                while walk.advance().await? {}
+                let lost = walk.lost().map_err(|reason| Error::undecodable(&label, 0, reason))?;
+                let ranges = ranges(meta, lost);
+                lines.push(if ranges.is_empty() {
+                    format!("{label}: damaged, but every entry is there")
+                } else {
+                    describe(storage, &Damage { level, file: meta.number, last: meta.last, ranges })
+                });
+            }
+        }
+        Ok(lines)
+    }
+
     /// Writes everything that verifies to a new file. Returns its description, if it holds anything, and where entries are
     /// missing.
     async fn salvage(&self, meta: &SharedMeta) -> Result<(Option<SstMeta>, Vec<Gap>)> {
@@ -149,6 +219,18 @@ impl<S: Storage> Db<S> {
         }
         result
     }
+}
+
+/// A line about what a file has lost.
+pub fn describe<S: Storage>(storage: &S, damage: &Damage) -> String {
+    let text = |key: &[u8]| format!("{:?}", String::from_utf8_lossy(key));
+    let ranges: Vec<_> = damage
+        .ranges
+        .iter()
+        .map(|range| format!("from {} below {}", text(&range.from), text(&range.to)))
+        .collect();
+    let label = storage.label(FileName::Sst(damage.file));
+    format!("{label}: entries are lost among the keys {}", ranges.join(", "))
 }
 
 /// The key ranges of gaps.

@@ -1,0 +1,93 @@
+//! `ringkeep repair DATA`: gives up what is damaged in sorted files, and keeps everything else.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::config::{DbConfig, MANIFEST_BYTES, WAL_STEP_BYTES};
+use crate::data_dir::{DataDir, open_storage};
+use crate::db::Db;
+use crate::error::{Error, ErrorKind, Result};
+use crate::file_name::FileName;
+use crate::identity::Owner;
+use crate::key::{KeyHash, ShardId};
+use crate::ring;
+use crate::storage::device::Device;
+
+/// Settings of a shard while it is repaired: nothing is read through the cache.
+const MEMTABLE_BYTES: usize = 64 << 20;
+const CACHE_BYTES: usize = 1 << 20;
+const OPEN_FILES_MAX: usize = 64;
+
+/// Arguments of `ringkeep repair`.
+#[derive(Debug, Args)]
+pub(super) struct Repair {
+    /// The data directory
+    #[arg(value_name = "DATA")]
+    data_dir: PathBuf,
+    /// Say what would be given up, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl Repair {
+    pub(super) fn run(self) -> Result<()> {
+        let (_, runtime) = ring::probe()?;
+        // The lock is held to the end of the process.
+        let data_dir = &*Box::leak(Box::new(DataDir::open(&self.data_dir)?));
+        let lines = runtime.block_on(repair(data_dir, self.dry_run))?;
+        let mut output = std::io::stdout().lock();
+        for line in &lines {
+            let _ = writeln!(output, "{line}"); // a closed standard output does not change the exit status
+        }
+        let shown = self.data_dir.display();
+        let _ = match (lines.len(), self.dry_run) {
+            (0, _) => writeln!(output, "{shown}: no sorted file is damaged"),
+            (count, true) => writeln!(output, "{shown}: {count} files are damaged; nothing was changed"),
+            (count, false) => writeln!(output, "{shown}: {count} files were damaged, and are repaired"),
+        };
+        Ok(())
+    }
+}
+
+async fn repair(data_dir: &DataDir, dry_run: bool) -> Result<Vec<String>> {
+    let path = data_dir.directory().path().display();
+    let opened = |error| Error::io(format!("read {path}"), error);
+    let device = if dry_run {
+        Device::for_reading(data_dir.directory()).map_err(opened)?
+    } else {
+        Device::probe(data_dir.directory()).map_err(opened)?
+    };
+    let root = data_dir.storage(device)?;
+    let store = data_dir.load_store(&root).await?.filter(|store| store.ready);
+    let Some(store) = store else {
+        let message =
+            format!("{path} holds no store: there is no {}, or it is not complete", FileName::Store);
+        return Err(Error::new(ErrorKind::Configuration, message));
+    };
+    let config = DbConfig {
+        sync_every_group: true,
+        memtable_bytes: MEMTABLE_BYTES,
+        cache_bytes: CACHE_BYTES,
+        value_bytes_max: 1,
+        open_files_max: OPEN_FILES_MAX,
+        wal_bytes: DbConfig::wal_bytes_for(MEMTABLE_BYTES, 1),
+        wal_step_bytes: WAL_STEP_BYTES,
+        manifest_bytes: MANIFEST_BYTES,
+        key_hash: KeyHash::random(),
+    };
+    let mut lines = Vec::new();
+    for shard in (0..store.shards).map(ShardId) {
+        let owner = Owner { store_id: store.id, shard };
+        let storage = open_storage(&data_dir.shard(shard)?, device, true)?;
+        if dry_run {
+            lines.extend(Db::damages(&storage, owner).await?);
+        } else {
+            let (db, _) = Db::open(storage, owner, config).await?;
+            lines.extend(db.repair().await?);
+            db.close(|_| {}).await?;
+        }
+    }
+    Ok(lines)
+}
