@@ -17,7 +17,6 @@
 
 use std::rc::Rc;
 
-use crate::db::quarantine::describe;
 use crate::error::{CorruptionReason, Error, ErrorKind, Result};
 use crate::file_name::FileName;
 use crate::identity::{FileKind, Owner};
@@ -291,7 +290,8 @@ impl<S: Storage> Check<'_, S> {
     /// A1 and A3.
     async fn ssts(&self, report: &mut Report, progress: &mut impl FnMut(u64)) {
         for damage in self.state().version.damage() {
-            let message = format!("{}; `ringkeep repair` gives them up", describe(self.storage, damage));
+            let label = self.storage.label(FileName::Sst(damage.file));
+            let message = format!("{}; `ringkeep repair` gives them up", damage.describe(&label));
             report.damage.push(Error::new(ErrorKind::Corruption, message));
         }
         for meta in self.state().version.files() {

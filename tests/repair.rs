@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Instant;
 
-use common::{PATIENCE, SMALL, Server, contents, folder};
+use common::{Client, PATIENCE, SMALL, Server, contents, folder};
 
 fn run(command: &[&str], data: &Path) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ringkeep")).args(command).arg(data).output().unwrap()
@@ -17,53 +17,61 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-#[test]
-fn n4_a_damaged_block_is_served_around_named_and_repaired() {
-    const KEYS: usize = 4_000;
-    let (_folder, data) = folder();
-    let log = data.with_extension("log");
-    let flags = [SMALL, &["--shards", "1"]].concat();
-    let server = Server::start(&data, &flags);
+const KEYS: usize = 4_000;
+
+fn value(number: usize) -> String {
+    format!("{number:05}-").repeat(20)
+}
+
+/// Fills a store, stops its server, and damages a data block of its largest sorted file. Returns the name of the file.
+fn damaged_store(data: &Path, flags: &[&str]) -> String {
+    let server = Server::start(data, flags);
     let mut client = server.client();
-    let value = |number: usize| format!("{number:05}-").repeat(20);
     for number in 0..KEYS {
         let reply = client.post(&format!("/set?key=k{number:05}"), value(number).as_bytes());
         assert_eq!(reply.status, 200);
     }
     server.signal("-TERM");
     assert_eq!(server.wait().code(), Some(0));
-    // A data block in the middle of the largest file.
     let ssts =
-        contents(&data).into_iter().filter(|(path, _)| path.extension().is_some_and(|end| end == "sst"));
+        contents(data).into_iter().filter(|(path, _)| path.extension().is_some_and(|end| end == "sst"));
     let (path, mut bytes) = ssts.max_by_key(|(_, bytes)| bytes.len()).unwrap();
     bytes[3 * 4096 + 100] ^= 1;
     fs::write(&path, &bytes).unwrap();
+    path.file_name().unwrap().to_str().unwrap().to_owned()
+}
 
+/// Reads all keys. Returns those without an answer.
+fn read(client: &mut Client) -> Vec<usize> {
+    let mut lost = Vec::new();
+    for number in 0..KEYS {
+        let reply = client.request("GET", &format!("/get?key=k{number:05}"));
+        match reply.status {
+            200 => assert_eq!(reply.text(), value(number)),
+            500 => lost.push(number),
+            status => panic!("k{number:05}: {status}"),
+        }
+    }
+    lost
+}
+
+#[test]
+fn n4_a_damaged_block_is_served_around_named_and_repaired() {
+    let (_folder, data) = folder();
+    let log = data.with_extension("log");
+    let flags = [SMALL, &["--shards", "1"]].concat();
+    let name = &damaged_store(&data, &flags);
     let server = Server::start_logged(&data, &flags, &log);
     let mut client = server.client();
-    let mut read = || {
-        let mut lost = Vec::new();
-        for number in 0..KEYS {
-            let reply = client.request("GET", &format!("/get?key=k{number:05}"));
-            match reply.status {
-                200 => assert_eq!(reply.text(), value(number)),
-                500 => lost.push(number),
-                status => panic!("k{number:05}: {status}"),
-            }
-        }
-        lost
-    };
-    let lost = read();
+    let lost = read(&mut client);
     assert!((1..200).contains(&lost.len()), "{} keys", lost.len());
     let begin = Instant::now();
-    let mut client = server.client();
     while !client.request("GET", "/readyz").text().starts_with("degraded: ") {
         assert!(begin.elapsed() < PATIENCE, "the damage is not reported");
     }
-    let name = path.file_name().unwrap().to_str().unwrap();
     let ready = client.request("GET", "/readyz");
     assert!(ready.status == 200 && ready.text().contains(name), "{}", ready.text());
-    assert_eq!(read(), lost, "now from the quarantine");
+    assert_eq!(read(&mut client), lost, "now from the quarantine");
     let key = format!("k{:05}", lost[0]);
     assert_eq!(client.request("DELETE", &format!("/del?key={key}")).status, 500);
     assert_eq!(client.request("GET", &format!("/get?key={key}")).status, 500);

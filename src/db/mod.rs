@@ -41,7 +41,7 @@ mod flush;
 mod hold;
 mod names;
 mod operate;
-pub mod quarantine;
+mod quarantine;
 pub mod pressure;
 pub mod read;
 mod recovery;

@@ -130,7 +130,8 @@ impl<S: Storage> Db<S> {
             }
         }
         let damage = self.version().damage().to_vec();
-        lines.extend(damage.iter().map(|damage| describe(&inner.storage, damage)));
+        let label = |damage: &Damage| inner.storage.label(FileName::Sst(damage.file));
+        lines.extend(damage.iter().map(|damage| damage.describe(&label(damage))));
         let files: Vec<FileNumber> = damage.iter().map(|damage| damage.file).collect();
         self.edit(VersionEdit { remove_damage: files.clone(), ..VersionEdit::default() }).await?;
         for number in files {
@@ -150,8 +151,8 @@ impl<S: Storage> Db<S> {
                 format!("{} is missing, but the shard was in use", storage.label(FileName::Current));
             return Err(Error::new(ErrorKind::Corruption, message));
         };
-        let mut lines: Vec<_> =
-            state.version.damage().iter().map(|damage| describe(storage, damage)).collect();
+        let describe = |damage: &Damage| damage.describe(&storage.label(FileName::Sst(damage.file)));
+        let mut lines: Vec<_> = state.version.damage().iter().map(|damage| describe(damage)).collect();
         for (level, files) in state.version.levels() {
             for meta in files {
                 let identity = owner.identity(FileKind::Sst, meta.number);
@@ -170,7 +171,7 @@ impl<S: Storage> Db<S> {
                 lines.push(if ranges.is_empty() {
                     format!("{label}: damaged, but every entry is there")
                 } else {
-                    describe(storage, &Damage { level, file: meta.number, last: meta.last, ranges })
+                    describe(&Damage { level, file: meta.number, last: meta.last, ranges })
                 });
             }
         }
@@ -219,18 +220,6 @@ impl<S: Storage> Db<S> {
         }
         result
     }
-}
-
-/// A line about what a file has lost.
-pub fn describe<S: Storage>(storage: &S, damage: &Damage) -> String {
-    let text = |key: &[u8]| format!("{:?}", String::from_utf8_lossy(key));
-    let ranges: Vec<_> = damage
-        .ranges
-        .iter()
-        .map(|range| format!("from {} below {}", text(&range.from), text(&range.to)))
-        .collect();
-    let label = storage.label(FileName::Sst(damage.file));
-    format!("{label}: entries are lost among the keys {}", ranges.join(", "))
 }
 
 /// The key ranges of gaps.

@@ -55,6 +55,14 @@ impl Damage {
         self.ranges.get(at).is_some_and(|range| range.contains(key))
     }
 
+    /// A line about what was lost. `label` is the name of the file.
+    pub fn describe(&self, label: &str) -> String {
+        let text = |key: &[u8]| format!("{:?}", String::from_utf8_lossy(key));
+        let range = |range: &KeyRange| format!("from {} below {}", text(&range.from), text(&range.to));
+        let ranges: Vec<String> = self.ranges.iter().map(range).collect();
+        format!("{label}: entries are lost among the keys {}", ranges.join(", "))
+    }
+
     /// Appends all fields except the level.
     pub fn encode(&self, out: &mut Vec<u8>) {
         put_varint(out, self.file.0);
