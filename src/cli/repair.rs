@@ -36,11 +36,13 @@ impl Repair {
         let (_, runtime) = ring::probe()?;
         // The lock is held to the end of the process.
         let data_dir = &*Box::leak(Box::new(DataDir::open(&self.data_dir)?));
-        let lines = runtime.block_on(repair(data_dir, self.dry_run))?;
+        let mut lines = Vec::new();
+        let result = runtime.block_on(repair(data_dir, self.dry_run, &mut lines));
         let mut output = std::io::stdout().lock();
         for line in &lines {
             let _ = writeln!(output, "{line}"); // a closed standard output does not change the exit status
         }
+        result?;
         let shown = self.data_dir.display();
         let _ = match (lines.len(), self.dry_run) {
             (0, _) => writeln!(output, "{shown}: no sorted file is damaged"),
@@ -51,7 +53,7 @@ impl Repair {
     }
 }
 
-async fn repair(data_dir: &DataDir, dry_run: bool) -> Result<Vec<String>> {
+async fn repair(data_dir: &DataDir, dry_run: bool, lines: &mut Vec<String>) -> Result<()> {
     let path = data_dir.directory().path().display();
     let opened = |error| Error::io(format!("read {path}"), error);
     let device = if dry_run {
@@ -77,7 +79,6 @@ async fn repair(data_dir: &DataDir, dry_run: bool) -> Result<Vec<String>> {
         manifest_bytes: MANIFEST_BYTES,
         key_hash: KeyHash::random(),
     };
-    let mut lines = Vec::new();
     for shard in (0..store.shards).map(ShardId) {
         let owner = Owner { store_id: store.id, shard };
         let storage = open_storage(&data_dir.shard(shard)?, device, true)?;
@@ -89,5 +90,5 @@ async fn repair(data_dir: &DataDir, dry_run: bool) -> Result<Vec<String>> {
             db.close(|_| {}).await?;
         }
     }
-    Ok(lines)
+    Ok(())
 }

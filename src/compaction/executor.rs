@@ -50,6 +50,8 @@ pub struct Outputs {
     pub merged: Vec<SstMeta>,
     /// The file that takes the place of the input, if the compaction was split and anything is left of it.
     pub rest: Option<SstMeta>,
+    /// Whether any entry of the inputs went down.
+    pub went_down: bool,
 }
 
 impl Outputs {
@@ -106,6 +108,7 @@ async fn merge<E: Environment>(
             let stays = beyond || !tombstone || version.may_hold_below(compaction.target(), entry.key);
             (entry.key.len() + entry.value.len(), beyond, stays)
         });
+        outputs.went_down |= from_above && !beyond;
         let passed = source.take_passed(); // older entries of the last key
         environment.spend(bytes + passed.bytes + (1 + passed.versions) * ENTRY_COST_BYTES).await?;
         if !stays {
@@ -370,7 +373,7 @@ mod tests {
                     let context = format!("seed {seed}, level {level}");
                     let mut compaction = shard.compaction(level, seed as usize);
                     if seed % 3 == 0 {
-                        compaction = compaction.within(30_000 * (seed % 5));
+                        compaction = compaction.within(30_000 * (seed % 5), &super::super::Stuck::new());
                         split += u32::from(compaction.split.is_some());
                     }
                     let outputs = shard.execute(&compaction).await.unwrap();

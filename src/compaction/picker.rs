@@ -94,12 +94,13 @@ impl Compaction {
     /// on. All of those files that overlap keys up to the split are in it (K2), and what is beyond the split stays above
     /// the others.
     #[must_use]
-    pub fn within(mut self, bytes: u64) -> Self {
+    pub fn within(mut self, bytes: u64, stuck: &Stuck) -> Self {
         let total: u64 = self.inputs.iter().chain(&self.overlapping).map(|file| file.bytes).sum();
         if self.is_move() || total <= bytes {
             return self;
         }
-        self.inputs.drain(..self.inputs.len() - 1);
+        let oldest = self.inputs.iter().rposition(|file| !stuck.contains(&file.number)).unwrap_or_default();
+        self.inputs = vec![self.inputs.swap_remove(oldest)];
         let input = &self.inputs[0];
         self.overlapping.retain(|file| file.overlaps(&input.smallest, &input.largest));
         let mut left = bytes.saturating_sub(input.bytes);
@@ -219,11 +220,11 @@ impl Picker<'_> {
         let older_damage = |file: &SharedMeta| damage().filter(|damage| damage.last < file.last).count();
         let mut groups = files.chunk_by(|a, b| older_damage(a) == older_damage(b)).rev();
         let group = groups.find(|group| group.iter().any(|file| !self.stuck.contains(&file.number)))?;
-        let (oldest, _) = group.split_last()?;
-        let alone = !files
-            .iter()
-            .any(|file| file.number != oldest.number && file.overlaps(&oldest.smallest, &oldest.largest))
-            && self.version.overlapping(1, &oldest.smallest, &oldest.largest).is_empty();
+        // Stuck files at the old end hold only keys that stay above damage, and so do those keys of newer files. So they
+        // may be left out.
+        let settled = group.iter().rev().take_while(|file| self.stuck.contains(&file.number)).count();
+        let unsettled = &group[..group.len() - settled];
+        let oldest = unsettled.last()?;
         let of = |inputs: &[SharedMeta]| {
             let smallest = inputs.iter().map(|file| &file.smallest).min()?;
             let largest = inputs.iter().map(|file| &file.largest).max()?;
@@ -234,14 +235,27 @@ impl Picker<'_> {
             let stays = ranges.filter(|range| range.overlaps(smallest, largest)).cloned().collect();
             Some(Compaction { level: 0, inputs: inputs.to_vec(), overlapping, split: None, stays })
         };
-        let mut count = if alone { 1 } else { group.len().min(L0_INPUTS_MAX) };
-        loop {
+        let alone = !files
+            .iter()
+            .any(|file| file.number != oldest.number && file.overlaps(&oldest.smallest, &oldest.largest))
+            && self.version.overlapping(1, &oldest.smallest, &oldest.largest).is_empty();
+        if alone {
+            return of(&unsettled[unsettled.len() - 1..]);
+        }
+        let fits = |compaction: &Compaction| compaction.memory_bytes() <= self.limits.merge_bytes;
+        for count in (settled + 1..=group.len().min(L0_INPUTS_MAX)).rev() {
             let compaction = of(&group[group.len() - count..])?;
-            if count == 1 || compaction.memory_bytes() <= self.limits.merge_bytes {
+            if fits(&compaction) {
                 return Some(compaction);
             }
-            count -= 1;
         }
+        for count in (2..=unsettled.len().min(L0_INPUTS_MAX)).rev() {
+            let compaction = of(&unsettled[unsettled.len() - count..])?;
+            if fits(&compaction) {
+                return Some(compaction);
+            }
+        }
+        of(&unsettled[unsettled.len() - 1..])
     }
 
     /// The file of a level that rewrites the fewest bytes of the level below for each byte of its own.
@@ -384,11 +398,11 @@ mod tests {
         );
         let whole = pick(&version(&files), &LIMITS, false, &Stuck::new()).unwrap();
         assert_eq!((whole.inputs.len(), whole.overlapping.len()), (4, 4));
-        assert_eq!(whole.clone().within(80), whole);
+        assert_eq!(whole.clone().within(80, &Stuck::new()), whole);
         for (bytes, count, split) in
             [(79, 4, None), (49, 3, Some("k")), (30, 2, Some("f")), (1, 1, Some("c"))]
         {
-            let part = whole.clone().within(bytes);
+            let part = whole.clone().within(bytes, &Stuck::new());
             assert_eq!((part.inputs[0].number.0, part.inputs.len(), part.overlapping.len()), (3, 1, count));
             assert_eq!(part.split.as_deref(), split.map(str::as_bytes), "{bytes}");
         }

@@ -52,7 +52,11 @@ impl<S: Storage> Db<S> {
         let picked = pick(&version, &inner.tree.limits, rests, &inner.tree.stuck.borrow());
         let Some(compaction) = picked else { return Ok(false) };
         // On a full disk, the work that makes room has to do with the space of a few outputs.
-        let compaction = if full { compaction.within(2 * inner.tree.limits.sst_bytes) } else { compaction };
+        let compaction = if full {
+            compaction.within(2 * inner.tree.limits.sst_bytes, &inner.tree.stuck.borrow())
+        } else {
+            compaction
+        };
         let outputs = if compaction.is_move() {
             Outputs::default()
         } else {
@@ -62,14 +66,17 @@ impl<S: Storage> Db<S> {
                 Err(error) if error.is_damage() => {
                     let inputs = compaction.inputs.iter().chain(&compaction.overlapping);
                     // All of them are looked at, because the error does not say which one it is.
-                    let new = inputs.filter(|file| inner.tree.suspect(file.number)).count();
-                    return if 0 < new { Ok(true) } else { Err(error) };
+                    inputs.for_each(|file| inner.tree.suspect(file.number));
+                    return if inner.tree.merge_failed() { Ok(true) } else { Err(error) };
                 }
-                result => result?,
+                result => {
+                    inner.tree.merged();
+                    result?
+                }
             }
         };
         if let Some(rest) = &outputs.rest
-            && compaction.split.is_none()
+            && (compaction.split.is_none() || !outputs.went_down)
         {
             inner.tree.stuck.borrow_mut().insert(rest.number);
         }

@@ -188,6 +188,9 @@ impl<S: Storage> Db<S> {
     /// space back.
     pub fn set_disk_full(&self, full: bool) {
         if self.0.admission.set_full(full) {
+            if !full {
+                self.0.tree.stuck.borrow_mut().clear(); // with more space, more can go down
+            }
             self.0.space_changed.notify_waiters();
             self.0.catalog.look_again();
         }

@@ -44,7 +44,8 @@ impl<S: Storage> Db<S> {
 
     /// Takes note that reading a file has failed. If the error means damage, the file will be looked at.
     pub(super) fn suspect(&self, number: FileNumber, error: Error) -> Error {
-        if error.is_damage() && self.0.tree.suspect(number) {
+        if error.is_damage() {
+            self.0.tree.suspect(number);
             self.0.catalog.look_again();
         }
         error
@@ -59,13 +60,15 @@ impl<S: Storage> Db<S> {
         });
         let Some((level, meta)) = found else { return Ok(()) }; // it was compacted meanwhile
         let identity = inner.owner.identity(FileKind::Sst, number);
+        let longest = to_usize(meta.longest);
+        let _permit = self.memory_for_merge(longest + memory_bytes(longest)).await?;
         if let Ok(sst) = Sst::open(&inner.storage, identity, meta.bytes).await {
             let errors = verify(Rc::new(sst), &meta, |_| Ok(()), |_| {}).await;
             if let Some(error) = errors.iter().find(|error| !error.is_damage()) {
                 return Err(error.clone());
             }
-            if errors.is_empty() {
-                inner.tree.clear(number);
+            // A file that seems to be sound and fails again is written anew: it may be in a bad place of the device.
+            if errors.is_empty() && inner.tree.clear(number) {
                 return Ok(());
             }
         }
@@ -121,7 +124,11 @@ impl<S: Storage> Db<S> {
         let numbers: Vec<FileNumber> = self.version().files().map(|file| file.number).collect();
         for number in numbers {
             let before = self.version().damage().len();
-            self.look_at(number).await?;
+            match self.look_at(number).await {
+                Err(error) if error.kind() == ErrorKind::Poisoned => return Err(error),
+                Err(error) => lines.push(format!("left alone: {error}")),
+                Ok(()) => {}
+            }
             let version = self.version();
             let there = version.files().any(|file| file.number == number);
             if !there && version.damage().len() == before {
@@ -185,8 +192,6 @@ impl<S: Storage> Db<S> {
         let identity = inner.owner.identity(FileKind::Sst, meta.number);
         let sst = Rc::new(Sst::open_damaged(&inner.storage, identity, meta.bytes).await?);
         let label = sst.label().to_owned();
-        let longest = to_usize(meta.longest);
-        let _permit = self.memory_for_merge(longest + memory_bytes(longest)).await?;
         let output = inner.owner.identity(FileKind::Sst, inner.catalog.new_file());
         let mut created = false;
         let result = async {
@@ -206,6 +211,9 @@ impl<S: Storage> Db<S> {
                 });
                 builder.write_full().await?;
                 self.slice(Work::Compaction, bytes).await;
+            }
+            if let Some(error) = walk.unreadable() {
+                return Err(error); // not a block, but the device: it may come back
             }
             let lost = walk.lost().map_err(|reason| Error::undecodable(&label, 0, reason))?;
             let salvaged = match builder {

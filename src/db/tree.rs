@@ -27,13 +27,19 @@ use crate::storage::Storage;
 
 type OpenFile<S> = OnceCell<Rc<Sst<<S as Storage>::File>>>;
 
+/// After so many compactions in a row that came to damage, the next one waits.
+const FAILED_MERGES_MAX: u32 = 4;
+
 pub(super) struct Tree<S: Storage> {
     pub(super) limits: Limits,
     /// See [`pick`](crate::compaction::pick). After a start each of them is found again by one more merge.
     pub(super) stuck: RefCell<Stuck>,
-    /// Files that somebody could not read, and files that were read whole afterwards without finding damage.
+    /// Files that somebody could not read.
     suspects: RefCell<BTreeSet<FileNumber>>,
+    /// Files that were read whole afterwards without finding damage.
     sound: RefCell<BTreeSet<FileNumber>>,
+    /// Compactions in a row that came to damage.
+    failed_merges: Cell<u32>,
     pub(super) blocks: BlockCache,
     pub(super) values: ValueCache,
     /// Files that are open, or being opened. Lookups that need a file at the same time open it only once.
@@ -56,6 +62,7 @@ impl<S: Storage> Tree<S> {
             stuck: RefCell::default(),
             suspects: RefCell::default(),
             sound: RefCell::default(),
+            failed_merges: Cell::new(0),
             blocks: BlockCache::new(config.cache_bytes - config.cache_bytes / 2),
             values: ValueCache::new(config.cache_bytes / 2, config.key_hash),
             open_files: RefCell::new(Cache::new(config.open_files_max)),
@@ -84,12 +91,9 @@ impl<S: Storage> Tree<S> {
         version.level(0).iter().filter(|file| !stuck.contains(&file.number)).count()
     }
 
-    /// Takes note that a file could not be read. `false` if it was read whole since an earlier failure.
-    pub(super) fn suspect(&self, number: FileNumber) -> bool {
-        !self.sound.borrow().contains(&number) && {
-            self.suspects.borrow_mut().insert(number);
-            true
-        }
+    /// Takes note that a file could not be read.
+    pub(super) fn suspect(&self, number: FileNumber) {
+        self.suspects.borrow_mut().insert(number);
     }
 
     /// Takes the number of a file that could not be read.
@@ -97,9 +101,20 @@ impl<S: Storage> Tree<S> {
         self.suspects.borrow_mut().pop_first()
     }
 
-    /// Takes note that a file was read whole, and nothing is wrong with it.
-    pub(super) fn clear(&self, number: FileNumber) {
-        self.sound.borrow_mut().insert(number);
+    /// Takes note that a file was read whole, and nothing is wrong with it. `false` if that is not the first time.
+    pub(super) fn clear(&self, number: FileNumber) -> bool {
+        self.sound.borrow_mut().insert(number)
+    }
+
+    /// Takes note that a compaction came to damage. `false` if this happens again and again.
+    pub(super) fn merge_failed(&self) -> bool {
+        self.failed_merges.set(self.failed_merges.get() + 1);
+        !self.failed_merges.get().is_multiple_of(FAILED_MERGES_MAX)
+    }
+
+    /// Takes note that a compaction was carried out.
+    pub(super) fn merged(&self) {
+        self.failed_merges.set(0);
     }
 
     /// The file, if it is open.

@@ -295,7 +295,7 @@ pub(crate) mod tests {
                     Some(compaction) => {
                         // At times there is little space.
                         let bytes = if step % 200 < 60 { random.below(12) } else { u64::MAX };
-                        model.compact(&compaction.within(bytes), &limits);
+                        model.compact(&compaction.within(bytes, &Stuck::new()), &limits);
                     }
                     None => {
                         let count = 1 + random.below(6);

@@ -53,7 +53,8 @@ const RECEIVE_BYTES_MAX: usize = 512 << 10;
 /// A socket takes this many bytes that are not sent yet. Without this bound, a client that does not read keeps up to 4 MiB
 /// of a send buffer. A small send buffer would bound them as well, but slows readers down: with 32 KiB, 16 MiB took 9 s
 /// instead of 13 ms over loopback.
-const UNSENT_BYTES: u32 = 128 << 10;
+const UNSENT_BYTES_MIN: usize = 32 << 10;
+const UNSENT_BYTES_MAX: usize = 128 << 10;
 
 /// Bounds the buffers that the kernel holds for a connection. The receive buffers of all connections together take up to
 /// half as much as the budget of the process, or 128 KiB each. Connections inherit the bounds.
@@ -65,11 +66,14 @@ pub(super) fn bound_buffers(
     parts: &Parts,
     connections_max: usize,
 ) -> Result<()> {
-    let bytes = (parts.total / connections_max / 2).clamp(RECEIVE_BYTES_MIN, RECEIVE_BYTES_MAX);
+    let each = parts.total / connections_max / 2;
+    let bytes = each.clamp(RECEIVE_BYTES_MIN, RECEIVE_BYTES_MAX);
+    let unsent = each.clamp(UNSENT_BYTES_MIN, UNSENT_BYTES_MAX);
+    let unsent = u32::try_from(unsent).expect("it is bounded above");
     for socket in sockets {
         socket
             .set_recv_buffer_size(bytes) // the kernel doubles it, because it counts its own overhead
-            .and_then(|()| socket.set_tcp_notsent_lowat(UNSENT_BYTES))
+            .and_then(|()| socket.set_tcp_notsent_lowat(unsent))
             .map_err(|error| Error::io("bound the buffers of a socket", error))?;
     }
     Ok(())

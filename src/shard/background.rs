@@ -214,9 +214,7 @@ impl Worker {
                             break;
                         }
                     }
-                    Err(error)
-                        if matches!(error.kind(), ErrorKind::Corruption | ErrorKind::Configuration) =>
-                    {
+                    Err(error) if error.is_damage() || error.kind() == ErrorKind::Configuration => {
                         // What is damaged was taken out of the way, so this is something else. The same files would be
                         // picked again and again.
                         if self.failing.replace(error.kind()) != Some(error.kind()) {

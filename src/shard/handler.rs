@@ -291,8 +291,15 @@ fn begin<B: ToBytes>(
         Ok(Started::Committing(ticket, outcome)) => Reply::Later(Pending::Write(ticket, outcome)),
         Ok(Started::Pending(pending)) => {
             let (db, writes_later) = (db.clone(), pending.writes_later());
-            let task = Pending::Task(tasks.spawn(async move { pending.finish(&db).await }));
-            if writes_later { Reply::Barrier(task) } else { Reply::Later(task) }
+            if writes_later {
+                // Until it has taken its place in the order of writes, no other write goes ahead.
+                let position = db.wait_for_room();
+                return Reply::Barrier(Pending::Task(tasks.spawn(async move {
+                    let _turn = position.first().await;
+                    pending.finish(&db).await
+                })));
+            }
+            Reply::Later(Pending::Task(tasks.spawn(async move { pending.finish(&db).await })))
         }
         Err(error) if can_wait(op.as_ref(), &error) => {
             let (db, op, position) = (db.clone(), op.to_owned(), db.wait_for_room());
@@ -333,7 +340,9 @@ async fn in_turn(db: &Engine, op: &Op<Bytes>, position: WaitPosition) -> Result<
             }
         }
     };
-    drop(position); // the next write may go on while this one is committed
+    if !matches!(&started, Started::Pending(pending) if pending.writes_later()) {
+        drop(position); // the next write may go on while this one is committed
+    }
     match started {
         Started::Lent => unreachable!("a write lends nothing"),
         Started::Known(outcome) => Ok(outcome),

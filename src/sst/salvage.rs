@@ -10,7 +10,7 @@ use super::SstMeta;
 use super::block::{Block, BlockKind, Cursor};
 use super::reader::Sst;
 use super::window::Frames;
-use crate::error::{CorruptionReason, Result};
+use crate::error::{CorruptionReason, Error, ErrorKind, Result};
 use crate::key::Entry;
 use crate::storage::File;
 
@@ -25,6 +25,8 @@ pub struct Salvage<F: File> {
     /// Something did not verify since the last entry.
     gap: bool,
     lost: Vec<Gap>,
+    /// The first read that the device refused.
+    unreadable: Option<Error>,
 }
 
 /// Keys above `after` and below `before` may be lost. At an end of the file there is no neighbour.
@@ -47,7 +49,13 @@ impl<F: File> Salvage<F> {
             entries: 0,
             gap: false,
             lost: Vec::new(),
+            unreadable: None,
         }
+    }
+
+    /// Why nothing at all could be read, if that is so.
+    pub fn unreadable(&self) -> Option<Error> {
+        if self.entries == 0 { self.unreadable.clone() } else { None }
     }
 
     /// Moves to the next entry that verifies. `false` at the end.
@@ -69,6 +77,9 @@ impl<F: File> Salvage<F> {
                 Ok(None) => return Ok(false),
                 Err(error) if error.is_damage() => {
                     self.gap = true;
+                    if error.kind() == ErrorKind::Io {
+                        self.unreadable.get_or_insert(error);
+                    }
                     self.frames.skip_page();
                 }
                 Err(error) => return Err(error),
