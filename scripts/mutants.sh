@@ -302,7 +302,7 @@ mutant 'a compaction does not count older entries' src/compaction/executor.rs \
 mutant 'a step passes over any number of versions' src/source/newest.rs \
     'for _ in 0..PASSED_MAX {' 'for _ in PASSED_MAX..usize::MAX {'
 mutant 'a newer file of L0 is merged below an older one' src/compaction/picker.rs \
-    'of(&group[group.len() - count..])?' 'of(&group[..count])?'
+    'let compaction = of(&group[group.len() - count..])?;' 'let compaction = of(&group[..count])?;'
 mutant 'an entry that stays above damage goes down' src/compaction/executor.rs \
     'let beyond = from_above && compaction.stays_above(entry.key);' 'let beyond = false;' quarantine
 mutant 'an old entry goes above damage' src/compaction/executor.rs \

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::Args;
 
-use crate::config::{Config, SyncMode};
+use crate::config::{Config, SHARDS_MAX, SyncMode};
 use crate::error::{ErrorKind, Result};
 use crate::{host, server};
 
@@ -26,10 +26,10 @@ pub(super) struct Serve {
     #[arg(long, value_name = "DIR", default_value = "./ringkeep-data")]
     data_dir: PathBuf,
     /// Number of shards of a new store; an existing store keeps its number [default: number of threads]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(SHARDS_MAX)))]
     shards: Option<u16>,
     /// Number of threads; as many as processors are pinned, one to each [default: the processors that may be used]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(SHARDS_MAX)))]
     threads: Option<u16>,
     /// When a write is acknowledged. `always`: after its sync; a DURATION, the time between syncs, or `never`: before
     /// its sync
