@@ -264,3 +264,33 @@ fn p8_a_store_opens_with_less_memory_than_it_was_written_with() {
         }
     }
 }
+
+#[test]
+fn p1_a_write_of_a_killed_process_that_lands_late_harms_no_later_write() {
+    let mut in_flight = 0;
+    for seed in 0..40 {
+        for polls in 0..12 {
+            let storage = SimStorage::new(seed);
+            let db = block_on(Db::create(storage.clone(), OWNER, CONFIG)).unwrap();
+            // The first group of the WAL is being written when the process is killed.
+            let _ticket = db.set(b"old", &[7; 3_000]).unwrap();
+            {
+                let mut commit = Box::pin(db.commit_next());
+                in_flight += usize::from((0..polls).all(|_| poll_once(&mut commit).is_none()));
+            }
+            let storage = storage.crash(Fate::Killed);
+            let (db, _) = block_on(Db::open(storage.clone(), OWNER, CONFIG)).unwrap();
+            for number in 0..4 {
+                block_on(set(&db, &[number], &[number; 200]));
+            }
+            let storage = storage.crash(Fate::Kept);
+            let opened = block_on(Db::open(storage, OWNER, CONFIG));
+            let (db, _) = opened.unwrap_or_else(|error| panic!("seed {seed}, {polls} polls: {error}"));
+            for number in 0..4 {
+                let found = block_on(db.get(&[number], NOW)).unwrap();
+                assert!(found.is_some_and(|found| found[..] == [number; 200]), "seed {seed}, {polls} polls");
+            }
+        }
+    }
+    assert!(100 < in_flight, "{in_flight} starts after a kill in the middle of a commit");
+}
