@@ -15,8 +15,8 @@
 //!
 //! Z1  The parts together are the budget. A part is taken from before memory is allocated, and given back by dropping
 //!     what was taken.
-//! Z2  Whoever waits for a pool holds nothing that others who wait for it need in order to go on, so the pool always
-//!     comes free again. A wait has an end: [`WAIT_TICKS`] after it began it is given up.
+//! Z2  A wait for memory is given up [`WAIT_TICKS`] after it began. Work that must not give up takes from pools of its
+//!     own, and holds nothing of them while it waits.
 //! Z3  A value of the greatest size can always be written and read, whatever the budget: the part `body` has room for
 //!     it, and a pool gives half of what it has to a request for more. Two such values may exceed a small part.
 //! Z4  Memtables are short of memory at three quarters of their part. Then each that has a fair share is flushed. When a

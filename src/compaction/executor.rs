@@ -160,6 +160,7 @@ mod tests {
     use futures_executor::block_on;
 
     use super::*;
+    use crate::compaction::Stuck;
     use crate::config::BLOCK_BYTES;
     use crate::error::{Error, ErrorKind};
     use crate::identity::{FileKind, Identity, Owner};
@@ -373,7 +374,7 @@ mod tests {
                     let context = format!("seed {seed}, level {level}");
                     let mut compaction = shard.compaction(level, seed as usize);
                     if seed % 3 == 0 {
-                        compaction = compaction.within(30_000 * (seed % 5), &super::super::Stuck::new());
+                        compaction = compaction.within(30_000 * (seed % 5), &Stuck::new());
                         split += u32::from(compaction.split.is_some());
                     }
                     let outputs = shard.execute(&compaction).await.unwrap();

@@ -13,10 +13,11 @@
 //! K2  All files of the target level that overlap the inputs are part of the compaction (N1).
 
 use std::collections::HashSet;
+use std::rc::Rc;
 
 use crate::codec::to_usize;
 use crate::key::FileNumber;
-use crate::manifest::damage::KeyRange;
+use crate::manifest::damage::{Damage, KeyRange};
 use crate::manifest::{LEVELS, SharedMeta, Version};
 use crate::sst::builder::{LARGE_ENTRY_BYTES, memory_bytes};
 
@@ -147,6 +148,16 @@ struct Picker<'a> {
     stuck: &'a Stuck,
 }
 
+/// The ranges of damage that hold keys from `smallest` to `largest`.
+fn ranges_within<'a>(
+    damage: impl Iterator<Item = &'a Rc<Damage>>,
+    smallest: &[u8],
+    largest: &[u8],
+) -> Vec<KeyRange> {
+    let ranges = damage.flat_map(|damage| &damage.ranges);
+    ranges.filter(|range| range.overlaps(smallest, largest)).cloned().collect()
+}
+
 fn mostly_tombstones(file: &SharedMeta) -> bool {
     file.entries < 2 * file.tombstones
 }
@@ -231,8 +242,7 @@ impl Picker<'_> {
             let overlapping = self.version.overlapping(1, smallest, largest).to_vec(); // K2
             let above = damage().filter(|damage| damage.last < oldest.last);
             let below = self.version.damage().iter().filter(|damage| damage.level == 1);
-            let ranges = above.chain(below).flat_map(|damage| &damage.ranges);
-            let stays = ranges.filter(|range| range.overlaps(smallest, largest)).cloned().collect();
+            let stays = ranges_within(above.chain(below), smallest, largest);
             Some(Compaction { level: 0, inputs: inputs.to_vec(), overlapping, split: None, stays })
         };
         let alone = !files
@@ -268,8 +278,7 @@ impl Picker<'_> {
         })?;
         let overlapping = overlapping(file).to_vec(); // K2
         let below = version.damage().iter().filter(|damage| damage.level == level + 1);
-        let ranges = below.flat_map(|damage| &damage.ranges);
-        let stays = ranges.filter(|range| range.overlaps(&file.smallest, &file.largest)).cloned().collect();
+        let stays = ranges_within(below, &file.smallest, &file.largest);
         Some(Compaction { level, inputs: vec![file.clone()], overlapping, split: None, stays })
     }
 

@@ -89,30 +89,37 @@ impl<S: Storage> Db<S> {
         }
         edit.add_ssts.extend(outputs.merged.iter().map(|meta| (compaction.target(), Rc::new(meta.clone()))));
         edit.add_ssts.extend(outputs.rest.iter().map(|meta| (compaction.level, Rc::new(meta.clone()))));
+        self.replace_files(edit, outputs.files()).await?;
+        log(&compaction, &outputs);
+        Ok(true)
+    }
+
+    /// Carries out an edit that names `new` files. Their names are synced first (P7). If the edit fails, they are removed.
+    pub(super) async fn replace_files(
+        &self,
+        edit: VersionEdit,
+        new: impl Iterator<Item = &SstMeta>,
+    ) -> Result<()> {
+        let inner = &*self.0;
         let result = match sync_names(&inner.storage).await {
             Ok(()) => self.edit(edit).await,
             Err(error) => Err(error),
         };
-        if let Err(error) = result {
-            if error.kind() != ErrorKind::Poisoned {
-                for meta in outputs.files() {
-                    let _ = inner.storage.remove(FileName::Sst(meta.number)).await; // nothing names it
-                }
+        if let Err(error) = &result
+            && error.kind() != ErrorKind::Poisoned
+        {
+            for meta in new {
+                let _ = inner.storage.remove(FileName::Sst(meta.number)).await; // nothing names it
             }
-            return Err(error);
         }
-        log(&compaction, &outputs);
-        Ok(true)
+        result
     }
 
     /// Waits for memory for a compaction, unless the engine closes.
     pub(super) async fn memory_for_merge(&self, bytes: usize) -> Result<Permit> {
         loop {
             if self.0.admission.is_closing() {
-                return Err(Error::new(
-                    ErrorKind::ShuttingDown,
-                    "the compaction ends: the server is stopping",
-                ));
+                return Err(stopping());
             }
             if let Some(permit) = self.0.memory.merges.take(bytes).await {
                 return Ok(permit);
@@ -135,6 +142,10 @@ impl<S: Storage> Db<S> {
         }
         Some(meta.bytes)
     }
+}
+
+fn stopping() -> Error {
+    Error::new(ErrorKind::ShuttingDown, "the compaction ends: the server is stopping")
 }
 
 fn log(compaction: &Compaction, outputs: &Outputs) {
@@ -185,7 +196,7 @@ impl<S: Storage> Environment for Inputs<'_, S> {
         self.0.slice(Work::Compaction, bytes).await;
         let Db(inner) = self.0;
         if inner.admission.is_closing() {
-            return Err(Error::new(ErrorKind::ShuttingDown, "the compaction ends: the server is stopping"));
+            return Err(stopping());
         }
         inner.writes.queue.failure().map_or(Ok(()), Err)
     }

@@ -24,7 +24,7 @@ use crate::sst::builder::{SstBuilder, memory_bytes};
 use crate::sst::reader::Sst;
 use crate::sst::salvage::{Gap, Salvage};
 use crate::sst::verify::verify;
-use crate::storage::{Storage, sync_names};
+use crate::storage::Storage;
 
 impl<S: Storage> Db<S> {
     /// The names of files that have lost entries.
@@ -59,18 +59,11 @@ impl<S: Storage> Db<S> {
             files.iter().find(|file| file.number == number).map(|file| (level, file.clone()))
         });
         let Some((level, meta)) = found else { return Ok(()) }; // it was compacted meanwhile
-        let identity = inner.owner.identity(FileKind::Sst, number);
         let longest = to_usize(meta.longest);
         let _permit = self.memory_for_merge(longest + memory_bytes(longest)).await?;
-        if let Ok(sst) = Sst::open(&inner.storage, identity, meta.bytes).await {
-            let errors = verify(Rc::new(sst), &meta, |_| Ok(()), |_| {}).await;
-            if let Some(error) = errors.iter().find(|error| !error.is_damage()) {
-                return Err(error.clone());
-            }
-            // A file that seems to be sound and fails again is written anew: it may be in a bad place of the device.
-            if errors.is_empty() && inner.tree.clear(number) {
-                return Ok(());
-            }
+        // A file that seems to be sound and fails again is written anew: it may be in a bad place of the device.
+        if is_sound(&inner.storage, inner.owner, &meta).await? && inner.tree.clear(number) {
+            return Ok(());
         }
         let (salvaged, lost) = self.salvage(&meta).await?;
         let damage = Damage { level, file: number, last: meta.last, ranges: ranges(&meta, lost) };
@@ -80,18 +73,7 @@ impl<S: Storage> Db<S> {
             add_damage: if damage.ranges.is_empty() { Vec::new() } else { vec![Rc::new(damage.clone())] },
             ..VersionEdit::default()
         };
-        let result = match sync_names(&inner.storage).await {
-            Ok(()) => self.edit(edit).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = result {
-            if let Some(meta) = &salvaged
-                && error.kind() != ErrorKind::Poisoned
-            {
-                let _ = inner.storage.remove(FileName::Sst(meta.number)).await; // nothing names it
-            }
-            return Err(error);
-        }
+        self.replace_files(edit, salvaged.iter()).await?;
         let entries = salvaged.map_or(0, |meta| meta.entries);
         let label = inner.storage.label(FileName::Sst(number));
         if damage.ranges.is_empty() {
@@ -162,13 +144,10 @@ impl<S: Storage> Db<S> {
         let mut lines: Vec<_> = state.version.damage().iter().map(|damage| describe(damage)).collect();
         for (level, files) in state.version.levels() {
             for meta in files {
-                let identity = owner.identity(FileKind::Sst, meta.number);
-                if let Ok(sst) = Sst::open(storage, identity, meta.bytes).await {
-                    let errors = verify(Rc::new(sst), meta, |_| Ok(()), |_| {}).await;
-                    if errors.is_empty() {
-                        continue;
-                    }
+                if is_sound(storage, owner, meta).await? {
+                    continue;
                 }
+                let identity = owner.identity(FileKind::Sst, meta.number);
                 let sst = Rc::new(Sst::open_damaged(storage, identity, meta.bytes).await?);
                 let label = sst.label().to_owned();
                 let mut walk = Salvage::new(sst, meta.clone());
@@ -227,6 +206,20 @@ impl<S: Storage> Db<S> {
             let _ = inner.storage.remove(FileName::Sst(output.file)).await; // nothing names it
         }
         result
+    }
+}
+
+/// Whether every byte of a file is as it should be.
+///
+/// # Errors
+/// Anything but damage.
+async fn is_sound<S: Storage>(storage: &S, owner: Owner, meta: &SstMeta) -> Result<bool> {
+    let identity = owner.identity(FileKind::Sst, meta.number);
+    let Ok(sst) = Sst::open(storage, identity, meta.bytes).await else { return Ok(false) };
+    let errors = verify(Rc::new(sst), meta, |_| Ok(()), |_| {}).await;
+    match errors.iter().find(|error| !error.is_damage()) {
+        Some(error) => Err(error.clone()),
+        None => Ok(errors.is_empty()),
     }
 }
 

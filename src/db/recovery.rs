@@ -450,7 +450,8 @@ impl<S: Storage> Replay<'_, S> {
         let edit = VersionEdit {
             flushed: Some(meta.last),
             add_ssts: vec![(0, Rc::new(meta))],
-            ..VersionEdit { clean_wal: self.state.clean_wal, ..VersionEdit::default() }
+            clean_wal: self.state.clean_wal,
+            ..VersionEdit::default()
         };
         let manifest = self.storage.directory_label();
         *self.state = self.state.apply(&edit).map_err(|reason| Error::undecodable(&manifest, 0, reason))?;

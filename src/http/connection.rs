@@ -348,8 +348,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             self.give_back(); // nobody must wait for a value and hold what others need for theirs
         }
         let answer = start(self.handler, op, turn, (&mut self.output, wire), self.peers);
-        let then = self.follow(answer, route, wire, turn).await?;
-        Ok(then)
+        self.follow(answer, route, wire, turn).await
     }
 
     fn reads_a_written_slot(&self, route: &Route, turn: &Turn<H::Pending>) -> bool {
@@ -520,7 +519,6 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         self.flush().await?;
         self.enter(Phase::Writing);
         let Outcome::Value { value, .. } = outcome else { return Ok(()) };
-        self.peer.hold(true);
         for at in (0..value.len()).step_by(PART_BYTES) {
             let part = value.slice(at..value.len().min(at + PART_BYTES));
             let bytes = part.len();
