@@ -24,7 +24,7 @@ fn config(memtable_bytes: usize, value_bytes_max: usize) -> DbConfig {
 }
 
 fn bytes_on_disk(shard: &Shard) -> u64 {
-    shard.storage.files().iter().map(|(_, bytes)| bytes).sum()
+    shard.storage.allocated()
 }
 
 fn value(random: &mut Random) -> Vec<u8> {

@@ -335,6 +335,12 @@ impl<F: File, A: Attached> CommitQueue<F, A> {
         self.last_wal.borrow().as_ref().map(|wal| (wal.number(), wal.file().durable()))
     }
 
+    /// Lets go of a WAL whose writes are all in SSTs: as long as a file is open, its removal frees no space.
+    pub(super) fn forget(&self, number: FileNumber) {
+        let is_it = |last: &mut Rc<Wal<F>>| last.number() == number;
+        self.last_wal.borrow_mut().take_if(is_it);
+    }
+
     /// Whether a durable mark says how far the last WAL is durable (W4).
     pub(super) fn is_witnessed(&self) -> bool {
         self.last_wal.borrow().as_ref().is_none_or(|wal| {

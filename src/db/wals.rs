@@ -56,9 +56,12 @@ impl<S: Storage> Db<S> {
         };
         match from.and_then(|wal| Some((wal, inner.writes.spare.begin()?))) {
             Some((wal, making)) => self.recycle(&wal, making).await,
-            // The WAL is closed before its name is removed. Otherwise the close would free the file's blocks, on this
-            // thread.
-            None => self.remove_wal(frozen.wal).await,
+            None => {
+                // The WAL is closed before its name is removed. Otherwise the close would free the file's blocks, on this
+                // thread.
+                inner.writes.queue.forget(frozen.wal);
+                self.remove_wal(frozen.wal).await
+            }
         }
     }
 

@@ -578,6 +578,50 @@ mod tests {
     }
 
     #[test]
+    fn d2_a_write_that_comes_while_a_shard_shortens_its_wals_keeps_its_wal() {
+        for steps in 0.. {
+            let storage = SimStorage::new(1);
+            let db = create(&storage);
+            let is_long = || db.0.writes.has_long_unused_wal(SMALL.wal_step_bytes);
+            for turn in 0.. {
+                assert!(turn < 20, "no WAL has grown and is used again");
+                for value in [vec![7; 200_000], vec![8; 200_000]] {
+                    block_on(db.grow_wal()).unwrap();
+                    drop(db.set(b"k", &value));
+                    block_on(db.grow_wal()).unwrap();
+                }
+                while db.has_uncommitted() {
+                    block_on(db.commit_next()).unwrap();
+                }
+                block_on(db.prepare_spare()).unwrap();
+                assert!(freeze(&db));
+                if is_long() {
+                    break;
+                }
+                block_on(db.flush_next()).unwrap();
+            }
+            db.rest();
+            let mut shortening = Box::pin(db.shorten_wals());
+            let mut is_done = false;
+            for _ in 0..steps {
+                is_done = is_done || step(&mut shortening).is_some();
+            }
+            drop(db.set(b"late", b"1").unwrap());
+            if !is_done {
+                block_on(shortening).unwrap();
+            }
+            while db.has_uncommitted() {
+                block_on(db.commit_next()).unwrap();
+            }
+            check_pairs(&db, &storage, &format!("a write after {steps} steps"));
+            if is_done {
+                assert!(3 < steps, "the WAL was not replaced");
+                return;
+            }
+        }
+    }
+
+    #[test]
     fn d3_a_memtable_is_flushed_when_all_of_it_is_committed_and_the_oldest_first() {
         let storage = SimStorage::new(1);
         let db = create(&storage);

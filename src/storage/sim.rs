@@ -39,7 +39,7 @@ mod contents;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::Poll;
 
 use self::contents::{Contents, ZEROS};
@@ -97,6 +97,8 @@ struct Disk {
     files: Vec<Rc<Inode>>,
     live_names: BTreeMap<FileName, usize>,
     durable_names: BTreeMap<FileName, usize>,
+    /// Files that are open: a file takes its space until it has neither a name nor a handle.
+    handles: BTreeMap<usize, Weak<()>>,
     /// Changes of names since the last directory sync, in order. `names_taken` counts the changes before them.
     unsynced_names: Vec<NameChange>,
     names_taken: usize,
@@ -219,6 +221,7 @@ impl SimStorage {
             files: Vec::new(),
             live_names: BTreeMap::new(),
             durable_names: BTreeMap::new(),
+            handles: BTreeMap::new(),
             unsynced_names: Vec::new(),
             names_taken: 0,
             names_lost: false,
@@ -253,10 +256,21 @@ impl SimStorage {
         self.0.borrow_mut().capacity = bytes;
     }
 
-    /// Bytes that all files together take.
+    /// Bytes that all files together take, those that were removed and are still open included.
     pub fn allocated(&self) -> u64 {
         let disk = self.0.borrow();
-        disk.live_names.values().map(|&inode| disk.files[inode].allocated as u64).sum()
+        let open =
+            disk.handles.iter().filter(|(_, handle)| 0 < handle.strong_count()).map(|(inode, _)| inode);
+        let inodes: BTreeSet<_> = disk.live_names.values().chain(open).collect();
+        inodes.into_iter().map(|&inode| disk.files[inode].allocated as u64).sum()
+    }
+
+    fn handle(&self, inode: usize, access: Access) -> SimFile {
+        let mut disk = self.0.borrow_mut();
+        let known = disk.handles.get(&inode).and_then(Weak::upgrade);
+        let handle = known.unwrap_or_default();
+        disk.handles.insert(inode, Rc::downgrade(&handle));
+        SimFile { storage: self.clone(), inode, access, _handle: handle }
     }
 
     /// Allocates the bytes of a file up to `end`.
@@ -319,6 +333,7 @@ impl SimStorage {
                 in_flight: Vec::new(),
                 late,
                 snapshots: None,
+                handles: BTreeMap::new(),
                 ..disk.clone()
             });
         }
@@ -346,6 +361,7 @@ impl SimStorage {
             files,
             live_names: durable_names.clone(),
             durable_names,
+            handles: BTreeMap::new(),
             unsynced_names: Vec::new(),
             names_taken: 0,
             names_lost: false,
@@ -530,13 +546,13 @@ impl Storage for SimStorage {
             disk.files.len() - 1
         };
         self.change(NameChange::Create(name, inode));
-        Ok(SimFile { storage: self.clone(), inode, access: Access::Write })
+        Ok(self.handle(inode, Access::Write))
     }
 
     async fn open(&self, name: FileName, access: Access) -> io::Result<SimFile> {
         self.operation().await?;
         let inode = *self.0.borrow().live_names.get(&name).ok_or(io::ErrorKind::NotFound)?;
-        Ok(SimFile { storage: self.clone(), inode, access })
+        Ok(self.handle(inode, access))
     }
 
     async fn rename(&self, from: FileName, to: FileName) -> io::Result<()> {
@@ -618,6 +634,7 @@ pub struct SimFile {
     storage: SimStorage,
     inode: usize,
     access: Access,
+    _handle: Rc<()>,
 }
 
 impl File for SimFile {
