@@ -85,21 +85,32 @@ pub async fn check_shard<S: Storage>(
 ) -> Report {
     let mut report = Report::default();
     let outcome = async {
-        let files = list_files(storage)?;
-        let Some(loaded) = load(storage, owner).await? else {
-            let label = storage.label(FileName::Current);
-            return Err(Error::new(
-                ErrorKind::Corruption,
-                format!("{label} is missing, but the shard was in use"),
-            ));
-        };
-        let check = Check { storage, owner, slots, files, loaded };
+        let check = Check::new(storage, owner, slots).await?;
         check.manifest(&mut report).await?;
         check.presence(&mut report).await?;
         check.wals(&mut report, &mut progress).await;
         check.kept_wals(&mut report, &mut progress).await;
         check.ssts(&mut report, &mut progress).await;
         check.order(&mut report, &mut progress).await
+    };
+    if let Err(error) = outcome.await {
+        report.add_error(error);
+    }
+    report
+}
+
+/// Checks the manifest and the WALs of one shard: everything without which it cannot be opened, except sorted files.
+pub async fn check_logs<S: Storage>(storage: &S, owner: Owner, slots: &[ShardId]) -> Report {
+    let mut report = Report::default();
+    let outcome = async {
+        let check = Check::new(storage, owner, slots).await?;
+        check.manifest(&mut report).await?;
+        let is_log = |(name, _): &(FileName, Error)| !matches!(name, FileName::Sst(_));
+        report.damage.extend(check.missing().filter(is_log).map(|(_, error)| error));
+        report.damage.extend(unnamed(storage, owner, check.state(), &check.files).await?);
+        check.wals(&mut report, &mut |_| {}).await;
+        check.kept_wals(&mut report, &mut |_| {}).await;
+        Ok(())
     };
     if let Err(error) = outcome.await {
         report.add_error(error);
@@ -134,9 +145,25 @@ impl<S: Storage> OpenSst for Check<'_, S> {
     }
 }
 
-impl<S: Storage> Check<'_, S> {
+impl<'a, S: Storage> Check<'a, S> {
+    async fn new(storage: &'a S, owner: Owner, slots: &'a [ShardId]) -> Result<Self> {
+        let files = list_files(storage)?;
+        match load(storage, owner).await? {
+            Some(loaded) => Ok(Self { storage, owner, slots, files, loaded }),
+            None => {
+                let label = storage.label(FileName::Current);
+                let message = format!("{label} is missing, but the shard was in use");
+                Err(Error::new(ErrorKind::Corruption, message))
+            }
+        }
+    }
+
     fn state(&self) -> &State {
         &self.loaded.state
+    }
+
+    fn missing(&self) -> impl Iterator<Item = (FileName, Error)> {
+        missing(self.storage, self.state(), &self.files).into_iter()
     }
 
     fn key_belongs(&self, key: &[u8]) -> std::result::Result<(), CorruptionReason> {
@@ -191,7 +218,7 @@ impl<S: Storage> Check<'_, S> {
 
     /// A1 for whole files, and files that the manifest does not name.
     async fn presence(&self, report: &mut Report) -> Result<()> {
-        report.damage.extend(missing(self.storage, self.state(), &self.files));
+        report.damage.extend(self.missing().map(|(_, error)| error));
         report.damage.extend(unnamed(self.storage, self.owner, self.state(), &self.files).await?);
         for &name in self.files.keys() {
             let kept = [FileName::Current, FileName::Manifest(self.loaded.number)].contains(&name);

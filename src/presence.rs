@@ -9,14 +9,15 @@ use crate::manifest::State;
 use crate::storage::{Files, Storage, list_files};
 use crate::wal::reader::first_write;
 
-/// An error for every file that the manifest names and that is missing, too short, or, if it is an SST, too long.
-pub fn missing<S: Storage>(storage: &S, state: &State, files: &Files) -> Vec<Error> {
+/// Every file that the manifest names and that is missing, too short, or, if it is an SST, too long; with an error for
+/// each.
+pub fn missing<S: Storage>(storage: &S, state: &State, files: &Files) -> Vec<(FileName, Error)> {
     let wals = state.all_wals().map(|(number, bytes)| (FileName::Wal(number), bytes));
     let ssts = state.version.files().map(|file| (FileName::Sst(file.number), file.bytes));
     let error = |(name, expected): (FileName, u64)| {
         let may_grow = matches!(name, FileName::Wal(_));
         let label = storage.label(name);
-        match files.get(&name) {
+        let error = match files.get(&name) {
             None => {
                 let message = format!("{label} is missing, but the manifest names it");
                 Some(Error::new(ErrorKind::Corruption, message))
@@ -26,7 +27,8 @@ pub fn missing<S: Storage>(storage: &S, state: &State, files: &Files) -> Vec<Err
                 Some(Error::corruption(&label, (*found).min(expected), message))
             }
             Some(_) => None,
-        }
+        };
+        error.map(|error| (name, error))
     };
     wals.chain(ssts).filter_map(error).collect()
 }

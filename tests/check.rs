@@ -161,7 +161,7 @@ fn a_sound_store_is_found_sound_after_a_kill_and_after_a_stop_and_nothing_is_tou
     assert_eq!(server.wait().code(), Some(0));
     let stopped = check(&data);
     assert_eq!(stopped.status.code(), Some(0), "{}", text(&stopped));
-    assert!(text(&stopped).contains(" 0 notes, 0 damages, 0 unread"), "{}", text(&stopped));
+    assert!(text(&stopped).contains(" 0 notes, 0 damaged, 0 unread"), "{}", text(&stopped));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 mod common;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Instant;
 
@@ -85,11 +85,20 @@ fn n4_a_damaged_block_is_served_around_named_and_repaired() {
     let reports = lines.lines().filter(|line| line.contains("a damaged file has lost entries"));
     assert!(lines.contains(name) && reports.count() == 1, "{lines}");
 
+    // A later start knows it as well.
+    let server = Server::start_logged(&data, &flags, &log);
+    assert!(server.client().request("GET", "/readyz").text().starts_with("degraded: "));
+    server.signal("-TERM");
+    assert_eq!(server.wait().code(), Some(0));
+    let lines = fs::read_to_string(&log).unwrap();
+    assert!(lines.lines().any(|line| line.contains("ERROR") && line.contains(name)), "{lines}");
+
     let output = run(&["check"], &data);
     assert!(output.status.code() == Some(65) && text(&output).contains(name), "{}", text(&output));
     let before = contents(&data);
     let output = run(&["repair", "--dry-run"], &data);
-    assert!(output.status.success() && text(&output).contains("nothing was changed"), "{}", text(&output));
+    assert!(output.status.code() == Some(65), "something would be given up");
+    assert!(text(&output).contains("1 damaged file, and nothing was changed"), "{}", text(&output));
     assert!(text(&output).contains("entries are lost among the keys"), "{}", text(&output));
     assert!(contents(&data) == before, "a dry run changes nothing");
     let output = run(&["repair"], &data);
@@ -112,4 +121,87 @@ fn n4_a_damaged_block_is_served_around_named_and_repaired() {
     }
     server.signal("-TERM");
     assert_eq!(server.wait().code(), Some(0));
+}
+
+/// Cuts or removes the largest sorted file, or damages a log. Returns the path of what was changed.
+fn spoil(data: &Path, what: &str) -> PathBuf {
+    let end = if what == "log" { "wal" } else { "sst" };
+    let files =
+        contents(data).into_iter().filter(|(path, _)| path.extension().is_some_and(|found| found == end));
+    let (path, mut bytes) = files.max_by_key(|(_, bytes)| bytes.len()).unwrap();
+    match what {
+        "cut" => bytes.truncate(bytes.len() / 8192 * 4096),
+        "log" => bytes[8192 + 20] ^= 1,
+        _ => return fs::remove_file(&path).map(|()| path).unwrap(),
+    }
+    fs::write(&path, &bytes).unwrap();
+    path
+}
+
+#[test]
+fn a_sorted_file_that_is_cut_or_gone_stops_a_start_and_can_be_given_up() {
+    for what in ["cut", "gone"] {
+        let (_folder, data) = folder();
+        let log = data.with_extension("log");
+        let flags = [SMALL, &["--shards", "1"]].concat();
+        drop(damaged_store(&data, &flags));
+        let path = spoil(&data, what);
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let refused = start(&data, &flags, &log);
+        assert!(refused.contains(name) && refused.contains("ringkeep repair"), "{what}: {refused}");
+        for arguments in [&["check"][..], &["repair", "--dry-run"]] {
+            let output = run(arguments, &data);
+            assert!(output.status.code() == Some(65) && text(&output).contains(name), "{}", text(&output));
+        }
+        let given_up = run(&["repair"], &data);
+        assert!(given_up.status.success() && text(&given_up).contains(name), "{what}: {}", text(&given_up));
+        let output = run(&["check"], &data);
+        assert!(output.status.success(), "{what}: {}", text(&output));
+        let server = Server::start(&data, &flags);
+        let mut client = server.client();
+        let found = (0..KEYS)
+            .filter(|number| {
+                let reply = client.request("GET", &format!("/get?key=k{number:05}"));
+                assert!(reply.status == 404 || reply.text() == value(*number), "{what}: {reply:?}");
+                reply.status == 200
+            })
+            .count();
+        assert!(
+            found < KEYS && (what == "gone" || KEYS / 4 < found),
+            "{what}: {found} keys are left, {}",
+            text(&given_up)
+        );
+    }
+}
+
+#[test]
+fn a_damaged_log_is_refused_by_a_dry_run_as_by_a_repair() {
+    let (_folder, data) = folder();
+    let flags = [SMALL, &["--shards", "1"]].concat();
+    let server = Server::start(&data, &flags);
+    for number in 0..20 {
+        assert_eq!(server.client().request("POST", &format!("/set?key={number}&value=v")).status, 200);
+    }
+    server.kill();
+    let path = spoil(&data, "log");
+    let name = path.file_name().unwrap().to_str().unwrap();
+    let before = contents(&data);
+    for arguments in [&["repair", "--dry-run"][..], &["repair"]] {
+        let output = run(arguments, &data);
+        assert!(output.status.code() == Some(65) && text(&output).contains(name), "{}", text(&output));
+    }
+    assert!(contents(&data) == before, "nothing was changed");
+}
+
+/// Starts a server that has to refuse, and returns what it says.
+fn start(data: &Path, flags: &[&str], log: &Path) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_ringkeep"))
+        .args(["--listen", "127.0.0.1:0", "--data-dir"])
+        .arg(data)
+        .args(flags)
+        .stderr(fs::File::create(log).unwrap())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(65));
+    fs::read_to_string(log).unwrap()
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use indicatif::ProgressBar;
 
-use super::styled;
+use super::{counted, styled};
 use crate::check::{Report, bytes_to_read, check_shard};
 use crate::data_dir::{DataDir, open_storage};
 use crate::error::{Error, ErrorKind, Result};
@@ -45,7 +45,8 @@ impl Check {
             }
             (0, Some(later), _) => Err(later.clone()),
             (count, _, _) => {
-                let message = format!("{shown} is damaged in {count} places, listed on standard output");
+                let places = counted(count, "place");
+                let message = format!("{shown} is damaged in {places}, listed on standard output");
                 Err(Error::new(ErrorKind::Corruption, message))
             }
         }
@@ -74,7 +75,7 @@ fn print(output: &mut impl Write, data_dir: &Path, report: &Report) -> std::io::
     };
     writeln!(
         output,
-        "{}: {verdict}; {} files, {} entries, {} notes, {} damages, {} unread",
+        "{}: {verdict}; {} files, {} entries, {} notes, {} damaged, {} unread",
         data_dir.display(),
         report.files,
         report.entries,

@@ -66,8 +66,8 @@ impl Log {
 
 /// The level that `RINGKEEP_LOG` names.
 fn level(setting: Option<&OsStr>) -> Result<LevelFilter> {
-    let Some(setting) = setting else { return Ok(LevelFilter::INFO) };
-    match setting.to_str() {
+    let Some(setting) = setting.filter(|setting| !setting.is_empty()) else { return Ok(LevelFilter::INFO) };
+    match setting.to_ascii_lowercase().to_str() {
         Some("off") => Ok(LevelFilter::OFF),
         Some("error") => Ok(LevelFilter::ERROR),
         Some("warn") => Ok(LevelFilter::WARN),
@@ -119,7 +119,9 @@ mod tests {
     fn a_level_is_one_of_six_words() {
         assert_eq!(level(None).unwrap(), LevelFilter::INFO);
         assert_eq!(level(Some(OsStr::new("warn"))).unwrap(), LevelFilter::WARN);
-        for wrong in ["", "0", "warning", "verbose", "ringkeep=debug", "INFO "] {
+        assert_eq!(level(Some(OsStr::new(""))).unwrap(), LevelFilter::INFO);
+        assert_eq!(level(Some(OsStr::new("Info"))).unwrap(), LevelFilter::INFO);
+        for wrong in ["0", "warning", "verbose", "ringkeep=debug", "INFO "] {
             let error = level(Some(OsStr::new(wrong))).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Configuration);
             assert!(error.to_string().contains("debug or trace"), "{error}");

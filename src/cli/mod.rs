@@ -27,7 +27,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve requests (the default if no command is given)
-    Serve(serve::Serve),
+    Serve(Box<serve::Serve>),
     /// Load a running server, measure it, and check every answer
     ///
     /// The workloads run one after the other over the same keys, and every answer is compared with what was written.
@@ -51,7 +51,7 @@ enum Command {
     /// value, or none: restore a backup if that must not happen.
     ///
     /// Exit status 0: no sorted file is damaged any more. 65: a log or a manifest is damaged, which this command does not
-    /// repair. 75: a server has the store open. 78: there is no store, or a later version of ringkeep wrote a part of it.
+    /// repair; with --dry-run also: something would be given up. 75: a server has the store open. 78: there is no store, or a later version of ringkeep wrote a part of it.
     Repair(repair::Repair),
 }
 
@@ -69,6 +69,11 @@ impl Cli {
             None => self.serve.run(),
         }
     }
+}
+
+/// A number of things: `1 file`, `2 files`.
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Applies a template to a progress bar. The bar is drawn only if standard error is a terminal.

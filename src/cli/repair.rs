@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::counted;
+use crate::check::check_logs;
 use crate::config::{DbConfig, MANIFEST_BYTES, WAL_STEP_BYTES};
 use crate::data_dir::{DataDir, open_storage};
 use crate::db::Db;
@@ -44,11 +46,18 @@ impl Repair {
         }
         result?;
         let shown = self.data_dir.display();
-        let _ = match (lines.len(), self.dry_run) {
-            (0, _) => writeln!(output, "{shown}: no sorted file is damaged"),
-            (count, true) => writeln!(output, "{shown}: {count} files are damaged; nothing was changed"),
-            (count, false) => writeln!(output, "{shown}: {count} files were damaged, and are repaired"),
-        };
+        match (lines.len(), self.dry_run) {
+            (0, _) => {
+                let _ = writeln!(output, "{shown}: no sorted file is damaged");
+            }
+            (count, true) => {
+                let message = format!("{}, and nothing was changed", counted(count, "damaged file"));
+                return Err(Error::new(ErrorKind::Corruption, format!("{shown}: {message}")));
+            }
+            (count, false) => {
+                let _ = writeln!(output, "{shown}: {}, repaired", counted(count, "damaged file"));
+            }
+        }
         Ok(())
     }
 }
@@ -83,9 +92,13 @@ async fn repair(data_dir: &DataDir, dry_run: bool, lines: &mut Vec<String>) -> R
         let owner = Owner { store_id: store.id, shard };
         let storage = open_storage(&data_dir.shard(shard)?, device, true)?;
         if dry_run {
+            let logs = check_logs(&storage, owner, &store.slots).await;
+            if let Some(error) = logs.damage.into_iter().chain(logs.later).chain(logs.unread).next() {
+                return Err(error);
+            }
             lines.extend(Db::damages(&storage, owner).await?);
         } else {
-            let (db, _) = Db::open(storage, owner, config).await?;
+            let db = Db::open_to_repair(storage, owner, config).await?;
             lines.extend(db.repair().await?);
             db.close(|_| {}).await?;
         }

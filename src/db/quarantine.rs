@@ -24,13 +24,19 @@ use crate::sst::builder::{SstBuilder, memory_bytes};
 use crate::sst::reader::Sst;
 use crate::sst::salvage::{Gap, Salvage};
 use crate::sst::verify::verify;
-use crate::storage::Storage;
+use crate::storage::{Storage, list_files};
 
 impl<S: Storage> Db<S> {
     /// The names of files that have lost entries.
     pub fn damaged_files(&self) -> Vec<String> {
         let label = |damage: &Rc<Damage>| self.0.storage.label(FileName::Sst(damage.file));
         self.version().damage().iter().map(label).collect()
+    }
+
+    /// A line for each file that is known to have lost entries.
+    pub fn damages_known(&self) -> Vec<String> {
+        let line = |damage: &Rc<Damage>| damage.describe(&self.0.storage.label(FileName::Sst(damage.file)));
+        self.version().damage().iter().map(line).collect()
     }
 
     /// The error of a lookup that has come to damage.
@@ -53,6 +59,11 @@ impl<S: Storage> Db<S> {
 
     /// Reads a file whole, and takes damaged blocks out of the way.
     pub(super) async fn look_at(&self, number: FileNumber) -> Result<()> {
+        self.replace_damaged(number, false).await
+    }
+
+    /// As [`Self::look_at`]. Of a file that is gone, everything is lost.
+    async fn replace_damaged(&self, number: FileNumber, is_gone: bool) -> Result<()> {
         let inner = &*self.0;
         let version = self.version();
         let found = version.levels().find_map(|(level, files)| {
@@ -62,10 +73,10 @@ impl<S: Storage> Db<S> {
         let longest = to_usize(meta.longest);
         let _permit = self.memory_for_merge(longest + memory_bytes(longest)).await?;
         // A file that seems to be sound and fails again is written anew: it may be in a bad place of the device.
-        if is_sound(&inner.storage, inner.owner, &meta).await? && inner.tree.clear(number) {
+        if !is_gone && is_sound(&inner.storage, inner.owner, &meta).await? && inner.tree.clear(number) {
             return Ok(());
         }
-        let (salvaged, lost) = self.salvage(&meta).await?;
+        let (salvaged, lost) = if is_gone { (None, vec![Gap::ALL]) } else { self.salvage(&meta).await? };
         let damage = Damage { level, file: number, last: meta.last, ranges: ranges(&meta, lost) };
         let edit = VersionEdit {
             remove_ssts: vec![(level, number)],
@@ -104,9 +115,11 @@ impl<S: Storage> Db<S> {
         let inner = &*self.0;
         let mut lines = Vec::new();
         let numbers: Vec<FileNumber> = self.version().files().map(|file| file.number).collect();
+        let files = list_files(&inner.storage)?;
         for number in numbers {
             let before = self.version().damage().len();
-            match self.look_at(number).await {
+            let is_gone = !files.contains_key(&FileName::Sst(number));
+            match self.replace_damaged(number, is_gone).await {
                 Err(error) if error.kind() == ErrorKind::Poisoned => return Err(error),
                 Err(error) => lines.push(format!("left alone: {error}")),
                 Ok(()) => {}
@@ -142,8 +155,14 @@ impl<S: Storage> Db<S> {
         };
         let describe = |damage: &Damage| damage.describe(&storage.label(FileName::Sst(damage.file)));
         let mut lines: Vec<_> = state.version.damage().iter().map(|damage| describe(damage)).collect();
-        for (level, files) in state.version.levels() {
-            for meta in files {
+        let files = list_files(storage)?;
+        for (level, metas) in state.version.levels() {
+            for meta in metas {
+                if !files.contains_key(&FileName::Sst(meta.number)) {
+                    let ranges = ranges(meta, vec![Gap::ALL]);
+                    lines.push(describe(&Damage { level, file: meta.number, last: meta.last, ranges }));
+                    continue;
+                }
                 if is_sound(storage, owner, meta).await? {
                     continue;
                 }

@@ -75,6 +75,13 @@ pub struct Recovered {
     pub log_end: Option<LogEnd>,
 }
 
+/// What a shard is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Serve,
+    Repair,
+}
+
 /// Where the writes of a shard ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogEnd {
@@ -128,11 +135,30 @@ impl<S: Storage> Db<S> {
         Self::open_with(storage, owner, config, Memory::ample()).await
     }
 
+    /// As [`Self::open`], for [`Self::repair`]: sorted files may be missing, or not have their length.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn open_to_repair(storage: S, owner: Owner, config: DbConfig) -> Result<Self> {
+        let opened = Self::open_for(Purpose::Repair, storage, owner, config, Memory::ample());
+        opened.await.map(|(db, _)| db)
+    }
+
     /// As [`Self::open`], with a part in the memory of a process.
     ///
     /// # Errors
     /// As [`Self::open`].
     pub async fn open_with(
+        storage: S,
+        owner: Owner,
+        config: DbConfig,
+        memory: Memory,
+    ) -> Result<(Self, Recovered)> {
+        Self::open_for(Purpose::Serve, storage, owner, config, memory).await
+    }
+
+    async fn open_for(
+        purpose: Purpose,
         storage: S,
         owner: Owner,
         config: DbConfig,
@@ -144,7 +170,12 @@ impl<S: Storage> Db<S> {
             return Err(Error::new(ErrorKind::Corruption, message));
         };
         report(&storage.label(FileName::Manifest(number)), "version edit", &end);
-        if let Some(error) = missing(&storage, &state, &list_files(&storage)?).into_iter().next() {
+        let spares = |name| match purpose {
+            Purpose::Serve => false,
+            Purpose::Repair => matches!(name, FileName::Sst(_)),
+        };
+        let missing = missing(&storage, &state, &list_files(&storage)?);
+        if let Some((_, error)) = missing.into_iter().find(|(name, _)| !spares(*name)) {
             return Err(error);
         }
         Self::open_state(storage, owner, config, memory, state, Some(number)).await

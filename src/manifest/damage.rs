@@ -30,6 +30,17 @@ impl KeyRange {
     }
 }
 
+impl std::fmt::Display for KeyRange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // A bound that ends in a zero byte nearly always is the successor of a key.
+        let bound = |key: &[u8], exact: &str, successor: &str| match key.split_last() {
+            Some((0, key)) => format!("{successor} {:?}", String::from_utf8_lossy(key)),
+            _ => format!("{exact} {:?}", String::from_utf8_lossy(key)),
+        };
+        write!(f, "{} {}", bound(&self.from, "from", "after"), bound(&self.to, "below", "up to"))
+    }
+}
+
 /// The key that follows `key` immediately.
 pub fn successor(key: &[u8]) -> Box<[u8]> {
     [key, &[0]].concat().into()
@@ -57,9 +68,7 @@ impl Damage {
 
     /// A line about what was lost. `label` is the name of the file.
     pub fn describe(&self, label: &str) -> String {
-        let text = |key: &[u8]| format!("{:?}", String::from_utf8_lossy(key));
-        let range = |range: &KeyRange| format!("from {} below {}", text(&range.from), text(&range.to));
-        let ranges: Vec<String> = self.ranges.iter().map(range).collect();
+        let ranges: Vec<String> = self.ranges.iter().map(KeyRange::to_string).collect();
         format!("{label}: entries are lost among the keys {}", ranges.join(", "))
     }
 

@@ -136,6 +136,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::compaction::{Compaction, Limits, Stuck, pick};
     use crate::key::{FileNumber, SeqNo};
+    use crate::manifest::damage::KeyRange;
     use crate::random::Random;
     use crate::sst::SstMeta;
 
@@ -327,5 +328,15 @@ pub(crate) mod tests {
         );
         assert!(version.may_hold_below(1, b"g") && !version.may_hold_below(3, b"g"));
         assert_eq!(version.overlapping(1, b"e", b"k").len(), 2);
+    }
+
+    #[test]
+    fn n4_a_key_that_damage_may_have_held_may_be_below() {
+        let range = KeyRange { from: b"g".as_slice().into(), to: b"i".as_slice().into() };
+        let damage = Damage { level: 3, file: FileNumber(1), last: SeqNo(1), ranges: vec![range] };
+        let edit = VersionEdit { add_damage: vec![Rc::new(damage)], ..VersionEdit::default() };
+        let version = version(&[]).apply(&edit).unwrap();
+        assert!(version.may_hold_below(1, b"h") && version.may_hold_below(2, b"g"));
+        assert!(!version.may_hold_below(1, b"i") && !version.may_hold_below(3, b"h"));
     }
 }

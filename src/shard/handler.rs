@@ -130,7 +130,7 @@ fn logged<R>(result: Result<R>) -> Result<R> {
             LOGGED.set((last, silent + 1));
         } else {
             LOGGED.set((Some(now), 0));
-            tracing::error!(%error, unlogged = silent, "a request failed");
+            tracing::error!(%error, unlogged = (0 < silent).then_some(silent), "a request failed");
         }
     }
     result

@@ -38,6 +38,11 @@ pub struct Gap {
     pub before: Option<Vec<u8>>,
 }
 
+impl Gap {
+    /// A whole file.
+    pub const ALL: Self = Self { after: None, before: None };
+}
+
 impl<F: File> Salvage<F> {
     /// A walk over a file that the manifest describes as `meta`.
     pub fn new(sst: Rc<Sst<F>>, meta: Rc<SstMeta>) -> Self {

@@ -6,7 +6,7 @@ use super::BlockHandle;
 use super::block::{Block, FRAME_BYTES, Frame, frame_bytes};
 use super::reader::{Sst, read};
 use crate::codec::to_usize;
-use crate::error::{CorruptionReason, ErrorKind, Result};
+use crate::error::{CorruptionReason, Result};
 use crate::storage::{AlignedBuf, BLOCK_BYTES, File};
 
 /// The most bytes that are read ahead.
@@ -67,8 +67,8 @@ impl Window {
         self.ahead = (2 * self.ahead).min(READ_AHEAD_BYTES_MAX);
         self.bytes = AlignedBuf::with_capacity(0);
         self.bytes = match read(&sst.file, &sst.label, offset, step).await {
-            // A block after the wanted bytes may be unreadable.
-            Err(error) if error.kind() == ErrorKind::Io && bytes < step => {
+            // What follows the wanted bytes may be unreadable, or cut off.
+            Err(error) if error.is_damage() && bytes < step => {
                 read(&sst.file, &sst.label, offset, bytes).await?
             }
             result => result?,
@@ -156,6 +156,7 @@ mod tests {
     use futures_executor::block_on;
 
     use super::*;
+    use crate::error::ErrorKind;
     use crate::file_name::FileName;
     use crate::identity::{FileKind, Identity, Owner};
     use crate::key::{Entry, EntryKind, FileNumber, SeqNo, ShardId};
