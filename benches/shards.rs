@@ -93,9 +93,10 @@ fn value(key: u64) -> [u8; 100] {
 
 fn request(verb: Verb, key: u64) -> Vec<u8> {
     match verb {
-        Verb::Get => format!("GET /get?key={key:016} HTTP/1.1\r\nhost: x\r\n\r\n").into_bytes(),
+        Verb::Get => format!("GET /get?key={key:016} HTTP/1.1\r\nhost: localhost\r\n\r\n").into_bytes(),
         Verb::Set => {
-            let head = format!("POST /set?key={key:016} HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n");
+            let head =
+                format!("POST /set?key={key:016} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n");
             [head.as_bytes(), &value(key)].concat()
         }
     }

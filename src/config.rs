@@ -76,11 +76,54 @@ impl std::fmt::Display for SyncMode {
     }
 }
 
+/// A place to listen at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// A TCP address. Port 0 takes a free port. `[::]` includes IPv4.
+    Tcp(SocketAddr),
+    /// The path of a Unix socket.
+    Unix(PathBuf),
+}
+
+impl std::fmt::Display for Listen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "http://{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Who may stop the server by a request. With a token file, everyone needs a token of the role `admin` as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ShutdownMode {
+    /// Clients on the same host: by a loopback address or a Unix socket.
+    Local,
+    /// Clients with a token of the role `admin`.
+    Token,
+    /// Everyone who can connect.
+    Any,
+    /// Nobody.
+    Off,
+}
+
 /// Everything that a user may choose.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Where to listen; port 0 takes a free port.
-    pub listen: SocketAddr,
+    /// Where to listen. If this is empty, only inherited sockets are listened to.
+    pub listen: Vec<Listen>,
+    /// Serve everyone who can connect, from other hosts as well, without a token.
+    pub insecure: bool,
+    /// The file with the tokens. Without one, requests need none.
+    pub token_file: Option<PathBuf>,
+    /// Names of the server besides its addresses and `localhost`.
+    pub allowed_hosts: Vec<String>,
+    /// Who may stop the server by a request.
+    pub shutdown: ShutdownMode,
+    /// Permissions of Unix sockets.
+    pub socket_mode: u32,
+    /// The group of Unix sockets, by its number.
+    pub socket_group: Option<u32>,
     /// Where the data is.
     pub data_dir: PathBuf,
     /// Shards of a new store. An existing store keeps its number of shards.
@@ -172,6 +215,10 @@ impl Config {
             self.drain_timeout <= Duration::from_secs(24 * 3600),
             "--drain-timeout must be a day at most".into(),
         )?;
+        check(
+            self.shutdown != ShutdownMode::Token || self.token_file.is_some(),
+            "--shutdown token needs a --token-file".into(),
+        )?;
         check(0 < self.connections_max, "--max-connections must be at least 1".into())?;
         for (flag, interval) in
             [("--flush-interval", self.flush_interval), ("--compaction-interval", self.compaction_interval)]
@@ -205,7 +252,13 @@ pub(crate) mod tests {
     /// The usual settings.
     pub(crate) fn config() -> Config {
         Config {
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            listen: vec![Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)))],
+            insecure: false,
+            token_file: None,
+            allowed_hosts: Vec::new(),
+            shutdown: ShutdownMode::Local,
+            socket_mode: 0o600,
+            socket_group: None,
             data_dir: PathBuf::new(),
             shards: None,
             threads: None,

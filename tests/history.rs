@@ -82,7 +82,7 @@ fn client(mut client: Client, process: usize, seed: u64, clock: &AtomicU64, done
         history.push((called, process, Call(intent)));
         let sent = std::io::Write::write_all(
             &mut client.stream,
-            format!("{request} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes(),
+            format!("{request} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes(),
         );
         let reply = if sent.is_ok() { client.try_reply(false) } else { None };
         let Some(reply) = reply else {

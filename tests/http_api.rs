@@ -120,7 +120,8 @@ fn a_refusal_reaches_a_client_that_sends_everything_first() {
     let (_folder, data) = folder();
     let server = Server::start(&data, &[SMALL, &["--max-connections", "3"]].concat());
     let body = vec![b'v'; 8 << 20];
-    let request = format!("PUT /set?key=k HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
+    let request =
+        format!("PUT /set?key=k HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", body.len());
     for _ in 0..5 {
         let mut client = server.client();
         let reply = client.send(&request).send(&body).reply();
@@ -132,7 +133,7 @@ fn a_refusal_reaches_a_client_that_sends_everything_first() {
         let mut client = server.client();
         // Until the clients before are gone, this one may be refused.
         if client.request("GET", "/livez").status == 200 {
-            client.send("PUT /set?key=k HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nv");
+            client.send("PUT /set?key=k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\nv");
             busy.push(client);
         }
     }
@@ -170,15 +171,21 @@ fn lengths_at_their_limits_are_taken_and_beyond_them_refused() {
     assert_eq!(client.post("/set?key=long", &value).status, 200);
     assert_eq!(client.request("GET", "/get?key=long").body, value);
     // Refused by the length alone: no byte of the body is sent.
-    let head = format!("POST /set?key=long HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", (1 << 20) + 1);
+    let head = format!(
+        "POST /set?key=long HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n",
+        (1 << 20) + 1
+    );
     assert_eq!(client.send(head).reply().status, 413);
     assert!(client.is_closed());
     let mut client = server.client();
     let target = "x".repeat(131_073);
-    assert_eq!(client.send(format!("GET /{target} HTTP/1.1\r\nHost: x\r\n\r\n")).reply().status, 414);
+    assert_eq!(client.send(format!("GET /{target} HTTP/1.1\r\nHost: localhost\r\n\r\n")).reply().status, 414);
     let mut client = server.client();
     let header = "x".repeat(16_385);
-    assert_eq!(client.send(format!("GET / HTTP/1.1\r\nHost: x\r\nA: {header}\r\n\r\n")).reply().status, 431);
+    assert_eq!(
+        client.send(format!("GET / HTTP/1.1\r\nHost: localhost\r\nA: {header}\r\n\r\n")).reply().status,
+        431
+    );
     let mut client = server.client();
     let headers = "A: b\r\n".repeat(65);
     assert_eq!(client.send(format!("GET / HTTP/1.1\r\n{headers}\r\n")).reply().status, 431);
@@ -188,7 +195,7 @@ fn lengths_at_their_limits_are_taken_and_beyond_them_refused() {
 fn bodies_arrive_by_length_by_chunks_and_after_a_go_ahead() {
     let (_folder, server) = server();
     let mut client = server.client();
-    let chunked = "POST /set?key=c HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n\
+    let chunked = "POST /set?key=c HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n\
         4\r\nWiki\r\n6;x=y\r\npedia!\r\n0\r\n\r\n";
     // In one piece, and byte by byte.
     assert_eq!(client.send(chunked).reply().status, 200);
@@ -198,14 +205,18 @@ fn bodies_arrive_by_length_by_chunks_and_after_a_go_ahead() {
     assert_eq!(client.reply().status, 200);
     assert_eq!(client.request("GET", "/get?key=c").text(), "Wikipedia!");
 
-    client.send("PUT /set?key=e HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n");
+    client.send(
+        "PUT /set?key=e HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n",
+    );
     assert_eq!(client.reply().status, 100);
     assert_eq!(client.send("value").reply().status, 200);
     assert_eq!(client.request("GET", "/get?key=e").text(), "value");
 
     // The server sends a final answer instead of the go-ahead. If the client sends the body anyway, the server does not
     // take the body for a request.
-    client.send("PUT /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n");
+    client.send(
+        "PUT /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n",
+    );
     assert_eq!(client.reply().status, 404);
     assert!(client.is_closed());
 }
@@ -216,11 +227,13 @@ fn pipelined_requests_are_answered_in_order_and_see_each_other() {
     let mut client = server.client();
     let mut requests = String::new();
     for n in 0..100 {
-        requests +=
-            &format!("POST /set?key=p{} HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n{n:03}", n % 7);
-        requests += &format!("GET /get?key=p{} HTTP/1.1\r\nHost: x\r\n\r\n", n % 7);
-        requests += &format!("DELETE /del?key=p{} HTTP/1.1\r\nHost: x\r\n\r\n", (n + 3) % 7);
-        requests += "GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n";
+        requests += &format!(
+            "POST /set?key=p{} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\n{n:03}",
+            n % 7
+        );
+        requests += &format!("GET /get?key=p{} HTTP/1.1\r\nHost: localhost\r\n\r\n", n % 7);
+        requests += &format!("DELETE /del?key=p{} HTTP/1.1\r\nHost: localhost\r\n\r\n", (n + 3) % 7);
+        requests += "GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n";
     }
     client.send(requests);
     let mut model = std::collections::BTreeSet::new();
@@ -243,7 +256,7 @@ fn http_1_0_closes_unless_asked_not_to() {
     assert_eq!(client.send("GET /livez HTTP/1.0\r\n\r\n").reply().status, 200);
     assert!(client.is_closed());
     let mut client = server.client();
-    client.send("GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    client.send("GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     assert!(client.reply().head.contains("connection: close"));
     assert!(client.is_closed());
 }
@@ -259,12 +272,12 @@ fn garbage_is_answered_400_and_the_others_do_not_notice() {
         "\u{16}\u{3}\u{1}\u{2}\r\n\r\n",
         "GET /get?key=k HTTP/1.1\nHost: x\n\n",
         "GET /get?key=k HTTP/1.1\r\n\r\n",
-        "POST /set?key=k HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        "POST /set?key=k HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-        "POST /set?key=k HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        "POST /set?key=k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "POST /set?key=k HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        "POST /set?key=k HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
     ] {
         let mut client = server.client();
-        let smuggled = "POST /set?key=smuggled&value=1 HTTP/1.1\r\nHost: x\r\n\r\n";
+        let smuggled = "POST /set?key=smuggled&value=1 HTTP/1.1\r\nHost: localhost\r\n\r\n";
         assert_eq!(client.send(garbage).send(smuggled).reply().status, 400, "{garbage:?}");
         assert!(client.is_closed());
     }
@@ -306,7 +319,7 @@ fn a_stop_answers_what_is_in_flight_and_loses_nothing() {
                 let mut acknowledged = 0;
                 loop {
                     let target = format!("/set?key=w{writer}-{acknowledged}&value={acknowledged}");
-                    let request = format!("POST {target} HTTP/1.1\r\nHost: x\r\n\r\n");
+                    let request = format!("POST {target} HTTP/1.1\r\nHost: localhost\r\n\r\n");
                     if std::io::Write::write_all(&mut client.stream, request.as_bytes()).is_err() {
                         return acknowledged;
                     }
@@ -365,14 +378,14 @@ fn what_keeps_a_server_from_starting_has_its_own_status() {
 fn nothing_behind_a_request_to_stop_keeps_the_server_up() {
     for behind in [
         "G",
-        "GET /shutdown HTTP/1.1\r\nHost: x\r\n\r\n",
-        "POST /set?key=k&value=v HTTP/1.1\r\nHost: x\r\n\r\n",
+        "GET /shutdown HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "POST /set?key=k&value=v HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ] {
         let (_folder, data) = folder();
         // The drain timeout is long, so that it cannot hide a wait for the bytes after the request.
         let server = Server::start(&data, &[SMALL, &["--drain-timeout", "1h"]].concat());
         let mut client = server.client();
-        client.send("GET /shutdown HTTP/1.1\r\nHost: x\r\n\r\n").send(behind);
+        client.send("GET /shutdown HTTP/1.1\r\nHost: localhost\r\n\r\n").send(behind);
         assert!(server.wait().success(), "{behind:?}");
     }
 }
@@ -392,7 +405,7 @@ fn a_log_reader_that_has_gone_does_not_end_the_server() {
         line.trim().strip_prefix("listening on http://").expect("the server starts").parse().unwrap();
     let mut client = Client::connect(address);
     assert_eq!(client.request("POST", "/set?key=k&value=v").status, 200);
-    client.send("GET /shutdown HTTP/1.1\r\nHost: x\r\n\r\n");
+    client.send("GET /shutdown HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
@@ -405,7 +418,7 @@ fn many_large_values_at_once_are_answered_or_refused_never_mixed() {
         assert_eq!(client.post_patiently(&format!("/set?key=v{n}"), &value(n)).status, 200);
     }
     let requests: String =
-        (0..200).map(|n| format!("GET /get?key=v{} HTTP/1.1\r\nHost: x\r\n\r\n", n % 8)).collect();
+        (0..200).map(|n| format!("GET /get?key=v{} HTTP/1.1\r\nHost: localhost\r\n\r\n", n % 8)).collect();
     client.send(requests);
     let mut answered = 0;
     for n in 0..200 {

@@ -299,7 +299,8 @@ fn power_cuts(kind: &'static str, name: &'static str) {
                 let poke = thread::spawn(move || {
                     let Ok(mut stream) = std::net::TcpStream::connect(address) else { return };
                     for n in 0..100 {
-                        let request = format!("POST /set?key=poke-{n}&value=x HTTP/1.1\r\nHost: x\r\n\r\n");
+                        let request =
+                            format!("POST /set?key=poke-{n}&value=x HTTP/1.1\r\nHost: localhost\r\n\r\n");
                         let _ = stream.write_all(request.as_bytes()); // the server is about to end
                     }
                     let _ = stream.read_to_end(&mut Vec::new()); // returns when the server has ended

@@ -42,7 +42,7 @@ fn two_stop_signals_at_once_are_one_and_a_later_one_ends_the_stop() {
     let start = || {
         let server = Server::start_logged(&data, &[SMALL, &["--drain-timeout", "1h"]].concat(), &log);
         let mut client = server.client();
-        client.send("POST /set?key=k HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nva");
+        client.send("POST /set?key=k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nva");
         assert_eq!(server.client().request("GET", "/livez").status, 200);
         (server, client)
     };

@@ -87,7 +87,7 @@ fn r1_without_descriptors_it_neither_spins_nor_floods_the_log_and_files_still_op
     until("the server accepts again", || {
         let mut client = server.client();
         client
-            .send("GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            .send("GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
             .try_reply(false)
             .is_some_and(|r| r.status == 200)
     });
@@ -104,7 +104,7 @@ fn r1_without_descriptors_it_neither_spins_nor_floods_the_log_and_files_still_op
 fn r2_connections_beyond_the_limit_are_refused_and_files_keep_their_descriptors() {
     let (_folder, data) = folder();
     let server = Server::start_limited(&data, &[SMALL, &["--flush-interval", "50ms"]].concat(), 400);
-    let request = "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n";
+    let request = "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let mut served = Vec::new();
     let mut refused = 0;
     for _ in 0..200 {
@@ -136,7 +136,7 @@ fn r3_an_idle_connection_holds_8_kib_at_most() {
     let before = resident_kib(&server);
     let mut clients: Vec<Client> = (0..count).map(|_| server.client()).collect();
     for client in &mut clients {
-        client.send("GET /get?key=warm HTTP/1.1\r\nHost: x\r\n\r\n");
+        client.send("GET /get?key=warm HTTP/1.1\r\nHost: localhost\r\n\r\n");
     }
     for client in &mut clients {
         assert_eq!(client.reply().status, 200);
@@ -167,7 +167,7 @@ fn r4_memory_grows_by_what_arrives_not_by_what_is_announced() {
             let mut client = Client::connect(address);
             let length = if number % 2 == 0 { 16 << 20 } else { 1 << 30 };
             client.send(format!(
-                "POST /set?key=big-{number} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
+                "POST /set?key=big-{number} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n"
             ));
             if number % 2 == 1 {
                 assert_eq!(client.reply().status, 413, "refused before the body is read");
@@ -295,9 +295,9 @@ fn abort(address: SocketAddr, number: u64) {
     let requests: [&[u8]; 6] = [
         b"",
         b"GET /get?key=k HT",
-        b"POST /set?key=x HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\nhalf",
-        b"GET /get?key=k HTTP/1.1\r\nHost: x\r\n\r\nGET /get?key=k HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"POST /set?key=y&value=1 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST /set?key=x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\nhalf",
+        b"GET /get?key=k HTTP/1.1\r\nHost: localhost\r\n\r\nGET /get?key=k HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"POST /set?key=y&value=1 HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"\x16\x03\x01\x02\x00 hello",
     ];
     // The server may have closed the connection already.
@@ -357,7 +357,7 @@ fn r7_a_client_that_never_reads_is_not_read_from_either() {
         .map(|_| {
             let mut stream = TcpStream::connect(server.address).unwrap();
             stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
-            let request = b"GET /get?key=k HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1_000);
+            let request = b"GET /get?key=k HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(1_000);
             // Send until the server takes no more.
             let mut sent = 0;
             while stream.write_all(&request).is_ok() {
@@ -608,10 +608,12 @@ fn r10_whatever_clients_do_the_process_stays_within_its_budget_and_gives_memory_
     let streams: Vec<TcpStream> = (0..clients)
         .map(|number| {
             let bytes = if number % 2 == 0 {
-                let get = |_| format!("GET /get?key=v{} HTTP/1.1\r\nHost: x\r\n\r\n", random.below(400));
+                let get =
+                    |_| format!("GET /get?key=v{} HTTP/1.1\r\nHost: localhost\r\n\r\n", random.below(400));
                 (0..100).map(get).collect::<String>().into_bytes()
             } else {
-                let head = "POST /set?key=half HTTP/1.1\r\nHost: x\r\nContent-Length: 4000000\r\n\r\n";
+                let head =
+                    "POST /set?key=half HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4000000\r\n\r\n";
                 [head.as_bytes(), &[7; 60_000]].concat()
             };
             send_at_once(address, &bytes)

@@ -127,7 +127,7 @@ fn p1_nothing_is_acknowledged_in_a_log_that_was_removed_or_cut() {
             }
         }
         for key in 0..20 {
-            client.send(format!("POST /set?key=k{key}&value=2 HTTP/1.1\r\nHost: x\r\n\r\n"));
+            client.send(format!("POST /set?key=k{key}&value=2 HTTP/1.1\r\nHost: localhost\r\n\r\n"));
             match client.try_reply(false) {
                 Some(reply) => assert_eq!(reply.status, 500, "cut: {cut}: {}", reply.text()),
                 None => break, // the server has ended

@@ -6,8 +6,10 @@ use std::ops::ControlFlow;
 
 use futures_executor::block_on;
 use ringkeep::codec::Reader;
+use ringkeep::config::ShutdownMode;
 use ringkeep::error::ErrorKind;
 use ringkeep::file_name::FileName;
+use ringkeep::http::access::{Grant, Need, Policy, Tokens};
 use ringkeep::http::body::Chunked;
 use ringkeep::http::head::{Framing, HeadEnd, parse};
 use ringkeep::http::query;
@@ -300,7 +302,11 @@ pub fn http_request(data: &[u8]) {
             Framing::Length(length) => usize::try_from(length).unwrap_or(usize::MAX).min(rest.len() - bytes),
             Framing::Empty | Framing::Chunked => 0,
         };
-        if let Ok(route) = Route::of(&head, rest, KeyHash::with_seed(1))
+        assert!(head.host.end <= bytes && head.authorization.as_ref().is_none_or(|range| range.end <= bytes));
+        let tokens = Tokens::parse("fuzz write 0123456789abcdef").expect("the file is valid");
+        let policy = Policy { tokens: Some(tokens), hosts: Vec::new(), shutdown: ShutdownMode::Local };
+        let _ = policy.admit(&head, rest, false).and_then(|grant| grant.check(Need::Shutdown));
+        if let Ok(route) = Route::of(&head, rest, &Grant::ALL, KeyHash::with_seed(1))
             && route.control().is_none()
             && let Ok(op) = route.op(rest, &rest[bytes..bytes + body])
         {

@@ -1,24 +1,44 @@
 //! `ringkeep serve`: flags → [`Config`] → server.
 
+use std::ffi::OsString;
 use std::io::Write;
-use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::Args;
 
-use crate::config::{Config, SHARDS_MAX, SyncMode};
-use crate::error::{ErrorKind, Result};
+use crate::config::{Config, Listen, SHARDS_MAX, ShutdownMode, SyncMode};
+use crate::error::{Error, ErrorKind, Result};
 use crate::{host, server};
 
 /// Flags of the server.
 #[derive(Debug, Args)]
 #[command(after_help = "Sizes are written as in 64MiB or 1.5GB, durations as in 100ms or 5m.")]
 pub(super) struct Serve {
-    /// Address and port to listen on; port 0 takes a free port
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8080", value_parser = address)]
-    listen: SocketAddr,
+    /// Where to listen: ADDR:PORT, :PORT for all addresses, or unix:PATH; may be given several times; port 0 takes a
+    /// free port [default: 127.0.0.1:8080, unless systemd hands sockets over]
+    #[arg(long, value_name = "PLACE", value_parser = place)]
+    listen: Vec<Listen>,
+    /// File with a line NAME ROLE SECRET for each token; ROLE is read, write or admin; read again on SIGHUP
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Serve everyone who can connect, from other hosts as well, without a token
+    #[arg(long, conflicts_with = "token_file")]
+    insecure: bool,
+    /// Names of the server in requests, besides its addresses and localhost
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    allowed_hosts: Vec<String>,
+    /// Who may stop the server by /shutdown; with tokens everyone needs the role admin as well
+    #[arg(long, value_name = "WHO", value_enum, default_value = "local")]
+    shutdown: ShutdownMode,
+    /// Permissions of Unix sockets, in octal
+    #[arg(long, value_name = "MODE", default_value = "600", value_parser = octal)]
+    socket_mode: u32,
+    /// Group of Unix sockets, by name or number
+    #[arg(long, value_name = "GROUP", value_parser = group)]
+    socket_group: Option<u32>,
     /// Not a flag, but many look for it
     #[arg(long, hide = true, value_parser = no_port)]
     port: Option<String>,
@@ -61,14 +81,50 @@ pub(super) struct Serve {
     drain_timeout: Duration,
 }
 
+/// Where a user wants to listen.
+fn place(text: &str) -> std::result::Result<Listen, String> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        if path.is_empty() {
+            return Err("the path of the socket is missing".into());
+        }
+        return Ok(Listen::Unix(path.into()));
+    }
+    let all = text.strip_prefix("http://").unwrap_or(text).strip_prefix(':');
+    if let Some(port) = all {
+        let port =
+            port.trim_end_matches('/').parse().map_err(|_| "expected a port after the colon, as in :8080")?;
+        return Ok(Listen::Tcp(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port)));
+    }
+    address(text).map(Listen::Tcp)
+}
+
+/// The permissions of a file.
+fn octal(text: &str) -> std::result::Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("expected permissions in octal, as in 660".into()),
+    }
+}
+
+/// The number of a group.
+fn group(text: &str) -> std::result::Result<u32, String> {
+    match text.parse() {
+        Ok(number) => Ok(number),
+        Err(_) => {
+            uzers::get_group_by_name(text).map(|group| group.gid()).ok_or("there is no such group".into())
+        }
+    }
+}
+
+/// The file that systemd has made readable for this service under `name`, if there is one (`LoadCredential=`).
+fn credential(directory: Option<OsString>, name: &str) -> Option<PathBuf> {
+    let path = Path::new(&directory?).join(name);
+    path.exists().then_some(path)
+}
+
 /// The address that a user gives, as a host and a port or as the server prints it.
 pub(super) fn address(text: &str) -> std::result::Result<SocketAddr, String> {
     let address = text.strip_prefix("http://").map_or(text, |rest| rest.trim_end_matches('/'));
-    if let Some(port) = address.strip_prefix(':') {
-        return Err(format!(
-            "the host is missing: 127.0.0.1:{port} is for clients on this host, 0.0.0.0:{port} for all"
-        ));
-    }
     let mut addresses = address
         .to_socket_addrs()
         .map_err(|error| format!("{error}; expected a host and a port, as in 127.0.0.1:8080"))?;
@@ -82,8 +138,20 @@ fn no_port(port: &str) -> std::result::Result<String, String> {
 impl Serve {
     pub(super) fn run(self) -> Result<()> {
         let bytes = |size: ByteSize| usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
+        let credentials = std::env::var_os("CREDENTIALS_DIRECTORY");
+        let listen = if self.listen.is_empty() && std::env::var_os("LISTEN_FDS").is_none() {
+            vec![Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 8080)))]
+        } else {
+            self.listen
+        };
         let config = Config {
-            listen: self.listen,
+            listen,
+            insecure: self.insecure,
+            token_file: self.token_file.or_else(|| credential(credentials, "ringkeep-tokens")),
+            allowed_hosts: self.allowed_hosts,
+            shutdown: self.shutdown,
+            socket_mode: self.socket_mode,
+            socket_group: self.socket_group,
             data_dir: self.data_dir,
             shards: self.shards,
             threads: self.threads,
@@ -99,19 +167,33 @@ impl Serve {
             connections_max: self.max_connections,
             drain_timeout: self.drain_timeout,
         };
-        let shown = config.data_dir.display().to_string();
-        let result = server::run(config, |address| {
-            let mut output = std::io::stdout().lock();
-            // A closed standard output does not stop the server.
-            let _ = writeln!(output, "listening on http://{address}").and_then(|()| output.flush());
-        });
-        if result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Corruption) {
-            tracing::error!(
-                "nothing was changed: `ringkeep check {shown}` lists every case of damage; put back what is missing, or \
-                 restore a backup"
+        let usable = host::memory_bytes();
+        if usable < config.memory_bytes as u64 {
+            tracing::warn!(
+                "--memory {} is more than the {} that the process may use",
+                ByteSize(config.memory_bytes as u64),
+                ByteSize(usable)
             );
         }
-        result
+        let shown = config.data_dir.display().to_string();
+        let result = server::run(config, |places| {
+            let mut output = std::io::stdout().lock();
+            for place in places {
+                // A closed standard output does not stop the server.
+                let _ = writeln!(output, "listening on {place}");
+            }
+            let _ = output.flush();
+        });
+        result.map_err(|error| match error.kind() {
+            ErrorKind::Corruption => {
+                let advice = format!(
+                    "nothing was changed; `ringkeep check {shown}` lists every case of damage, and `ringkeep repair \
+                     {shown}` gives up what is lost of sorted files"
+                );
+                Error::new(ErrorKind::Corruption, format!("{error}; {advice}"))
+            }
+            _ => error,
+        })
     }
 }
 
@@ -125,8 +207,18 @@ mod tests {
             assert_eq!(address(text).unwrap(), SocketAddr::from(([127, 0, 0, 1], 80)));
         }
         assert!(address("[::1]:80").unwrap().is_ipv6());
-        for (text, hint) in [(":80", "0.0.0.0:80"), ("80", "as in 127.0.0.1:8080"), ("127.0.0.1", "a port")] {
-            let error = address(text).unwrap_err();
+        for (text, shown) in [
+            (":80", "http://[::]:80"),
+            ("http://:80", "http://[::]:80"),
+            ("[::1]:80", "http://[::1]:80"),
+            ("unix:/run/a b", "unix:/run/a b"),
+        ] {
+            assert_eq!(place(text).unwrap().to_string(), shown);
+        }
+        for (text, hint) in
+            [("unix:", "path"), (":x", ":8080"), ("80", "as in 127.0.0.1:8080"), ("127.0.0.1", "a port")]
+        {
+            let error = place(text).unwrap_err();
             assert!(error.contains(hint), "{error}");
         }
     }

@@ -2,9 +2,9 @@
 
 use super::{Refusal, Status};
 
-/// Longest line that gives the size of a chunk. Chunk extensions are ignored.
+/// Longest line that gives the size of a chunk. Chunk extensions are checked, and have no effect.
 const SIZE_LINE_BYTES_MAX: usize = 256;
-/// Longest trailer section. Trailers are ignored.
+/// Longest trailer section. Trailers are checked, and have no effect.
 const TRAILER_BYTES_MAX: usize = 8 << 10;
 
 /// The refusal of a body over its limit.
@@ -79,7 +79,7 @@ impl Chunked {
                     self.trailer_bytes += line.len() + 2;
                     if line.is_empty() {
                         self.state = State::Done;
-                    } else if TRAILER_BYTES_MAX < self.trailer_bytes {
+                    } else if TRAILER_BYTES_MAX < self.trailer_bytes || !is_field(line) {
                         return Err(MALFORMED);
                     }
                 }
@@ -118,16 +118,67 @@ fn line(bytes: &[u8], bytes_max: usize) -> Result<Option<&[u8]>, Refusal> {
 }
 
 fn chunk_size(line: &[u8]) -> Result<usize, Refusal> {
-    let digits = line.split(|byte| *byte == b';').next().unwrap_or_default();
-    // Blanks may separate a size from its extension. Otherwise a size has no blanks.
-    let digits = if digits.len() < line.len() { digits.trim_ascii_end() } else { digits };
-    if digits.is_empty() || 15 < digits.len() {
+    let count = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
+    let (digits, extensions) = line.split_at(count);
+    if digits.is_empty() || 15 < digits.len() || !are_extensions(extensions) {
         return Err(MALFORMED);
     }
     digits.iter().try_fold(0, |size: usize, byte| {
         let digit = char::from(*byte).to_digit(16).ok_or(MALFORMED)?;
         Ok(size * 16 + digit as usize)
     })
+}
+
+/// Whether `text` is any number of chunk extensions: `;name`, `;name=token` or `;name="quoted"`, perhaps with blanks
+/// around each part (RFC 9112, 7.1.1).
+fn are_extensions(mut text: &[u8]) -> bool {
+    while !text.is_empty() {
+        let Some(rest) = skip_blanks(text).strip_prefix(b";") else { return false };
+        let Some(rest) = skip_token(skip_blanks(rest)) else { return false };
+        text = rest;
+        if let Some(value) = skip_blanks(rest).strip_prefix(b"=") {
+            let value = skip_blanks(value);
+            let Some(rest) = skip_token(value).or_else(|| skip_quoted(value)) else { return false };
+            text = rest;
+        }
+    }
+    true
+}
+
+/// Whether `line` is a header field (RFC 9112, 5).
+fn is_field(line: &[u8]) -> bool {
+    let value = skip_token(line).and_then(|rest| rest.strip_prefix(b":"));
+    value.is_some_and(|value| value.iter().all(|byte| is_text(*byte)))
+}
+
+/// Blanks, visible characters, and everything that is not ASCII.
+fn is_text(byte: u8) -> bool {
+    matches!(byte, b'\t' | b' '..=b'~' | 0x80..)
+}
+
+fn skip_blanks(text: &[u8]) -> &[u8] {
+    let count = text.iter().take_while(|byte| b" \t".contains(byte)).count();
+    &text[count..]
+}
+
+/// What follows the token at the front; `None` if there is none.
+fn skip_token(text: &[u8]) -> Option<&[u8]> {
+    let is_token = |byte: &&u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    let count = text.iter().take_while(is_token).count();
+    (0 < count).then(|| &text[count..])
+}
+
+/// What follows the quoted string at the front; `None` if there is none.
+fn skip_quoted(text: &[u8]) -> Option<&[u8]> {
+    let mut rest = text.strip_prefix(b"\"")?;
+    loop {
+        rest = match rest {
+            [b'"', rest @ ..] => return Some(rest),
+            [b'\\', byte, rest @ ..] if is_text(*byte) => rest,
+            [byte, rest @ ..] if is_text(*byte) && *byte != b'\\' => rest,
+            _ => return None,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -169,8 +220,26 @@ mod tests {
             "4\r\nWikixx",
             "1234567890123456\r\n",
             "\r4\r\n",
+            "4\x0c;a\r\n",
+            "4;\r\n",
+            "4;;a\r\n",
+            "4;a=\r\n",
+            "4;a b\r\n",
+            "4;a=\"b\r\n",
+            "4;a=\"b\"c\r\n",
+            "4;a\0\r\n",
+            "0\r\nno field\r\n",
+            "0\r\nPOST /set?key=k&value=v HTTP/1.1\r\n",
+            "0\r\n: no name\r\n",
+            "0\r\nA : b\r\n",
+            "0\r\nA: b\r\n folded\r\n",
+            "0\r\nA: \0\r\n",
+            "0\r\nA: \x7f\r\n",
         ] {
             assert_eq!(status(body), Err(400), "{body:?}");
+        }
+        for body in ["4;a\r\n", "4 ; a = b ;c=\"d \\\" e\"\r\n", "0\r\nA:\r\nB-c: d\te\r\n\r\n"] {
+            assert_eq!(status(body), Ok(body.len()), "{body:?}");
         }
         assert_eq!(status(&format!("4;{}", "x".repeat(300))), Err(400));
         assert_eq!(status(&format!("0\r\n{}", "A: b\r\n".repeat(2_000))), Err(400));

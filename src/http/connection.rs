@@ -236,8 +236,9 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
     /// Parses complete requests, until no more may be under way.
     fn parse(&mut self, turn: &mut Turn<H::Pending>) -> Stop {
         turn.parsed.clear();
+        let rules = self.peers.rules();
         while turn.parsed.len() < PIPELINE_MAX {
-            match self.input.parse(self.peers.value_bytes_max, self.peers.key_hash) {
+            match self.input.parse(&rules, self.peer.stream.is_local()) {
                 Front::Complete(mut parsed) => {
                     parsed.wire = self.while_draining(parsed.wire);
                     let last = !parsed.wire.keep_alive;
@@ -450,9 +451,10 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
     ) -> Result<Result<RequestBody, Refusal>, Gone> {
         let mut chunked = Chunked::default();
         let mut asked = false;
+        let value_bytes_max = self.peers.rules().value_bytes_max;
         loop {
             let from = self.input.start() + head.bytes;
-            let taken = match chunked.take(self.input.from(from), self.peers.value_bytes_max) {
+            let taken = match chunked.take(self.input.from(from), value_bytes_max) {
                 Ok(taken) => taken,
                 Err(refusal) => return Ok(Err(refusal)),
             };

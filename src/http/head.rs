@@ -6,6 +6,7 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use super::authority::Authority;
 use super::{HEADERS_BYTES_MAX, HEADERS_MAX, Refusal, Status, TARGET_BYTES_MAX};
 
 /// Bytes of a request line in addition to its target: the longest method, two spaces, the version.
@@ -46,8 +47,12 @@ pub enum Framing {
 pub struct Head {
     /// The method.
     pub method: Method,
-    /// Where the target is in the bytes of the request.
+    /// Where path and query are in the bytes of the request. A target in absolute form may have no path.
     pub target: Range<usize>,
+    /// Where the host is that the request is for. Empty if an HTTP/1.0 request names none.
+    pub host: Range<usize>,
+    /// Where the value of the `Authorization` field is.
+    pub authorization: Option<Range<usize>>,
     /// Whether the request is HTTP/1.0.
     pub old: bool,
     /// How the body is framed.
@@ -115,6 +120,12 @@ impl HeadEnd {
     }
 }
 
+/// Whether a head, which need not be complete or valid, begins like a HEAD request: then its refusal has no content.
+pub fn asks_for_head(bytes: &[u8]) -> bool {
+    let line = bytes.iter().position(|byte| !b"\r\n".contains(byte)).map(|at| &bytes[at..]);
+    line.is_some_and(|line| line.starts_with(b"HEAD "))
+}
+
 const TARGET_TOO_LONG: Refusal =
     Refusal::new(Status::UriTooLong, "the request target is longer than 131072 bytes");
 const HEADERS_TOO_LONG: Refusal =
@@ -130,52 +141,61 @@ pub fn parse(bytes: &[u8]) -> Result<Head, Refusal> {
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(bytes, &mut headers) {
         Ok(httparse::Status::Complete(length)) if length == bytes.len() => {}
-        Ok(_) => return Err(Refusal::bad("the request head is malformed")),
+        Ok(_) => return Err(MALFORMED),
         Err(httparse::Error::TooManyHeaders) => return Err(HEADERS_TOO_LONG),
-        Err(httparse::Error::Version) => {
-            return Err(Refusal::new(
-                Status::VersionNotSupported,
-                "the only supported versions are HTTP/1.1 and HTTP/1.0",
-            ));
-        }
-        Err(_) => return Err(Refusal::bad("the request head is malformed")),
+        Err(httparse::Error::Version) => return parse_other_version(bytes),
+        Err(_) => return Err(MALFORMED),
     }
     let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
-        return Err(Refusal::bad("the request head is malformed"));
+        return Err(MALFORMED);
     };
     if TARGET_BYTES_MAX < target.len() {
         return Err(TARGET_TOO_LONG);
     }
+    if memchr::memchr(b'#', target.as_bytes()).is_some() {
+        return Err(Refusal::bad("the request target has a `#`; within a key or a value it is written %23"));
+    }
     let old = version == 0;
-    let fields = Fields::of(request.headers)?;
+    let mut fields = Fields::of(request.headers)?;
     if fields.hosts != 1 && !(old && fields.hosts == 0) {
         return Err(Refusal::bad("the request needs exactly one Host header"));
     }
-    let framing = match (fields.transfer_encodings, fields.length) {
-        (0, None) => Framing::Empty,
-        (0, Some(length)) => Framing::Length(length),
-        (1, None) if fields.chunked && !old => Framing::Chunked,
-        (1, None) if !old => {
-            return Err(Refusal::new(
-                Status::NotImplemented,
-                "the only supported transfer encoding is chunked",
-            ));
+    let target = match split_absolute(target.as_bytes()) {
+        // The host of the target replaces the field, which still has to be valid (RFC 9112, 3.2.2).
+        Some((host, target)) => {
+            check_host(fields.host, old)?;
+            fields.host = host;
+            target
         }
-        _ => return Err(Refusal::bad("the length of the request body is ambiguous")),
+        None => target.as_bytes(),
     };
-    // The target lies within the bytes. Its range remains when the borrow ends.
-    let start = target.as_ptr().addr() - bytes.as_ptr().addr();
+    check_host(fields.host, old)?;
+    let method = match method {
+        "GET" => Method::Get,
+        "HEAD" => Method::Head,
+        "POST" => Method::Post,
+        "PUT" => Method::Put,
+        "DELETE" => Method::Delete,
+        "OPTIONS" => Method::Options,
+        _ => Method::Other,
+    };
+    if fields.partial && method == Method::Put {
+        return Err(Refusal::bad("a value is set as a whole: the request must not have a Content-Range"));
+    }
+    // The parts lie within the bytes. Their ranges remain when the borrow ends.
+    let range = |part: &[u8]| {
+        if part.is_empty() {
+            return 0..0;
+        }
+        let start = part.as_ptr().addr() - bytes.as_ptr().addr();
+        start..start + part.len()
+    };
+    let framing = fields.framing(old)?;
     Ok(Head {
-        method: match method {
-            "GET" => Method::Get,
-            "HEAD" => Method::Head,
-            "POST" => Method::Post,
-            "PUT" => Method::Put,
-            "DELETE" => Method::Delete,
-            "OPTIONS" => Method::Options,
-            _ => Method::Other,
-        },
-        target: start..start + target.len(),
+        method,
+        target: range(target),
+        host: range(fields.host),
+        authorization: fields.authorization.map(range),
         old,
         framing,
         keep_alive: if old { fields.keep_alive && !fields.close } else { !fields.close },
@@ -188,18 +208,65 @@ pub fn parse(bytes: &[u8]) -> Result<Head, Refusal> {
     })
 }
 
+const MALFORMED: Refusal = Refusal::bad("the request head is malformed");
+
+/// Reads a head whose version is none that `httparse` knows. A higher minor version is read like HTTP/1.1 (RFC 9110, 2.5).
+fn parse_other_version(bytes: &[u8]) -> Result<Head, Refusal> {
+    let begin = bytes.iter().position(|byte| !b"\r\n".contains(byte)).ok_or(MALFORMED)?;
+    let end = begin + memchr::memchr(b'\r', &bytes[begin..]).ok_or(MALFORMED)?;
+    let mut words = bytes[begin..end].split(|byte| *byte == b' ');
+    let (Some(_), Some(_), Some(version), None) = (words.next(), words.next(), words.next(), words.next())
+    else {
+        return Err(MALFORMED);
+    };
+    match version {
+        [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'2'..=b'9'] => {
+            let mut known = bytes.to_vec();
+            known[end - 1] = b'1';
+            parse(&known)
+        }
+        [b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9'] => Err(Refusal::new(
+            Status::VersionNotSupported,
+            "the only supported versions are HTTP/1.1 and HTTP/1.0",
+        )),
+        _ => Err(MALFORMED),
+    }
+}
+
+/// The host of a target in absolute form, and what follows it. `None` for any other target.
+fn split_absolute(target: &[u8]) -> Option<(&[u8], &[u8])> {
+    if target.first() == Some(&b'/') {
+        return None; // nearly every target
+    }
+    let rest = [&b"http://"[..], b"https://"].into_iter().find_map(|scheme| {
+        let (start, rest) = target.split_at_checked(scheme.len())?;
+        start.eq_ignore_ascii_case(scheme).then_some(rest)
+    })?;
+    Some(rest.split_at(memchr::memchr2(b'/', b'?', rest).unwrap_or(rest.len())))
+}
+
+fn check_host(host: &[u8], old: bool) -> Result<(), Refusal> {
+    if Authority::parse(host).is_some() || (old && host.is_empty()) {
+        return Ok(());
+    }
+    Err(Refusal::bad("the host that the request names is malformed"))
+}
+
 /// The header fields that change how a request is read.
 #[derive(Default)]
 struct Fields<'a> {
     hosts: usize,
     host: &'a [u8],
+    authorization: Option<&'a [u8]>,
     origin: Option<&'a [u8]>,
     /// What the browser says of the page.
     foreign: Option<bool>,
     prefetched: bool,
     length: Option<u64>,
     transfer_encodings: usize,
-    chunked: bool,
+    transfer_encoding: &'a [u8],
+    /// There is a `Content-Range`.
+    partial: bool,
     close: bool,
     keep_alive: bool,
     expects_continue: bool,
@@ -221,7 +288,7 @@ impl<'a> Fields<'a> {
                 fields.length = Some(decimal(value)?);
             } else if is("transfer-encoding") {
                 fields.transfer_encodings += 1;
-                fields.chunked = value.eq_ignore_ascii_case(b"chunked");
+                fields.transfer_encoding = value;
             } else if is("connection") {
                 for token in value.split(|byte| *byte == b',') {
                     let token = token.trim_ascii();
@@ -236,6 +303,12 @@ impl<'a> Fields<'a> {
                     ));
                 }
                 fields.expects_continue = true;
+            } else if is("authorization") {
+                if fields.authorization.replace(value).is_some() {
+                    return Err(Refusal::bad("the request has two Authorization headers"));
+                }
+            } else if is("content-range") {
+                fields.partial = true;
             } else if is("origin") {
                 fields.origin = Some(value);
             } else if is("sec-fetch-site") {
@@ -246,6 +319,21 @@ impl<'a> Fields<'a> {
             }
         }
         Ok(fields)
+    }
+
+    fn framing(&self, old: bool) -> Result<Framing, Refusal> {
+        let is_chunked = |coding: &[u8]| coding.trim_ascii().eq_ignore_ascii_case(b"chunked");
+        let last = || self.transfer_encoding.rsplit(|byte| *byte == b',').next().unwrap_or_default();
+        match (self.transfer_encodings, self.length) {
+            (0, None) => Ok(Framing::Empty),
+            (0, Some(length)) => Ok(Framing::Length(length)),
+            (1, None) if !old && is_chunked(self.transfer_encoding) => Ok(Framing::Chunked),
+            // Without `chunked` at its end, the body has no length (RFC 9112, 6.3).
+            (1, None) if !old && is_chunked(last()) => {
+                Err(Refusal::new(Status::NotImplemented, "the only supported transfer encoding is chunked"))
+            }
+            _ => Err(Refusal::bad("the length of the request body is ambiguous")),
+        }
     }
 }
 
@@ -265,8 +353,8 @@ fn decimal(digits: &[u8]) -> Result<u64, Refusal> {
         return Err(wrong);
     }
     digits.iter().try_fold(0_u64, |number, byte| {
-        let digit = byte.checked_sub(b'0').filter(|digit| *digit < 10).ok_or(wrong.clone())?;
-        number.checked_mul(10).and_then(|number| number.checked_add(u64::from(digit))).ok_or(wrong.clone())
+        let digit = byte.checked_sub(b'0').filter(|digit| *digit < 10).ok_or(wrong)?;
+        number.checked_mul(10).and_then(|number| number.checked_add(u64::from(digit))).ok_or(wrong)
     })
 }
 
@@ -358,7 +446,10 @@ mod tests {
                 400
             );
         }
-        assert_eq!(status("GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n"), 501);
+        for (coding, expected) in [("gzip, chunked", 501), ("gzip", 400), ("chunked, identity", 400)] {
+            let head = format!("GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: {coding}\r\n\r\n");
+            assert_eq!(status(&head), expected, "{coding}");
+        }
         assert_eq!(status("GET / HTTP/1.1\r\nHost: x\r\nExpect: miracles\r\n\r\n"), 417);
         assert_eq!(status("GET / HTTP/2.0\r\nHost: x\r\n\r\n"), 505);
     }

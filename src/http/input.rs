@@ -9,12 +9,12 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::body::BODY_TOO_LONG;
-use super::head::{Framing, Head, HeadEnd, Method, parse};
+use super::head::{Framing, Head, HeadEnd, Method, asks_for_head, parse};
+use super::peers::Rules;
 use super::response::Wire;
 use super::route::Route;
 use super::{IDLE_BUFFER_BYTES, LONG_BODY_BYTES, Refusal};
 use crate::codec::to_usize;
-use crate::key::KeyHash;
 
 /// The input of a connection.
 pub(super) struct Input {
@@ -58,8 +58,8 @@ impl Input {
         Self { bytes: Vec::with_capacity(IDLE_BUFFER_BYTES), start: 0, head_end: HeadEnd::default() }
     }
 
-    /// Parses the request at the front.
-    pub(super) fn parse(&mut self, value_bytes_max: usize, key_hash: KeyHash) -> Front {
+    /// Parses the request at the front, of a client that is on this host or not.
+    pub(super) fn parse(&mut self, rules: &Rules, is_local: bool) -> Front {
         let rest = &self.bytes[self.start..];
         let head = match self.head_end.find(rest) {
             Ok(None) => return Front::Incomplete,
@@ -68,7 +68,9 @@ impl Input {
         };
         let head = match head {
             Ok(head) => head,
-            Err(refusal) => return Front::Refused(refusal, Wire::UNKNOWN), // H1
+            Err(refusal) => {
+                return Front::Refused(refusal, Wire { head_only: asks_for_head(rest), ..Wire::UNKNOWN }); // H1
+            }
         };
         let wire =
             Wire { old: head.old, keep_alive: head.keep_alive, head_only: head.method == Method::Head };
@@ -79,14 +81,15 @@ impl Input {
         };
         // After a refusal the connection goes on only if no body follows: a body could be taken for a request (H1).
         let refused = Wire { keep_alive: wire.keep_alive && head.framing == Framing::Empty, ..wire };
-        let route = match Route::of(&head, rest, key_hash) {
+        let grant = rules.policy.admit(&head, rest, is_local);
+        let route = match grant.and_then(|grant| Route::of(&head, rest, &grant, rules.key_hash)) {
             Ok(route) => route,
             Err(refusal) => {
                 self.consume(head.bytes);
                 return Front::Refused(refusal, refused);
             }
         };
-        if head.framing != Framing::Chunked && (value_bytes_max as u64) < body_bytes {
+        if head.framing != Framing::Chunked && (rules.value_bytes_max as u64) < body_bytes {
             return Front::Refused(BODY_TOO_LONG, refused);
         }
         if (LONG_BODY_BYTES as u64) < body_bytes || ((rest.len() - head.bytes) as u64) < body_bytes {

@@ -18,7 +18,11 @@
 //! H5  Replies that wait for their turn hold about 1 MiB, and less when memory is short. Values that are still on their
 //!     way count with a length that is estimated from earlier values. So the server soon stops reading from a client that
 //!     does not read.
+//! H6  A request whose host is neither an address, nor `localhost`, nor allowed gets 421, unless it has a valid token.
+//! H7  If there are tokens, everything except `/livez`, `/readyz` and `OPTIONS` needs one whose role suffices.
 
+pub mod access;
+pub mod authority;
 pub mod body;
 pub mod connection;
 pub mod head;
@@ -94,22 +98,26 @@ pub trait Handler {
 }
 
 /// A request that is refused before it reaches the handler.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refusal {
     /// The status.
     pub status: Status,
     /// A plain sentence, without the newline.
     pub message: &'static str,
-    /// With status 405, the methods that the path allows.
-    pub allow: Option<&'static str>,
-    /// What the header `Ringkeep-Error` says, where the status has several causes.
-    pub code: Option<&'static str>,
+    /// A header field of its own, in lower case, and its value.
+    pub field: Option<(&'static str, &'static str)>,
 }
 
 impl Refusal {
     /// A refusal.
     pub const fn new(status: Status, message: &'static str) -> Self {
-        Self { status, message, allow: None, code: None }
+        Self { status, message, field: None }
+    }
+
+    /// The same with a header field.
+    #[must_use]
+    pub const fn with_field(self, name: &'static str, value: &'static str) -> Self {
+        Self { field: Some((name, value)), ..self }
     }
 
     const fn bad(message: &'static str) -> Self {

@@ -8,10 +8,12 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::Shutdown;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use super::access::Policy;
 use super::response::{Heads, Response, Wire};
 use super::stream::Stream;
 use crate::key::KeyHash;
@@ -38,6 +40,17 @@ const TIME_PER_BYTE: Duration = Duration::from_nanos(1_000_000_000 / 1024);
 const TIME_PER_BYTE_MIN: Duration = Duration::from_nanos(1_000_000_000 / 65_536);
 const HOLDING_TIME: Duration = Duration::from_secs(10);
 
+/// What decides on a request before its operation begins.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// Who may do what.
+    pub policy: Arc<Policy>,
+    /// Longest value.
+    pub value_bytes_max: usize,
+    /// Finds keys in memory.
+    pub key_hash: KeyHash,
+}
+
 /// What all connections of a thread share.
 pub struct Peers<S> {
     open: RefCell<BTreeMap<u64, Rc<Peer<S>>>>,
@@ -50,8 +63,7 @@ pub struct Peers<S> {
     aborting: Cell<bool>,
     /// The memory that the connections of all threads share (P8).
     pub(super) memory: Memory,
-    pub(super) value_bytes_max: usize,
-    pub(super) key_hash: KeyHash,
+    rules: RefCell<Rc<Rules>>,
     /// Output buffers that no connection uses at the moment: idle connections hold none.
     spare_outputs: RefCell<Vec<Vec<u8>>>,
     /// The time of the last look for an idle connection that found none.
@@ -124,8 +136,8 @@ impl<S: Stream> Peer<S> {
 }
 
 impl<S: Stream> Peers<S> {
-    /// No connections yet. Requests and replies take from `memory`; keys are hashed by `key_hash`.
-    pub fn new(value_bytes_max: usize, memory: Memory, key_hash: KeyHash, now: Instant, date: &str) -> Self {
+    /// No connections yet. Requests and replies take from `memory`.
+    pub fn new(rules: Rules, memory: Memory, now: Instant, date: &str) -> Self {
         Self {
             open: RefCell::new(BTreeMap::new()),
             next_id: Cell::new(0),
@@ -134,8 +146,7 @@ impl<S: Stream> Peers<S> {
             draining: Cell::new(false),
             aborting: Cell::new(false),
             memory,
-            value_bytes_max,
-            key_hash,
+            rules: RefCell::new(Rc::new(rules)),
             spare_outputs: RefCell::new(Vec::new()),
             none_idle_at: Cell::new(None),
             watchers: Cell::new(0),
@@ -161,6 +172,17 @@ impl<S: Stream> Peers<S> {
 
     pub(super) fn remove(&self, id: u64) {
         self.open.borrow_mut().remove(&id);
+    }
+
+    /// The rules for requests that are parsed now.
+    pub(super) fn rules(&self) -> Rc<Rules> {
+        self.rules.borrow().clone()
+    }
+
+    /// Changes who may do what, from the next request on.
+    pub fn set_policy(&self, policy: Arc<Policy>) {
+        let rules = Rules { policy, ..(*self.rules()).clone() };
+        self.rules.replace(Rc::new(rules));
     }
 
     pub(super) fn heads(&self) -> Rc<Heads> {

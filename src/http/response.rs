@@ -16,6 +16,7 @@ use crate::op::Outcome;
 pub enum Status {
     Ok,
     BadRequest,
+    Unauthorized,
     Forbidden,
     NotFound,
     MethodNotAllowed,
@@ -23,6 +24,7 @@ pub enum Status {
     PayloadTooLarge,
     UriTooLong,
     ExpectationFailed,
+    MisdirectedRequest,
     HeadersTooLarge,
     InternalServerError,
     NotImplemented,
@@ -36,6 +38,7 @@ impl Status {
         match self {
             Self::Ok => "HTTP/1.1 200 OK\r\n",
             Self::BadRequest => "HTTP/1.1 400 Bad Request\r\n",
+            Self::Unauthorized => "HTTP/1.1 401 Unauthorized\r\n",
             Self::Forbidden => "HTTP/1.1 403 Forbidden\r\n",
             Self::NotFound => "HTTP/1.1 404 Not Found\r\n",
             Self::MethodNotAllowed => "HTTP/1.1 405 Method Not Allowed\r\n",
@@ -43,6 +46,7 @@ impl Status {
             Self::PayloadTooLarge => "HTTP/1.1 413 Content Too Large\r\n",
             Self::UriTooLong => "HTTP/1.1 414 URI Too Long\r\n",
             Self::ExpectationFailed => "HTTP/1.1 417 Expectation Failed\r\n",
+            Self::MisdirectedRequest => "HTTP/1.1 421 Misdirected Request\r\n",
             Self::HeadersTooLarge => "HTTP/1.1 431 Request Header Fields Too Large\r\n",
             Self::InternalServerError => "HTTP/1.1 500 Internal Server Error\r\n",
             Self::NotImplemented => "HTTP/1.1 501 Not Implemented\r\n",
@@ -75,11 +79,12 @@ pub struct Response {
     pub status: Status,
     /// Its body.
     pub body: Body,
-    allow: Option<&'static str>,
-    /// What the header `Ringkeep-Error` says.
-    code: Option<&'static str>,
-    retry_after: bool,
+    /// A header field of its own, and its value.
+    field: Option<(&'static str, &'static str)>,
 }
+
+/// When to try again, in seconds: what is overloaded now may not be so then.
+const RETRY_AFTER: (&str, &str) = ("retry-after", "1");
 
 impl Response {
     /// 200 and a sentence.
@@ -89,9 +94,10 @@ impl Response {
     pub fn ok(text: String) -> Self {
         Self { body: Body::Text(Cow::Owned(text)), ..Self::OK }
     }
+
     /// A status and a sentence, without its newline.
     pub const fn text(status: Status, text: &'static str) -> Self {
-        Self { status, body: Body::Text(Cow::Borrowed(text)), allow: None, code: None, retry_after: false }
+        Self { status, body: Body::Text(Cow::Borrowed(text)), field: None }
     }
 
     /// 200 and lines as they come.
@@ -129,29 +135,24 @@ impl Response {
                 "the operating system refused an operation; see the server's log",
             ),
         };
-        let retry_after = status == Status::ServiceUnavailable;
-        Self { retry_after, ..Self::text(status, text) }
+        let field = (status == Status::ServiceUnavailable).then_some(RETRY_AFTER);
+        Self { field, ..Self::text(status, text) }
     }
 
     /// The answer to a request that never reached the handler.
     pub fn refusal(refusal: &Refusal) -> Self {
-        let retry_after = refusal.status == Status::ServiceUnavailable;
-        Self {
-            allow: refusal.allow,
-            code: refusal.code,
-            retry_after,
-            ..Self::text(refusal.status, refusal.message)
-        }
+        let retry_after = (refusal.status == Status::ServiceUnavailable).then_some(RETRY_AFTER);
+        Self { field: refusal.field.or(retry_after), ..Self::text(refusal.status, refusal.message) }
     }
 
     /// 200 and the methods that there are, for OPTIONS.
     pub fn allow(methods: &'static str) -> Self {
-        Self { allow: Some(methods), ..Self::OK }
+        Self { field: Some(("allow", methods)), ..Self::OK }
     }
 
     /// 503 and a sentence, with `Retry-After`.
     pub fn unavailable(text: &'static str) -> Self {
-        Self { retry_after: true, ..Self::text(Status::ServiceUnavailable, text) }
+        Self { field: Some(RETRY_AFTER), ..Self::text(Status::ServiceUnavailable, text) }
     }
 }
 
@@ -194,6 +195,8 @@ pub struct Heads {
 
 const WRITTEN: &str = "OK";
 const MISSING: &str = "key not found";
+/// Tells the causes of a status apart.
+pub(super) const ERROR_FIELD: &str = "ringkeep-error";
 
 impl Heads {
     /// Heads with this date.
@@ -214,7 +217,7 @@ impl Heads {
             value,
             written: head(Response::text(Status::Ok, WRITTEN)),
             missing: head(Response {
-                code: Some("key-not-found"),
+                field: Some((ERROR_FIELD, "key-not-found")),
                 ..Response::text(Status::NotFound, MISSING)
             }),
         }
@@ -288,16 +291,10 @@ fn put_fields(out: &mut Vec<u8>, date: &str, response: &Response, old: bool) {
         Body::Lines(_) if old => {}
         Body::Lines(_) => out.extend_from_slice(b"\r\ntransfer-encoding: chunked"),
     }
-    if let Some(allow) = response.allow {
-        out.extend_from_slice(b"\r\nallow: ");
-        out.extend_from_slice(allow.as_bytes());
-    }
-    if let Some(code) = response.code {
-        out.extend_from_slice(b"\r\nringkeep-error: ");
-        out.extend_from_slice(code.as_bytes());
-    }
-    if response.retry_after {
-        out.extend_from_slice(b"\r\nretry-after: 1");
+    if let Some((name, value)) = response.field {
+        for part in ["\r\n", name, ": ", value] {
+            out.extend_from_slice(part.as_bytes());
+        }
     }
 }
 

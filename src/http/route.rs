@@ -8,8 +8,10 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use super::access::{Grant, Need, Role};
 use super::head::{Framing, Head, Method};
 use super::query::{decode, parameters};
+use super::response::ERROR_FIELD;
 use super::{Refusal, Status};
 use crate::config::KEY_BYTES_MAX;
 use crate::key::{Key, KeyHash};
@@ -91,8 +93,17 @@ impl Endpoint {
     fn methods_of(target: &[u8]) -> Option<&'static str> {
         let path = target.split(|byte| *byte == b'?').next().unwrap_or(target);
         match path {
-            b"*" | b"/" => Some("GET, HEAD, POST, PUT, DELETE, OPTIONS"),
+            b"*" | b"/" | b"" => Some("GET, HEAD, POST, PUT, DELETE, OPTIONS"),
             _ => Self::of(path).map(|endpoint| endpoint.methods().1),
+        }
+    }
+
+    fn need(self) -> Need {
+        match self {
+            Self::Get => Need::Role(Role::Read),
+            Self::Set | Self::Delete => Need::Role(Role::Write),
+            Self::Control(Control::Shutdown) => Need::Shutdown,
+            Self::Control(Control::Livez | Control::Readyz | Control::Options(_)) => Need::Nothing,
         }
     }
 
@@ -106,12 +117,13 @@ impl Endpoint {
 }
 
 impl Route {
-    /// Checks everything except the body. `request` holds the bytes of the request, and `head` is its head.
+    /// Checks everything except the body. `request` holds the bytes of the request, `head` is its head, and `grant` is what
+    /// its client may do.
     ///
     /// # Errors
-    /// 404, 405, 400 or 414, with a sentence.
-    pub fn of(head: &Head, request: &[u8], key_hash: KeyHash) -> Result<Self, Refusal> {
-        let target = without_authority(&request[head.target.clone()]);
+    /// 401, 403, 404, 405, 400 or 414, with a sentence.
+    pub fn of(head: &Head, request: &[u8], grant: &Grant, key_hash: KeyHash) -> Result<Self, Refusal> {
+        let target = &request[head.target.clone()];
         if head.method == Method::Options
             && let Some(allow) = Endpoint::methods_of(target)
         {
@@ -121,14 +133,16 @@ impl Route {
             Some(at) => (&target[..at], &target[at + 1..]),
             None => (target, &[][..]),
         };
-        let endpoint = Endpoint::of(path).ok_or(UNKNOWN_PATH)?;
+        let endpoint = Endpoint::of(path);
+        grant.check(endpoint.map_or(Need::Role(Role::Read), Endpoint::need))?;
+        let endpoint = endpoint.ok_or(UNKNOWN_PATH)?;
         if head.foreign && endpoint.changes_something() {
             return Err(FOREIGN);
         }
         let (methods, allow) = endpoint.methods();
         if !methods.contains(&head.method) {
             let message = "the path does not take this method; see the Allow header";
-            return Err(Refusal { allow: Some(allow), ..Refusal::new(Status::MethodNotAllowed, message) });
+            return Err(Refusal::new(Status::MethodNotAllowed, message).with_field("allow", allow));
         }
         let (mut key, mut value) = (None, None);
         for parameter in parameters(query) {
@@ -220,24 +234,16 @@ impl Route {
     }
 }
 
-const UNKNOWN_PATH: Refusal = Refusal {
-    code: Some("unknown-path"),
-    ..Refusal::new(
-        Status::NotFound,
-        "there is no such path; the paths are /set, /get, /del, /shutdown, /livez and /readyz",
-    )
-};
+const UNKNOWN_PATH: Refusal = Refusal::new(
+    Status::NotFound,
+    "there is no such path; the paths are /set, /get, /del, /shutdown, /livez and /readyz",
+)
+.with_field(ERROR_FIELD, "unknown-path");
 const FOREIGN: Refusal = Refusal::new(
     Status::Forbidden,
     "a page of another site may not change anything here, and a browser may not before its user asks for it",
 );
 const KEY_TOO_LONG: Refusal = Refusal::new(Status::UriTooLong, "the key is longer than 16384 bytes");
-
-/// The absolute form of a target (RFC 9112, 3.2.2), reduced to path and query.
-fn without_authority(target: &[u8]) -> &[u8] {
-    let Some(rest) = target.strip_prefix(b"http://") else { return target };
-    memchr::memchr(b'/', rest).map_or(b"/", |at| &rest[at..])
-}
 
 #[cfg(test)]
 mod tests {
@@ -248,6 +254,8 @@ mod tests {
         let head = Head {
             method,
             target: 0..target.len(),
+            host: 0..0,
+            authorization: None,
             old: false,
             framing,
             keep_alive: true,
@@ -256,7 +264,7 @@ mod tests {
             bytes: 0,
         };
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let route = Route::of(&head, target.as_bytes(), KeyHash::with_seed(1))
+        let route = Route::of(&head, target.as_bytes(), &Grant::ALL, KeyHash::with_seed(1))
             .map_err(|refusal| refusal.status.code())?;
         if let Some(control) = route.control() {
             return Ok(format!("{control:?}"));
@@ -320,8 +328,8 @@ mod tests {
             (Get, "//get?key=k", None, Err(404)),
             (Get, "/get/?key=k", None, Err(404)),
             (Get, "/%67et?key=k", None, Err(404)),
-            (Get, "http://host:1/get?key=k", None, Ok("get k")),
-            (Get, "http://host", None, Err(404)),
+            (Options, "", None, Ok("Options(\"GET, HEAD, POST, PUT, DELETE, OPTIONS\")")),
+            (Get, "", None, Err(404)),
         ] {
             assert_eq!(route(method, target, body), expected.map(str::to_owned), "{method:?} {target}");
         }

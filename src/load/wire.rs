@@ -30,7 +30,7 @@ pub fn put_set(out: &mut Vec<u8>, keys: &Keys, key: Key, value: &[u8]) {
 fn put_line(out: &mut Vec<u8>, start: &[u8], keys: &Keys, key: Key) {
     out.extend_from_slice(start);
     keys.put(out, key);
-    out.extend_from_slice(b" HTTP/1.1\r\nhost: ringkeep\r\n");
+    out.extend_from_slice(b" HTTP/1.1\r\nhost: localhost\r\n");
 }
 
 /// A reply whose head has arrived.
@@ -89,15 +89,15 @@ mod tests {
         };
         assert_eq!(
             written(&|out| put_get(out, &keys, key)),
-            "GET /get?key=0042 HTTP/1.1\r\nhost: ringkeep\r\n\r\n"
+            "GET /get?key=0042 HTTP/1.1\r\nhost: localhost\r\n\r\n"
         );
         assert_eq!(
             written(&|out| put_delete(out, &keys, Key { missing: true, ..key })),
-            "DELETE /del?key=0043 HTTP/1.1\r\nhost: ringkeep\r\n\r\n"
+            "DELETE /del?key=0043 HTTP/1.1\r\nhost: localhost\r\n\r\n"
         );
         assert_eq!(
             written(&|out| put_set(out, &keys, key, b"v w")),
-            "POST /set?key=0042 HTTP/1.1\r\nhost: ringkeep\r\ncontent-length: 3\r\n\r\nv w"
+            "POST /set?key=0042 HTTP/1.1\r\nhost: localhost\r\ncontent-length: 3\r\n\r\nv w"
         );
     }
 

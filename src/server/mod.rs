@@ -18,8 +18,8 @@ mod memory;
 mod signals;
 mod space;
 mod start;
+mod tokens;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +31,8 @@ use self::listen::{bind, bound_buffers};
 use self::signals::Signals;
 use self::space::{Monitor, memtable_bytes_max};
 use self::start::{Common, OTHER_FILES, probe_device};
-use crate::config::{Config, DbConfig, MEMTABLE_BYTES_MIN, SyncMode};
+use self::tokens::Access;
+use crate::config::{Config, DbConfig, Listen, MEMTABLE_BYTES_MIN, SyncMode};
 use crate::data_dir::DataDir;
 use crate::db::Recovered;
 use crate::error::{Error, ErrorKind, Result};
@@ -50,11 +51,11 @@ const FATAL_TIME: Duration = Duration::from_millis(500);
 /// Stands for no limit, and is short enough to be added to the current time.
 const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
-/// Runs the server to its end. `announce` is called once requests can be answered.
+/// Runs the server to its end. `announce` is called with the places to connect to once requests can be answered.
 ///
 /// # Errors
 /// What kept the server from starting or running. The kind of the error decides the exit status.
-pub fn run(mut config: Config, announce: impl FnOnce(SocketAddr)) -> Result<()> {
+pub fn run(mut config: Config, announce: impl FnOnce(&[Listen])) -> Result<()> {
     config.validate()?;
     give_back_large_buffers();
     // Whatever was inherited: files are 0600 and directories 0700.
@@ -138,6 +139,15 @@ fn fit_to_volume(config: Arc<Config>, data_dir: &DataDir) -> Arc<Config> {
     Arc::new(Config { memtable_bytes: most, ..(*config).clone() })
 }
 
+fn log_store(data_dir: &DataDir, store: &Store) {
+    let path = data_dir.directory().path();
+    if store.ready {
+        tracing::info!(data_dir = ?path, bytes = %ByteSize(data_dir.bytes(store)), "opened the store");
+    } else {
+        tracing::info!(data_dir = ?path, shards = store.shards, "created a new store");
+    }
+}
+
 struct Server {
     config: Arc<Config>,
     phase: watch::Sender<Phase>,
@@ -154,7 +164,7 @@ impl Server {
         config: Arc<Config>,
         ring: ring::Flags,
         open_files: usize,
-        announce: impl FnOnce(SocketAddr),
+        announce: impl FnOnce(&[Listen]),
     ) -> Result<()> {
         // From here on a signal is a request to stop, even one that comes while shards are opened.
         let mut signals = Signals::new()?;
@@ -163,18 +173,14 @@ impl Server {
         let shards = u16::try_from(threads).unwrap_or(u16::MAX);
         // A server that does not have enough memory, or cannot have its address, must not create a data directory.
         Parts::of(&config, config.shards.unwrap_or(shards))?;
-        let (address, sockets) = bind(config.listen, threads).await?;
+        let access = Access::open(&config)?;
+        let mut sockets = bind(&config, threads).await?;
         // The lock is held to the end of the process: after an error, threads may still write.
         let data_dir = &*Box::leak(Box::new(DataDir::open_or_create(&config.data_dir)?));
         let device = probe_device(data_dir)?;
         let root = data_dir.storage(device)?;
         let mut store = data_dir.open_store(&root, config.shards, shards).await?;
-        let path = data_dir.directory().path();
-        if store.ready {
-            tracing::info!(data_dir = ?path, bytes = %ByteSize(data_dir.bytes(&store)), "opened the store");
-        } else {
-            tracing::info!(data_dir = ?path, shards = store.shards, "created a new store");
-        }
+        log_store(data_dir, &store);
         let (config, parts) = fit_to_memory(fit_to_volume(config, data_dir), store.shards)?;
         bound_buffers(&sockets, &parts, config.connections_max)?;
         let memory = Memory::new(&parts, store.shards);
@@ -193,9 +199,12 @@ impl Server {
             space,
             parts,
             memory: memory.clone(),
+            policy: access.follow(),
         };
-        let threads = common.start(data_dir, &store, sockets, &processors)?;
+        let by_thread = std::mem::take(&mut sockets.by_thread);
+        let threads = common.start(data_dir, &store, by_thread, &processors)?;
         tokio_uring::spawn(memory::watch(memory));
+        tokio_uring::spawn(access.run(signals.hangup()?));
         let mut server = Self {
             config,
             phase,
@@ -213,26 +222,26 @@ impl Server {
             store.ready = true;
             store.save(&root).await?;
         }
-        server.log_start(&store, device, address, &parts);
+        server.log_start(&store, device, &sockets.places, &parts);
         server.phase.send_replace(Phase::Running);
         let mut missing = server.threads.len();
         let listening = |event: &Event| matches!(event, Event::Listening);
         if server.gather(&mut signals, &mut missing, None, listening).await? != Gathered::All {
             return server.stop(&mut signals).await;
         }
-        announce(address);
+        announce(&sockets.places);
         server.wait_for_stop(&mut signals).await?;
         server.stop(&mut signals).await
     }
 
-    fn log_start(&self, store: &Store, device: Device, address: SocketAddr, parts: &Parts) {
+    fn log_start(&self, store: &Store, device: Device, places: &[Listen], parts: &Parts) {
         let primitive = match self.config.sync {
             SyncMode::Always => device.sync_primitive.to_string(),
             SyncMode::Interval(_) | SyncMode::Never => "write, acknowledged before its sync".into(),
         };
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
-            address = %address,
+            listen = %places.iter().map(Listen::to_string).collect::<Vec<_>>().join(" "),
             shards = store.shards,
             threads = self.threads.len(),
             sync = %self.config.sync,
@@ -393,7 +402,7 @@ impl Server {
 
     /// The WAL or the manifest is lost: waiting clients are told, then the process ends (P6).
     async fn fail(&mut self, error: Error) -> Error {
-        tracing::error!(%error, "nothing more is acknowledged, and the process ends");
+        tracing::error!("nothing more is acknowledged, and the process ends"); // the error comes last
         self.phase.send_replace(Phase::Draining);
         tokio::time::sleep(FATAL_TIME).await;
         error

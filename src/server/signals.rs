@@ -1,7 +1,7 @@
 //! The signals that a server listens to.
 //!
-//! SIGTERM and SIGINT ask for a stop. SIGHUP, SIGUSR1 and SIGUSR2, which would end the process without a word, are
-//! ignored: a terminal that closes, or a tool that rotates logs, must not cost memtables that were not flushed. SIGXFSZ
+//! SIGTERM and SIGINT ask for a stop. SIGHUP asks to read the token file again. SIGUSR1 and SIGUSR2, which would end
+//! the process without a word, are ignored: a tool that rotates logs must not cost memtables that were not flushed. SIGXFSZ
 //! is held, so that a write beyond the limit on file sizes fails like any other write.
 
 use std::time::{Duration, Instant};
@@ -13,6 +13,10 @@ use crate::error::{Error, Result};
 /// A stop signal this soon after another one is the same request. A tool that passes the signal on, and the terminal that
 /// sends it to the whole group, ask for one stop.
 const SAME_REQUEST: Duration = Duration::from_secs(1);
+
+fn listen(kind: SignalKind) -> Result<Signal> {
+    signal(kind).map_err(|error| Error::io("listen for signals", error))
+}
 
 /// SIGTERM and SIGINT.
 pub(super) struct Signals {
@@ -32,9 +36,8 @@ impl Signals {
     /// # Errors
     /// `Io`.
     pub(super) fn new() -> Result<Self> {
-        let listen = |kind| signal(kind).map_err(|error| Error::io("listen for signals", error));
         let ignored = [
-            SignalKind::hangup(),
+            SignalKind::hangup(), // until somebody waits for it
             SignalKind::user_defined1(),
             SignalKind::user_defined2(),
             SignalKind::from_raw(libc::SIGXFSZ),
@@ -46,6 +49,14 @@ impl Signals {
             last: None,
             seen: 0,
         })
+    }
+
+    /// SIGHUP.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(super) fn hangup(&self) -> Result<Signal> {
+        listen(SignalKind::hangup())
     }
 
     /// Waits for the next request to stop. Cancel safety: safe.

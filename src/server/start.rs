@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, watch};
 use crate::config::Config;
 use crate::data_dir::DataDir;
 use crate::error::{Error, Result};
+use crate::http::access::Policy;
 use crate::identity::Owner;
 use crate::key::KeyHash;
 use crate::memory::{Memory, Parts};
@@ -40,10 +41,11 @@ pub(super) struct Common {
     pub(super) space: Space,
     pub(super) parts: Parts,
     pub(super) memory: Memory,
+    pub(super) policy: watch::Receiver<Arc<Policy>>,
 }
 
 impl Common {
-    /// Starts a thread for each of `sockets`, and deals the shards of the store out to the threads. If there are as many
+    /// Starts a thread for each element of `sockets`, which are the sockets of the threads, and deals the shards of the store out to the threads. If there are as many
     /// `processors`, each thread is pinned to one of them. Fewer threads are not pinned: other servers on this host would
     /// choose the same processors.
     ///
@@ -53,7 +55,7 @@ impl Common {
         self,
         data_dir: &DataDir,
         store: &Store,
-        sockets: Vec<socket2::Socket>,
+        sockets: Vec<Vec<socket2::Socket>>,
         processors: &[usize],
     ) -> Result<Vec<JoinHandle<()>>> {
         let count = sockets.len();
@@ -68,7 +70,7 @@ impl Common {
         let health = Health::default();
         let mut threads = Vec::new();
         let ends = connect(count).into_iter().zip(sockets).zip(handed).enumerate();
-        for (id, ((ends, socket), handed)) in ends {
+        for (id, ((ends, sockets), handed)) in ends {
             let shards = router.shards(ThreadId(id)).into_iter().map(|shard| {
                 let directory = data_dir.shard(shard)?;
                 let owner = Owner { store_id: store.id, shard };
@@ -81,7 +83,7 @@ impl Common {
                 config: self.config.clone(),
                 shards: shards.collect::<Result<_>>()?,
                 router: router.clone(),
-                socket,
+                sockets,
                 ends,
                 handed,
                 balance: balance.clone(),
@@ -91,6 +93,7 @@ impl Common {
                 key_hash,
                 memory: self.memory.clone(),
                 health: health.clone(),
+                policy: self.policy.clone(),
             };
             let thread = std::thread::Builder::new()
                 .name(format!("ringkeep-{id}"))

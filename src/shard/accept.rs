@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::handler::{Dispatcher, Status};
-use super::listener::{Handed, Listener, Socket};
+use super::listener::Listener;
 use super::phase::Phase;
 use super::router::ThreadId;
+use super::socket::{Handed, Socket};
 use crate::http::connection::{refuse, serve};
 use crate::http::peers::Peers;
 
@@ -71,7 +72,7 @@ impl<T: Status + 'static> Connections<T> {
 
     /// Accepts connections until the listener is stopped.
     pub(super) async fn accept(self: Rc<Self>, listener: Rc<Listener>, phase: watch::Receiver<Phase>) {
-        loop {
+        while *phase.borrow() == Phase::Running {
             match listener.accept().await {
                 Ok(socket) => self.clone().place(socket),
                 Err(_) if *phase.borrow() != Phase::Running => return,

@@ -1,32 +1,20 @@
-//! The sockets of a thread: where connections come from, and how a connection moves to another thread.
-//!
-//! Another transport would go here. Everything above this module sees only sockets, each of which is an
-//! [`http::stream::Stream`], and [`Handed`] connections on their way between two threads.
-//!
-//! [`http::stream::Stream`]: crate::http::stream::Stream
+//! A socket that accepts connections, of any family.
 
 use std::io;
-use std::net::Shutdown;
+use std::rc::Rc;
 
-use tokio_uring::net::{TcpListener, TcpStream};
-
+use super::socket::Socket;
 use crate::error::{Error, ErrorKind, Result};
-use crate::host::descriptor;
+use crate::one_shot;
 
 /// Most connections that the kernel queues until they are accepted.
 const BACKLOG: i32 = 1024;
 
-/// A connection on the ring of this thread.
-pub(super) type Socket = TcpStream;
-
-/// A connection on its way to another thread.
-pub struct Handed(std::net::TcpStream);
-
 /// A socket that accepts connections.
-pub(super) struct Listener(TcpListener);
+pub(super) struct Listener(Rc<socket2::Socket>);
 
 impl Listener {
-    /// Begins to listen on a socket that is bound.
+    /// Begins to listen on a socket that is bound. A socket that already listens goes on.
     ///
     /// # Errors
     /// `AddressInUse`; `Io`.
@@ -39,37 +27,22 @@ impl Listener {
         // The socket listens now, so nobody else can bind the address. Its connections may be in TIME_WAIT later, and then
         // must not keep the next server away.
         socket.set_reuse_address(true).map_err(|error| Error::io("set SO_REUSEADDR", error))?;
-        Ok(Self(TcpListener::from_std(socket.into())))
+        // An inherited socket may be non-blocking. Then an accept on the ring would return at once.
+        socket.set_nonblocking(false).map_err(|error| Error::io("make a socket blocking", error))?;
+        Ok(Self(Rc::new(socket)))
     }
 
     /// Waits for the next connection.
     ///
     /// Cancel safety: not safe; a connection that was accepted meanwhile would be lost.
     pub(super) async fn accept(&self) -> io::Result<Socket> {
-        let (socket, _) = self.0.accept().await?;
-        // A write must not wait until the client has acknowledged the write before it.
-        if let Err(error) = socket.set_nodelay(true) {
-            tracing::debug!(%error, "cannot set TCP_NODELAY");
+        one_shot::accept(self.0.clone()).await.map(Socket::new)
+    }
+
+    /// Ends an accept in flight: it returns with an error. An inherited socket stays as it is for its other owners.
+    pub(super) async fn stop(&self) {
+        if let Err(error) = one_shot::cancel(self.0.clone()).await {
+            tracing::warn!(%error, "cannot stop accepting connections");
         }
-        Ok(socket)
-    }
-
-    /// Ends an accept in flight: it returns with an error.
-    pub(super) fn stop(&self) {
-        if let Err(error) = socket2::SockRef::from(&descriptor(&self.0)).shutdown(Shutdown::Both) {
-            tracing::warn!(%error, "cannot shut down the listener");
-        }
-    }
-}
-
-impl Handed {
-    /// A second descriptor of the connection. The first one closes with `socket`.
-    pub(super) fn from_socket(socket: &Socket) -> io::Result<Self> {
-        Ok(Self(descriptor(socket).try_clone_to_owned()?.into()))
-    }
-
-    /// The connection, on the ring of the calling thread.
-    pub(super) fn into_socket(self) -> Socket {
-        TcpStream::from_std(self.0)
     }
 }

@@ -22,6 +22,7 @@ pub mod listener;
 pub mod mailbox;
 pub mod phase;
 pub mod router;
+mod socket;
 pub mod space;
 pub mod thread;
 

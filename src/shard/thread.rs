@@ -22,10 +22,11 @@ use super::accept::{Balance, Connections};
 use super::background::Background;
 use super::handler::{Dispatcher, Status, StopLines};
 use super::health::Health;
-use super::listener::{Handed, Listener};
+use super::listener::Listener;
 use super::mailbox::{Ends, Mailbox};
 use super::phase::{Event, Phase};
 use super::router::{Router, ThreadId};
+use super::socket::Handed;
 use super::space::Space;
 use crate::config::{Config, DbConfig, SyncMode};
 use crate::data_dir::open_storage;
@@ -33,7 +34,8 @@ use crate::db::{CloseStep, Db, LogEnd, Recovered};
 use crate::error::{Error, Result};
 use crate::file_name::FileName;
 use crate::host::pin;
-use crate::http::peers::Peers;
+use crate::http::access::Policy;
+use crate::http::peers::{Peers, Rules};
 use crate::identity::Owner;
 use crate::key::KeyHash;
 use crate::memory::Memory;
@@ -61,8 +63,8 @@ pub struct Plan {
     pub router: Router,
     /// Its shards.
     pub shards: Vec<ShardPlan>,
-    /// A socket that is bound and does not listen yet.
-    pub socket: socket2::Socket,
+    /// Sockets that are bound.
+    pub sockets: Vec<socket2::Socket>,
     /// Its ends of the rings between threads.
     pub ends: Ends,
     /// Connections that other threads hand over.
@@ -81,6 +83,8 @@ pub struct Plan {
     pub health: Health,
     /// The hash function that finds keys in memory, for all threads.
     pub key_hash: KeyHash,
+    /// Who may do what, now and later.
+    pub policy: watch::Receiver<Arc<Policy>>,
 }
 
 /// One shard of a thread.
@@ -171,21 +175,21 @@ impl Status for Follower {
 }
 
 async fn live(plan: Plan) -> Result<Quiet> {
-    let (mut thread, socket) = Thread::open(plan).await?;
-    thread.serve(socket).await?;
+    let (mut thread, sockets) = Thread::open(plan).await?;
+    thread.serve(sockets).await?;
     thread.close_engines().await?;
     Ok(thread.end().await)
 }
 
 impl Thread {
-    /// Opens the engines, and starts everything except the listener. Returns the socket to listen on.
-    async fn open(plan: Plan) -> Result<(Self, socket2::Socket)> {
+    /// Opens the engines, and starts everything except the listeners. Returns the sockets to listen on.
+    async fn open(plan: Plan) -> Result<(Self, Vec<socket2::Socket>)> {
         let Plan {
             id,
             config,
             router,
             shards,
-            socket,
+            sockets,
             ends,
             handed,
             balance,
@@ -194,6 +198,8 @@ impl Thread {
             space,
             memory,
             health,
+            key_hash,
+            policy,
             ..
         } = plan;
         let mut engines = Vec::new();
@@ -203,7 +209,7 @@ impl Thread {
             recovered.add(&found);
             engines.push(engine);
         }
-        let (fatal, mut fatalities) = mpsc::unbounded_channel();
+        let (fatal, fatalities) = mpsc::unbounded_channel();
         let background = engines
             .iter()
             .map(|engine| Background::start(engine, &config, &fatal, (&space, &memory, &health)))
@@ -211,55 +217,39 @@ impl Thread {
         let mailbox = Rc::new(Mailbox::new(ends));
         let follower =
             Follower { phase: phase.clone(), events: events.clone(), space: space.clone(), health };
-        let (value_bytes_max, now) = (config.value_bytes_max, Instant::now());
+        let now = policy.borrow().clone();
+        let rules = Rules { policy: now, value_bytes_max: config.value_bytes_max, key_hash };
         let connections = Rc::new(Connections {
             id,
             balance,
             connections_max: config.connections_max,
-            peers: Peers::new(value_bytes_max, memory, plan.key_hash, now, &http_date()),
+            peers: Peers::new(rules, memory, Instant::now(), &http_date()),
             dispatcher: Dispatcher::new(id, router, engines.clone(), mailbox.clone(), follower),
             refused: Cell::new(0),
             ended: Notify::new(),
             logged_at: Cell::new(None),
         });
-        let (sender, receiver, owner) = (mailbox.clone(), mailbox, connections.clone());
-        let (ticking, tell_fatal) = (connections.clone(), events.clone());
-        let helpers = vec![
-            tokio_uring::spawn(async move { sender.send().await }),
-            tokio_uring::spawn(async move {
-                receiver.receive(|requests| owner.dispatcher.carry_out(requests)).await;
-            }),
-            tokio_uring::spawn(async move {
-                loop {
-                    tokio::time::sleep(TICK).await;
-                    ticking.peers.tick(Instant::now(), &http_date());
-                }
-            }),
-            tokio_uring::spawn(connections.clone().take_handed(handed)),
-            tokio_uring::spawn(async move {
-                while let Some(error) = fatalities.recv().await {
-                    let _ = tell_fatal.send(Event::Fatal(error)); // the server may already be going down
-                }
-            }),
-        ];
+        let helpers = help(&connections, &mailbox, handed, policy, (fatalities, &events));
         let thread = Self { connections, engines, background, helpers, phase, events, space };
         thread.tell(Event::Opened(recovered));
-        Ok((thread, socket))
+        Ok((thread, sockets))
     }
 
     /// Accepts and serves connections until the server drains, then waits until the connections have drained.
-    async fn serve(&mut self, socket: socket2::Socket) -> Result<()> {
+    async fn serve(&mut self, sockets: Vec<socket2::Socket>) -> Result<()> {
         self.wait_for(Phase::Running).await;
-        let mut accepting = None;
+        let mut accepting = Vec::new();
         if *self.phase.borrow() == Phase::Running {
-            let listener = Rc::new(Listener::new(socket)?);
-            let accept = self.connections.clone().accept(listener.clone(), self.phase.clone());
-            accepting = Some((listener, tokio_uring::spawn(accept)));
+            for socket in sockets {
+                let listener = Rc::new(Listener::new(socket)?);
+                let accept = self.connections.clone().accept(listener.clone(), self.phase.clone());
+                accepting.push((listener, tokio_uring::spawn(accept)));
+            }
             self.tell(Event::Listening);
         }
         self.wait_for(Phase::Draining).await;
-        if let Some((listener, task)) = accepting {
-            listener.stop();
+        for (listener, task) in accepting {
+            listener.stop().await;
             let _ = task.await; // an accept that panicked has ended as well
         }
         self.connections.peers.drain();
@@ -326,6 +316,42 @@ impl Thread {
     }
 }
 
+/// Starts the tasks that own no operation of the ring: messages of other threads, the clock of the connections, changes of
+/// the policy, connections that other threads hand over, and failures.
+fn help(
+    connections: &Rc<Connections<Follower>>,
+    mailbox: &Rc<Mailbox>,
+    handed: mpsc::UnboundedReceiver<Handed>,
+    mut policy: watch::Receiver<Arc<Policy>>,
+    (mut fatalities, events): (mpsc::UnboundedReceiver<Error>, &mpsc::UnboundedSender<Event>),
+) -> Vec<JoinHandle<()>> {
+    let (sender, receiver, owner) = (mailbox.clone(), mailbox.clone(), connections.clone());
+    let (ticking, told, events) = (connections.clone(), connections.clone(), events.clone());
+    vec![
+        tokio_uring::spawn(async move { sender.send().await }),
+        tokio_uring::spawn(async move {
+            receiver.receive(|requests| owner.dispatcher.carry_out(requests)).await;
+        }),
+        tokio_uring::spawn(async move {
+            loop {
+                tokio::time::sleep(TICK).await;
+                ticking.peers.tick(Instant::now(), &http_date());
+            }
+        }),
+        tokio_uring::spawn(async move {
+            while policy.changed().await.is_ok() {
+                told.peers.set_policy(policy.borrow_and_update().clone());
+            }
+        }),
+        tokio_uring::spawn(connections.clone().take_handed(handed)),
+        tokio_uring::spawn(async move {
+            while let Some(error) = fatalities.recv().await {
+                let _ = events.send(Event::Fatal(error)); // the server may already be going down
+            }
+        }),
+    ]
+}
+
 /// Creates or opens the engine of a shard, and logs what recovery has found.
 async fn open(config: &Config, plan: ShardPlan, memory: Memory) -> Result<(Engine, Recovered)> {
     let always = config.sync == SyncMode::Always;
@@ -338,6 +364,9 @@ async fn open(config: &Config, plan: ShardPlan, memory: Memory) -> Result<(Engin
     let name = |wal| labels.label(FileName::Wal(wal));
     let begin = Instant::now();
     let (engine, recovered) = Db::open_with(storage, plan.owner, plan.config, memory).await?;
+    for damage in engine.damages_known() {
+        tracing::error!("{damage}: reads and deletes of them get 500; `ringkeep repair` gives them up");
+    }
     if let Some(LogEnd { wal, offset, witnessed }) = recovered.log_end {
         tracing::info!(
             wal = name(wal),

@@ -22,7 +22,6 @@
 //!
 //! The device is assumed to keep S3, and to have reached stable storage when a sync returns.
 
-mod at;
 pub mod buffer;
 pub mod device;
 pub mod directory;

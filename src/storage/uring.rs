@@ -16,9 +16,10 @@ use tokio_uring::fs;
 
 use super::device::{Device, SyncPrimitive};
 use super::directory::{self, Directory, InodeId};
-use super::{Access, AlignedBuf, BLOCK_BYTES, File, Storage, at};
+use super::{Access, AlignedBuf, BLOCK_BYTES, File, Storage};
 use crate::file_name::FileName;
 use crate::host::descriptor;
+use crate::one_shot;
 
 /// A directory, reached through the ring.
 #[derive(Clone)]
@@ -110,22 +111,22 @@ impl Storage for UringStorage {
 
     async fn create(&self, name: FileName) -> io::Result<UringFile> {
         let flags = self.flags(Access::Write) | libc::O_CREAT | libc::O_EXCL;
-        let file = at::open(&self.0.directory, &name.to_string(), flags, 0o600).await?;
+        let file = one_shot::open(&self.0.directory, &name.to_string(), flags, 0o600).await?;
         Ok(UringFile { file: Rc::new(file), durable_writes: false })
     }
 
     async fn open(&self, name: FileName, access: Access) -> io::Result<UringFile> {
         let flags = self.flags(access);
-        let file = at::open(&self.0.directory, &name.to_string(), flags, 0).await?;
+        let file = one_shot::open(&self.0.directory, &name.to_string(), flags, 0).await?;
         Ok(UringFile { file: Rc::new(file), durable_writes: flags & libc::O_DSYNC == libc::O_DSYNC })
     }
 
     async fn rename(&self, from: FileName, to: FileName) -> io::Result<()> {
-        at::rename(&self.0.directory, &from.to_string(), &to.to_string()).await
+        one_shot::rename(&self.0.directory, &from.to_string(), &to.to_string()).await
     }
 
     async fn remove(&self, name: FileName) -> io::Result<()> {
-        at::unlink(&self.0.directory, &name.to_string()).await
+        one_shot::unlink(&self.0.directory, &name.to_string()).await
     }
 
     async fn sync_dir(&self) -> io::Result<()> {

@@ -146,12 +146,14 @@ fn write(
             continue;
         }
         let (request, sent) = if dice < 5 {
-            (format!("DELETE /del?key={key} HTTP/1.1\r\nHost: x\r\n\r\n").into_bytes(), None)
+            (format!("DELETE /del?key={key} HTTP/1.1\r\nHost: localhost\r\n\r\n").into_bytes(), None)
         } else {
             let seed = random.next_u64();
             let body = value(seed);
-            let head =
-                format!("POST /set?key={key} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
+            let head = format!(
+                "POST /set?key={key} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n",
+                body.len()
+            );
             ([head.into_bytes(), body].concat(), Some(seed))
         };
         let known = journal.entry(key.clone()).or_default();
@@ -185,7 +187,7 @@ fn write(
 
 /// Reads a key whose value is known. Returns `false` if there was no answer, or an answer that proves nothing.
 fn read(client: &mut Client, key: &str, expected: Option<u64>, progress: &Progress) -> bool {
-    let request = format!("GET /get?key={key} HTTP/1.1\r\nHost: x\r\n\r\n");
+    let request = format!("GET /get?key={key} HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let sent_all = client.stream.write_all(request.as_bytes()).is_ok();
     let reply = if sent_all { client.try_reply(false) } else { None };
     let Some(reply) = reply else {

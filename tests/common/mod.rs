@@ -268,12 +268,15 @@ impl Client {
     }
 
     pub fn request(&mut self, method: &str, target: &str) -> Reply {
-        self.send(format!("{method} {target} HTTP/1.1\r\nHost: x\r\n\r\n"));
+        self.send(format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
         self.try_reply(method == "HEAD").expect("the connection ended before the reply")
     }
 
     pub fn post(&mut self, target: &str, body: &[u8]) -> Reply {
-        self.send(format!("POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len()));
+        self.send(format!(
+            "POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        ));
         self.send(body).reply()
     }
 

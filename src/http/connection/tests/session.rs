@@ -8,15 +8,18 @@ use std::io;
 use std::net::Shutdown;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
+use crate::config::ShutdownMode;
 use crate::error::Result as EngineResult;
+use crate::http::access::Policy;
 use crate::http::connection::serve;
-use crate::http::peers::Peers;
+use crate::http::peers::{Peers, Rules};
 use crate::http::stream::Stream;
 use crate::http::{Control, Handler, Reply, Response};
 use crate::key::{Key, KeyHash, SeqNo, UnixMillis};
@@ -82,6 +85,10 @@ impl Stream for Client {
     async fn write_bytes(&self, bytes: Bytes) -> io::Result<()> {
         self.take(&bytes).await;
         Ok(())
+    }
+
+    fn is_local(&self) -> bool {
+        true
     }
 
     fn shutdown(&self, how: Shutdown) -> io::Result<()> {
@@ -237,7 +244,9 @@ impl Session {
         let key_hash = KeyHash::with_seed(1);
         let date = "Thu, 01 Jan 1970 00:00:00 GMT";
         let memory = Memory { requests: Pool::new(request_bytes_max), ..Memory::ample() };
-        let peers = Peers::new(value_bytes_max, memory, key_hash, Instant::now(), date);
+        let policy = Policy { tokens: None, hosts: vec!["x".into()], shutdown: ShutdownMode::Local };
+        let rules = Rules { policy: Arc::new(policy), value_bytes_max, key_hash };
+        let peers = Peers::new(rules, memory, Instant::now(), date);
         Self::beside(Rc::new(peers))
     }
 
