@@ -81,6 +81,8 @@ impl std::fmt::Display for SyncMode {
 pub enum Listen {
     /// A TCP address. Port 0 takes a free port. `[::]` includes IPv4.
     Tcp(SocketAddr),
+    /// The same, encrypted.
+    Tls(SocketAddr),
     /// The path of a Unix socket.
     Unix(PathBuf),
 }
@@ -89,9 +91,21 @@ impl std::fmt::Display for Listen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Tcp(address) => write!(f, "http://{address}"),
+            Self::Tls(address) => write!(f, "https://{address}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
+}
+
+/// Files for encrypted connections, in PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate of the server, and those that lead to its authority.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// Authorities of the certificates that clients need. Without them, clients need none.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// Who may stop the server by a request. With a token file, everyone needs a token of the role `admin` as well.
@@ -116,6 +130,8 @@ pub struct Config {
     pub insecure: bool,
     /// The file with the tokens. Without one, requests need none.
     pub token_file: Option<PathBuf>,
+    /// Files for encrypted connections.
+    pub tls: Option<TlsFiles>,
     /// Names of the server besides its addresses and `localhost`.
     pub allowed_hosts: Vec<String>,
     /// Who may stop the server by a request.
@@ -219,6 +235,10 @@ impl Config {
             self.shutdown != ShutdownMode::Token || self.token_file.is_some(),
             "--shutdown token needs a --token-file".into(),
         )?;
+        check(
+            self.tls.is_some() || !self.listen.iter().any(|listen| matches!(listen, Listen::Tls(_))),
+            "an address with https:// needs --tls-cert and --tls-key".into(),
+        )?;
         check(0 < self.connections_max, "--max-connections must be at least 1".into())?;
         for (flag, interval) in
             [("--flush-interval", self.flush_interval), ("--compaction-interval", self.compaction_interval)]
@@ -255,6 +275,7 @@ pub(crate) mod tests {
             listen: vec![Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)))],
             insecure: false,
             token_file: None,
+            tls: None,
             allowed_hosts: Vec::new(),
             shutdown: ShutdownMode::Local,
             socket_mode: 0o600,

@@ -21,6 +21,7 @@ const LAYERS: &[&[&str]] = &[
         "host",
         "memory",
         "one_shot",
+        "tls",
     ],
     &["storage", "ring", "source"],
     &["memtable", "record"],

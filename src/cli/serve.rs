@@ -1,6 +1,6 @@
 //! `ringkeep serve`: flags → [`Config`] → server.
 
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::io::Write;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::Args;
 
-use crate::config::{Config, Listen, SHARDS_MAX, ShutdownMode, SyncMode};
+use crate::config::{Config, Listen, SHARDS_MAX, ShutdownMode, SyncMode, TlsFiles};
 use crate::error::{Error, ErrorKind, Result};
 use crate::{host, server};
 
@@ -17,10 +17,20 @@ use crate::{host, server};
 #[derive(Debug, Args)]
 #[command(after_help = "Sizes are written as in 64MiB or 1.5GB, durations as in 100ms or 5m.")]
 pub(super) struct Serve {
-    /// Where to listen: ADDR:PORT, :PORT for all addresses, or unix:PATH; may be given several times; port 0 takes a
-    /// free port [default: 127.0.0.1:8080, unless systemd hands sockets over]
+    /// Where to listen: ADDR:PORT, :PORT for all addresses, or unix:PATH; may be given several times; with a certificate,
+    /// addresses are encrypted unless they begin with http://; port 0 takes a free port [default: 127.0.0.1:8080, unless
+    /// systemd hands sockets over]
     #[arg(long, value_name = "PLACE", value_parser = place)]
-    listen: Vec<Listen>,
+    listen: Vec<Place>,
+    /// Certificate of the server and those that lead to its authority, in PEM; read again on SIGHUP
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Key of the certificate, in PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Authorities of the certificates that clients have to present, in PEM [default: clients need none]
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_client_ca: Option<PathBuf>,
     /// File with a line NAME ROLE SECRET for each token; ROLE is read, write or admin; read again on SIGHUP
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
@@ -82,20 +92,44 @@ pub(super) struct Serve {
 }
 
 /// Where a user wants to listen.
-fn place(text: &str) -> std::result::Result<Listen, String> {
+#[derive(Debug, Clone)]
+struct Place {
+    listen: Listen,
+    /// The scheme was given.
+    explicit: bool,
+}
+
+impl Place {
+    /// With a certificate, addresses without a scheme are encrypted.
+    fn resolve(self, has_certificate: bool) -> Listen {
+        match self.listen {
+            Listen::Tcp(address) if has_certificate && !self.explicit => Listen::Tls(address),
+            listen => listen,
+        }
+    }
+}
+
+fn place(text: &str) -> std::result::Result<Place, String> {
+    let implicit = |listen| Place { listen, explicit: false };
     if let Some(path) = text.strip_prefix("unix:") {
         if path.is_empty() {
             return Err("the path of the socket is missing".into());
         }
-        return Ok(Listen::Unix(path.into()));
+        return Ok(implicit(Listen::Unix(path.into())));
     }
-    let all = text.strip_prefix("http://").unwrap_or(text).strip_prefix(':');
-    if let Some(port) = all {
-        let port =
-            port.trim_end_matches('/').parse().map_err(|_| "expected a port after the colon, as in :8080")?;
-        return Ok(Listen::Tcp(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port)));
-    }
-    address(text).map(Listen::Tcp)
+    let (rest, encrypted, explicit) = match (text.strip_prefix("http://"), text.strip_prefix("https://")) {
+        (Some(rest), _) => (rest.trim_end_matches('/'), false, true),
+        (None, Some(rest)) => (rest.trim_end_matches('/'), true, true),
+        (None, None) => (text, false, false),
+    };
+    let address = match rest.strip_prefix(':') {
+        Some(port) => {
+            let port = port.parse().map_err(|_| "expected a port after the colon, as in :8080")?;
+            SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port)
+        }
+        None => address(rest)?,
+    };
+    Ok(Place { listen: if encrypted { Listen::Tls(address) } else { Listen::Tcp(address) }, explicit })
 }
 
 /// The permissions of a file.
@@ -117,7 +151,7 @@ fn group(text: &str) -> std::result::Result<u32, String> {
 }
 
 /// The file that systemd has made readable for this service under `name`, if there is one (`LoadCredential=`).
-fn credential(directory: Option<OsString>, name: &str) -> Option<PathBuf> {
+fn credential(directory: Option<&OsStr>, name: &str) -> Option<PathBuf> {
     let path = Path::new(&directory?).join(name);
     path.exists().then_some(path)
 }
@@ -139,15 +173,21 @@ impl Serve {
     pub(super) fn run(self) -> Result<()> {
         let bytes = |size: ByteSize| usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
         let credentials = std::env::var_os("CREDENTIALS_DIRECTORY");
-        let listen = if self.listen.is_empty() && std::env::var_os("LISTEN_FDS").is_none() {
-            vec![Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 8080)))]
-        } else {
-            self.listen
-        };
+        let credential = |name| credential(credentials.as_deref(), name);
+        let certificate = self.tls_cert.or_else(|| credential("ringkeep-tls-cert"));
+        let tls = certificate
+            .zip(self.tls_key.or_else(|| credential("ringkeep-tls-key")))
+            .map(|(certificate, key)| TlsFiles { certificate, key, client_ca: self.tls_client_ca });
+        let mut places = self.listen;
+        if places.is_empty() && std::env::var_os("LISTEN_FDS").is_none() {
+            let listen = Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 8080)));
+            places.push(Place { listen, explicit: false });
+        }
         let config = Config {
-            listen,
+            listen: places.into_iter().map(|place| place.resolve(tls.is_some())).collect(),
+            tls,
             insecure: self.insecure,
-            token_file: self.token_file.or_else(|| credential(credentials, "ringkeep-tokens")),
+            token_file: self.token_file.or_else(|| credential("ringkeep-tokens")),
             allowed_hosts: self.allowed_hosts,
             shutdown: self.shutdown,
             socket_mode: self.socket_mode,
@@ -211,9 +251,17 @@ mod tests {
             (":80", "http://[::]:80"),
             ("http://:80", "http://[::]:80"),
             ("[::1]:80", "http://[::1]:80"),
+            ("https://:80/", "https://[::]:80"),
             ("unix:/run/a b", "unix:/run/a b"),
         ] {
-            assert_eq!(place(text).unwrap().to_string(), shown);
+            assert_eq!(place(text).unwrap().resolve(false).to_string(), shown);
+        }
+        for (text, shown) in [
+            ("127.0.0.1:80", "https://127.0.0.1:80"),
+            ("http://127.0.0.1:80", "http://127.0.0.1:80"),
+            ("unix:/run/a", "unix:/run/a"),
+        ] {
+            assert_eq!(place(text).unwrap().resolve(true).to_string(), shown, "with a certificate");
         }
         for (text, hint) in
             [("unix:", "path"), (":x", ":8080"), ("80", "as in 127.0.0.1:8080"), ("127.0.0.1", "a port")]

@@ -80,7 +80,8 @@ pub async fn refuse<S: Stream>(stream: S, peers: &Peers<S>, why: &'static str) {
 /// Closes for writing, then reads and drops what the client still sends, so that the last reply is not lost to a reset.
 /// [`Peers::tick`] ends this after a while.
 async fn linger<S: Stream>(peer: &Peer<S>, peers: &Peers<S>) {
-    peer.end(Shutdown::Write);
+    peers.enter(peer, Phase::Writing);
+    peer.stream.finish().await;
     peers.enter(peer, Phase::Lingering);
     if peers.is_draining() {
         // Waiting is not worth it: only a client that keeps sending would see a reset.

@@ -80,7 +80,7 @@ impl Input {
             Framing::Chunked => u64::MAX,
         };
         // After a refusal the connection goes on only if no body follows: a body could be taken for a request (H1).
-        let refused = Wire { keep_alive: wire.keep_alive && head.framing == Framing::Empty, ..wire };
+        let refused = Wire { keep_alive: wire.keep_alive && body_bytes == 0, ..wire };
         let grant = rules.policy.admit(&head, rest, is_local);
         let route = match grant.and_then(|grant| Route::of(&head, rest, &grant, rules.key_hash)) {
             Ok(route) => route,

@@ -26,6 +26,8 @@ const SPARE_OUTPUT_BYTES_MAX: usize = 16 << 10;
 
 /// How long a connection may stay in a phase without progress.
 const IDLE_TIME: Duration = Duration::from_secs(75);
+/// How long client and server may take to agree on how to encrypt.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 const READING_TIME: Duration = Duration::from_secs(30);
 const WRITING_TIME: Duration = Duration::from_secs(60);
 /// A body of 16 MiB that is refused while it is being sent takes less than this at 2 MiB/s.
@@ -282,6 +284,7 @@ impl<S: Stream> Peers<S> {
         let wanted = self.is_wanted();
         for peer in self.open.borrow().values() {
             let limit = match peer.phase.get() {
+                Phase::Idle if !peer.stream.is_established() => HANDSHAKE_TIME,
                 Phase::Idle => IDLE_TIME,
                 Phase::Reading | Phase::Writing if wanted && peer.holds.get() => HOLDING_TIME,
                 Phase::Reading => READING_TIME,

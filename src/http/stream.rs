@@ -25,6 +25,14 @@ pub trait Stream {
     /// Cancel safety: not safe.
     async fn write_bytes(&self, bytes: Bytes) -> io::Result<()>;
 
+    /// Says that no more will be written.
+    ///
+    /// Cancel safety: not safe.
+    async fn finish(&self);
+
+    /// Whether requests can be read. Before that, client and server still agree on how to encrypt them.
+    fn is_established(&self) -> bool;
+
     /// Whether the client is on this host.
     fn is_local(&self) -> bool;
 

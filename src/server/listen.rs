@@ -21,6 +21,7 @@ use listenfd::ListenFd;
 use crate::config::{Config, Listen};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Parts;
+use crate::shard::listener::Bound;
 
 /// A killed predecessor holds its sockets until its ring is freed. The address is tried this often before it counts as
 /// taken.
@@ -32,7 +33,7 @@ pub(super) struct Sockets {
     /// The places, as clients are told.
     pub(super) places: Vec<Listen>,
     /// The sockets of each thread.
-    pub(super) by_thread: Vec<Vec<socket2::Socket>>,
+    pub(super) by_thread: Vec<Vec<Bound>>,
     /// Files that are removed at the end.
     pub(super) files: Vec<SocketFile>,
 }
@@ -81,10 +82,15 @@ pub(super) async fn bind(config: &Config, threads: usize) -> Result<Sockets> {
         files: Vec::new(),
     };
     for socket in inherited()? {
-        let place = place_of(&socket).map_err(|error| Error::io("look at an inherited socket", error))?;
+        let mut place = place_of(&socket).map_err(|error| Error::io("look at an inherited socket", error))?;
+        if let Listen::Tcp(address) = place
+            && config.tls.is_some()
+        {
+            place = Listen::Tls(address);
+        }
         check_exposure(config, &place)?;
+        sockets.by_thread[0].push(Bound { socket, encrypted: matches!(place, Listen::Tls(_)) });
         sockets.places.push(place);
-        sockets.by_thread[0].push(socket);
     }
     for listen in &config.listen {
         let attempt = |error: io::Error| {
@@ -102,20 +108,25 @@ pub(super) async fn bind(config: &Config, threads: usize) -> Result<Sockets> {
                 reserved => break reserved.map_err(attempt)?,
             }
         };
-        let place = match listen {
-            Listen::Tcp(_) => place_of(&first).map_err(attempt)?,
+        let bound = first.local_addr().map_err(attempt)?.as_socket();
+        let place = match (listen, bound) {
+            (Listen::Tcp(_), Some(address)) => Listen::Tcp(address),
+            (Listen::Tls(_), Some(address)) => Listen::Tls(address),
+            _ => listen.clone(),
+        };
+        let encrypted = matches!(place, Listen::Tls(_));
+        match &place {
+            Listen::Tcp(address) | Listen::Tls(address) => {
+                for others in &mut sockets.by_thread[1..] {
+                    others.push(Bound { socket: join(*address).map_err(attempt)?, encrypted });
+                }
+            }
             Listen::Unix(path) => {
                 sockets.files.push(SocketFile::of(path).map_err(attempt)?);
                 set_access(path, config).map_err(attempt)?;
-                listen.clone()
-            }
-        };
-        if let Listen::Tcp(address) = &place {
-            for others in &mut sockets.by_thread[1..] {
-                others.push(join(*address).map_err(attempt)?);
             }
         }
-        sockets.by_thread[0].push(first);
+        sockets.by_thread[0].push(Bound { socket: first, encrypted });
         sockets.places.push(place);
     }
     if sockets.places.is_empty() {
@@ -126,8 +137,12 @@ pub(super) async fn bind(config: &Config, threads: usize) -> Result<Sockets> {
 
 /// Refuses a place where clients of other hosts can connect, unless they need a token or are trusted.
 fn check_exposure(config: &Config, listen: &Listen) -> Result<()> {
-    let Listen::Tcp(address) = listen else { return Ok(()) };
-    if address.ip().to_canonical().is_loopback() || config.token_file.is_some() || config.insecure {
+    let (address, known) = match listen {
+        Listen::Tcp(address) => (address, false),
+        Listen::Tls(address) => (address, config.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())),
+        Listen::Unix(_) => return Ok(()),
+    };
+    if known || address.ip().to_canonical().is_loopback() || config.token_file.is_some() || config.insecure {
         return Ok(());
     }
     let message = format!(
@@ -182,7 +197,7 @@ pub(super) fn bound_buffers(sockets: &Sockets, parts: &Parts, connections_max: u
     let bytes = each.clamp(RECEIVE_BYTES_MIN, RECEIVE_BYTES_MAX);
     let unsent = each.clamp(UNSENT_BYTES_MIN, UNSENT_BYTES_MAX);
     let unsent = u32::try_from(unsent).expect("it is bounded above");
-    for socket in sockets.by_thread.iter().flatten() {
+    for Bound { socket, .. } in sockets.by_thread.iter().flatten() {
         if matches!(place_of(socket), Ok(Listen::Unix(_))) {
             continue;
         }
@@ -197,7 +212,7 @@ pub(super) fn bound_buffers(sockets: &Sockets, parts: &Parts, connections_max: u
 /// Binds a socket to a place that no other socket is bound to, and keeps other servers off it.
 fn reserve(listen: &Listen) -> io::Result<socket2::Socket> {
     match listen {
-        Listen::Tcp(address) => reserve_address(*address),
+        Listen::Tcp(address) | Listen::Tls(address) => reserve_address(*address),
         Listen::Unix(path) => reserve_path(path),
     }
 }

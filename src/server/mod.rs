@@ -13,12 +13,12 @@
 //!
 //! A stop that is killed half-way is a crash like any other: the next start replays the WALs.
 
+mod access;
 mod listen;
 mod memory;
 mod signals;
 mod space;
 mod start;
-mod tokens;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,11 +27,11 @@ use bytesize::ByteSize;
 use rustix::fs::Mode;
 use tokio::sync::{mpsc, watch};
 
+use self::access::Access;
 use self::listen::{bind, bound_buffers};
 use self::signals::Signals;
 use self::space::{Monitor, memtable_bytes_max};
 use self::start::{Common, OTHER_FILES, probe_device};
-use self::tokens::Access;
 use crate::config::{Config, DbConfig, Listen, MEMTABLE_BYTES_MIN, SyncMode};
 use crate::data_dir::DataDir;
 use crate::db::Recovered;
@@ -199,7 +199,7 @@ impl Server {
             space,
             parts,
             memory: memory.clone(),
-            policy: access.follow(),
+            security: access.follow(),
         };
         let by_thread = std::mem::take(&mut sockets.by_thread);
         let threads = common.start(data_dir, &store, by_thread, &processors)?;

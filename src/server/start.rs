@@ -9,18 +9,18 @@ use tokio::sync::{mpsc, watch};
 use crate::config::Config;
 use crate::data_dir::DataDir;
 use crate::error::{Error, Result};
-use crate::http::access::Policy;
 use crate::identity::Owner;
 use crate::key::KeyHash;
 use crate::memory::{Memory, Parts};
 use crate::ring;
 use crate::shard::accept::Balance;
 use crate::shard::health::Health;
+use crate::shard::listener::Bound;
 use crate::shard::mailbox::connect;
 use crate::shard::phase::{Event, Phase};
 use crate::shard::router::{Router, ThreadId};
 use crate::shard::space::Space;
-use crate::shard::thread::{Plan, ShardPlan, run as run_thread};
+use crate::shard::thread::{Plan, Security, ShardPlan, run as run_thread};
 use crate::storage::device::Device;
 use crate::store::Store;
 
@@ -41,7 +41,7 @@ pub(super) struct Common {
     pub(super) space: Space,
     pub(super) parts: Parts,
     pub(super) memory: Memory,
-    pub(super) policy: watch::Receiver<Arc<Policy>>,
+    pub(super) security: watch::Receiver<Arc<Security>>,
 }
 
 impl Common {
@@ -55,7 +55,7 @@ impl Common {
         self,
         data_dir: &DataDir,
         store: &Store,
-        sockets: Vec<Vec<socket2::Socket>>,
+        sockets: Vec<Vec<Bound>>,
         processors: &[usize],
     ) -> Result<Vec<JoinHandle<()>>> {
         let count = sockets.len();
@@ -93,7 +93,7 @@ impl Common {
                 key_hash,
                 memory: self.memory.clone(),
                 health: health.clone(),
-                policy: self.policy.clone(),
+                security: self.security.clone(),
             };
             let thread = std::thread::Builder::new()
                 .name(format!("ringkeep-{id}"))

@@ -3,7 +3,7 @@
 //! The kernel spreads connections over the listening sockets of all threads by a hash, which is uneven when there are
 //! few connections. So a thread hands a new connection to the thread that has the fewest.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,6 +18,7 @@ use super::router::ThreadId;
 use super::socket::{Handed, Socket};
 use crate::http::connection::{refuse, serve};
 use crate::http::peers::Peers;
+use crate::tls::Settings;
 
 /// How long accepting pauses after an error. If no descriptors are left, for example, trying again at once only costs
 /// processor time.
@@ -60,6 +61,8 @@ pub(super) struct Connections<T> {
     pub(super) refused: Cell<usize>,
     /// Signalled when a connection has ended.
     pub(super) ended: Notify,
+    /// What encrypted connections that are accepted now use.
+    pub(super) tls: RefCell<Option<Settings>>,
     /// When a failure to accept was last logged.
     pub(super) logged_at: Cell<Option<Instant>>,
 }
@@ -73,7 +76,7 @@ impl<T: Status + 'static> Connections<T> {
     /// Accepts connections until the listener is stopped.
     pub(super) async fn accept(self: Rc<Self>, listener: Rc<Listener>, phase: watch::Receiver<Phase>) {
         while *phase.borrow() == Phase::Running {
-            match listener.accept().await {
+            match listener.accept(|| self.tls.borrow().clone()).await {
                 Ok(socket) => self.clone().place(socket),
                 Err(_) if *phase.borrow() != Phase::Running => return,
                 Err(error) => {
@@ -90,7 +93,7 @@ impl<T: Status + 'static> Connections<T> {
     }
 
     /// Serves a new connection here, or hands it to the thread with the fewest connections.
-    fn place(self: Rc<Self>, socket: Socket) {
+    fn place(self: Rc<Self>, mut socket: Socket) {
         if self.connections_max <= self.balance.total() && !self.peers.give_way() {
             // Beyond a bound, a connection is closed without an answer.
             if self.refused.get() < REFUSED_MAX {
@@ -106,10 +109,11 @@ impl<T: Status + 'static> Connections<T> {
         let to = self.balance.choose(self.id);
         self.balance.connections[to.0].fetch_add(1, Ordering::Relaxed);
         if to != self.id {
-            if let Ok(handed) = Handed::from_socket(&socket)
-                && self.balance.hand[to.0].send(handed).is_ok()
-            {
-                return;
+            if let Ok(handed) = Handed::from_socket(&mut socket) {
+                match self.balance.hand[to.0].send(handed) {
+                    Ok(()) => return,
+                    Err(mpsc::error::SendError(back)) => socket = back.into_socket(), // the thread has ended
+                }
             }
             self.balance.connections[to.0].fetch_sub(1, Ordering::Relaxed);
             self.balance.connections[self.id.0].fetch_add(1, Ordering::Relaxed);

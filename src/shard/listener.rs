@@ -6,19 +6,32 @@ use std::rc::Rc;
 use super::socket::Socket;
 use crate::error::{Error, ErrorKind, Result};
 use crate::one_shot;
+use crate::tls::Settings;
 
 /// Most connections that the kernel queues until they are accepted.
 const BACKLOG: i32 = 1024;
 
+/// A socket that is bound, and whether its connections are encrypted.
+pub struct Bound {
+    /// The socket.
+    pub socket: socket2::Socket,
+    /// Connections speak TLS.
+    pub encrypted: bool,
+}
+
 /// A socket that accepts connections.
-pub(super) struct Listener(Rc<socket2::Socket>);
+pub(super) struct Listener {
+    socket: Rc<socket2::Socket>,
+    encrypted: bool,
+}
 
 impl Listener {
     /// Begins to listen on a socket that is bound. A socket that already listens goes on.
     ///
     /// # Errors
     /// `AddressInUse`; `Io`.
-    pub(super) fn new(socket: socket2::Socket) -> Result<Self> {
+    pub(super) fn new(bound: Bound) -> Result<Self> {
+        let Bound { socket, encrypted } = bound;
         socket.listen(BACKLOG).map_err(|error| {
             let taken = error.kind() == io::ErrorKind::AddrInUse;
             let error = Error::io("listen", error);
@@ -29,19 +42,24 @@ impl Listener {
         socket.set_reuse_address(true).map_err(|error| Error::io("set SO_REUSEADDR", error))?;
         // An inherited socket may be non-blocking. Then an accept on the ring would return at once.
         socket.set_nonblocking(false).map_err(|error| Error::io("make a socket blocking", error))?;
-        Ok(Self(Rc::new(socket)))
+        Ok(Self { socket: Rc::new(socket), encrypted })
     }
 
-    /// Waits for the next connection.
+    /// Waits for the next connection. `tls` gives the settings for one that is encrypted.
     ///
     /// Cancel safety: not safe; a connection that was accepted meanwhile would be lost.
-    pub(super) async fn accept(&self) -> io::Result<Socket> {
-        one_shot::accept(self.0.clone()).await.map(Socket::new)
+    pub(super) async fn accept(&self, tls: impl FnOnce() -> Option<Settings>) -> io::Result<Socket> {
+        let socket = one_shot::accept(self.socket.clone()).await?;
+        if !self.encrypted {
+            return Socket::new(socket, None);
+        }
+        let settings = tls().ok_or_else(|| io::Error::other("there is no TLS certificate"))?;
+        Socket::new(socket, Some(&settings))
     }
 
     /// Ends an accept in flight: it returns with an error. An inherited socket stays as it is for its other owners.
     pub(super) async fn stop(&self) {
-        if let Err(error) = one_shot::cancel(self.0.clone()).await {
+        if let Err(error) = one_shot::cancel(self.socket.clone()).await {
             tracing::warn!(%error, "cannot stop accepting connections");
         }
     }

@@ -9,7 +9,7 @@
 //!
 //! The steps are the phases that `server` announces; the thread answers with events.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -22,7 +22,7 @@ use super::accept::{Balance, Connections};
 use super::background::Background;
 use super::handler::{Dispatcher, Status, StopLines};
 use super::health::Health;
-use super::listener::Listener;
+use super::listener::{Bound, Listener};
 use super::mailbox::{Ends, Mailbox};
 use super::phase::{Event, Phase};
 use super::router::{Router, ThreadId};
@@ -43,6 +43,7 @@ use crate::ring;
 use crate::storage::Storage;
 use crate::storage::device::Device;
 use crate::storage::directory::Directory;
+use crate::tls::Settings;
 
 /// How often the date is renewed and stale connections are looked for.
 const TICK: Duration = Duration::from_secs(1);
@@ -64,7 +65,7 @@ pub struct Plan {
     /// Its shards.
     pub shards: Vec<ShardPlan>,
     /// Sockets that are bound.
-    pub sockets: Vec<socket2::Socket>,
+    pub sockets: Vec<Bound>,
     /// Its ends of the rings between threads.
     pub ends: Ends,
     /// Connections that other threads hand over.
@@ -83,8 +84,16 @@ pub struct Plan {
     pub health: Health,
     /// The hash function that finds keys in memory, for all threads.
     pub key_hash: KeyHash,
-    /// Who may do what, now and later.
-    pub policy: watch::Receiver<Arc<Policy>>,
+    /// Who may do what, and how connections are encrypted, now and later.
+    pub security: watch::Receiver<Arc<Security>>,
+}
+
+/// What an operator may change while the server runs.
+pub struct Security {
+    /// Who may do what.
+    pub policy: Arc<Policy>,
+    /// The certificate, if there is one.
+    pub tls: Option<Settings>,
 }
 
 /// One shard of a thread.
@@ -183,7 +192,7 @@ async fn live(plan: Plan) -> Result<Quiet> {
 
 impl Thread {
     /// Opens the engines, and starts everything except the listeners. Returns the sockets to listen on.
-    async fn open(plan: Plan) -> Result<(Self, Vec<socket2::Socket>)> {
+    async fn open(plan: Plan) -> Result<(Self, Vec<Bound>)> {
         let Plan {
             id,
             config,
@@ -199,7 +208,7 @@ impl Thread {
             memory,
             health,
             key_hash,
-            policy,
+            security,
             ..
         } = plan;
         let mut engines = Vec::new();
@@ -217,8 +226,8 @@ impl Thread {
         let mailbox = Rc::new(Mailbox::new(ends));
         let follower =
             Follower { phase: phase.clone(), events: events.clone(), space: space.clone(), health };
-        let now = policy.borrow().clone();
-        let rules = Rules { policy: now, value_bytes_max: config.value_bytes_max, key_hash };
+        let now = security.borrow().clone();
+        let rules = Rules { policy: now.policy.clone(), value_bytes_max: config.value_bytes_max, key_hash };
         let connections = Rc::new(Connections {
             id,
             balance,
@@ -227,16 +236,17 @@ impl Thread {
             dispatcher: Dispatcher::new(id, router, engines.clone(), mailbox.clone(), follower),
             refused: Cell::new(0),
             ended: Notify::new(),
+            tls: RefCell::new(now.tls.clone()),
             logged_at: Cell::new(None),
         });
-        let helpers = help(&connections, &mailbox, handed, policy, (fatalities, &events));
+        let helpers = help(&connections, &mailbox, handed, security, (fatalities, &events));
         let thread = Self { connections, engines, background, helpers, phase, events, space };
         thread.tell(Event::Opened(recovered));
         Ok((thread, sockets))
     }
 
     /// Accepts and serves connections until the server drains, then waits until the connections have drained.
-    async fn serve(&mut self, sockets: Vec<socket2::Socket>) -> Result<()> {
+    async fn serve(&mut self, sockets: Vec<Bound>) -> Result<()> {
         self.wait_for(Phase::Running).await;
         let mut accepting = Vec::new();
         if *self.phase.borrow() == Phase::Running {
@@ -317,12 +327,12 @@ impl Thread {
 }
 
 /// Starts the tasks that own no operation of the ring: messages of other threads, the clock of the connections, changes of
-/// the policy, connections that other threads hand over, and failures.
+/// who may do what, connections that other threads hand over, and failures.
 fn help(
     connections: &Rc<Connections<Follower>>,
     mailbox: &Rc<Mailbox>,
     handed: mpsc::UnboundedReceiver<Handed>,
-    mut policy: watch::Receiver<Arc<Policy>>,
+    mut security: watch::Receiver<Arc<Security>>,
     (mut fatalities, events): (mpsc::UnboundedReceiver<Error>, &mpsc::UnboundedSender<Event>),
 ) -> Vec<JoinHandle<()>> {
     let (sender, receiver, owner) = (mailbox.clone(), mailbox.clone(), connections.clone());
@@ -339,8 +349,10 @@ fn help(
             }
         }),
         tokio_uring::spawn(async move {
-            while policy.changed().await.is_ok() {
-                told.peers.set_policy(policy.borrow_and_update().clone());
+            while security.changed().await.is_ok() {
+                let now = security.borrow_and_update().clone();
+                told.peers.set_policy(now.policy.clone());
+                told.tls.replace(now.tls.clone());
             }
         }),
         tokio_uring::spawn(connections.clone().take_handed(handed)),

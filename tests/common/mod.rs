@@ -4,6 +4,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of this module")]
 
 pub mod campaign;
+pub mod cases;
 pub mod journal;
 pub mod lives;
 pub mod sim;
@@ -70,25 +71,37 @@ impl Server {
 
     /// Starts a server that writes its log to a file.
     pub fn start_logged(data_dir: &Path, flags: &[&str], log: &Path) -> Self {
-        Self::announced(spawn_with(&[], data_dir, flags, std::fs::File::create(log).unwrap().into()))
+        Self::announced(spawn_with(&[], data_dir, flags, std::fs::File::create(log).unwrap().into(), 1))
     }
 
     /// Starts a server in a memory cgroup.
     pub fn start_confined(data_dir: &Path, flags: &[&str], cgroup: &Path) -> Self {
         let enter = r#"echo $$ > "$0/cgroup.procs" && exec "$@""#;
         let wrapper = ["sh", "-c", enter, cgroup.to_str().unwrap()];
-        Self::announced(spawn_with(&wrapper, data_dir, flags, Stdio::inherit()))
+        Self::announced(spawn_with(&wrapper, data_dir, flags, Stdio::inherit(), 1))
     }
 
     /// Starts a server with a limit on open files.
     pub fn start_limited(data_dir: &Path, flags: &[&str], open_files: u32) -> Self {
         let limited = format!("ulimit -n {open_files} && exec \"$0\" \"$@\"");
-        Self::announced(spawn_with(&["sh", "-c", &limited], data_dir, flags, Stdio::inherit()))
+        Self::announced(spawn_with(&["sh", "-c", &limited], data_dir, flags, Stdio::inherit(), 1))
     }
 
     /// Starts a server by another program, which gets the command line of the server as its arguments.
     pub fn start_by(wrapper: &[&str], data_dir: &Path, flags: &[&str]) -> Self {
-        Self::announced(spawn_with(wrapper, data_dir, flags, Stdio::inherit()))
+        Self::announced(spawn_with(wrapper, data_dir, flags, Stdio::inherit(), 1))
+    }
+
+    /// Starts a server that listens at several places, and returns them as it prints them.
+    pub fn start_at(wrapper: &[&str], data_dir: &Path, flags: &[&str], count: usize) -> (Self, Vec<String>) {
+        let (child, lines) = spawn_with(wrapper, data_dir, flags, Stdio::inherit(), count);
+        let places: Vec<_> =
+            lines.lines().filter_map(|line| line.strip_prefix("listening on ")).map(str::to_owned).collect();
+        assert_eq!(places.len(), count, "{lines:?}");
+        let address = |place: &String| place.split_once("://").and_then(|(_, rest)| rest.parse().ok());
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let address = places.iter().find_map(address).unwrap_or(any);
+        (Self { child, address }, places)
     }
 
     fn announced((mut child, line): (Child, String)) -> Self {
@@ -161,10 +174,17 @@ impl Drop for Server {
 /// Starts the binary. Returns the process, and the first line that it prints. The line is empty if the process ends
 /// before it prints one.
 pub fn spawn(data_dir: &Path, flags: &[&str]) -> (Child, String) {
-    spawn_with(&[], data_dir, flags, Stdio::inherit())
+    spawn_with(&[], data_dir, flags, Stdio::inherit(), 1)
 }
 
-fn spawn_with(wrapper: &[&str], data_dir: &Path, flags: &[&str], log: Stdio) -> (Child, String) {
+/// As [`spawn`], with the first `count` lines.
+fn spawn_with(
+    wrapper: &[&str],
+    data_dir: &Path,
+    flags: &[&str],
+    log: Stdio,
+    count: usize,
+) -> (Child, String) {
     let mut words = wrapper.iter().copied().chain([env!("CARGO_BIN_EXE_ringkeep")]);
     let mut command = Command::new(words.next().unwrap());
     command.args(words);
@@ -177,7 +197,10 @@ fn spawn_with(wrapper: &[&str], data_dir: &Path, flags: &[&str], log: Stdio) -> 
     }
     let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
     let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    for _ in 0..count {
+        output.read_line(&mut line).unwrap();
+    }
     (child, line)
 }
 

@@ -1,5 +1,6 @@
 //! Tests of a connection: what a client gets, whatever it sends and in whatever order its requests end.
 
+mod cases;
 mod session;
 
 use std::pin::Pin;

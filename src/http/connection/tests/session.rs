@@ -87,6 +87,14 @@ impl Stream for Client {
         Ok(())
     }
 
+    async fn finish(&self) {
+        let _ = self.shutdown(Shutdown::Write);
+    }
+
+    fn is_established(&self) -> bool {
+        true
+    }
+
     fn is_local(&self) -> bool {
         true
     }
@@ -235,19 +243,22 @@ pub(super) struct Session {
     pub(super) serving: Option<Pin<Box<dyn Future<Output = ()>>>>,
 }
 
+/// A thread without connections, of a server with these names.
+pub(super) fn peers(hosts: &[&str], value_bytes_max: usize, request_bytes_max: usize) -> Peers<Client> {
+    let hosts = hosts.iter().map(|host| (*host).to_owned()).collect();
+    let policy = Policy { tokens: None, hosts, shutdown: ShutdownMode::Local };
+    let rules = Rules { policy: Arc::new(policy), value_bytes_max, key_hash: KeyHash::with_seed(1) };
+    let memory = Memory { requests: Pool::new(request_bytes_max), ..Memory::ample() };
+    Peers::new(rules, memory, Instant::now(), "Thu, 01 Jan 1970 00:00:00 GMT")
+}
+
 impl Session {
     pub(super) fn new() -> Self {
         Self::with_limits(VALUE_BYTES_MAX, REQUEST_BYTES_MAX)
     }
 
     pub(super) fn with_limits(value_bytes_max: usize, request_bytes_max: usize) -> Self {
-        let key_hash = KeyHash::with_seed(1);
-        let date = "Thu, 01 Jan 1970 00:00:00 GMT";
-        let memory = Memory { requests: Pool::new(request_bytes_max), ..Memory::ample() };
-        let policy = Policy { tokens: None, hosts: vec!["x".into()], shutdown: ShutdownMode::Local };
-        let rules = Rules { policy: Arc::new(policy), value_bytes_max, key_hash };
-        let peers = Peers::new(rules, memory, Instant::now(), date);
-        Self::beside(Rc::new(peers))
+        Self::beside(Rc::new(peers(&["x"], value_bytes_max, request_bytes_max)))
     }
 
     /// One more connection of the same thread, with a store of its own.
