@@ -71,7 +71,8 @@ fn h7_a_token_decides_what_its_holder_may_do_and_changes_on_sighup() {
     let (folder, data) = folder();
     let text = format!("r read {READER}\nw write {WRITER}\na admin {ADMIN}\n");
     let tokens = token_file(folder.path(), &text);
-    let server = Server::start(&data, &[SMALL, &["--token-file", &tokens]].concat());
+    let log = data.with_extension("log");
+    let server = Server::start_logged(&data, &[SMALL, &["--token-file", &tokens]].concat(), &log);
     for (request, expected) in [
         ("GET /livez", [200, 200, 200, 200, 200]),
         ("GET /readyz", [200, 200, 200, 200, 200]),
@@ -102,8 +103,12 @@ fn h7_a_token_decides_what_its_holder_may_do_and_changes_on_sighup() {
     assert_eq!(get(READER), 200);
     fs::write(&tokens, "r read short\n").unwrap();
     server.raw_signal(Signal::HUP);
-    fs::write(&tokens, format!("new read {READER}-new\n")).unwrap();
+    let begin = Instant::now();
+    while !fs::read_to_string(&log).unwrap().contains("line 1: the secret has to have") {
+        assert!(begin.elapsed() < PATIENCE, "the mistake is not reported");
+    }
     assert_eq!(get(READER), 200);
+    fs::write(&tokens, format!("new read {READER}-new\n")).unwrap();
     server.raw_signal(Signal::HUP);
     let begin = Instant::now();
     while get(&format!("{READER}-new")) != 200 {

@@ -150,7 +150,7 @@ impl Handed {
 impl Stream for Socket {
     async fn read(&self, buffer: Vec<u8>) -> (io::Result<usize>, Vec<u8>) {
         if let Some(tls) = &self.tls {
-            return self.read_encrypted(tls, buffer).await;
+            return Box::pin(self.read_encrypted(tls, buffer)).await; // boxed: other connections stay small
         }
         let filled = buffer.len();
         let (result, slice) = self.stream.read(buffer.slice(filled..)).await;
@@ -159,14 +159,14 @@ impl Stream for Socket {
 
     async fn write_all(&self, buffer: Vec<u8>) -> (io::Result<()>, Vec<u8>) {
         match &self.tls {
-            Some(tls) => (self.write_encrypted(tls, &buffer).await, buffer),
+            Some(tls) => (Box::pin(self.write_encrypted(tls, &buffer)).await, buffer),
             None => self.stream.write_all(buffer).await,
         }
     }
 
     async fn write_bytes(&self, bytes: Bytes) -> io::Result<()> {
         match &self.tls {
-            Some(tls) => self.write_encrypted(tls, &bytes).await,
+            Some(tls) => Box::pin(self.write_encrypted(tls, &bytes)).await,
             None => self.stream.write_all(bytes).await.0,
         }
     }
