@@ -37,7 +37,7 @@ pub(super) struct Serve {
     /// Serve everyone who can connect, from other hosts as well, without a token
     #[arg(long, conflicts_with = "token_file")]
     insecure: bool,
-    /// Names of the server in requests, besides its addresses and localhost
+    /// Public names of the server; its addresses, localhost and names without a domain are always known
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     allowed_hosts: Vec<String>,
     /// Who may stop the server by /shutdown; with tokens everyone needs the role admin as well

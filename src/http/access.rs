@@ -177,12 +177,16 @@ impl Policy {
     }
 
     /// Whether a request may be for this host. A request of HTTP/1.0 may name none.
+    ///
+    /// A page has a name of the public DNS, so a name that cannot be one is no danger: a host of the local network, or a
+    /// container.
     fn knows(&self, host: &[u8]) -> bool {
         match Authority::parse(host) {
             Some(Authority::Known) => true,
             Some(Authority::Name(name)) => {
                 let name = name.strip_suffix(b".").unwrap_or(name);
-                self.hosts.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(name))
+                !may_be_public(name)
+                    || self.hosts.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(name))
             }
             None => host.is_empty(),
         }
@@ -215,6 +219,15 @@ impl Grant {
     }
 }
 
+/// Whether a name may be in the public DNS: its last label is a top-level domain, which has letters only, or is encoded, and
+/// has no addresses of its own.
+fn may_be_public(name: &[u8]) -> bool {
+    let Some(dot) = memchr::memrchr(b'.', name) else { return false };
+    let last = &name[dot + 1..];
+    let is_encoded = last.get(..4).is_some_and(|start| start.eq_ignore_ascii_case(b"xn--"));
+    is_encoded || last.iter().all(u8::is_ascii_alphabetic)
+}
+
 /// The secret in an `Authorization` field.
 fn secret(field: &[u8]) -> Option<&[u8]> {
     let (scheme, secret) = field.split_at_checked(b"Bearer ".len())?;
@@ -223,7 +236,7 @@ fn secret(field: &[u8]) -> Option<&[u8]> {
 
 const UNKNOWN_HOST: Refusal = Refusal::new(
     Status::MisdirectedRequest,
-    "the server does not know the host that the request names; --allowed-hosts makes a name known",
+    "the server does not know the host that the request names; --allowed-hosts makes it known",
 );
 const NO_TOKEN: Refusal =
     Refusal::new(Status::Unauthorized, "a token is needed: send the header `Authorization: Bearer SECRET`")
@@ -266,7 +279,14 @@ mod tests {
             ("[::1]", 200),
             ("db.example:1", 200),
             ("DB.Example.", 200),
+            ("ringkeep", 200),
+            ("localhost.", 200),
+            ("host_1.lan-2", 200),
             ("evil.example", 421),
+            ("evil.example.", 421),
+            ("evil.xn--p1ai", 421),
+            ("ringkeep.local", 421),
+            ("127.0.0.1.evil.example", 421),
             ("x.db.example", 421),
             ("db.example.evil", 421),
         ] {

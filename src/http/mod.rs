@@ -18,7 +18,7 @@
 //! H5  Replies that wait for their turn hold about 1 MiB, and less when memory is short. Values that are still on their
 //!     way count with a length that is estimated from earlier values. So the server soon stops reading from a client that
 //!     does not read.
-//! H6  A request whose host is neither an address, nor `localhost`, nor allowed gets 421, unless it has a valid token.
+//! H6  A request for a name that a web site can have gets 421, unless the name is allowed or the token is valid.
 //! H7  If there are tokens, everything except `/livez`, `/readyz` and `OPTIONS` needs one whose role suffices.
 
 pub mod access;

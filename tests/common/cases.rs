@@ -11,8 +11,6 @@ use serde_json::Value;
 
 /// Another request, to see whether the server is still in step. Its reply closes the connection.
 pub const PROBE: &str = "GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-/// The names that the cases need, besides `localhost`.
-pub const HOSTS: [&str; 2] = ["a.b-c_d~e", "a%41"];
 
 pub struct Case {
     json: Value,

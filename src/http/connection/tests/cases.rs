@@ -12,7 +12,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::sync::mpsc::unbounded_channel;
 
-use self::file::{Case, HOSTS, PROBE, cases};
+use self::file::{Case, PROBE, cases};
 use super::session::{Client, peers};
 use crate::error::Result as EngineResult;
 use crate::http::connection::serve;
@@ -77,7 +77,7 @@ impl Handler for Map {
 fn run(case: &Case, bytes: &[u8], parts: &[&[u8]]) -> Result<(), String> {
     let values = BTreeMap::from([(b"a".to_vec(), b"b".to_vec()), (b"mb".to_vec(), vec![b'z'; 1 << 20])]);
     let map = Map { values: RefCell::new(values), has_stopped: Cell::new(false) };
-    let peers = peers(&HOSTS, 1 << 20, 8 << 20);
+    let peers = peers(&[], 1 << 20, 8 << 20);
     let client = Client::default();
     let mut serving = Box::pin(serve(client.clone(), &map, &peers));
     let mut go_on = || serving.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
