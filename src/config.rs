@@ -162,6 +162,14 @@ pub struct Config {
     pub value_bytes_max: usize,
     /// Most connections at a time.
     pub connections_max: usize,
+    /// Most connections of one address; `None` for no bound of its own.
+    pub connections_per_address_max: Option<usize>,
+    /// How long a connection may be idle.
+    pub idle_timeout: Duration,
+    /// How long the head of a request may take.
+    pub head_timeout: Duration,
+    /// How long the body of a request may make no progress.
+    pub body_timeout: Duration,
     /// How long a stop waits for requests in flight.
     pub drain_timeout: Duration,
 }
@@ -240,6 +248,14 @@ impl Config {
             "an address with https:// needs --tls-cert and --tls-key".into(),
         )?;
         check(0 < self.connections_max, "--max-connections must be at least 1".into())?;
+        for (flag, time) in [
+            ("--idle-timeout", self.idle_timeout),
+            ("--head-timeout", self.head_timeout),
+            ("--body-timeout", self.body_timeout),
+        ] {
+            let fits = (Duration::from_secs(1)..=Duration::from_secs(24 * 3600)).contains(&time);
+            check(fits, format!("{flag} must be 1s to 1day"))?;
+        }
         for (flag, interval) in
             [("--flush-interval", self.flush_interval), ("--compaction-interval", self.compaction_interval)]
         {
@@ -291,6 +307,10 @@ pub(crate) mod tests {
             compaction_interval: Duration::from_secs(60),
             value_bytes_max: 16 << 20,
             connections_max: 10_000,
+            connections_per_address_max: None,
+            idle_timeout: Duration::from_secs(75),
+            head_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(10),
         }
     }

@@ -33,8 +33,10 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// A wait for memory is given up after this many calls of [`Pool::tick`], which come once a second.
 pub const WAIT_TICKS: u64 = 10;
-/// What a connection may hold without a permit.
+/// What a connection may hold without a permit. An encrypted one also holds its keys, what has arrived of a record, and what
+/// is encrypted at a time.
 pub const CONNECTION_BYTES: usize = 16 << 10;
+const ENCRYPTED_CONNECTION_BYTES: usize = 64 << 10;
 const KIB: usize = 1 << 10;
 
 /// How a budget is divided, in bytes.
@@ -109,8 +111,8 @@ impl Parts {
     }
 
     /// How many connections the budget allows: they get a quarter of it.
-    pub fn connections_max(&self) -> usize {
-        self.total / 4 / CONNECTION_BYTES
+    pub fn connections_max(&self, encrypted: bool) -> usize {
+        self.total / 4 / if encrypted { ENCRYPTED_CONNECTION_BYTES } else { CONNECTION_BYTES }
     }
 }
 
@@ -454,7 +456,7 @@ mod tests {
                             sum <= memory * MIB && 0 < memtables && 0 < buffers && 0 < requests && 0 < merges
                         );
                         assert!(2 * value * MIB < body, "a body and its copy fit");
-                        assert!(1 <= parts.connections_max());
+                        assert!(1 <= parts.connections_max(true));
                     }
                 }
             }

@@ -4,8 +4,8 @@
 //! it owns while a transfer is in flight. Version 0.24 of rustls replaces that interface; then this file changes, and nothing
 //! else: a [`Session`] is fed, encrypts, and is closed.
 //!
-//! A session keeps what has arrived of a record until the record is complete: 16 KiB, and up to [`INCOMING_BYTES_MAX`] of a
-//! handshake. Plaintext is handed out at once.
+//! A session keeps what has arrived of a record or of a handshake message until that is complete, up to
+//! `INCOMING_BYTES_MAX`. Plaintext is handed out at once.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,8 +21,8 @@ use rustls::{RootCertStore, ServerConfig};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Most bytes of a handshake message that has not arrived in full. A long chain of certificates fits.
-const INCOMING_BYTES_MAX: usize = 128 << 10;
+/// Most bytes of what has not arrived in full: a record, or a handshake message. A long chain of certificates fits.
+const INCOMING_BYTES_MAX: usize = 32 << 10;
 /// What a record adds to the plaintext, with room to spare.
 const RECORD_OVERHEAD_BYTES: usize = 64;
 /// Longest plaintext of a record.

@@ -150,6 +150,38 @@ fn what_is_open_to_everyone_or_readable_by_others_is_refused_at_start() {
 }
 
 #[test]
+fn an_address_has_no_more_connections_than_it_may_and_a_slow_head_gets_408() {
+    let (_folder, data) = folder();
+    let limits = ["--max-connections-per-address", "3", "--head-timeout", "1s", "--body-timeout", "1s"];
+    let server = Server::start(&data, &[SMALL, &limits].concat());
+    let mut open: Vec<_> = (0..3).map(|_| server.client()).collect();
+    for client in &mut open {
+        assert_eq!(client.request("GET", "/livez").status, 200);
+    }
+    let refused = server.client().reply();
+    assert!(refused.status == 503 && refused.text().contains("this address"), "{refused:?}");
+    let elsewhere = TcpStream::connect(server.address).unwrap(); // the same address: refused as well
+    drop(elsewhere);
+    // A byte now and then does not make a head last longer.
+    let mut slow = open.pop().unwrap();
+    slow.send("GET /livez HTTP/1.1\r\nHost: local");
+    slow.stream.set_read_timeout(Some(std::time::Duration::from_millis(200))).unwrap();
+    let begin = Instant::now();
+    let mut byte = [0];
+    while !matches!(slow.stream.peek(&mut byte), Ok(1)) {
+        assert!(begin.elapsed() < PATIENCE, "the head is waited for");
+        let _ = slow.stream.write_all(b"h");
+    }
+    slow.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(slow.reply().status, 408);
+    drop(slow);
+    // The place is free again once the server has seen the end.
+    while server.client().request("GET", "/livez").status != 200 {
+        assert!(begin.elapsed() < PATIENCE, "the place stays taken");
+    }
+}
+
+#[test]
 fn who_may_stop_the_server_is_a_setting() {
     let (folder, data) = folder();
     let server = Server::start(&data, &[SMALL, &["--shutdown", "off"]].concat());

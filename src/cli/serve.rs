@@ -86,6 +86,18 @@ pub(super) struct Serve {
     /// Most connections at a time; a low limit on open files may allow fewer
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     max_connections: usize,
+    /// Most connections of one address at a time; of IPv6, of one /64 [default: no bound of its own]
+    #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    max_connections_per_address: Option<usize>,
+    /// How long a connection may be idle
+    #[arg(long, value_name = "DURATION", default_value = "75s", value_parser = humantime::parse_duration)]
+    idle_timeout: Duration,
+    /// How long the head of a request may take
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
+    head_timeout: Duration,
+    /// How long the body of a request may make no progress; each KiB gives a second more
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
+    body_timeout: Duration,
     /// How long a stop waits for requests in flight
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
     drain_timeout: Duration,
@@ -205,6 +217,10 @@ impl Serve {
             compaction_interval: self.compaction_interval,
             value_bytes_max: bytes(self.max_value_size),
             connections_max: self.max_connections,
+            connections_per_address_max: self.max_connections_per_address,
+            idle_timeout: self.idle_timeout,
+            head_timeout: self.head_timeout,
+            body_timeout: self.body_timeout,
             drain_timeout: self.drain_timeout,
         };
         let usable = host::memory_bytes();

@@ -59,6 +59,7 @@ pub async fn serve<S: Stream, H: Handler>(stream: S, handler: &H, peers: &Peers<
         buffer: None,
         reserved: None,
         body: None,
+        reading: Phase::Reading,
         has_read: false,
     };
     connection.run().await;
@@ -185,6 +186,8 @@ struct Connection<'a, S, H> {
     reserved: Option<Permit>,
     /// The permit to use the memory that is set aside for one body.
     body: Option<Permit>,
+    /// What is being read.
+    reading: Phase,
     /// Whether anything has arrived.
     has_read: bool,
 }
@@ -403,7 +406,10 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
     /// Reads the body of the request at the front of the input, and begins the request.
     async fn serve_with_body(&mut self, begun: Begun, turn: &mut Turn<H::Pending>) -> Result<Then, Gone> {
         let Begun { route, wire, head } = begun;
-        let body = match self.read_body(&head, turn).await? {
+        self.reading = Phase::ReadingBody;
+        let read = self.read_body(&head, turn).await?;
+        self.reading = Phase::Reading;
+        let body = match read {
             Ok(body) => body,
             // What is left of the body could be taken for a request (H1).
             Err(refusal) => return self.refuse(&refusal, Wire { keep_alive: false, ..wire }, turn).await,
@@ -580,8 +586,8 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             self.give_back();
             self.output.rest(self.peers);
             self.enter(Phase::Idle);
-        } else if self.peer.phase() != Phase::Reading {
-            self.enter(Phase::Reading);
+        } else if self.peer.phase() != self.reading {
+            self.enter(self.reading);
         }
         let (result, buffer) = self.peer.stream.read(self.input.lend_for_read(wanted)).await;
         self.input.give_back(buffer);
@@ -603,7 +609,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             Ok(count) => {
                 self.has_read = true;
                 if idle {
-                    self.enter(Phase::Reading);
+                    self.enter(self.reading);
                 }
                 self.peers.progress(&self.peer, count);
                 Ok(())
@@ -641,7 +647,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
                 taken = pool.take(missing) => more = taken,
                 () = self.peers.drains() => {}
             }
-            self.peers.enter(&self.peer, Phase::Reading);
+            self.peers.enter(&self.peer, self.reading);
         }
         let has_room = more.is_some() || self.body.is_some();
         match (more, place) {

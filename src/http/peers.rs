@@ -24,17 +24,26 @@ const SPARE_OUTPUTS: usize = 64;
 /// Larger output buffers are not kept.
 const SPARE_OUTPUT_BYTES_MAX: usize = 16 << 10;
 
-/// How long a connection may stay in a phase without progress.
-const IDLE_TIME: Duration = Duration::from_secs(75);
+/// How long a connection may stay in a phase without progress, and what users choose of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Times {
+    /// Without a byte of the next request.
+    pub idle: Duration,
+    /// From the first byte of a head to its last.
+    pub head: Duration,
+    /// Without progress in a body.
+    pub body: Duration,
+}
 /// How long client and server may take to agree on how to encrypt.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
-const READING_TIME: Duration = Duration::from_secs(30);
+/// The log says at most this often that clients were too slow.
+const SAY_INTERVAL: Duration = Duration::from_secs(10);
 const WRITING_TIME: Duration = Duration::from_secs(60);
 /// A body of 16 MiB that is refused while it is being sent takes less than this at 2 MiB/s.
 const LINGER_TIME: Duration = Duration::from_secs(10);
 /// At the limit on connections, one that was idle for longer than this gives way to a new one.
 const GIVE_WAY_TIME: Duration = Duration::from_secs(2);
-/// Each byte of a request or of a large reply gives its client this much more time, so in the long run a client has to
+/// Each byte of a body or of a large reply gives its client this much more time, so in the long run a client has to
 /// reach 1 KiB per second.
 const TIME_PER_BYTE: Duration = Duration::from_nanos(1_000_000_000 / 1024);
 /// The same for a client that holds memory of which others are short: 64 KiB per second, after a shorter time without
@@ -66,6 +75,10 @@ pub struct Peers<S> {
     /// The memory that the connections of all threads share (P8).
     pub(super) memory: Memory,
     rules: RefCell<Rc<Rules>>,
+    times: Times,
+    /// Connections that were ended because of their clients, by phase, since the log last said so.
+    ended: RefCell<BTreeMap<&'static str, u64>>,
+    said_at: Cell<Instant>,
     /// Output buffers that no connection uses at the moment: idle connections hold none.
     spare_outputs: RefCell<Vec<Vec<u8>>>,
     /// The time of the last look for an idle connection that found none.
@@ -92,8 +105,10 @@ pub(super) struct Peer<S> {
 pub(super) enum Phase {
     /// No byte of the next request has arrived.
     Idle,
-    /// A request has begun, and is not complete.
+    /// A head has begun, and is not complete.
     Reading,
+    /// A body has begun, and is not complete.
+    ReadingBody,
     /// A request is under way.
     Working,
     /// A reply is being written.
@@ -139,7 +154,7 @@ impl<S: Stream> Peer<S> {
 
 impl<S: Stream> Peers<S> {
     /// No connections yet. Requests and replies take from `memory`.
-    pub fn new(rules: Rules, memory: Memory, now: Instant, date: &str) -> Self {
+    pub fn new(rules: Rules, times: Times, memory: Memory, now: Instant, date: &str) -> Self {
         Self {
             open: RefCell::new(BTreeMap::new()),
             next_id: Cell::new(0),
@@ -149,6 +164,9 @@ impl<S: Stream> Peers<S> {
             aborting: Cell::new(false),
             memory,
             rules: RefCell::new(Rc::new(rules)),
+            times,
+            ended: RefCell::default(),
+            said_at: Cell::new(now),
             spare_outputs: RefCell::new(Vec::new()),
             none_idle_at: Cell::new(None),
             watchers: Cell::new(0),
@@ -231,6 +249,9 @@ impl<S: Stream> Peers<S> {
     /// so a client that sends a byte now and then cannot keep a connection and its memory for ever. While others wait for
     /// memory, a client that holds some of it has to be faster.
     pub(super) fn progress(&self, peer: &Peer<S>, bytes: usize) {
+        if peer.phase.get() == Phase::Reading {
+            return; // a head has its time, however its bytes come
+        }
         let hurries = peer.holds.get() && self.is_wanted();
         let more = if hurries { TIME_PER_BYTE_MIN } else { TIME_PER_BYTE }
             .saturating_mul(u32::try_from(bytes).unwrap_or(u32::MAX));
@@ -283,20 +304,39 @@ impl<S: Stream> Peers<S> {
         }
         let wanted = self.is_wanted();
         for peer in self.open.borrow().values() {
-            let limit = match peer.phase.get() {
-                Phase::Idle if !peer.stream.is_established() => HANDSHAKE_TIME,
-                Phase::Idle => IDLE_TIME,
-                Phase::Reading | Phase::Writing if wanted && peer.holds.get() => HOLDING_TIME,
-                Phase::Reading => READING_TIME,
-                Phase::Writing => WRITING_TIME,
-                Phase::Lingering => LINGER_TIME,
+            let (limit, what) = match peer.phase.get() {
+                Phase::Idle if !peer.stream.is_established() => (HANDSHAKE_TIME, "handshake"),
+                Phase::Idle => (self.times.idle, "idle"),
+                Phase::ReadingBody | Phase::Writing if wanted && peer.holds.get() => (HOLDING_TIME, "memory"),
+                Phase::Reading => (self.times.head, "head"),
+                Phase::ReadingBody => (self.times.body, "body"),
+                Phase::Writing => (WRITING_TIME, "reply"),
+                Phase::Lingering => (LINGER_TIME, "end"),
                 Phase::Working | Phase::Watching => continue,
             };
             if limit < now.saturating_duration_since(peer.since.get()) {
+                *self.ended.borrow_mut().entry(what).or_default() += 1;
                 // A client that is slow with its request is told so: the read returns, and 408 is written.
-                let told = peer.phase.get() == Phase::Reading && !peer.late.replace(true);
+                let reads = matches!(peer.phase.get(), Phase::Reading | Phase::ReadingBody);
+                let told = reads && !peer.late.replace(true);
                 peer.end(if told { Shutdown::Read } else { Shutdown::Both });
             }
+        }
+        self.say(now);
+    }
+
+    /// Counts a connection that is not served, for the log.
+    pub fn count_refusal(&self, why: &'static str) {
+        *self.ended.borrow_mut().entry(why).or_default() += 1;
+    }
+
+    /// Logs now and then how many connections were refused, or ended because their clients were slow.
+    fn say(&self, now: Instant) {
+        let mut ended = self.ended.borrow_mut();
+        ended.remove("idle");
+        if !ended.is_empty() && SAY_INTERVAL <= now.saturating_duration_since(self.said_at.get()) {
+            self.said_at.set(now);
+            tracing::info!(connections = ?std::mem::take(&mut *ended), "connections were refused, or ended");
         }
     }
 
@@ -331,7 +371,7 @@ impl<S: Stream> Peers<S> {
                 // Requests that have already arrived are still read, and answered.
                 Phase::Idle => peer.end(Shutdown::Read),
                 Phase::Lingering => peer.end(Shutdown::Both),
-                Phase::Reading | Phase::Working | Phase::Writing | Phase::Watching => {}
+                Phase::Reading | Phase::ReadingBody | Phase::Working | Phase::Writing | Phase::Watching => {}
             }
         }
     }

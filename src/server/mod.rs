@@ -112,8 +112,9 @@ fn fit_to_memory(config: Arc<Config>, shards: u16) -> Result<(Arc<Config>, Parts
     let parts = Parts::of(&config, shards)?;
     let mut config = (*config).clone();
     config.memtable_bytes = config.memtable_bytes.min(parts.memtable_bytes(shards));
-    if parts.connections_max() < config.connections_max {
-        config.connections_max = parts.connections_max();
+    let connections_max = parts.connections_max(config.tls.is_some());
+    if connections_max < config.connections_max {
+        config.connections_max = connections_max;
         tracing::info!(
             connections = config.connections_max,
             "fewer connections than --max-connections, because --memory is {}",

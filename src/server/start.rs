@@ -14,6 +14,7 @@ use crate::key::KeyHash;
 use crate::memory::{Memory, Parts};
 use crate::ring;
 use crate::shard::accept::Balance;
+use crate::shard::addresses::Addresses;
 use crate::shard::health::Health;
 use crate::shard::listener::Bound;
 use crate::shard::mailbox::connect;
@@ -62,7 +63,8 @@ impl Common {
         let router = Router::new(store.slots.clone(), count);
         let (hand, handed): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
         let connections = (0..count).map(|_| AtomicUsize::new(0)).collect();
-        let balance = Arc::new(Balance { connections, hand });
+        let addresses = Addresses::new(self.config.connections_per_address_max);
+        let balance = Arc::new(Balance { connections, hand, addresses });
         let sst_files = self.open_files.saturating_sub(self.config.connections_max + OTHER_FILES);
         let key_hash = KeyHash::random();
         let (files, caches) = (sst_files.min(SST_FILES_MAX), self.parts.caches);

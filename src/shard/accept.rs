@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, watch};
 
+use super::addresses::Addresses;
 use super::handler::{Dispatcher, Status};
 use super::listener::Listener;
 use super::phase::Phase;
@@ -34,6 +35,8 @@ pub struct Balance {
     pub connections: Vec<AtomicUsize>,
     /// Where to hand a connection to, by thread.
     pub hand: Vec<mpsc::UnboundedSender<Handed>>,
+    /// Connections by address.
+    pub addresses: Addresses,
 }
 
 impl Balance {
@@ -94,17 +97,11 @@ impl<T: Status + 'static> Connections<T> {
 
     /// Serves a new connection here, or hands it to the thread with the fewest connections.
     fn place(self: Rc<Self>, mut socket: Socket) {
+        if socket.count(&self.balance.addresses).is_err() {
+            return self.refuse(socket, "too many connections from this address");
+        }
         if self.connections_max <= self.balance.total() && !self.peers.give_way() {
-            // Beyond a bound, a connection is closed without an answer.
-            if self.refused.get() < REFUSED_MAX {
-                self.refused.set(self.refused.get() + 1);
-                tokio_uring::spawn(async move {
-                    refuse(socket, &self.peers, "too many connections now").await;
-                    self.refused.set(self.refused.get() - 1);
-                    self.ended.notify_one();
-                });
-            }
-            return;
+            return self.refuse(socket, "too many connections now");
         }
         let to = self.balance.choose(self.id);
         self.balance.connections[to.0].fetch_add(1, Ordering::Relaxed);
@@ -119,6 +116,19 @@ impl<T: Status + 'static> Connections<T> {
             self.balance.connections[self.id.0].fetch_add(1, Ordering::Relaxed);
         }
         self.serve(socket);
+    }
+
+    /// Answers a connection that is not served. Beyond a bound, it is closed without an answer.
+    fn refuse(self: Rc<Self>, socket: Socket, why: &'static str) {
+        self.peers.count_refusal(why);
+        if self.refused.get() < REFUSED_MAX {
+            self.refused.set(self.refused.get() + 1);
+            tokio_uring::spawn(async move {
+                refuse(socket, &self.peers, why).await;
+                self.refused.set(self.refused.get() - 1);
+                self.ended.notify_one();
+            });
+        }
     }
 
     /// Serves the connections that other threads hand over. Never returns.

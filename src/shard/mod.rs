@@ -15,6 +15,7 @@
 //! is never dropped: it is told to end, and awaited.
 
 pub mod accept;
+pub mod addresses;
 pub mod background;
 pub mod handler;
 pub mod health;

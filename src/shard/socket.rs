@@ -9,7 +9,7 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::net::Shutdown;
+use std::net::{IpAddr, Shutdown};
 use std::os::fd::OwnedFd;
 
 use bytes::Bytes;
@@ -17,6 +17,7 @@ use socket2::SockRef;
 use tokio_uring::buf::BoundedBuf;
 use tokio_uring::net::TcpStream;
 
+use super::addresses::{Addresses, Counted};
 use crate::host::descriptor;
 use crate::http::stream::Stream;
 use crate::tls::{Failed, Session, Settings};
@@ -25,8 +26,12 @@ use crate::tls::{Failed, Session, Settings};
 pub(super) struct Socket {
     /// Of any family: the operations on the ring are the same.
     stream: TcpStream,
+    /// The address of the client; `None` for a Unix socket.
+    address: Option<IpAddr>,
     is_local: bool,
     tls: Option<Box<Tls>>,
+    /// Its place among the connections of its address.
+    counted: Option<Counted>,
 }
 
 /// The TLS of a connection.
@@ -67,8 +72,10 @@ const ENCRYPT_BYTES: usize = 64 << 10;
 /// A connection on its way to another thread.
 pub struct Handed {
     socket: OwnedFd,
+    address: Option<IpAddr>,
     is_local: bool,
     tls: Option<Box<Tls>>,
+    counted: Option<Counted>,
 }
 
 impl Socket {
@@ -78,9 +85,12 @@ impl Socket {
     /// If TLS has no randomness.
     pub(super) fn new(socket: OwnedFd, tls: Option<&Settings>) -> io::Result<Self> {
         let options = SockRef::from(&socket);
-        let is_local = match options.peer_addr() {
-            Ok(peer) => peer.as_socket().is_none_or(|peer| peer.ip().to_canonical().is_loopback()),
-            Err(_) => false, // the client has left already
+        let (address, is_local) = match options.peer_addr() {
+            Ok(peer) => {
+                let address = peer.as_socket().map(|peer| peer.ip());
+                (address, address.is_none_or(|address| address.to_canonical().is_loopback()))
+            }
+            Err(_) => (None, false), // the client has left already
         };
         if options.domain().is_ok_and(|domain| domain != socket2::Domain::UNIX)
             // A write must not wait until the client has acknowledged the write before it.
@@ -89,7 +99,13 @@ impl Socket {
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
         let tls = tls.map(Tls::new).transpose()?.map(Box::new);
-        Ok(Self { stream: TcpStream::from_std(socket.into()), is_local, tls })
+        Ok(Self { stream: TcpStream::from_std(socket.into()), address, is_local, tls, counted: None })
+    }
+
+    /// Counts the connection among those of its address. `Err` if there are too many.
+    pub(super) fn count(&mut self, addresses: &Addresses) -> Result<(), ()> {
+        self.counted = addresses.count(self.address)?;
+        Ok(())
     }
 
     async fn read_encrypted(&self, tls: &Tls, mut buffer: Vec<u8>) -> (io::Result<usize>, Vec<u8>) {
@@ -137,13 +153,15 @@ impl Handed {
     /// A second descriptor of the connection. The first one closes with `socket`.
     pub(super) fn from_socket(socket: &mut Socket) -> io::Result<Self> {
         let descriptor = descriptor(&socket.stream).try_clone_to_owned()?;
-        Ok(Self { socket: descriptor, is_local: socket.is_local, tls: socket.tls.take() })
+        let Socket { address, is_local, .. } = *socket;
+        let (tls, counted) = (socket.tls.take(), socket.counted.take());
+        Ok(Self { socket: descriptor, address, is_local, tls, counted })
     }
 
     /// The connection, on the ring of the calling thread.
     pub(super) fn into_socket(self) -> Socket {
-        let Self { socket, is_local, tls } = self;
-        Socket { stream: TcpStream::from_std(socket.into()), is_local, tls }
+        let Self { socket, address, is_local, tls, counted } = self;
+        Socket { stream: TcpStream::from_std(socket.into()), address, is_local, tls, counted }
     }
 }
 

@@ -35,7 +35,7 @@ use crate::error::{Error, Result};
 use crate::file_name::FileName;
 use crate::host::pin;
 use crate::http::access::Policy;
-use crate::http::peers::{Peers, Rules};
+use crate::http::peers::{Peers, Rules, Times};
 use crate::identity::Owner;
 use crate::key::KeyHash;
 use crate::memory::Memory;
@@ -228,11 +228,12 @@ impl Thread {
             Follower { phase: phase.clone(), events: events.clone(), space: space.clone(), health };
         let now = security.borrow().clone();
         let rules = Rules { policy: now.policy.clone(), value_bytes_max: config.value_bytes_max, key_hash };
+        let times = Times { idle: config.idle_timeout, head: config.head_timeout, body: config.body_timeout };
         let connections = Rc::new(Connections {
             id,
             balance,
             connections_max: config.connections_max,
-            peers: Peers::new(rules, memory, Instant::now(), &http_date()),
+            peers: Peers::new(rules, times, memory, Instant::now(), &http_date()),
             dispatcher: Dispatcher::new(id, router, engines.clone(), mailbox.clone(), follower),
             refused: Cell::new(0),
             ended: Notify::new(),

@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -19,7 +19,7 @@ use crate::config::ShutdownMode;
 use crate::error::Result as EngineResult;
 use crate::http::access::Policy;
 use crate::http::connection::serve;
-use crate::http::peers::{Peers, Rules};
+use crate::http::peers::{Peers, Rules, Times};
 use crate::http::stream::Stream;
 use crate::http::{Control, Handler, Reply, Response};
 use crate::key::{Key, KeyHash, SeqNo, UnixMillis};
@@ -249,7 +249,10 @@ pub(super) fn peers(hosts: &[&str], value_bytes_max: usize, request_bytes_max: u
     let policy = Policy { tokens: None, hosts, shutdown: ShutdownMode::Local };
     let rules = Rules { policy: Arc::new(policy), value_bytes_max, key_hash: KeyHash::with_seed(1) };
     let memory = Memory { requests: Pool::new(request_bytes_max), ..Memory::ample() };
-    Peers::new(rules, memory, Instant::now(), "Thu, 01 Jan 1970 00:00:00 GMT")
+
+    let times =
+        Times { idle: Duration::from_secs(75), head: Duration::from_secs(10), body: Duration::from_secs(5) };
+    Peers::new(rules, times, memory, Instant::now(), "Thu, 01 Jan 1970 00:00:00 GMT")
 }
 
 impl Session {
