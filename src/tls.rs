@@ -90,6 +90,7 @@ pub struct Session {
     taken: usize,
     is_established: bool,
     has_ended: bool,
+    is_closed: bool,
 }
 
 /// The client does not keep to the protocol, or does not trust this server. The connection is over.
@@ -120,6 +121,7 @@ impl Session {
             taken: 0,
             is_established: false,
             has_ended: false,
+            is_closed: false,
         })
     }
 
@@ -134,7 +136,7 @@ impl Session {
     }
 
     /// Takes bytes from the client. Appends plaintext to `plain`, and what the client has to be sent to `out`, even if the
-    /// connection has failed.
+    /// connection has failed. After [`Self::close`], what still comes is dropped.
     ///
     /// # Errors
     /// If the connection has failed.
@@ -144,13 +146,14 @@ impl Session {
         plain: &mut Vec<u8>,
         out: &mut Vec<u8>,
     ) -> std::result::Result<(), Failed> {
+        if self.is_closed {
+            return Ok(());
+        }
         self.incoming.extend_from_slice(bytes);
         let result = self.take(plain, out);
         self.incoming.drain(..self.taken.min(self.incoming.len()));
         self.taken = 0;
-        if self.incoming.is_empty() {
-            self.incoming = Vec::new(); // an idle connection keeps no buffer
-        }
+        self.incoming.shrink_to(if self.incoming.is_empty() { 0 } else { RECORD_BYTES }); // it may be idle for long
         if result.is_err() {
             // The alert that says why the connection has failed. There is one, and after it nothing may be asked.
             if let Ok(ConnectionState::EncodeTlsData(data)) =
@@ -165,7 +168,7 @@ impl Session {
     }
 
     fn take(&mut self, plain: &mut Vec<u8>, out: &mut Vec<u8>) -> std::result::Result<(), Failed> {
-        let Self { connection, incoming, taken, is_established, has_ended } = self;
+        let Self { connection, incoming, taken, is_established, has_ended, .. } = self;
         loop {
             let UnbufferedStatus { mut discard, state } =
                 connection.process_tls_records(&mut incoming[*taken..]);
@@ -215,6 +218,7 @@ impl Session {
     /// # Errors
     /// As [`Self::encrypt`].
     pub fn close(&mut self, out: &mut Vec<u8>) -> std::result::Result<(), Failed> {
+        self.is_closed = true;
         self.send(out, |traffic, room| traffic.queue_close_notify(room))
     }
 
@@ -363,6 +367,7 @@ mod tests {
         }
         session.close(&mut out).unwrap();
         assert!(session.encrypt(b"more", &mut out).is_err(), "nothing is sent after the end");
+        session.feed(&[0; 100], &mut plain, &mut out).unwrap(); // dropped
         plain == sent && echoed == sent && session.has_ended()
     }
 

@@ -123,13 +123,14 @@ fn n4_a_damaged_block_is_served_around_named_and_repaired() {
     assert_eq!(server.wait().code(), Some(0));
 }
 
-/// Cuts or removes the largest sorted file, or damages a log. Returns the path of what was changed.
+/// Cuts, lengthens or removes the largest sorted file, or damages a log. Returns the path of what was changed.
 fn spoil(data: &Path, what: &str) -> PathBuf {
     let end = if what == "log" { "wal" } else { "sst" };
     let files =
         contents(data).into_iter().filter(|(path, _)| path.extension().is_some_and(|found| found == end));
     let (path, mut bytes) = files.max_by_key(|(_, bytes)| bytes.len()).unwrap();
     match what {
+        "long" => bytes.extend([0; 4096]),
         "cut" => bytes.truncate(bytes.len() / 8192 * 4096),
         "log" => bytes[8192 + 20] ^= 1,
         _ => return fs::remove_file(&path).map(|()| path).unwrap(),
@@ -139,8 +140,8 @@ fn spoil(data: &Path, what: &str) -> PathBuf {
 }
 
 #[test]
-fn a_sorted_file_that_is_cut_or_gone_stops_a_start_and_can_be_given_up() {
-    for what in ["cut", "gone"] {
+fn a_sorted_file_that_is_cut_long_or_gone_stops_a_start_and_can_be_given_up() {
+    for what in ["cut", "long", "gone"] {
         let (_folder, data) = folder();
         let log = data.with_extension("log");
         let flags = [SMALL, &["--shards", "1"]].concat();

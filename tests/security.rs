@@ -134,6 +134,7 @@ fn what_is_open_to_everyone_or_readable_by_others_is_refused_at_start() {
         (&["--listen", "127.0.0.1:0", "--token-file", "/nowhere/tokens"], "/nowhere/tokens"),
         (&["--listen", "127.0.0.1:0", "--shutdown", "token"], "--token-file"),
         (&["--listen", "https://127.0.0.1:0"], "--tls-cert"),
+        (&["--listen", "127.0.0.1:0", "--tls-cert", open], "--tls-key"),
     ] {
         let (code, said) = refusal(&data, flags);
         assert!(code == Some(78) && said.contains(hint) && !said.contains(ADMIN), "{flags:?}: {said}");
@@ -247,6 +248,8 @@ fn sockets_that_systemd_hands_over_are_listened_to_and_left_as_they_are() {
         assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
         assert!(ask(connect(address), "GET /shutdown", None).contains("stopped"));
         assert_eq!(child.wait().unwrap().code(), Some(0));
+        let flags = rustix::fs::fcntl_getfl(&listener).unwrap();
+        assert!(flags.contains(rustix::fs::OFlags::NONBLOCK), "its other owners see its flags");
     }
 }
 

@@ -99,8 +99,9 @@ async fn repair(data_dir: &DataDir, dry_run: bool, lines: &mut Vec<String>) -> R
             lines.extend(Db::damages(&storage, owner).await?);
         } else {
             let db = Db::open_to_repair(storage, owner, config).await?;
-            lines.extend(db.repair().await?);
+            let repaired = db.repair(lines).await;
             db.close(|_| {}).await?;
+            repaired?;
         }
     }
     Ok(())

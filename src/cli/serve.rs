@@ -23,13 +23,13 @@ pub(super) struct Serve {
     #[arg(long, value_name = "PLACE", value_parser = place)]
     listen: Vec<Place>,
     /// Certificate of the server and those that lead to its authority, in PEM; read again on SIGHUP
-    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    #[arg(long, value_name = "FILE")]
     tls_cert: Option<PathBuf>,
     /// Key of the certificate, in PEM
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    #[arg(long, value_name = "FILE")]
     tls_key: Option<PathBuf>,
     /// Authorities of the certificates that clients have to present, in PEM [default: clients need none]
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    #[arg(long, value_name = "FILE")]
     tls_client_ca: Option<PathBuf>,
     /// File with a line NAME ROLE SECRET for each token; ROLE is read, write or admin; read again on SIGHUP
     #[arg(long, value_name = "FILE")]
@@ -163,9 +163,15 @@ fn group(text: &str) -> std::result::Result<u32, String> {
 }
 
 /// The file that systemd has made readable for this service under `name`, if there is one (`LoadCredential=`).
-fn credential(directory: Option<&OsStr>, name: &str) -> Option<PathBuf> {
-    let path = Path::new(&directory?).join(name);
-    path.exists().then_some(path)
+fn credential(directory: Option<&OsStr>, name: &str) -> Result<Option<PathBuf>> {
+    let Some(path) = directory.map(|directory| Path::new(directory).join(name)) else { return Ok(None) };
+    match path.try_exists() {
+        Ok(exists) => Ok(exists.then_some(path)),
+        Err(error) => {
+            let message = format!("cannot look at the credential {}: {error}", path.display());
+            Err(Error::new(ErrorKind::Configuration, message))
+        }
+    }
 }
 
 /// The address that a user gives, as a host and a port or as the server prints it.
@@ -182,24 +188,34 @@ fn no_port(port: &str) -> std::result::Result<String, String> {
 }
 
 impl Serve {
-    pub(super) fn run(self) -> Result<()> {
+    fn config(self) -> Result<Config> {
         let bytes = |size: ByteSize| usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
         let credentials = std::env::var_os("CREDENTIALS_DIRECTORY");
         let credential = |name| credential(credentials.as_deref(), name);
-        let certificate = self.tls_cert.or_else(|| credential("ringkeep-tls-cert"));
-        let tls = certificate
-            .zip(self.tls_key.or_else(|| credential("ringkeep-tls-key")))
-            .map(|(certificate, key)| TlsFiles { certificate, key, client_ca: self.tls_client_ca });
+        let certificate =
+            self.tls_cert.map_or_else(|| credential("ringkeep-tls-cert"), |path| Ok(Some(path)))?;
+        let key = self.tls_key.map_or_else(|| credential("ringkeep-tls-key"), |path| Ok(Some(path)))?;
+        let tls = match (certificate, key, self.tls_client_ca) {
+            (Some(certificate), Some(key), client_ca) => Some(TlsFiles { certificate, key, client_ca }),
+            (None, None, None) => None,
+            _ => {
+                let message =
+                    "TLS needs a certificate and its key: --tls-cert and --tls-key, or both as credentials";
+                return Err(Error::new(ErrorKind::Configuration, message));
+            }
+        };
+        let token_file =
+            self.token_file.map_or_else(|| credential("ringkeep-tokens"), |path| Ok(Some(path)))?;
         let mut places = self.listen;
         if places.is_empty() && std::env::var_os("LISTEN_FDS").is_none() {
             let listen = Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 8080)));
             places.push(Place { listen, explicit: false });
         }
-        let config = Config {
+        Ok(Config {
             listen: places.into_iter().map(|place| place.resolve(tls.is_some())).collect(),
             tls,
             insecure: self.insecure,
-            token_file: self.token_file.or_else(|| credential("ringkeep-tokens")),
+            token_file,
             allowed_hosts: self.allowed_hosts,
             shutdown: self.shutdown,
             socket_mode: self.socket_mode,
@@ -222,7 +238,11 @@ impl Serve {
             head_timeout: self.head_timeout,
             body_timeout: self.body_timeout,
             drain_timeout: self.drain_timeout,
-        };
+        })
+    }
+
+    pub(super) fn run(self) -> Result<()> {
+        let config = self.config()?;
         let usable = host::memory_bytes();
         if usable < config.memory_bytes as u64 {
             tracing::warn!(

@@ -24,7 +24,7 @@ use crate::sst::builder::{SstBuilder, memory_bytes};
 use crate::sst::reader::Sst;
 use crate::sst::salvage::{Gap, Salvage};
 use crate::sst::verify::verify;
-use crate::storage::{Storage, list_files};
+use crate::storage::{Files, Storage, list_files};
 
 impl<S: Storage> Db<S> {
     /// The names of files that have lost entries.
@@ -59,11 +59,11 @@ impl<S: Storage> Db<S> {
 
     /// Reads a file whole, and takes damaged blocks out of the way.
     pub(super) async fn look_at(&self, number: FileNumber) -> Result<()> {
-        self.replace_damaged(number, false).await
+        self.replace_damaged(number, Length::Right).await
     }
 
-    /// As [`Self::look_at`]. Of a file that is gone, everything is lost.
-    async fn replace_damaged(&self, number: FileNumber, is_gone: bool) -> Result<()> {
+    /// As [`Self::look_at`], for a file of this length.
+    async fn replace_damaged(&self, number: FileNumber, length: Length) -> Result<()> {
         let inner = &*self.0;
         let version = self.version();
         let found = version.levels().find_map(|(level, files)| {
@@ -73,10 +73,16 @@ impl<S: Storage> Db<S> {
         let longest = to_usize(meta.longest);
         let _permit = self.memory_for_merge(longest + memory_bytes(longest)).await?;
         // A file that seems to be sound and fails again is written anew: it may be in a bad place of the device.
-        if !is_gone && is_sound(&inner.storage, inner.owner, &meta).await? && inner.tree.clear(number) {
+        if length == Length::Right
+            && is_sound(&inner.storage, inner.owner, &meta).await?
+            && inner.tree.clear(number)
+        {
             return Ok(());
         }
-        let (salvaged, lost) = if is_gone { (None, vec![Gap::ALL]) } else { self.salvage(&meta).await? };
+        let (salvaged, lost) = match length {
+            Length::None => (None, vec![Gap::ALL]),
+            Length::Right | Length::Wrong => self.salvage(&meta).await?,
+        };
         let damage = Damage { level, file: number, last: meta.last, ranges: ranges(&meta, lost) };
         let edit = VersionEdit {
             remove_ssts: vec![(level, number)],
@@ -105,23 +111,26 @@ impl<S: Storage> Db<S> {
     }
 
     /// Looks at every file, takes damage out of the way, and gives up what is in quarantine: older entries of these keys may
-    /// be found again. Returns a line for each file that was damaged.
+    /// be found again. Appends a line to `lines` for each file that was damaged.
     ///
     /// # Errors
-    /// `Poisoned` ends the process (P6). After any other error the repair can be tried again.
+    /// `Poisoned` ends the process (P6). After any other error, which is the first one, some files were left alone, and the
+    /// repair can be tried again.
     ///
     /// Cancel safety: not safe.
-    pub async fn repair(&self) -> Result<Vec<String>> {
+    pub async fn repair(&self, lines: &mut Vec<String>) -> Result<()> {
         let inner = &*self.0;
-        let mut lines = Vec::new();
-        let numbers: Vec<FileNumber> = self.version().files().map(|file| file.number).collect();
+        let metas: Vec<SharedMeta> = self.version().files().cloned().collect();
         let files = list_files(&inner.storage)?;
-        for number in numbers {
+        let mut failed = None;
+        for meta in metas {
+            let number = meta.number;
             let before = self.version().damage().len();
-            let is_gone = !files.contains_key(&FileName::Sst(number));
-            match self.replace_damaged(number, is_gone).await {
+            match self.replace_damaged(number, Length::of(&meta, &files)).await {
                 Err(error) if error.kind() == ErrorKind::Poisoned => return Err(error),
-                Err(error) => lines.push(format!("left alone: {error}")),
+                Err(error) => {
+                    failed.get_or_insert(error);
+                }
                 Ok(()) => {}
             }
             let version = self.version();
@@ -140,7 +149,7 @@ impl<S: Storage> Db<S> {
             let _ = inner.storage.remove(FileName::Sst(number)).await; // otherwise the next start removes it
         }
         while self.remove_next().await.is_some() {}
-        Ok(lines)
+        failed.map_or(Ok(()), Err)
     }
 
     /// What [`Self::repair`] would find in a shard that nobody has open. Changes nothing.
@@ -158,12 +167,13 @@ impl<S: Storage> Db<S> {
         let files = list_files(storage)?;
         for (level, metas) in state.version.levels() {
             for meta in metas {
-                if !files.contains_key(&FileName::Sst(meta.number)) {
+                let length = Length::of(meta, &files);
+                if length == Length::None {
                     let ranges = ranges(meta, vec![Gap::ALL]);
                     lines.push(describe(&Damage { level, file: meta.number, last: meta.last, ranges }));
                     continue;
                 }
-                if is_sound(storage, owner, meta).await? {
+                if length == Length::Right && is_sound(storage, owner, meta).await? {
                     continue;
                 }
                 let identity = owner.identity(FileKind::Sst, meta.number);
@@ -225,6 +235,25 @@ impl<S: Storage> Db<S> {
             let _ = inner.storage.remove(FileName::Sst(output.file)).await; // nothing names it
         }
         result
+    }
+}
+
+/// How the length of a file compares with what the manifest says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Length {
+    Right,
+    Wrong,
+    /// The file is gone.
+    None,
+}
+
+impl Length {
+    fn of(meta: &SstMeta, files: &Files) -> Self {
+        match files.get(&FileName::Sst(meta.number)) {
+            None => Self::None,
+            Some(bytes) if *bytes == meta.bytes => Self::Right,
+            Some(_) => Self::Wrong,
+        }
     }
 }
 

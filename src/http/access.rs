@@ -11,7 +11,7 @@ use std::ops::RangeInclusive;
 use subtle::ConstantTimeEq;
 
 use super::authority::Authority;
-use super::head::Head;
+use super::head::{Head, Method};
 use super::{Refusal, Status};
 use crate::config::ShutdownMode;
 
@@ -171,6 +171,10 @@ impl Policy {
         let shutdown = match self.shutdown {
             ShutdownMode::Off => Err(SHUTDOWN_OFF),
             ShutdownMode::Local if !is_local => Err(SHUTDOWN_LOCAL),
+            // Without TLS or loopback, browsers say nothing of the page whose image this may be. A POST has an `Origin`.
+            ShutdownMode::Any if !is_local && self.tokens.is_none() && head.method == Method::Get => {
+                Err(SHUTDOWN_POST)
+            }
             ShutdownMode::Local | ShutdownMode::Token | ShutdownMode::Any => Ok(()),
         };
         Ok(Grant { role, wrong_token, shutdown })
@@ -246,6 +250,10 @@ const WRONG_TOKEN: Refusal = Refusal::new(Status::Unauthorized, "the token is no
 const ROLE_TOO_LOW: Refusal = Refusal::new(Status::Forbidden, "the role of the token does not allow this");
 const SHUTDOWN_OFF: Refusal =
     Refusal::new(Status::Forbidden, "the server is stopped by a signal, not by a request (--shutdown off)");
+const SHUTDOWN_POST: Refusal = Refusal::new(
+    Status::Forbidden,
+    "a client on another host stops the server by POST, so that no web page can",
+);
 const SHUTDOWN_LOCAL: Refusal =
     Refusal::new(Status::Forbidden, "only a client on the same host may stop the server (--shutdown local)");
 
@@ -327,7 +335,7 @@ mod tests {
         let boss = "Host: localhost\r\nAuthorization: Bearer 0123456789-._~+/\r\n";
         for (tokens, fields, mode, local, remote) in [
             (None, "Host: localhost\r\n", Local, 200, 403),
-            (None, "Host: localhost\r\n", Any, 200, 200),
+            (None, "Host: localhost\r\n", Any, 200, 403), // by GET
             (None, "Host: localhost\r\n", Off, 403, 403),
             (Some(FILE), "Host: localhost\r\n", Local, 401, 403),
             (Some(FILE), "Host: localhost\r\n", Any, 401, 401),

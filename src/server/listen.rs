@@ -21,7 +21,7 @@ use listenfd::ListenFd;
 use crate::config::{Config, Listen};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Parts;
-use crate::shard::listener::Bound;
+use crate::shard::listener::{BACKLOG, Bound};
 
 /// A killed predecessor holds its sockets until its ring is freed. The address is tried this often before it counts as
 /// taken.
@@ -124,6 +124,9 @@ pub(super) async fn bind(config: &Config, threads: usize) -> Result<Sockets> {
             Listen::Unix(path) => {
                 sockets.files.push(SocketFile::of(path).map_err(attempt)?);
                 set_access(path, config).map_err(attempt)?;
+                // Another server takes a socket that does not listen for one that was left behind. Until this server
+                // accepts, connections wait.
+                first.listen(BACKLOG).map_err(attempt)?;
             }
         }
         sockets.by_thread[0].push(Bound { socket: first, encrypted });
@@ -249,8 +252,10 @@ fn reserve_path(path: &Path) -> io::Result<socket2::Socket> {
     match socket.bind(&address) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             let is_refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+            let probe = new()?;
+            probe.set_nonblocking(true)?; // a server that hangs must not hang this one
             let is_left = path.symlink_metadata()?.file_type().is_socket()
-                && new()?.connect(&address).is_err_and(is_refused);
+                && probe.connect(&address).is_err_and(is_refused);
             if !is_left {
                 return Err(error);
             }

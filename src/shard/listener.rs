@@ -9,7 +9,7 @@ use crate::one_shot;
 use crate::tls::Settings;
 
 /// Most connections that the kernel queues until they are accepted.
-const BACKLOG: i32 = 1024;
+pub const BACKLOG: i32 = 1024;
 
 /// A socket that is bound, and whether its connections are encrypted.
 pub struct Bound {
@@ -23,6 +23,8 @@ pub struct Bound {
 pub(super) struct Listener {
     socket: Rc<socket2::Socket>,
     encrypted: bool,
+    /// Whether the socket was non-blocking. Other owners of an inherited socket see its flags, too.
+    was_nonblocking: bool,
 }
 
 impl Listener {
@@ -41,8 +43,10 @@ impl Listener {
         // must not keep the next server away.
         socket.set_reuse_address(true).map_err(|error| Error::io("set SO_REUSEADDR", error))?;
         // An inherited socket may be non-blocking. Then an accept on the ring would return at once.
-        socket.set_nonblocking(false).map_err(|error| Error::io("make a socket blocking", error))?;
-        Ok(Self { socket: Rc::new(socket), encrypted })
+        let attempt = |error| Error::io("make a socket blocking", error);
+        let was_nonblocking = socket.nonblocking().map_err(attempt)?;
+        socket.set_nonblocking(false).map_err(attempt)?;
+        Ok(Self { socket: Rc::new(socket), encrypted, was_nonblocking })
     }
 
     /// Waits for the next connection. `tls` gives the settings for one that is encrypted.
@@ -61,6 +65,11 @@ impl Listener {
     pub(super) async fn stop(&self) {
         if let Err(error) = one_shot::cancel(self.socket.clone()).await {
             tracing::warn!(%error, "cannot stop accepting connections");
+        }
+        if self.was_nonblocking
+            && let Err(error) = self.socket.set_nonblocking(true)
+        {
+            tracing::warn!(%error, "cannot make an inherited socket non-blocking again");
         }
     }
 }
