@@ -348,6 +348,9 @@ mod tests {
             let found = [true, false].map(|is_local| check(&policy, fields, Need::Shutdown, is_local));
             assert_eq!(found, [local, remote], "{mode:?}, {} tokens", tokens.is_some());
         }
+        let post = b"POST /shutdown HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        let admitted = policy(None, Any).admit(&parse(post).unwrap(), post, false).unwrap();
+        assert_eq!(admitted.check(Need::Shutdown), Ok(()));
     }
 
     #[test]

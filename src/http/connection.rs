@@ -523,11 +523,12 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             heads.put_outcome(&mut self.output.bytes, &outcome, wire);
             return self.flush_if_full().await;
         }
-        heads.put_outcome_head(&mut self.output.bytes, &outcome, wire);
+        let asked = heads.put_outcome_head(&mut self.output.bytes, &outcome, wire);
         self.peer.hold(true);
         self.flush().await?;
         self.enter(Phase::Writing);
         let Outcome::Value { value, .. } = outcome else { return Ok(()) };
+        let value = value.slice(asked);
         for at in (0..value.len()).step_by(PART_BYTES) {
             let part = value.slice(at..value.len().min(at + PART_BYTES));
             let bytes = part.len();

@@ -7,6 +7,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::authority::Authority;
+use super::range::ByteRange;
 use super::{HEADERS_BYTES_MAX, HEADERS_MAX, Refusal, Status, TARGET_BYTES_MAX};
 
 /// Bytes of a request line in addition to its target: the longest method, two spaces, the version.
@@ -57,6 +58,8 @@ pub struct Head {
     pub old: bool,
     /// How the body is framed.
     pub framing: Framing,
+    /// The part of the value that a GET asks for.
+    pub range: Option<ByteRange>,
     /// Whether the connection stays open afterwards.
     pub keep_alive: bool,
     /// The client waits for `100 Continue`.
@@ -198,6 +201,8 @@ pub fn parse(bytes: &[u8]) -> Result<Head, Refusal> {
         authorization: fields.authorization.map(range),
         old,
         framing,
+        // No reply has a validator that `If-Range` could name, so its condition never holds.
+        range: fields.range.filter(|_| method == Method::Get && !old && !fields.if_range),
         keep_alive: if old { fields.keep_alive && !fields.close } else { !fields.close },
         expects_continue: fields.expects_continue && !old,
         foreign: fields.prefetched
@@ -258,6 +263,8 @@ struct Fields<'a> {
     hosts: usize,
     host: &'a [u8],
     authorization: Option<&'a [u8]>,
+    range: Option<ByteRange>,
+    if_range: bool,
     origin: Option<&'a [u8]>,
     /// What the browser says of the page.
     foreign: Option<bool>,
@@ -307,6 +314,10 @@ impl<'a> Fields<'a> {
                 if fields.authorization.replace(value).is_some() {
                     return Err(Refusal::bad("the request has two Authorization headers"));
                 }
+            } else if is("range") {
+                fields.range = ByteRange::parse(value);
+            } else if is("if-range") {
+                fields.if_range = true;
             } else if is("content-range") {
                 fields.partial = true;
             } else if is("origin") {

@@ -72,8 +72,12 @@ impl Input {
                 return Front::Refused(refusal, Wire { head_only: asks_for_head(rest), ..Wire::UNKNOWN }); // H1
             }
         };
-        let wire =
-            Wire { old: head.old, keep_alive: head.keep_alive, head_only: head.method == Method::Head };
+        let wire = Wire {
+            old: head.old,
+            keep_alive: head.keep_alive,
+            head_only: head.method == Method::Head,
+            range: head.range,
+        };
         let body_bytes = match head.framing {
             Framing::Empty => 0,
             Framing::Length(length) => length,

@@ -30,6 +30,7 @@ mod input;
 mod output;
 pub mod peers;
 pub mod query;
+pub mod range;
 pub mod response;
 pub mod route;
 pub mod stream;

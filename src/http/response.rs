@@ -4,9 +4,12 @@
 //! they are kept ready ([`Heads`]) and copied; any other reply is put together field by field ([`Heads::put_reply`]).
 
 use std::borrow::Cow;
+use std::ops::Range;
+
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::Refusal;
+use super::range::ByteRange;
 use crate::error::{Error, ErrorKind};
 use crate::op::Outcome;
 
@@ -15,6 +18,7 @@ use crate::op::Outcome;
 #[expect(missing_docs, reason = "the names are those of RFC 9110")]
 pub enum Status {
     Ok,
+    PartialContent,
     BadRequest,
     Unauthorized,
     Forbidden,
@@ -23,6 +27,7 @@ pub enum Status {
     RequestTimeout,
     PayloadTooLarge,
     UriTooLong,
+    RangeNotSatisfiable,
     ExpectationFailed,
     MisdirectedRequest,
     HeadersTooLarge,
@@ -37,6 +42,7 @@ impl Status {
     fn line(self) -> &'static str {
         match self {
             Self::Ok => "HTTP/1.1 200 OK\r\n",
+            Self::PartialContent => "HTTP/1.1 206 Partial Content\r\n",
             Self::BadRequest => "HTTP/1.1 400 Bad Request\r\n",
             Self::Unauthorized => "HTTP/1.1 401 Unauthorized\r\n",
             Self::Forbidden => "HTTP/1.1 403 Forbidden\r\n",
@@ -45,6 +51,7 @@ impl Status {
             Self::RequestTimeout => "HTTP/1.1 408 Request Timeout\r\n",
             Self::PayloadTooLarge => "HTTP/1.1 413 Content Too Large\r\n",
             Self::UriTooLong => "HTTP/1.1 414 URI Too Long\r\n",
+            Self::RangeNotSatisfiable => "HTTP/1.1 416 Range Not Satisfiable\r\n",
             Self::ExpectationFailed => "HTTP/1.1 417 Expectation Failed\r\n",
             Self::MisdirectedRequest => "HTTP/1.1 421 Misdirected Request\r\n",
             Self::HeadersTooLarge => "HTTP/1.1 431 Request Header Fields Too Large\r\n",
@@ -165,11 +172,13 @@ pub struct Wire {
     pub keep_alive: bool,
     /// The request was HEAD.
     pub head_only: bool,
+    /// The part of the value that was asked for.
+    pub range: Option<ByteRange>,
 }
 
 impl Wire {
     /// For a request that was not read: nothing is known of the request, and the connection closes.
-    pub const UNKNOWN: Self = Self { old: false, keep_alive: false, head_only: false };
+    pub const UNKNOWN: Self = Self { old: false, keep_alive: false, head_only: false, range: None };
 
     /// The header that says what becomes of the connection, and the end of the head.
     fn end_of_head(self) -> &'static [u8] {
@@ -193,6 +202,9 @@ pub struct Heads {
     missing: Vec<u8>,
 }
 
+/// A browser must not take stored bytes for a page.
+const VALUE_FIELDS: &[u8] =
+    b"\r\ncontent-type: application/octet-stream\r\nx-content-type-options: nosniff\r\ncontent-length: ";
 const WRITTEN: &str = "OK";
 const MISSING: &str = "key not found";
 /// Tells the causes of a status apart.
@@ -208,10 +220,7 @@ impl Heads {
         };
         let mut value = Vec::new();
         put_status_and_date(&mut value, Status::Ok, date);
-        // A browser must not take stored bytes for a page.
-        value.extend_from_slice(
-            b"\r\ncontent-type: application/octet-stream\r\nx-content-type-options: nosniff\r\ncontent-length: ",
-        );
+        value.extend_from_slice(VALUE_FIELDS);
         Self {
             date: date.into(),
             value,
@@ -228,15 +237,25 @@ impl Heads {
         &self.date
     }
 
-    /// Appends the reply to an outcome. If the outcome is a value, appends only the head.
+    /// Appends the reply to an outcome. If the outcome is a value, appends only the head, and returns which part of the value
+    /// follows it.
     #[inline]
-    pub fn put_outcome_head<B: AsRef<[u8]>>(&self, out: &mut Vec<u8>, outcome: &Outcome<B>, wire: Wire) {
+    pub fn put_outcome_head<B: AsRef<[u8]>>(
+        &self,
+        out: &mut Vec<u8>,
+        outcome: &Outcome<B>,
+        wire: Wire,
+    ) -> Range<usize> {
         let (head, text) = match outcome {
             Outcome::Value { value, .. } => {
+                let bytes = value.as_ref().len();
+                if let Some(range) = wire.range {
+                    return self.put_partial_head(out, range.of(bytes), bytes, wire);
+                }
                 out.extend_from_slice(&self.value);
-                put_decimal(out, value.as_ref().len());
+                put_decimal(out, bytes);
                 out.extend_from_slice(wire.end_of_head());
-                return;
+                return 0..if wire.head_only { 0 } else { bytes };
             }
             Outcome::Written { .. } => (&self.written, WRITTEN),
             Outcome::Missing => (&self.missing, MISSING),
@@ -247,16 +266,38 @@ impl Heads {
             out.extend_from_slice(text.as_bytes());
             out.push(b'\n');
         }
+        0..0
+    }
+
+    /// Appends the head of a reply with a part of a value of `bytes` bytes, or with none if the part lies outside. Returns the
+    /// part.
+    fn put_partial_head(
+        &self,
+        out: &mut Vec<u8>,
+        part: Option<Range<usize>>,
+        bytes: usize,
+        wire: Wire,
+    ) -> Range<usize> {
+        let status = if part.is_some() { Status::PartialContent } else { Status::RangeNotSatisfiable };
+        put_status_and_date(out, status, &self.date);
+        let of = match &part {
+            Some(part) => format!("{}-{}", part.start, part.end - 1),
+            None => "*".into(),
+        };
+        let part = part.unwrap_or(0..0);
+        out.extend_from_slice(VALUE_FIELDS);
+        put_decimal(out, part.len());
+        out.extend_from_slice(format!("\r\ncontent-range: bytes {of}/{bytes}").as_bytes());
+        out.extend_from_slice(wire.end_of_head());
+        part
     }
 
     /// Appends the reply to an outcome whose value is short.
     #[inline]
     pub fn put_outcome<B: AsRef<[u8]>>(&self, out: &mut Vec<u8>, outcome: &Outcome<B>, wire: Wire) {
-        self.put_outcome_head(out, outcome, wire);
-        if let Outcome::Value { value, .. } = outcome
-            && !wire.head_only
-        {
-            out.extend_from_slice(value.as_ref());
+        let part = self.put_outcome_head(out, outcome, wire);
+        if let Outcome::Value { value, .. } = outcome {
+            out.extend_from_slice(&value.as_ref()[part]);
         }
     }
 
@@ -326,7 +367,7 @@ mod tests {
     use super::*;
     use crate::key::SeqNo;
 
-    const WIRE: Wire = Wire { old: false, keep_alive: true, head_only: false };
+    const WIRE: Wire = Wire { old: false, keep_alive: true, head_only: false, range: None };
     const DATE: &str = "Thu, 01 Jan 1970 00:00:00 GMT";
 
     fn outcome(outcome: &Outcome<&[u8]>, wire: Wire) -> String {

@@ -258,6 +258,7 @@ mod tests {
             authorization: None,
             old: false,
             framing,
+            range: None,
             keep_alive: true,
             expects_continue: false,
             foreign: false,
