@@ -167,7 +167,7 @@ enum Stop {
     /// The last request asks to close the connection.
     Last,
     /// The next request has a body that has to be read.
-    Body(Begun),
+    Body(Box<Begun>),
     /// The next bytes are refused.
     Refused(Refusal, Wire),
     /// Nothing complete is left.
@@ -213,7 +213,8 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
                 _ if then == Then::Close => {}
                 Stop::Full => continue,
                 Stop::Last => then = Then::Close,
-                Stop::Body(begun) => then = self.serve_with_body(begun, turn).await?,
+                // Boxed, so that an idle connection has no room for it.
+                Stop::Body(begun) => then = Box::pin(self.serve_with_body(*begun, turn)).await?,
                 Stop::Refused(refusal, wire) => then = self.refuse(&refusal, wire, turn).await?,
                 Stop::Incomplete => break,
             }
@@ -253,7 +254,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
                 }
                 Front::Body(mut begun) => {
                     begun.wire = self.while_draining(begun.wire);
-                    return Stop::Body(begun);
+                    return Stop::Body(Box::new(begun));
                 }
                 Front::Refused(refusal, wire) => return Stop::Refused(refusal, self.while_draining(wire)),
                 Front::Incomplete => return Stop::Incomplete,

@@ -5,13 +5,13 @@
 
 use std::ops::Range;
 
-/// One range, as a client asks for it.
+/// One range, as a client asks for it. A position beyond 32 bits lies behind every value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ByteRange {
     /// From the first byte to the last one, or to the end.
-    From(u64, Option<u64>),
+    From(u32, Option<u32>),
     /// As many bytes at the end.
-    Last(u64),
+    Last(u32),
 }
 
 impl ByteRange {
@@ -35,7 +35,7 @@ impl ByteRange {
 
     /// The range in a value of `bytes` bytes. `None` if it lies outside.
     pub fn of(self, bytes: usize) -> Option<Range<usize>> {
-        let clamp = |position: u64| usize::try_from(position).unwrap_or(usize::MAX).min(bytes);
+        let clamp = |position: u32| usize::try_from(position).unwrap_or(usize::MAX).min(bytes);
         let range = match self {
             Self::From(first, last) => clamp(first)..last.map_or(bytes, |last| clamp(last.saturating_add(1))),
             Self::Last(count) => bytes - clamp(count)..bytes,
@@ -44,10 +44,10 @@ impl ByteRange {
     }
 }
 
-fn number(digits: &[u8]) -> Option<u64> {
+fn number(digits: &[u8]) -> Option<u32> {
     let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
     let text = std::str::from_utf8(digits).ok().filter(|_| is_number)?;
-    text.parse().ok()
+    text.parse::<u64>().ok().map(|number| u32::try_from(number).unwrap_or(u32::MAX))
 }
 
 #[cfg(test)]

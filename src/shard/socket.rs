@@ -135,6 +135,13 @@ impl Socket {
         }
     }
 
+    async fn close_encrypted(&self, tls: &Tls) {
+        let mut out = Vec::new();
+        if tls.session.borrow_mut().close(&mut out).is_ok() {
+            let _ = self.stream.write_all(out).await; // the client has left already
+        }
+    }
+
     /// Encrypts and writes, in parts.
     async fn write_encrypted(&self, tls: &Tls, bytes: &[u8]) -> io::Result<()> {
         let mut out = Vec::new();
@@ -191,10 +198,7 @@ impl Stream for Socket {
 
     async fn finish(&self) {
         if let Some(tls) = &self.tls {
-            let mut out = Vec::new();
-            if tls.session.borrow_mut().close(&mut out).is_ok() {
-                let _ = self.stream.write_all(out).await; // the client has left already
-            }
+            Box::pin(self.close_encrypted(tls)).await;
         }
         let _ = self.stream.shutdown(Shutdown::Write);
     }
