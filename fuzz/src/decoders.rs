@@ -302,7 +302,9 @@ pub fn http_request(data: &[u8]) {
             Framing::Length(length) => usize::try_from(length).unwrap_or(usize::MAX).min(rest.len() - bytes),
             Framing::Empty | Framing::Chunked => 0,
         };
-        assert!(head.host.end <= bytes && head.authorization.as_ref().is_none_or(|range| range.end <= bytes));
+        for part in [&head.host_name, &head.authorization].into_iter().flatten() {
+            assert!(part.end <= bytes);
+        }
         let tokens = Tokens::parse("fuzz write 0123456789abcdef").expect("the file is valid");
         let policy = Policy { tokens: Some(tokens), hosts: Vec::new(), shutdown: ShutdownMode::Local };
         let _ = policy.admit(&head, rest, false).and_then(|grant| grant.check(Need::Shutdown));

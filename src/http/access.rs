@@ -10,7 +10,6 @@ use std::ops::RangeInclusive;
 
 use subtle::ConstantTimeEq;
 
-use super::authority::Authority;
 use super::head::{Head, Method};
 use super::{Refusal, Status};
 use crate::config::ShutdownMode;
@@ -71,11 +70,6 @@ impl Tokens {
         Ok(Self(tokens))
     }
 
-    /// The names, as the file has them.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(|token| &*token.name)
-    }
-
     /// The role of the token with this secret. Every token is compared with it, in constant time.
     fn role(&self, secret: &[u8]) -> Option<Role> {
         let compare = |found, token: &Token| {
@@ -88,7 +82,7 @@ impl Tokens {
 
 impl std::fmt::Debug for Tokens {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.names()).finish()
+        f.debug_list().entries(self.0.iter().map(|token| &token.name)).finish()
     }
 }
 
@@ -165,7 +159,10 @@ impl Policy {
             }
         };
         let has_token = self.tokens.is_some() && role.is_some();
-        if !has_token && !self.knows(&request[head.host.clone()]) {
+        if let Some(name) = head.host_name.clone()
+            && !has_token
+            && !self.knows(&request[name])
+        {
             return Err(UNKNOWN_HOST); // H6
         }
         let shutdown = match self.shutdown {
@@ -180,20 +177,13 @@ impl Policy {
         Ok(Grant { role, wrong_token, shutdown })
     }
 
-    /// Whether a request may be for this host. A request of HTTP/1.0 may name none.
+    /// Whether a request may be for the host of this name.
     ///
     /// A page has a name of the public DNS, so a name that cannot be one is no danger: a host of the local network, or a
     /// container.
-    fn knows(&self, host: &[u8]) -> bool {
-        match Authority::parse(host) {
-            Some(Authority::Known) => true,
-            Some(Authority::Name(name)) => {
-                let name = name.strip_suffix(b".").unwrap_or(name);
-                !may_be_public(name)
-                    || self.hosts.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(name))
-            }
-            None => host.is_empty(),
-        }
+    fn knows(&self, name: &[u8]) -> bool {
+        let name = name.strip_suffix(b".").unwrap_or(name);
+        !may_be_public(name) || self.hosts.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(name))
     }
 }
 

@@ -6,6 +6,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use super::decimal;
+
 /// What kind of host a request names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Authority<'a> {
@@ -45,13 +47,8 @@ fn is_ipv4(host: &[u8]) -> bool {
 fn is_port(text: &[u8]) -> bool {
     match text.split_first() {
         None => true,
-        Some((b':', digits)) => {
-            let port = digits.iter().try_fold(0_u32, |port, byte| {
-                let digit = byte.checked_sub(b'0').filter(|digit| *digit < 10)?;
-                Some(port * 10 + u32::from(digit)).filter(|port| *port <= u32::from(u16::MAX))
-            });
-            port.is_some()
-        }
+        Some((b':', b"")) => true,
+        Some((b':', digits)) => decimal(digits).is_some_and(|port| port <= u64::from(u16::MAX)),
         Some(_) => false,
     }
 }

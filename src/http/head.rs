@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::authority::Authority;
 use super::range::ByteRange;
-use super::{HEADERS_BYTES_MAX, HEADERS_MAX, Refusal, Status, TARGET_BYTES_MAX};
+use super::{HEADERS_BYTES_MAX, HEADERS_MAX, Refusal, Status, TARGET_BYTES_MAX, decimal};
 
 /// Bytes of a request line in addition to its target: the longest method, two spaces, the version.
 const LINE_OVERHEAD_BYTES: usize = 64;
@@ -50,8 +50,9 @@ pub struct Head {
     pub method: Method,
     /// Where path and query are in the bytes of the request. A target in absolute form may have no path.
     pub target: Range<usize>,
-    /// Where the host is that the request is for. Empty if an HTTP/1.0 request names none.
-    pub host: Range<usize>,
+    /// Where the name of the host is that the request is for. `None` for an address and for `localhost`, and if an HTTP/1.0
+    /// request names no host.
+    pub host_name: Option<Range<usize>>,
     /// Where the value of the `Authorization` field is.
     pub authorization: Option<Range<usize>>,
     /// Whether the request is HTTP/1.0.
@@ -125,8 +126,12 @@ impl HeadEnd {
 
 /// Whether a head, which need not be complete or valid, begins like a HEAD request: then its refusal has no content.
 pub fn asks_for_head(bytes: &[u8]) -> bool {
-    let line = bytes.iter().position(|byte| !b"\r\n".contains(byte)).map(|at| &bytes[at..]);
-    line.is_some_and(|line| line.starts_with(b"HEAD "))
+    bytes[empty_lines(bytes)..].starts_with(b"HEAD ")
+}
+
+/// Bytes of the empty lines before a request.
+fn empty_lines(bytes: &[u8]) -> usize {
+    bytes.iter().take_while(|byte| b"\r\n".contains(byte)).count()
 }
 
 const TARGET_TOO_LONG: Refusal =
@@ -163,16 +168,16 @@ pub fn parse(bytes: &[u8]) -> Result<Head, Refusal> {
     if fields.hosts != 1 && !(old && fields.hosts == 0) {
         return Err(Refusal::bad("the request needs exactly one Host header"));
     }
+    let mut host_name = name_of(fields.host, old)?;
     let target = match split_absolute(target.as_bytes()) {
-        // The host of the target replaces the field, which still has to be valid (RFC 9112, 3.2.2).
+        // The host of the target replaces the field, which has to be valid all the same (RFC 9112, 3.2.2).
         Some((host, target)) => {
-            check_host(fields.host, old)?;
+            host_name = name_of(host, old)?;
             fields.host = host;
             target
         }
         None => target.as_bytes(),
     };
-    check_host(fields.host, old)?;
     let method = match method {
         "GET" => Method::Get,
         "HEAD" => Method::Head,
@@ -197,7 +202,7 @@ pub fn parse(bytes: &[u8]) -> Result<Head, Refusal> {
     Ok(Head {
         method,
         target: range(target),
-        host: range(fields.host),
+        host_name: host_name.map(range),
         authorization: fields.authorization.map(range),
         old,
         framing,
@@ -217,7 +222,7 @@ const MALFORMED: Refusal = Refusal::bad("the request head is malformed");
 
 /// Reads a head whose version is none that `httparse` knows. A higher minor version is read like HTTP/1.1 (RFC 9110, 2.5).
 fn parse_other_version(bytes: &[u8]) -> Result<Head, Refusal> {
-    let begin = bytes.iter().position(|byte| !b"\r\n".contains(byte)).ok_or(MALFORMED)?;
+    let begin = empty_lines(bytes);
     let end = begin + memchr::memchr(b'\r', &bytes[begin..]).ok_or(MALFORMED)?;
     let mut words = bytes[begin..end].split(|byte| *byte == b' ');
     let (Some(_), Some(_), Some(version), None) = (words.next(), words.next(), words.next(), words.next())
@@ -250,11 +255,14 @@ fn split_absolute(target: &[u8]) -> Option<(&[u8], &[u8])> {
     Some(rest.split_at(memchr::memchr2(b'/', b'?', rest).unwrap_or(rest.len())))
 }
 
-fn check_host(host: &[u8], old: bool) -> Result<(), Refusal> {
-    if Authority::parse(host).is_some() || (old && host.is_empty()) {
-        return Ok(());
+/// The name in a host, if it is one.
+fn name_of(host: &[u8], old: bool) -> Result<Option<&[u8]>, Refusal> {
+    match Authority::parse(host) {
+        Some(Authority::Known) => Ok(None),
+        Some(Authority::Name(name)) => Ok(Some(name)),
+        None if old && host.is_empty() => Ok(None),
+        None => Err(Refusal::bad("the host that the request names is malformed")),
     }
-    Err(Refusal::bad("the host that the request names is malformed"))
 }
 
 /// The header fields that change how a request is read.
@@ -292,7 +300,8 @@ impl<'a> Fields<'a> {
                 if fields.length.is_some() {
                     return Err(Refusal::bad("the length of the request body is ambiguous"));
                 }
-                fields.length = Some(decimal(value)?);
+                fields.length =
+                    Some(decimal(value).ok_or(Refusal::bad("the Content-Length is not a number"))?);
             } else if is("transfer-encoding") {
                 fields.transfer_encodings += 1;
                 fields.transfer_encoding = value;
@@ -354,18 +363,6 @@ fn is_origin_of(origin: &[u8], host: &[u8]) -> bool {
     schemes.iter().any(|(scheme, port)| {
         let without = |name: &'_ [u8]| name.strip_suffix(*port).unwrap_or(name).to_ascii_lowercase();
         origin.strip_prefix(*scheme).is_some_and(|name| without(name) == without(host))
-    })
-}
-
-/// A number of digits only: `str::parse` would accept a sign.
-fn decimal(digits: &[u8]) -> Result<u64, Refusal> {
-    let wrong = Refusal::bad("the Content-Length is not a number");
-    if digits.is_empty() {
-        return Err(wrong);
-    }
-    digits.iter().try_fold(0_u64, |number, byte| {
-        let digit = byte.checked_sub(b'0').filter(|digit| *digit < 10).ok_or(wrong)?;
-        number.checked_mul(10).and_then(|number| number.checked_add(u64::from(digit))).ok_or(wrong)
     })
 }
 

@@ -98,6 +98,13 @@ pub trait Handler {
     fn control(&self, control: Control) -> Response;
 }
 
+/// A number of digits only: `str::parse` would accept a sign. `None` for anything else, and for what 64 bits do not hold.
+fn decimal(digits: &[u8]) -> Option<u64> {
+    let (first, rest) = digits.split_first()?;
+    let digit = |byte: &u8| byte.checked_sub(b'0').filter(|digit| *digit < 10).map(u64::from);
+    rest.iter().try_fold(digit(first)?, |number, byte| number.checked_mul(10)?.checked_add(digit(byte)?))
+}
+
 /// A request that is refused before it reaches the handler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refusal {

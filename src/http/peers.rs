@@ -76,7 +76,8 @@ pub struct Peers<S> {
     pub(super) memory: Memory,
     rules: RefCell<Rc<Rules>>,
     times: Times,
-    /// Connections that were ended because of their clients, by phase, since the log last said so.
+    /// Connections that were refused, or ended because of their clients, by reason, since the log last said so. Idle ones are
+    /// not among them.
     ended: RefCell<BTreeMap<&'static str, u64>>,
     said_at: Cell<Instant>,
     /// Output buffers that no connection uses at the moment: idle connections hold none.
@@ -305,17 +306,21 @@ impl<S: Stream> Peers<S> {
         let wanted = self.is_wanted();
         for peer in self.open.borrow().values() {
             let (limit, what) = match peer.phase.get() {
-                Phase::Idle if !peer.stream.is_established() => (HANDSHAKE_TIME, "handshake"),
-                Phase::Idle => (self.times.idle, "idle"),
-                Phase::ReadingBody | Phase::Writing if wanted && peer.holds.get() => (HOLDING_TIME, "memory"),
-                Phase::Reading => (self.times.head, "head"),
-                Phase::ReadingBody => (self.times.body, "body"),
-                Phase::Writing => (WRITING_TIME, "reply"),
-                Phase::Lingering => (LINGER_TIME, "end"),
+                Phase::Idle if !peer.stream.is_established() => (HANDSHAKE_TIME, Some("handshake")),
+                Phase::Idle => (self.times.idle, None),
+                Phase::ReadingBody | Phase::Writing if wanted && peer.holds.get() => {
+                    (HOLDING_TIME, Some("memory"))
+                }
+                Phase::Reading => (self.times.head, Some("head")),
+                Phase::ReadingBody => (self.times.body, Some("body")),
+                Phase::Writing => (WRITING_TIME, Some("reply")),
+                Phase::Lingering => (LINGER_TIME, Some("end")),
                 Phase::Working | Phase::Watching => continue,
             };
             if limit < now.saturating_duration_since(peer.since.get()) {
-                *self.ended.borrow_mut().entry(what).or_default() += 1;
+                if let Some(what) = what {
+                    self.count_end(what);
+                }
                 // A client that is slow with its request is told so: the read returns, and 408 is written.
                 let reads = matches!(peer.phase.get(), Phase::Reading | Phase::ReadingBody);
                 let told = reads && !peer.late.replace(true);
@@ -325,15 +330,14 @@ impl<S: Stream> Peers<S> {
         self.say(now);
     }
 
-    /// Counts a connection that is not served, for the log.
-    pub fn count_refusal(&self, why: &'static str) {
+    /// Counts a connection that was refused or ended, for the log.
+    pub fn count_end(&self, why: &'static str) {
         *self.ended.borrow_mut().entry(why).or_default() += 1;
     }
 
     /// Logs now and then how many connections were refused, or ended because their clients were slow.
     fn say(&self, now: Instant) {
         let mut ended = self.ended.borrow_mut();
-        ended.remove("idle");
         if !ended.is_empty() && SAY_INTERVAL <= now.saturating_duration_since(self.said_at.get()) {
             self.said_at.set(now);
             tracing::info!(connections = ?std::mem::take(&mut *ended), "connections were refused, or ended");

@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use super::decimal;
+
 /// One range, as a client asks for it. A position beyond 32 bits lies behind every value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ByteRange {
@@ -45,9 +47,7 @@ impl ByteRange {
 }
 
 fn number(digits: &[u8]) -> Option<u32> {
-    let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
-    let text = std::str::from_utf8(digits).ok().filter(|_| is_number)?;
-    text.parse::<u64>().ok().map(|number| u32::try_from(number).unwrap_or(u32::MAX))
+    decimal(digits).map(|number| u32::try_from(number).unwrap_or(u32::MAX))
 }
 
 #[cfg(test)]

@@ -254,7 +254,7 @@ mod tests {
         let head = Head {
             method,
             target: 0..target.len(),
-            host: 0..0,
+            host_name: None,
             authorization: None,
             old: false,
             framing,

@@ -12,16 +12,13 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::sync::mpsc::unbounded_channel;
 
-use self::file::{Case, PROBE, cases};
+use self::file::{Case, PROBE, SHORT_BYTES, cases};
 use super::session::{Client, peers};
 use crate::error::Result as EngineResult;
 use crate::http::connection::serve;
 use crate::http::{Control, Handler, Reply, Response};
 use crate::key::{Key, SeqNo, UnixMillis};
 use crate::op::{Op, Outcome, ToBytes};
-
-/// Cases that are longer are sent whole only.
-const SHORT_BYTES: usize = 900;
 
 /// A store in memory, which knows every outcome at once.
 struct Map {
