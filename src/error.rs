@@ -98,11 +98,12 @@ impl Error {
     }
 
     /// A refusal of the operating system. `attempt` names the operation and its object, for example
-    /// `write 4096 bytes at offset 8192 of shard-000/000007.wal`. A full disk gets a kind of its own.
+    /// `write 4096 bytes at offset 8192 of shard-000/000007.wal`. A full disk and an address in use get kinds of their own.
     pub fn io(attempt: impl Into<String>, source: io::Error) -> Self {
         let kind = match source.kind() {
             _ if is_full(&source) => ErrorKind::DiskFull,
             io::ErrorKind::PermissionDenied => ErrorKind::Permission,
+            io::ErrorKind::AddrInUse => ErrorKind::AddressInUse,
             _ => ErrorKind::Io,
         };
         Self(Arc::new(Inner { kind, message: attempt.into(), source: Some(source), unreadable: false }))

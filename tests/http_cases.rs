@@ -10,11 +10,9 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::Mutex;
 use std::thread;
 
-use common::cases::{Case, PROBE, cases};
+use common::cases::{Case, PROBE, SHORT_BYTES, cases};
 use common::{PATIENCE, SMALL, Server, folder};
 
-/// Cases that are longer are not sent byte by byte.
-const SHORT_BYTES: usize = 900;
 /// Connections at a time.
 const CLIENTS: usize = 8;
 

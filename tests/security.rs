@@ -142,7 +142,7 @@ fn what_is_open_to_everyone_or_readable_by_others_is_refused_at_start() {
     }
     for flags in [&["--listen", "0.0.0.0:0", "--insecure"][..], &["--listen", ":0", "--token-file", &tokens]]
     {
-        let (_server, places) = Server::start_at(&[], &data, &[SMALL, flags].concat(), 1);
+        let (_server, places) = Server::start_at(&data, &[SMALL, flags].concat(), 1);
         assert!(
             places[0].starts_with("http://0.0.0.0:") || places[0].starts_with("http://[::]:"),
             "{places:?}"
@@ -204,7 +204,7 @@ fn a_server_listens_at_several_places_and_a_unix_socket_has_its_mode_and_goes_aw
     let listen =
         ["--listen", "127.0.0.1:0", "--listen", &place, "--listen", "127.0.0.2:0", "--socket-mode", "660"];
     let flags = [SMALL, &listen].concat();
-    let (server, places) = Server::start_at(&[], &data, &flags, 3);
+    let (server, places) = Server::start_at(&data, &flags, 3);
     assert_eq!(places[1], place);
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
     let reply = ask(UnixStream::connect(&path).unwrap(), "POST /set?key=k&value=over+the+socket", None);
@@ -311,7 +311,7 @@ fn encrypted(config: &Arc<ClientConfig>, address: SocketAddr) -> StreamOwned<Cli
 fn tls_server(data: &Path, certificates: &Certificates, more: &[&str]) -> (Server, SocketAddr) {
     let (certificate, key) = (certificates.path("server.pem"), certificates.path("server.key"));
     let tls = ["--listen", "127.0.0.1:0", "--tls-cert", &certificate, "--tls-key", &key];
-    let (server, places) = Server::start_at(&[], data, &[SMALL, &tls, more].concat(), 1);
+    let (server, places) = Server::start_at(data, &[SMALL, &tls, more].concat(), 1);
     let address = places[0].strip_prefix("https://").unwrap().parse().unwrap();
     (server, address)
 }

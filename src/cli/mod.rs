@@ -51,7 +51,8 @@ enum Command {
     /// value, or none: restore a backup if that must not happen.
     ///
     /// Exit status 0: no sorted file is damaged any more. 65: a log or a manifest is damaged, which this command does not
-    /// repair; with --dry-run also: something would be given up. 75: a server has the store open. 78: there is no store, or a later version of ringkeep wrote a part of it.
+    /// repair; with --dry-run also: something would be given up. 75: a server has the store open. 78: there is no store, or
+    /// a later version of ringkeep wrote a part of it.
     Repair(repair::Repair),
 }
 

@@ -1,6 +1,5 @@
 //! `ringkeep serve`: flags → [`Config`] → server.
 
-use std::ffi::OsStr;
 use std::io::Write;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -122,12 +121,11 @@ impl Place {
 }
 
 fn place(text: &str) -> std::result::Result<Place, String> {
-    let implicit = |listen| Place { listen, explicit: false };
     if let Some(path) = text.strip_prefix("unix:") {
         if path.is_empty() {
             return Err("the path of the socket is missing".into());
         }
-        return Ok(implicit(Listen::Unix(path.into())));
+        return Ok(Place { listen: Listen::Unix(path.into()), explicit: false });
     }
     let (rest, encrypted, explicit) = match (text.strip_prefix("http://"), text.strip_prefix("https://")) {
         (Some(rest), _) => (rest.trim_end_matches('/'), false, true),
@@ -162,9 +160,11 @@ fn group(text: &str) -> std::result::Result<u32, String> {
     }
 }
 
-/// The file that systemd has made readable for this service under `name`, if there is one (`LoadCredential=`).
-fn credential(directory: Option<&OsStr>, name: &str) -> Result<Option<PathBuf>> {
-    let Some(path) = directory.map(|directory| Path::new(directory).join(name)) else { return Ok(None) };
+/// The file of a flag. Without the flag, the file that systemd has made readable for this service under `name`, if there is
+/// one (`LoadCredential=`).
+fn or_credential(flag: Option<PathBuf>, name: &str) -> Result<Option<PathBuf>> {
+    let (None, Some(directory)) = (&flag, std::env::var_os("CREDENTIALS_DIRECTORY")) else { return Ok(flag) };
+    let path = Path::new(&directory).join(name);
     match path.try_exists() {
         Ok(exists) => Ok(exists.then_some(path)),
         Err(error) => {
@@ -190,11 +190,8 @@ fn no_port(port: &str) -> std::result::Result<String, String> {
 impl Serve {
     fn config(self) -> Result<Config> {
         let bytes = |size: ByteSize| usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
-        let credentials = std::env::var_os("CREDENTIALS_DIRECTORY");
-        let credential = |name| credential(credentials.as_deref(), name);
-        let certificate =
-            self.tls_cert.map_or_else(|| credential("ringkeep-tls-cert"), |path| Ok(Some(path)))?;
-        let key = self.tls_key.map_or_else(|| credential("ringkeep-tls-key"), |path| Ok(Some(path)))?;
+        let certificate = or_credential(self.tls_cert, "ringkeep-tls-cert")?;
+        let key = or_credential(self.tls_key, "ringkeep-tls-key")?;
         let tls = match (certificate, key, self.tls_client_ca) {
             (Some(certificate), Some(key), client_ca) => Some(TlsFiles { certificate, key, client_ca }),
             (None, None, None) => None,
@@ -204,8 +201,7 @@ impl Serve {
                 return Err(Error::new(ErrorKind::Configuration, message));
             }
         };
-        let token_file =
-            self.token_file.map_or_else(|| credential("ringkeep-tokens"), |path| Ok(Some(path)))?;
+        let token_file = or_credential(self.token_file, "ringkeep-tokens")?;
         let mut places = self.listen;
         if places.is_empty() && std::env::var_os("LISTEN_FDS").is_none() {
             let listen = Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 8080)));

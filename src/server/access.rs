@@ -4,6 +4,7 @@
 //! that are open keep their certificate; their next request needs a token of the new file. The files are read through std,
 //! by the main thread, which serves no request.
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
@@ -66,38 +67,33 @@ fn read(config: &Config) -> Result<Security> {
     let tokens = config.token_file.as_deref().map(read_tokens).transpose()?;
     let policy = Policy { tokens, hosts: config.allowed_hosts.clone(), shutdown: config.shutdown };
     let tls = config.tls.as_ref().map(|files| {
-        refuse_open_file("TLS key", &files.key)?;
+        open_secret("TLS key", &files.key)?;
         Settings::read(&files.certificate, &files.key, files.client_ca.as_deref())
     });
     Ok(Security { policy: Arc::new(policy), tls: tls.transpose()? })
 }
 
-/// Refuses a file with a secret that everyone can read.
-fn refuse_open_file(what: &str, path: &Path) -> Result<File> {
-    let wrong =
-        |why: String| Error::new(ErrorKind::Configuration, format!("the {what} {}: {why}", path.display()));
-    let file = File::open(path).map_err(|error| wrong(error.to_string()))?;
-    let mode = file.metadata().map_err(|error| wrong(error.to_string()))?.permissions().mode();
+fn wrong(what: &str, path: &Path, why: impl Display) -> Error {
+    Error::new(ErrorKind::Configuration, format!("the {what} {}: {why}", path.display()))
+}
+
+/// Opens a file with a secret, which only its owner, and perhaps a group, may read.
+fn open_secret(what: &str, path: &Path) -> Result<File> {
+    let opened = File::open(path).and_then(|file| Ok((file.metadata()?.permissions().mode(), file)));
+    let (mode, file) = opened.map_err(|error| wrong(what, path, error))?;
     if mode & 0o027 != 0 {
-        return Err(wrong(format!(
-            "its mode {:o} lets others read or change it; use chmod 600",
-            mode & 0o777
-        )));
+        let why = format!("its mode {:o} lets others read or change it; use chmod 600", mode & 0o777);
+        return Err(wrong(what, path, why));
     }
     Ok(file)
 }
 
-/// Reads a token file that only its owner, and perhaps a group, can read.
 fn read_tokens(path: &Path) -> Result<Tokens> {
-    let wrong = |why: String| {
-        let message = format!("the token file {}: {why}", path.display());
-        Error::new(ErrorKind::Configuration, message)
-    };
-    let mut file = refuse_open_file("token file", path)?;
+    let what = "token file";
     let mut text = String::new();
-    let read = file.by_ref().take(FILE_BYTES_MAX + 1).read_to_string(&mut text);
-    if FILE_BYTES_MAX < read.map_err(|error| wrong(error.to_string()))? as u64 {
-        return Err(wrong(format!("it is longer than {FILE_BYTES_MAX} bytes")));
+    let read = open_secret(what, path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text);
+    if FILE_BYTES_MAX < read.map_err(|error| wrong(what, path, error))? as u64 {
+        return Err(wrong(what, path, format!("it is longer than {FILE_BYTES_MAX} bytes")));
     }
-    Tokens::parse(&text).map_err(wrong)
+    Tokens::parse(&text).map_err(|why| wrong(what, path, why))
 }

@@ -93,11 +93,7 @@ pub(super) async fn bind(config: &Config, threads: usize) -> Result<Sockets> {
         sockets.places.push(place);
     }
     for listen in &config.listen {
-        let attempt = |error: io::Error| {
-            let taken = error.kind() == io::ErrorKind::AddrInUse;
-            let error = Error::io(format!("listen on {listen}"), error);
-            if taken { error.with_kind(ErrorKind::AddressInUse) } else { error }
-        };
+        let attempt = |error| Error::io(format!("listen on {listen}"), error);
         let mut tried = 1;
         let first = loop {
             match reserve(listen) {
@@ -149,8 +145,8 @@ fn check_exposure(config: &Config, listen: &Listen) -> Result<()> {
         return Ok(());
     }
     let message = format!(
-        "whoever reaches {address} could read, write and delete everything: give a --token-file, or --insecure if \
-         everyone there is trusted"
+        "every client that reaches {address} could read, write and delete everything: give a --token-file, or \
+         --insecure if all of them are trusted"
     );
     Err(Error::new(ErrorKind::Configuration, message))
 }

@@ -106,12 +106,11 @@ impl<T: Status + 'static> Connections<T> {
         let to = self.balance.choose(self.id);
         self.balance.connections[to.0].fetch_add(1, Ordering::Relaxed);
         if to != self.id {
-            if let Ok(handed) = Handed::from_socket(&mut socket) {
-                match self.balance.hand[to.0].send(handed) {
-                    Ok(()) => return,
-                    Err(mpsc::error::SendError(back)) => socket = back.into_socket(), // the thread has ended
-                }
-            }
+            socket = match Handed::from_socket(socket).map(|handed| self.balance.hand[to.0].send(handed)) {
+                Ok(Ok(())) => return,
+                Ok(Err(mpsc::error::SendError(back))) => back.into_socket(), // the thread has ended
+                Err(back) => back,
+            };
             self.balance.connections[to.0].fetch_sub(1, Ordering::Relaxed);
             self.balance.connections[self.id.0].fetch_add(1, Ordering::Relaxed);
         }
@@ -120,7 +119,7 @@ impl<T: Status + 'static> Connections<T> {
 
     /// Answers a connection that is not served. Beyond a bound, it is closed without an answer.
     fn refuse(self: Rc<Self>, socket: Socket, why: &'static str) {
-        self.peers.count_refusal(why);
+        self.peers.count_end(why);
         if self.refused.get() < REFUSED_MAX {
             self.refused.set(self.refused.get() + 1);
             tokio_uring::spawn(async move {

@@ -4,7 +4,7 @@ use std::io;
 use std::rc::Rc;
 
 use super::socket::Socket;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::one_shot;
 use crate::tls::Settings;
 
@@ -34,11 +34,7 @@ impl Listener {
     /// `AddressInUse`; `Io`.
     pub(super) fn new(bound: Bound) -> Result<Self> {
         let Bound { socket, encrypted } = bound;
-        socket.listen(BACKLOG).map_err(|error| {
-            let taken = error.kind() == io::ErrorKind::AddrInUse;
-            let error = Error::io("listen", error);
-            if taken { error.with_kind(ErrorKind::AddressInUse) } else { error }
-        })?;
+        socket.listen(BACKLOG).map_err(|error| Error::io("listen", error))?;
         // The socket listens now, so nobody else can bind the address. Its connections may be in TIME_WAIT later, and then
         // must not keep the next server away.
         socket.set_reuse_address(true).map_err(|error| Error::io("set SO_REUSEADDR", error))?;

@@ -26,7 +26,12 @@ use crate::tls::{Failed, Session, Settings};
 pub(super) struct Socket {
     /// Of any family: the operations on the ring are the same.
     stream: TcpStream,
-    /// The address of the client; `None` for a Unix socket.
+    client: Client,
+}
+
+/// What is known of a client.
+struct Client {
+    /// Its address; `None` for a Unix socket.
     address: Option<IpAddr>,
     is_local: bool,
     tls: Option<Box<Tls>>,
@@ -72,10 +77,7 @@ const ENCRYPT_BYTES: usize = 32 << 10;
 /// A connection on its way to another thread.
 pub struct Handed {
     socket: OwnedFd,
-    address: Option<IpAddr>,
-    is_local: bool,
-    tls: Option<Box<Tls>>,
-    counted: Option<Counted>,
+    client: Client,
 }
 
 impl Socket {
@@ -99,12 +101,13 @@ impl Socket {
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
         let tls = tls.map(Tls::new).transpose()?.map(Box::new);
-        Ok(Self { stream: TcpStream::from_std(socket.into()), address, is_local, tls, counted: None })
+        let client = Client { address, is_local, tls, counted: None };
+        Ok(Self { stream: TcpStream::from_std(socket.into()), client })
     }
 
     /// Counts the connection among those of its address. `Err` if there are too many.
     pub(super) fn count(&mut self, addresses: &Addresses) -> Result<(), ()> {
-        self.counted = addresses.count(self.address)?;
+        self.client.counted = addresses.count(self.client.address)?;
         Ok(())
     }
 
@@ -157,24 +160,24 @@ impl Socket {
 }
 
 impl Handed {
-    /// A second descriptor of the connection. The first one closes with `socket`.
-    pub(super) fn from_socket(socket: &mut Socket) -> io::Result<Self> {
-        let descriptor = descriptor(&socket.stream).try_clone_to_owned()?;
-        let Socket { address, is_local, .. } = *socket;
-        let (tls, counted) = (socket.tls.take(), socket.counted.take());
-        Ok(Self { socket: descriptor, address, is_local, tls, counted })
+    /// Takes a connection off the ring of the calling thread, by a second descriptor; the first one closes. `Err` gives the
+    /// connection back, if there is no descriptor left.
+    pub(super) fn from_socket(socket: Socket) -> Result<Self, Socket> {
+        match descriptor(&socket.stream).try_clone_to_owned() {
+            Ok(descriptor) => Ok(Self { socket: descriptor, client: socket.client }),
+            Err(_) => Err(socket),
+        }
     }
 
     /// The connection, on the ring of the calling thread.
     pub(super) fn into_socket(self) -> Socket {
-        let Self { socket, address, is_local, tls, counted } = self;
-        Socket { stream: TcpStream::from_std(socket.into()), address, is_local, tls, counted }
+        Socket { stream: TcpStream::from_std(self.socket.into()), client: self.client }
     }
 }
 
 impl Stream for Socket {
     async fn read(&self, buffer: Vec<u8>) -> (io::Result<usize>, Vec<u8>) {
-        if let Some(tls) = &self.tls {
+        if let Some(tls) = &self.client.tls {
             return Box::pin(self.read_encrypted(tls, buffer)).await; // boxed: other connections stay small
         }
         let filled = buffer.len();
@@ -183,32 +186,32 @@ impl Stream for Socket {
     }
 
     async fn write_all(&self, buffer: Vec<u8>) -> (io::Result<()>, Vec<u8>) {
-        match &self.tls {
+        match &self.client.tls {
             Some(tls) => (Box::pin(self.write_encrypted(tls, &buffer)).await, buffer),
             None => self.stream.write_all(buffer).await,
         }
     }
 
     async fn write_bytes(&self, bytes: Bytes) -> io::Result<()> {
-        match &self.tls {
+        match &self.client.tls {
             Some(tls) => Box::pin(self.write_encrypted(tls, &bytes)).await,
             None => self.stream.write_all(bytes).await.0,
         }
     }
 
     async fn finish(&self) {
-        if let Some(tls) = &self.tls {
+        if let Some(tls) = &self.client.tls {
             Box::pin(self.close_encrypted(tls)).await;
         }
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
     fn is_established(&self) -> bool {
-        self.tls.as_ref().is_none_or(|tls| tls.session.borrow().is_established())
+        self.client.tls.as_ref().is_none_or(|tls| tls.session.borrow().is_established())
     }
 
     fn is_local(&self) -> bool {
-        self.is_local
+        self.client.is_local
     }
 
     fn shutdown(&self, how: Shutdown) -> io::Result<()> {

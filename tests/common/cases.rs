@@ -12,6 +12,9 @@ use serde_json::Value;
 /// Another request, to see whether the server is still in step. Its reply closes the connection.
 pub const PROBE: &str = "GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
 
+/// Cases that are longer are sent whole only.
+pub const SHORT_BYTES: usize = 900;
+
 pub struct Case {
     json: Value,
 }

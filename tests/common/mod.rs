@@ -93,8 +93,8 @@ impl Server {
     }
 
     /// Starts a server that listens at several places, and returns them as it prints them.
-    pub fn start_at(wrapper: &[&str], data_dir: &Path, flags: &[&str], count: usize) -> (Self, Vec<String>) {
-        let (child, lines) = spawn_with(wrapper, data_dir, flags, Stdio::inherit(), count);
+    pub fn start_at(data_dir: &Path, flags: &[&str], count: usize) -> (Self, Vec<String>) {
+        let (child, lines) = spawn_with(&[], data_dir, flags, Stdio::inherit(), count);
         let places: Vec<_> =
             lines.lines().filter_map(|line| line.strip_prefix("listening on ")).map(str::to_owned).collect();
         assert_eq!(places.len(), count, "{lines:?}");
