@@ -21,7 +21,7 @@ use crate::error::{CorruptionReason, Error, ErrorKind, Result};
 use crate::file_name::FileName;
 use crate::identity::{FileKind, Owner};
 use crate::key::{FileNumber, SeqNo, ShardId, Slot};
-use crate::manifest::{Loaded, State, Version, load};
+use crate::manifest::{Loaded, State, Version, load_in_use};
 use crate::presence::{missing, unnamed};
 use crate::record::replay::{End, KnownEnd, first_nonzero};
 use crate::source::Source as _;
@@ -148,14 +148,8 @@ impl<S: Storage> OpenSst for Check<'_, S> {
 impl<'a, S: Storage> Check<'a, S> {
     async fn new(storage: &'a S, owner: Owner, slots: &'a [ShardId]) -> Result<Self> {
         let files = list_files(storage)?;
-        match load(storage, owner).await? {
-            Some(loaded) => Ok(Self { storage, owner, slots, files, loaded }),
-            None => {
-                let label = storage.label(FileName::Current);
-                let message = format!("{label} is missing, but the shard was in use");
-                Err(Error::new(ErrorKind::Corruption, message))
-            }
-        }
+        let loaded = load_in_use(storage, owner).await?;
+        Ok(Self { storage, owner, slots, files, loaded })
     }
 
     fn state(&self) -> &State {

@@ -96,7 +96,7 @@ impl Shard {
     }
 
     async fn parts(&self) -> Vec<Part> {
-        let loaded = load(&self.storage, OWNER).await.unwrap().expect("the shard is there");
+        let loaded = load_in_use(&self.storage, OWNER).await.unwrap();
         let whole = |name, length| Part { name, bytes: 0..length, is_mark: false };
         let mut parts = vec![whole(FileName::Current, BLOCK_BYTES as u64)];
         parts.extend(loaded.state.version.files().map(|file| whole(FileName::Sst(file.number), file.bytes)));
@@ -152,7 +152,7 @@ fn assert_not_damaged(report: &Report, context: &str) {
 
 /// Replaces the manifest by a manifest with another state.
 async fn rewrite_manifest(storage: &SimStorage, change: impl FnOnce(&mut State)) {
-    let mut state = load(storage, OWNER).await.unwrap().expect("the shard is there").state;
+    let mut state = load_in_use(storage, OWNER).await.unwrap().state;
     change(&mut state);
     Manifest::create(storage.clone(), OWNER, state, CONFIG.manifest_bytes).await.unwrap();
 }
@@ -389,7 +389,7 @@ fn a3_the_number_of_every_file_is_below_the_number_of_the_next_file() {
 fn a4_an_older_entry_above_a_newer_entry_is_damage() {
     block_on(async {
         let shard = Shard::new().await;
-        let files = load(&shard.storage, OWNER).await.unwrap().expect("the shard is there").state.version;
+        let files = load_in_use(&shard.storage, OWNER).await.unwrap().state.version;
         let file = |number| files.files().find(|file| file.number == number).expect("it is named").clone();
         let [older, newer] = shard.ssts.map(file);
         let label = FileName::Sst(newer.number).to_string();

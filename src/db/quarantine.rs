@@ -18,7 +18,7 @@ use crate::file_name::FileName;
 use crate::identity::{FileKind, Owner};
 use crate::key::FileNumber;
 use crate::manifest::damage::{Damage, KeyRange, successor};
-use crate::manifest::{Loaded, SharedMeta, VersionEdit, load};
+use crate::manifest::{SharedMeta, VersionEdit, load_in_use};
 use crate::sst::SstMeta;
 use crate::sst::builder::{SstBuilder, memory_bytes};
 use crate::sst::reader::Sst;
@@ -140,10 +140,8 @@ impl<S: Storage> Db<S> {
                 lines.push(format!("{label}: written anew; every entry was there"));
             }
         }
-        let damage = self.version().damage().to_vec();
-        let label = |damage: &Damage| inner.storage.label(FileName::Sst(damage.file));
-        lines.extend(damage.iter().map(|damage| damage.describe(&label(damage))));
-        let files: Vec<FileNumber> = damage.iter().map(|damage| damage.file).collect();
+        lines.extend(self.damages_known());
+        let files: Vec<FileNumber> = self.version().damage().iter().map(|damage| damage.file).collect();
         self.edit(VersionEdit { remove_damage: files.clone(), ..VersionEdit::default() }).await?;
         for number in files {
             let _ = inner.storage.remove(FileName::Sst(number)).await; // otherwise the next start removes it
@@ -157,11 +155,7 @@ impl<S: Storage> Db<S> {
     /// # Errors
     /// `Corruption` if the manifest is damaged; `Configuration` if a later version wrote a file; `Io`.
     pub async fn damages(storage: &S, owner: Owner) -> Result<Vec<String>> {
-        let Some(Loaded { state, .. }) = load(storage, owner).await? else {
-            let message =
-                format!("{} is missing, but the shard was in use", storage.label(FileName::Current));
-            return Err(Error::new(ErrorKind::Corruption, message));
-        };
+        let state = load_in_use(storage, owner).await?.state;
         let describe = |damage: &Damage| damage.describe(&storage.label(FileName::Sst(damage.file)));
         let mut lines: Vec<_> = state.version.damage().iter().map(|damage| describe(damage)).collect();
         let files = list_files(storage)?;

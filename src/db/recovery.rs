@@ -46,7 +46,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
 use crate::identity::{FileKind, Owner};
 use crate::key::{FileNumber, SeqNo};
-use crate::manifest::{Loaded, Manifest, State, VersionEdit, WalMeta, load, make_durable};
+use crate::manifest::{Loaded, Manifest, State, VersionEdit, WalMeta, load_in_use, make_durable};
 use crate::memory::Memory;
 use crate::memtable::Memtable;
 use crate::presence::{missing, unexpected_data, unnamed};
@@ -164,11 +164,7 @@ impl<S: Storage> Db<S> {
         config: DbConfig,
         memory: Memory,
     ) -> Result<(Self, Recovered)> {
-        let Some(Loaded { state, number, end }) = load(&storage, owner).await? else {
-            let message =
-                format!("{} is missing, but the shard was in use", storage.label(FileName::Current));
-            return Err(Error::new(ErrorKind::Corruption, message));
-        };
+        let Loaded { state, number, end } = load_in_use(&storage, owner).await?;
         report(&storage.label(FileName::Manifest(number)), "version edit", &end);
         let spares = |name| match purpose {
             Purpose::Serve => false,

@@ -169,6 +169,17 @@ pub struct Loaded {
     pub end: End,
 }
 
+/// As [`load`], for a shard that was in use.
+///
+/// # Errors
+/// As [`load`]; `Corruption` if there is no `CURRENT`.
+pub async fn load_in_use<S: Storage>(storage: &S, owner: Owner) -> Result<Loaded> {
+    load(storage, owner).await?.ok_or_else(|| {
+        let label = storage.label(FileName::Current);
+        Error::new(ErrorKind::Corruption, format!("{label} is missing, but the shard was in use"))
+    })
+}
+
 /// Reads `CURRENT` and the manifest that it names; `None` if there is no `CURRENT`.
 ///
 /// # Errors
