@@ -167,6 +167,30 @@ pub struct EntryKind {
 /// Bytes of the longest encoded [`EntryKind`].
 pub const ENTRY_KIND_BYTES_MAX: usize = 1 + VARINT_BYTES_MAX;
 
+/// A value as a write brings it.
+#[derive(Debug, Clone)]
+pub enum NewValue<'a> {
+    /// Its bytes are copied wherever they are needed.
+    Short(&'a [u8]),
+    /// Its bytes are shared. They keep hardly more memory than their length.
+    Large(Bytes),
+}
+
+impl AsRef<[u8]> for NewValue<'_> {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Short(bytes) => bytes,
+            Self::Large(bytes) => bytes,
+        }
+    }
+}
+
+impl<'a, B: AsRef<[u8]> + ?Sized> From<&'a B> for NewValue<'a> {
+    fn from(bytes: &'a B) -> Self {
+        Self::Short(bytes.as_ref())
+    }
+}
+
 impl EntryKind {
     /// A deletion.
     pub const TOMBSTONE: Self = Self { value: ValueKind::Tombstone, expires: None };

@@ -27,6 +27,7 @@ const fn config(value_bytes_max: usize) -> DbConfig {
         memtable_bytes: 1 << 20,
         cache_bytes: 1 << 20,
         value_bytes_max,
+        large_value_bytes: 64 << 10,
         open_files_max: 16,
         wal_bytes: DbConfig::wal_bytes_for(1 << 20, value_bytes_max),
         wal_step_bytes: 1 << 20,

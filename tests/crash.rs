@@ -35,6 +35,7 @@ const SMALL: Scene = Scene {
     config: DbConfig {
         cache_bytes: 300_000,
         value_bytes_max: 20_000,
+        large_value_bytes: 100,
         // The WAL is full before the memtable.
         wal_bytes: DbConfig::wal_bytes_for(16_000, 20_000),
         // A large value reaches beyond the limit, and beyond what is allocated.
@@ -52,6 +53,7 @@ const LARGE: Scene = Scene {
     config: DbConfig {
         memtable_bytes: 2 << 20,
         value_bytes_max: 200_000,
+        large_value_bytes: 20_000,
         wal_bytes: DbConfig::wal_bytes_for(2 << 20, 200_000),
         wal_step_bytes: 1 << 18,
         ..SMALL.config

@@ -32,6 +32,7 @@ const CONFIG: DbConfig = DbConfig {
     memtable_bytes: 1 << 20,
     cache_bytes: 300_000,
     value_bytes_max: 3_000,
+    large_value_bytes: 500,
     open_files_max: 16,
     // The WAL is full before the memtable.
     wal_bytes: DbConfig::wal_bytes_for(8_000, 3_000),

@@ -137,7 +137,7 @@ fn sst() {
             let value: Vec<u8> =
                 (0..n % 90).map(|i| if n % 2 == 0 { 1 } else { (n * i * i) as u8 }).collect();
             let value = if kind == EntryKind::TOMBSTONE { &[] } else { &value[..] };
-            builder.add(&Entry { key: key.as_bytes(), seqno: SeqNo(n + 1), kind, value });
+            assert!(builder.add(&Entry { key: key.as_bytes(), seqno: SeqNo(n + 1), kind, value }));
             builder.write_full().await.unwrap();
         }
         let meta = builder.finish().await.unwrap();

@@ -40,6 +40,7 @@ const LARGE: DbConfig = DbConfig {
     memtable_bytes: 1 << 20,
     cache_bytes: 300_000,
     value_bytes_max: 6_000,
+    large_value_bytes: 500,
     open_files_max: 16,
     // The WAL is full before the memtable, and grows.
     wal_bytes: DbConfig::wal_bytes_for(20_000, 6_000),

@@ -20,6 +20,7 @@ const CONFIG: DbConfig = DbConfig {
     memtable_bytes: 1 << 20,
     cache_bytes: 256 << 10,
     value_bytes_max: 1 << 20,
+    large_value_bytes: 64 << 10,
     open_files_max: 16,
     wal_bytes: DbConfig::wal_bytes_for(1 << 20, 1 << 20),
     wal_step_bytes: 1 << 20,
@@ -75,7 +76,7 @@ impl Shard {
         let db = &self.db;
         let op = ringkeep::op::Op::Delete { key: db.key(key.as_bytes()) };
         let done = block_on(async {
-            match db.start(op, NOW, |_| false) {
+            match db.start(&op, NOW, |_| false) {
                 Ok(ringkeep::db::Started::Committing(ticket, _)) => {
                     db.commit_next().await.unwrap();
                     ticket.await.unwrap();

@@ -16,6 +16,7 @@ fn config(memtable_bytes: usize, value_bytes_max: usize) -> DbConfig {
     DbConfig {
         memtable_bytes,
         value_bytes_max,
+        large_value_bytes: 64 << 10,
         wal_bytes: DbConfig::wal_bytes_for(memtable_bytes, value_bytes_max),
         wal_step_bytes: 1 << 14,
         manifest_bytes: 1 << 14,

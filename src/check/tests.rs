@@ -22,6 +22,7 @@ use crate::wal::writer::Wal;
 const OWNER: Owner = Owner { store_id: 3, shard: ShardId(1) };
 const CONFIG: DbConfig = DbConfig {
     value_bytes_max: 4_000,
+    large_value_bytes: 1_000,
     wal_bytes: DbConfig::wal_bytes_for(1 << 20, 4_000),
     wal_step_bytes: 1 << 16,
     manifest_bytes: 1 << 14,
@@ -166,7 +167,7 @@ async fn sst(storage: &SimStorage, number: FileNumber, entries: &[(&[u8], u64)])
     let identity = OWNER.identity(FileKind::Sst, number);
     let mut builder = SstBuilder::create(storage, identity).await.unwrap();
     for &(key, seqno) in entries {
-        builder.add(&Entry { key, seqno: SeqNo(seqno), kind: EntryKind::VALUE, value: b"" });
+        assert!(builder.add(&Entry { key, seqno: SeqNo(seqno), kind: EntryKind::VALUE, value: b"" }));
     }
     Rc::new(builder.finish().await.unwrap())
 }

@@ -82,6 +82,7 @@ async fn repair(data_dir: &DataDir, dry_run: bool, lines: &mut Vec<String>) -> R
         memtable_bytes: MEMTABLE_BYTES,
         cache_bytes: CACHE_BYTES,
         value_bytes_max: 1,
+        large_value_bytes: 1,
         open_files_max: OPEN_FILES_MAX,
         wal_bytes: DbConfig::wal_bytes_for(MEMTABLE_BYTES, 1),
         wal_step_bytes: WAL_STEP_BYTES,

@@ -11,6 +11,7 @@
 //!     stay lost, but an older value never comes back.
 
 use super::picker::{Compaction, Limits};
+use crate::config::SLICE_BYTES;
 use crate::error::Result;
 use crate::file_name::FileName;
 use crate::key::{Entry, EntryKind, FileNumber, SeqNo, UnixMillis, ValueKind};
@@ -106,7 +107,7 @@ async fn merge<E: Environment>(
             let tombstone = what_stays(entry, now).kind.value == ValueKind::Tombstone;
             // X1. What stays above may hide an entry of the target level, too.
             let stays = beyond || !tombstone || version.may_hold_below(compaction.target(), entry.key);
-            (entry.key.len() + entry.value.len(), beyond, stays)
+            (entry.key.len() + entry.value.len().min(SLICE_BYTES), beyond, stays)
         });
         outputs.went_down |= from_above && !beyond;
         let passed = source.take_passed(); // older entries of the last key
@@ -130,7 +131,9 @@ async fn merge<E: Environment>(
                 output.insert(SstBuilder::create(environment.storage(), identity).await?)
             }
         };
-        source.read(|entry| output.add(&what_stays(entry, now)));
+        while !source.read(|entry| output.add(&what_stays(entry, now))) {
+            environment.spend(SLICE_BYTES).await?;
+        }
         output.write_full().await?;
     }
     if let Some(last) = builder {
@@ -234,7 +237,7 @@ mod tests {
         async fn build(&self, entries: &Entries) -> SharedMeta {
             let mut builder = SstBuilder::create(&self.storage, self.new_file()).await.unwrap();
             for (key, (seqno, kind, value)) in entries {
-                builder.add(&Entry { key, seqno: *seqno, kind: *kind, value });
+                while !builder.add(&Entry { key, seqno: *seqno, kind: *kind, value }) {}
                 builder.write_full().await.unwrap();
             }
             let meta = builder.finish().await.unwrap();

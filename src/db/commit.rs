@@ -39,7 +39,7 @@ use tokio::sync::Notify;
 
 use crate::config::GROUP_BYTES_MAX;
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::{EntryKind, FileNumber, SeqNo};
+use crate::key::{EntryKind, FileNumber, NewValue, SeqNo};
 use crate::storage::{AlignedBuf, File};
 use crate::wal::writer::Wal;
 use crate::wal::{Group, GroupBuilder};
@@ -189,7 +189,7 @@ impl<F: File, A: Attached> CommitQueue<F, A> {
         seqno: SeqNo,
         key: &[u8],
         kind: EntryKind,
-        value: &[u8],
+        value: NewValue<'_>,
     ) -> Ticket {
         let mut groups = self.groups.borrow_mut();
         let joins = groups
@@ -247,18 +247,19 @@ impl<F: File, A: Attached> CommitQueue<F, A> {
         }
     }
 
-    /// Commits the oldest group, if there is one. One commit at a time.
+    /// Commits the oldest group, if there is one. One commit at a time. `pause` is awaited between two slices of large
+    /// values.
     ///
     /// # Errors
     /// `Poisoned`; every ticket has been answered.
     ///
     /// Cancel safety: not safe; once begun it has to be awaited to its end.
-    pub(super) async fn commit(&self) -> Result<()> {
+    pub(super) async fn commit(&self, pause: impl AsyncFn()) -> Result<()> {
         let Some(group) = self.groups.borrow_mut().pop_front() else { return Ok(()) };
         let bytes = group.builder.bytes();
         let count = u64::from(group.builder.count);
         let result = group.result.clone();
-        let written = self.write(group).await.map_err(|error| self.fail(&error));
+        let written = self.write(group, pause).await.map_err(|error| self.fail(&error));
         // Something else may have failed meanwhile. It is then unknown whether this group will last.
         let written = self.failure().map_or(written, Err);
         let group = match written {
@@ -285,9 +286,9 @@ impl<F: File, A: Attached> CommitQueue<F, A> {
     }
 
     /// Takes a group from forming to durable.
-    async fn write(&self, group: CommitGroup<F>) -> Result<Group> {
+    async fn write(&self, group: CommitGroup<F>, pause: impl AsyncFn()) -> Result<Group> {
         let CommitGroup { wal, mut builder, .. } = group;
-        builder.complete();
+        builder.complete(pause).await;
         let position = self.attached.publish(builder.payload()).await?; // C5
         builder.set_published(position);
         let before = self.last_wal.borrow().clone();
@@ -451,7 +452,7 @@ mod tests {
         }
 
         fn push(&self, seqno: u64) -> Ticket {
-            self.queue.push(&self.wal, SeqNo(seqno), b"key", EntryKind::VALUE, b"value")
+            self.queue.push(&self.wal, SeqNo(seqno), b"key", EntryKind::VALUE, b"value".into())
         }
 
         fn answer(&self, ticket: &Ticket) -> Option<Result<()>> {
@@ -474,14 +475,14 @@ mod tests {
         let mut tickets = vec![fixture.push(1), fixture.push(2)];
         // A group that is being written takes no more: the next write begins another.
         {
-            let mut commit = Box::pin(fixture.queue.commit());
+            let mut commit = Box::pin(fixture.queue.commit(async || {}));
             assert!(step(&mut commit).is_none());
             tickets.push(fixture.push(3));
             block_on(commit).unwrap();
         }
         assert_eq!(fixture.queue.visible(), SeqNo(2));
         assert!(fixture.answer(&tickets[1]).is_some() && fixture.answer(&tickets[2]).is_none());
-        block_on(fixture.queue.commit()).unwrap();
+        block_on(fixture.queue.commit(async || {})).unwrap();
         assert_eq!((fixture.queue.visible(), fixture.queue.committed()), (SeqNo(3), (2, 3)));
     }
 
@@ -490,7 +491,7 @@ mod tests {
         let fixture = Fixture::new(true);
         let ticket = fixture.push(1);
         let before = fixture.wal.file().durable();
-        let mut commit = Box::pin(fixture.queue.commit());
+        let mut commit = Box::pin(fixture.queue.commit(async || {}));
         let mut polls = 0;
         loop {
             let done = step(&mut commit).is_some();
@@ -513,7 +514,7 @@ mod tests {
             let fixture = Fixture::new(true);
             fixture.break_disk(operations);
             let tickets = [fixture.push(1), fixture.push(2)];
-            let error = block_on(fixture.queue.commit()).unwrap_err();
+            let error = block_on(fixture.queue.commit(async || {})).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Poisoned);
             for ticket in &tickets {
                 assert_eq!(fixture.answer(ticket).unwrap().unwrap_err().kind(), ErrorKind::Poisoned);
@@ -527,7 +528,7 @@ mod tests {
     fn c3_what_fails_elsewhere_fails_the_group_that_is_being_committed() {
         let fixture = Fixture::new(true);
         let mut tickets = vec![fixture.push(1)];
-        let mut commit = Box::pin(fixture.queue.commit());
+        let mut commit = Box::pin(fixture.queue.commit(async || {}));
         assert!(step(&mut commit).is_none());
         tickets.push(fixture.push(2));
         fixture.queue.fail(&Error::new(ErrorKind::Io, "the manifest is lost"));
@@ -542,7 +543,7 @@ mod tests {
         let fixture = Fixture::new(true);
         let ticket = fixture.push(1);
         block_on(fixture.storage.remove(crate::file_name::FileName::Wal(FileNumber(1)))).unwrap();
-        assert_eq!(block_on(fixture.queue.commit()).unwrap_err().kind(), ErrorKind::Poisoned);
+        assert_eq!(block_on(fixture.queue.commit(async || {})).unwrap_err().kind(), ErrorKind::Poisoned);
         assert!(fixture.answer(&ticket).unwrap().is_err());
     }
 
@@ -551,7 +552,7 @@ mod tests {
         let fixture = Fixture::new(true);
         for seqno in 1..=2 {
             drop(fixture.push(seqno));
-            block_on(fixture.queue.commit()).unwrap();
+            block_on(fixture.queue.commit(async || {})).unwrap();
         }
         let durable = fixture.wal.file().durable();
         let seen = fixture.recorder.seen.borrow();
@@ -569,7 +570,7 @@ mod tests {
         let fixture = Fixture::new(true);
         for seqno in 1..=3 {
             drop(fixture.push(seqno));
-            block_on(fixture.queue.commit()).unwrap();
+            block_on(fixture.queue.commit(async || {})).unwrap();
         }
         for (index, group) in fixture.recorder.held.borrow().iter().enumerate() {
             let mut keys = 0;
@@ -586,7 +587,7 @@ mod tests {
         fixture.recorder.refuses.set(true);
         let ticket = fixture.push(1);
         let end = fixture.wal.file().end();
-        assert_eq!(block_on(fixture.queue.commit()).unwrap_err().kind(), ErrorKind::Poisoned);
+        assert_eq!(block_on(fixture.queue.commit(async || {})).unwrap_err().kind(), ErrorKind::Poisoned);
         assert!(fixture.answer(&ticket).unwrap().is_err());
         assert_eq!(fixture.wal.file().end(), end);
         assert!(fixture.recorder.seen.borrow().is_empty());

@@ -178,6 +178,10 @@ impl<S: Storage> OpenSst for Inputs<'_, S> {
             }
         }
     }
+
+    async fn pause(&self) {
+        self.0.0.storage.pause().await;
+    }
 }
 
 impl<S: Storage> Environment for Inputs<'_, S> {

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use super::writes::Frozen;
 use super::{Db, Work};
 use crate::compaction::executor::ENTRY_COST_BYTES;
+use crate::config::SLICE_BYTES;
 use crate::error::{ErrorKind, Result};
 use crate::file_name::FileName;
 use crate::identity::{FileKind, Identity};
@@ -150,9 +151,11 @@ pub(super) async fn write_sst<S: Storage>(
             }
             let bytes = source.read(|entry| {
                 hidden(entry.key);
-                builder.add(&entry);
-                ENTRY_COST_BYTES + entry.key.len() + entry.value.len()
+                ENTRY_COST_BYTES + entry.key.len() + entry.value.len().min(SLICE_BYTES)
             });
+            while !source.read(|entry| builder.add(&entry)) {
+                spend(SLICE_BYTES).await;
+            }
             builder.write_full().await?;
             let passed = source.take_passed();
             spend(bytes + passed.bytes + passed.versions * ENTRY_COST_BYTES).await;

@@ -250,7 +250,7 @@ impl<S: Storage> Db<S> {
     ///
     /// Cancel safety: not safe.
     pub async fn commit_next(&self) -> Result<()> {
-        let result = self.0.writes.queue.commit().await;
+        let result = self.0.writes.queue.commit(async || self.0.storage.pause().await).await;
         self.0.admission.make_room();
         result
     }

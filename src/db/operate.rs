@@ -18,9 +18,12 @@ use super::read::{Found, Lookup, Progress, Wants};
 use super::{Db, SeqNo};
 use crate::config::KEY_BYTES_MAX;
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::{Entry, EntryKind, Key, UnixMillis, ValueKind};
-use crate::op::{Op, Outcome};
+use crate::key::{Entry, EntryKind, Key, NewValue, UnixMillis, ValueKind};
+use crate::op::{Op, Outcome, ToBytes};
 use crate::storage::Storage;
+
+/// The value of a tombstone.
+const NOTHING: NewValue<'static> = NewValue::Short(b"");
 
 /// How the first step of an operation ended.
 pub enum Started<S: Storage> {
@@ -80,7 +83,7 @@ impl<S: Storage> Pending<S> {
                 // A write that came meanwhile is in memory, and decides.
                 let newer = db.begin_lookup(key.as_ref(), db.0.writes.last(), Wants::Existence, now);
                 let found = newer.known().unwrap_or(found);
-                let (ticket, seqno) = db.write(key.as_ref(), EntryKind::TOMBSTONE, b"")?;
+                let (ticket, seqno) = db.write(key.as_ref(), EntryKind::TOMBSTONE, NOTHING)?;
                 ticket.await?;
                 Ok(deleted(&found, seqno))
             }
@@ -101,15 +104,16 @@ fn deleted(found: &Option<Found>, seqno: SeqNo) -> Outcome<Bytes> {
 
 impl<S: Storage> Db<S> {
     /// Starts an operation at `now`. If memory decides the outcome of a get, the outcome is offered to `lend` without a
-    /// copy of the value. If `lend` takes it, it returns `true` ([`Started::Lent`]); otherwise the value is copied.
+    /// copy of the value. If `lend` takes it, it returns `true` ([`Started::Lent`]); otherwise the value is copied. A set
+    /// shares a large value that owns its bytes.
     ///
     /// # Errors
     /// `InvalidRequest` or `TooLarge` for an operation that can never succeed. A write that may succeed later is
     /// refused with `Overloaded` or `DiskFull`; the caller can wait for its turn with [`Self::wait_for_room`].
     /// `ShuttingDown`; `Poisoned`; `Corruption` if a cached block does not decode.
-    pub fn start(
+    pub fn start<B: ToBytes>(
         &self,
-        op: Op<&[u8]>,
+        op: &Op<B>,
         now: UnixMillis,
         lend: impl FnOnce(Outcome<&[u8]>) -> bool,
     ) -> Result<Started<S>> {
@@ -123,20 +127,31 @@ impl<S: Storage> Db<S> {
     ///
     /// # Errors
     /// As [`Self::start`].
-    pub fn start_in_turn(&self, op: Op<&[u8]>, now: UnixMillis, _turn: &WaitPosition) -> Result<Started<S>> {
+    pub fn start_in_turn<B: ToBytes>(
+        &self,
+        op: &Op<B>,
+        now: UnixMillis,
+        _turn: &WaitPosition,
+    ) -> Result<Started<S>> {
         self.operate(op, now, |_| unreachable!("writes lend nothing"))
     }
 
-    fn operate(
+    fn operate<B: ToBytes>(
         &self,
-        op: Op<&[u8]>,
+        op: &Op<B>,
         now: UnixMillis,
         lend: impl FnOnce(Outcome<&[u8]>) -> bool,
     ) -> Result<Started<S>> {
         check_key(op.key().bytes())?;
-        match op {
+        let large = self.0.config.large_value_bytes;
+        let new_value = match op {
+            Op::Set { value, .. } if large <= value.as_ref().len() => Some(NewValue::Large(value.to_bytes())),
+            _ => None,
+        };
+        match op.as_ref() {
             Op::Get { key } => self.start_get(key, now, lend),
             Op::Set { key, value, expires } => {
+                let value = new_value.unwrap_or(NewValue::Short(value));
                 let (ticket, seqno) = self.write(key, EntryKind::value(expires), value)?;
                 Ok(Started::Committing(ticket, Outcome::Written { seqno }))
             }
@@ -148,7 +163,7 @@ impl<S: Storage> Db<S> {
                     let then = Then::Delete(now);
                     return Ok(Started::Pending(Pending { key: key.to_owned(), lookup, then }));
                 }
-                let (ticket, seqno) = self.write(key, EntryKind::TOMBSTONE, b"")?;
+                let (ticket, seqno) = self.write(key, EntryKind::TOMBSTONE, NOTHING)?;
                 Ok(match progress {
                     Progress::Done(found) => Started::Committing(ticket, deleted(&found, seqno)),
                     Progress::NeedsDisk => {
@@ -202,14 +217,15 @@ impl<S: Storage> Db<S> {
     fn write_tombstone(&self, key: Key<&[u8]>, now: UnixMillis) -> Result<(Ticket, SeqNo, Lookup<S>)> {
         // The lookup begins first. The write may then freeze the memtable, which does not change what the lookup sees.
         let lookup = self.begin_lookup(key, self.0.writes.last(), Wants::Existence, now);
-        let (ticket, seqno) = self.write(key, EntryKind::TOMBSTONE, b"")?;
+        let (ticket, seqno) = self.write(key, EntryKind::TOMBSTONE, NOTHING)?;
         Ok((ticket, seqno, lookup))
     }
 
     /// Takes a write into the forming group, if there is room.
-    fn write(&self, key: Key<&[u8]>, kind: EntryKind, value: &[u8]) -> Result<(Ticket, SeqNo)> {
+    fn write(&self, key: Key<&[u8]>, kind: EntryKind, value: NewValue<'_>) -> Result<(Ticket, SeqNo)> {
         let inner = &*self.0;
-        if inner.config.value_bytes_max < value.len() {
+        let value_bytes = value.as_ref().len();
+        if inner.config.value_bytes_max < value_bytes {
             let message = format!("the value is longer than {} bytes", inner.config.value_bytes_max);
             return Err(Error::new(ErrorKind::TooLarge, message));
         }
@@ -219,7 +235,7 @@ impl<S: Storage> Db<S> {
         if kind.value == ValueKind::Value {
             inner.admission.admit_growth()?; // J4
         }
-        let queued = inner.writes.queue.bytes() + value.len();
+        let queued = inner.writes.queue.bytes() + value_bytes;
         inner.admission.admit(&self.backlog(), queued, inner.config.queue_bytes_max())?;
         let taken = inner.writes.take(key, kind, value);
         taken.map_err(|no_room| inner.admission.refusal(no_room.work, no_room.why))
@@ -244,7 +260,7 @@ impl<S: Storage> Db<S> {
     /// As [`Self::start`].
     pub fn set_expiring(&self, key: &[u8], value: &[u8], expires: Option<UnixMillis>) -> Result<Ticket> {
         check_key(key)?;
-        Ok(self.write(self.key(key), EntryKind::value(expires), value)?.0)
+        Ok(self.write(self.key(key), EntryKind::value(expires), value.into())?.0)
     }
 
     /// Takes a tombstone into the forming group, and looks up what it deletes at `now`. The answer is exact once the ticket

@@ -13,6 +13,7 @@ use std::rc::Rc;
 
 use super::{Db, Work};
 use crate::codec::to_usize;
+use crate::config::SLICE_BYTES;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
 use crate::identity::{FileKind, Owner};
@@ -207,10 +208,10 @@ impl<S: Storage> Db<S> {
                         builder.insert(SstBuilder::create(&inner.storage, output).await?)
                     }
                 };
-                let bytes = walk.read(|entry| {
-                    builder.add(&entry);
-                    entry.key.len() + entry.value.len()
-                });
+                let bytes = walk.read(|entry| entry.key.len() + entry.value.len().min(SLICE_BYTES));
+                while !walk.read(|entry| builder.add(&entry)) {
+                    self.slice(Work::Compaction, SLICE_BYTES).await;
+                }
                 builder.write_full().await?;
                 self.slice(Work::Compaction, bytes).await;
             }

@@ -142,10 +142,14 @@ impl<S: Storage> Db<S> {
         known.map_or_else(|| self.search(key, wants, now), Lookup)
     }
 
-    /// A copy of a value in memory, with a permit if it needs one; `None` if none is free.
+    /// A copy of a value in memory, with a permit if it needs one; `None` if none is free, or if the value is shared rather
+    /// than copied.
     pub(super) fn copy(&self, value: &[u8]) -> Option<Bytes> {
         if value.len() <= SMALL_VALUE_BYTES {
             return Some(Bytes::copy_from_slice(value));
+        }
+        if self.0.config.large_value_bytes <= value.len() {
+            return None;
         }
         let permit = self.0.memory.requests.try_take(value.len())?;
         Some(hold(Bytes::copy_from_slice(value), permit))
@@ -210,8 +214,8 @@ impl<S: Storage> Lookup<S> {
                 let permit = for_reader(&db.0.memory.requests, bytes).await?;
                 let hash = db.key(key).hash();
                 let found = memtables.iter().find_map(|memtable| {
-                    memtable.get(hash, key, snapshot, |entry| Found {
-                        value: Bytes::copy_from_slice(entry.value),
+                    memtable.get_owned(hash, key, snapshot, |entry, value| Found {
+                        value,
                         seqno: entry.seqno,
                         expires: entry.kind.expires,
                     })
@@ -323,7 +327,7 @@ impl<S: Storage> Search<S> {
         if LARGE_CHECK_BYTES < bytes || (!checks && holds_value && BLOCK_BYTES < bytes) {
             self.permit = Some(permit(unpacked_bytes_max(bytes)).await?);
         }
-        let frame = sst.read_frame(handle).await?;
+        let frame = sst.read_frame(handle, async || db.0.storage.pause().await).await?;
         let bytes = frame.unpacked_bytes();
         if let Some(permit) = &mut self.permit {
             permit.keep(bytes.max(handle.bytes as usize));

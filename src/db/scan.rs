@@ -148,6 +148,10 @@ impl<S: Storage> OpenSst for Db<S> {
         self.0.tree.open(&self.0.storage, self.0.owner, meta).await
     }
 
+    async fn pause(&self) {
+        self.0.storage.pause().await;
+    }
+
     fn cached(&self, file: FileNumber, offset: u64) -> Option<Rc<Block>> {
         self.0.tree.blocks.get(file, offset)
     }

@@ -22,7 +22,7 @@ use super::commit::{CommitQueue, NothingAttached, Ticket};
 use super::pressure::FROZEN_MAX;
 use super::retention::{ReleaseAfterFlush, Retention};
 use crate::config::{DbConfig, KEY_BYTES_MAX, WRITE_OVERHEAD_BYTES_MAX};
-use crate::key::{Entry, EntryKind, FileNumber, Key, KeyHash, SeqNo};
+use crate::key::{Entry, EntryKind, FileNumber, Key, KeyHash, NewValue, SeqNo};
 use crate::memory::Account;
 use crate::memtable::Memtable;
 use crate::storage::Storage;
@@ -216,9 +216,9 @@ impl<S: Storage> Writes<S> {
         &self,
         key: Key<&[u8]>,
         kind: EntryKind,
-        value: &[u8],
+        value: NewValue<'_>,
     ) -> Result<(Ticket, SeqNo), NoRoom> {
-        let bytes = key.bytes().len() + value.len() + WRITE_OVERHEAD_BYTES_MAX - KEY_BYTES_MAX;
+        let bytes = key.bytes().len() + value.as_ref().len() + WRITE_OVERHEAD_BYTES_MAX - KEY_BYTES_MAX;
         if !self.active_has_room(bytes) {
             self.freeze()?;
         }
@@ -238,7 +238,7 @@ impl<S: Storage> Writes<S> {
         let seqno = self.next.get();
         self.next.set(seqno.next());
         self.rests.set(false);
-        let ticket = self.queue.push(&active.wal, seqno, key.bytes(), kind, value);
+        let ticket = self.queue.push(&active.wal, seqno, key.bytes(), kind, value.clone());
         active.memtable.insert(key, seqno, kind, value); // D1, D2
         // Once the memtable or the WAL is half full, there is still time to prepare the next WAL before a write has to
         // wait.
@@ -693,7 +693,7 @@ mod tests {
                 };
                 check();
                 let op = Op::Set { key: db.key(b"k"), value: b"v", expires: None };
-                assert!(poisoned(db.start(op, NOW, |_| true).map(|_| ())), "operation {operation}");
+                assert!(poisoned(db.start(&op, NOW, |_| true).map(|_| ())), "operation {operation}");
                 assert!(poisoned(db.set(b"k", b"v").map(|_| ())), "operation {operation}");
                 assert!(poisoned(db.delete(b"k", NOW).map(|_| ())), "operation {operation}");
                 for _ in 0..3 {

@@ -93,8 +93,9 @@ impl Chunked {
         self.state == State::Done
     }
 
-    /// The body.
-    pub fn into_body(self) -> Vec<u8> {
+    /// The body, without memory that was meant for more.
+    pub fn into_body(mut self) -> Vec<u8> {
+        self.body.shrink_to_fit();
         self.body
     }
 

@@ -698,12 +698,13 @@ fn start<S: Stream, H: Handler, B: ToBytes>(
     }
 }
 
-/// A part of one of the `owners`, without a copy; or a copy, if it is a part of none.
+/// A part of one of the `owners`, without a copy; or a copy, if it is a part of none, or if the part would keep much more
+/// memory than it needs.
 fn part_of(owners: &[&Bytes], part: &[u8]) -> Bytes {
     let range = part.as_ptr_range();
     let owner = owners.iter().find(|owner| {
         let all = owner.as_ptr_range();
-        all.start <= range.start && range.end <= all.end
+        all.start <= range.start && range.end <= all.end && owner.len() <= part.len() + part.len() / 8
     });
     owner.map_or_else(|| Bytes::copy_from_slice(part), |owner| owner.slice_ref(part))
 }

@@ -136,12 +136,15 @@ impl Input {
         self.bytes.drain(range);
     }
 
-    /// Takes `bytes` at the front out of the input, without a copy. What follows them is copied.
+    /// Takes `bytes` at the front out of the input, without a copy, and without memory that was meant for more. What follows
+    /// them is copied.
     pub(super) fn take_front(&mut self, bytes: usize) -> Bytes {
         let end = self.start + bytes;
         let mut rest = Vec::with_capacity((self.bytes.len() - end).max(IDLE_BUFFER_BYTES));
         rest.extend_from_slice(&self.bytes[end..]);
-        let taken = std::mem::replace(&mut self.bytes, rest);
+        let mut taken = std::mem::replace(&mut self.bytes, rest);
+        taken.truncate(end);
+        taken.shrink_to_fit();
         let front = Bytes::from(taken).slice(self.start..end);
         self.start = 0;
         self.head_end = HeadEnd::default();

@@ -20,8 +20,11 @@
 //!   page: u64 SeqNo  u32 older  u32 value bytes  u16 key bytes  u8 kind  [u64 expires]  key  value  up to 8 │ next …
 //! ```
 //!
+//! A large value is not copied into a page. The memtable shares it with whoever brought it, and the record holds its
+//! index (u32) among the large values instead.
+//!
 //! M1  Entries are only added. A lookup at SeqNo n gives the same answer for ever, once all entries up to n are in.
-//! M2  `bytes` counts every page and the index, and decides when a memtable is frozen. `order_bytes` counts the order,
+//! M2  `bytes` counts every page, the large values and the index, and decides when a memtable is frozen. `order_bytes` counts the order,
 //!     which takes 16 bytes for each entry once a reader asks for it, and twice that while runs are merged.
 //! M3  No insert does more than a small share of the work that growth takes: the index consists of many small tables,
 //!     and pages never move.
@@ -33,7 +36,9 @@ use std::cell::{Cell, RefCell};
 use self::order::Order;
 use crate::arena::{Address, UNIT_BYTES};
 use crate::hash_index::HashIndex;
-use crate::key::{Entry, EntryKind, Key, KeyHash, SeqNo, UnixMillis, ValueKind, common_prefix};
+use bytes::Bytes;
+
+use crate::key::{Entry, EntryKind, Key, KeyHash, NewValue, SeqNo, UnixMillis, ValueKind, common_prefix};
 use crate::memory::Charge;
 
 /// Bytes of a page of records; a larger record gets a page of its own. The first pages are shorter, so that a memtable
@@ -44,6 +49,9 @@ const HEADER_BYTES: usize = 19;
 const EXPIRES_BYTES: usize = 8;
 /// Set in the kind byte of a record that has an expiry.
 const EXPIRES: u8 = 0x10;
+/// Set in the kind byte of a record whose value is among the large values.
+const LARGE: u8 = 0x20;
+const LARGE_INDEX_BYTES: usize = 4;
 /// Tables of the index: each growth moves 1/64 of the entries (M3).
 const TABLES: usize = 64;
 /// Bytes of a cache line. The processor fetches lines in pairs, so touching every other line is enough.
@@ -70,6 +78,8 @@ struct Records {
     /// The pages of records. A page never moves.
     pages: Vec<Vec<u8>>,
     pages_bytes: usize,
+    large: Vec<Bytes>,
+    large_bytes: usize,
     /// The newest record of each key.
     index: HashIndex,
     /// The length of the prefix that all keys share with the first key.
@@ -79,6 +89,8 @@ struct Records {
 /// A record in a page.
 struct Record<'a> {
     entry: Entry<'a>,
+    /// The value, if it is a large one.
+    large: Option<&'a Bytes>,
     /// The version of the key before this one.
     older: u32,
     /// Bytes of the record, without the padding up to the next unit.
@@ -98,6 +110,8 @@ impl Memtable {
                 key_hash,
                 pages: Vec::new(),
                 pages_bytes: 0,
+                large: Vec::new(),
+                large_bytes: 0,
                 index: HashIndex::new(TABLES),
                 common: usize::MAX,
             }),
@@ -111,8 +125,7 @@ impl Memtable {
 
     /// Bytes of memory that the entries and their index hold (M2).
     pub fn bytes(&self) -> usize {
-        let records = self.records.borrow();
-        records.pages_bytes + records.index.bytes()
+        self.records.borrow().bytes()
     }
 
     /// Bytes of memory that the order of the entries holds (M2, O5). They do not count towards the size at which a
@@ -140,7 +153,8 @@ impl Memtable {
     ///
     /// # Panics
     /// If `seqno` is not above all before it, or a key or value is over the limits of `config`.
-    pub fn insert(&self, key: Key<&[u8]>, seqno: SeqNo, kind: EntryKind, value: &[u8]) {
+    pub fn insert<'a>(&self, key: Key<&[u8]>, seqno: SeqNo, kind: EntryKind, value: impl Into<NewValue<'a>>) {
+        let value = value.into();
         assert!(self.last.get() < seqno, "SeqNos only grow"); // M1
         let records = &mut *self.records.borrow_mut();
         debug_assert_eq!(
@@ -148,12 +162,13 @@ impl Memtable {
             records.key_hash.of(key.bytes()),
             "one hash function for all keys of a process"
         );
-        records.insert(key.hash(), Entry { key: key.bytes(), seqno, kind, value }, self.entries.get() == 0);
+        let value_bytes = value.as_ref().len();
+        records.insert(key, seqno, kind, value, self.entries.get() == 0);
         self.entries.set(self.entries.get() + 1);
         self.last.set(seqno);
-        self.longest.set(self.longest.get().max(key.bytes().len() + value.len()));
+        self.longest.set(self.longest.get().max(key.bytes().len() + value_bytes));
         if let Some(charge) = &mut *self.charge.borrow_mut() {
-            charge.set(records.pages_bytes + records.index.bytes());
+            charge.set(records.bytes());
         }
     }
 
@@ -174,17 +189,20 @@ impl Memtable {
         snapshot: SeqNo,
         read: impl FnOnce(Entry<'_>) -> R,
     ) -> Option<R> {
-        let records = self.records.borrow();
-        let mut place = records.index.get(hash, |place| records.key_at(place) == key)?;
-        // Versions above the snapshot are in flight: few, and about to become visible.
-        while place != NONE {
-            let Record { entry, older, .. } = records.record(place);
-            if entry.seqno <= snapshot {
-                return Some(read(entry));
-            }
-            place = older;
-        }
-        None
+        self.records.borrow().find(hash, key, snapshot).map(|record| read(record.entry))
+    }
+
+    /// As [`Self::get`], with the value of the entry for keeps: a large value is shared, any other is copied.
+    pub fn get_owned<R>(
+        &self,
+        hash: u64,
+        key: &[u8],
+        snapshot: SeqNo,
+        read: impl FnOnce(Entry<'_>, Bytes) -> R,
+    ) -> Option<R> {
+        self.records.borrow().find(hash, key, snapshot).map(|Record { entry, large, .. }| {
+            read(entry, large.cloned().unwrap_or_else(|| Bytes::copy_from_slice(entry.value)))
+        })
     }
 
     /// Loads the records of keys with these hashes into the processor's caches: the beginning of each record, and with
@@ -202,8 +220,41 @@ impl Memtable {
 }
 
 impl Records {
-    fn insert(&mut self, hash: u64, entry: Entry<'_>, first: bool) {
-        let Entry { key, seqno, kind, value } = entry;
+    fn bytes(&self) -> usize {
+        self.pages_bytes + self.large_bytes + self.large.capacity() * size_of::<Bytes>() + self.index.bytes()
+    }
+
+    /// The newest record of `key` at or below `snapshot`.
+    fn find(&self, hash: u64, key: &[u8], snapshot: SeqNo) -> Option<Record<'_>> {
+        let mut place = self.index.get(hash, |place| self.key_at(place) == key)?;
+        // Versions above the snapshot are in flight: few, and about to become visible.
+        while place != NONE {
+            let record = self.record(place);
+            if record.entry.seqno <= snapshot {
+                return Some(record);
+            }
+            place = record.older;
+        }
+        None
+    }
+
+    fn insert(&mut self, key: Key<&[u8]>, seqno: SeqNo, kind: EntryKind, value: NewValue<'_>, first: bool) {
+        let (hash, key) = (key.hash(), key.bytes());
+        let value_bytes = value.as_ref().len();
+        let (flag, index);
+        let value = match value {
+            NewValue::Short(value) => {
+                flag = 0;
+                value
+            }
+            NewValue::Large(value) => {
+                flag = LARGE;
+                index = u32::try_from(self.large.len()).expect("large values are few").to_le_bytes();
+                self.large_bytes += value.len();
+                self.large.push(value);
+                &index[..]
+            }
+        };
         self.common = if first { key.len() } else { self.common.min(common_prefix(self.key_at(0), key)) };
         let expires_bytes = if kind.expires.is_some() { EXPIRES_BYTES } else { 0 };
         let place = self.make_room(HEADER_BYTES + expires_bytes + key.len() + value.len());
@@ -212,12 +263,12 @@ impl Records {
         let page = &mut pages[At::from_number(place).page];
         page.extend_from_slice(&seqno.0.to_le_bytes());
         page.extend_from_slice(&older.to_le_bytes());
-        page.extend_from_slice(&u32::try_from(value.len()).expect("values are under 4 GiB").to_le_bytes());
+        page.extend_from_slice(&u32::try_from(value_bytes).expect("values are under 4 GiB").to_le_bytes());
         page.extend_from_slice(&u16::try_from(key.len()).expect("keys are under 64 KiB").to_le_bytes());
         match kind.expires {
-            None => page.push(kind.value as u8),
+            None => page.push(kind.value as u8 | flag),
             Some(expires) => {
-                page.push(kind.value as u8 | EXPIRES);
+                page.push(kind.value as u8 | EXPIRES | flag);
                 page.extend_from_slice(&expires.0.to_le_bytes());
             }
         }
@@ -250,7 +301,7 @@ impl Records {
         let bytes = self.bytes_from(place);
         let (header, mut rest) = bytes.split_at(HEADER_BYTES);
         let mut kind = EntryKind { value: ValueKind::Tombstone, expires: None };
-        if header[18] & !EXPIRES != 0 {
+        if header[18] & !(EXPIRES | LARGE) != 0 {
             kind.value = ValueKind::Value;
         }
         if header[18] & EXPIRES != 0 {
@@ -260,10 +311,17 @@ impl Records {
             rest = behind;
         }
         let (key, rest) = rest.split_at(key_bytes(header));
-        let (value, rest) = rest.split_at(number(header, 12) as usize);
+        let (value, large, rest) = if header[18] & LARGE == 0 {
+            let (value, rest) = rest.split_at(number(header, 12) as usize);
+            (value, None, rest)
+        } else {
+            let large = &self.large[number(rest, 0) as usize];
+            (&large[..], Some(large), &rest[LARGE_INDEX_BYTES..])
+        };
         let seqno = SeqNo(u64::from(number(header, 4)) << 32 | u64::from(number(header, 0)));
         Record {
             entry: Entry { key, seqno, kind, value },
+            large,
             older: number(header, 8),
             bytes: bytes.len() - rest.len(),
         }
@@ -328,6 +386,31 @@ mod tests {
         assert_eq!(at(3), Some((3, EntryKind::TOMBSTONE, Vec::new())));
         assert_eq!(at(9), Some((4, soon, b"four".to_vec())));
         assert_eq!(get(&memtable, b"", 9), None);
+    }
+
+    #[test]
+    fn m2_large_values_are_shared_and_counted() {
+        let memtable = Memtable::new(KEY_HASH);
+        let value = Bytes::from(vec![7; 3 * PAGE_BYTES]);
+        let large = |key, seqno, kind| {
+            memtable.insert(Key::new(key, KEY_HASH), SeqNo(seqno), kind, NewValue::Large(value.clone()));
+        };
+        let soon = EntryKind::value(Some(UnixMillis(77)));
+        insert(&memtable, b"a", 1, EntryKind::VALUE, b"short");
+        large(b"a", 2, EntryKind::VALUE);
+        large(b"b", 3, soon);
+        insert(&memtable, b"a", 4, EntryKind::VALUE, b"short again");
+        assert!(6 * PAGE_BYTES < memtable.bytes() && memtable.bytes() < 7 * PAGE_BYTES);
+        assert_eq!(memtable.longest(), 1 + value.len());
+        assert_eq!(get(&memtable, b"a", 2), Some((2, EntryKind::VALUE, value.to_vec())));
+        assert_eq!(get(&memtable, b"a", 4), Some((4, EntryKind::VALUE, b"short again".to_vec())));
+        let owned = |key: &[u8], seqno| {
+            memtable.get_owned(KEY_HASH.of(key), key, SeqNo(seqno), |entry, value| (entry.kind, value))
+        };
+        let (kind, shared) = owned(b"b", 9).unwrap();
+        assert_eq!((kind, shared.as_ptr()), (soon, value.as_ptr()));
+        assert_eq!(owned(b"a", 1).unwrap().1, b"short"[..]);
+        assert_eq!(owned(b"c", 9), None);
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub mod file;
 pub mod mark;
 pub mod replay;
 
+use crc32fast::Hasher;
+
 use crate::codec::{Reader, align_up, crc32};
 use crate::error::CorruptionReason;
 use crate::identity::Identity;
@@ -87,8 +89,7 @@ pub const fn record_bytes(payload_bytes: usize) -> usize {
     (HEADER_BYTES + payload_bytes).next_multiple_of(SECTOR_BYTES)
 }
 
-/// Fills in the header of `record`, which consists of space for the header, then `payload_bytes` of payload, then
-/// zeros, and is [`record_bytes`] long. Returns the checksum.
+/// As [`seal_with`], with the checksum of all that is in `record`.
 pub fn seal(
     record: &mut [u8],
     payload_bytes: usize,
@@ -96,6 +97,20 @@ pub fn seal(
     offset: u64,
     chain: u32,
     durable: u64,
+) -> u32 {
+    seal_with(record, payload_bytes, identity, offset, chain, durable, crc32)
+}
+
+/// Fills in the header of `record`, which consists of space for the header, then `payload_bytes` of payload, then
+/// zeros, and is [`record_bytes`] long. `checksum` is given what follows the field of the checksum. Returns the checksum.
+fn seal_with(
+    record: &mut [u8],
+    payload_bytes: usize,
+    identity: Identity,
+    offset: u64,
+    chain: u32,
+    durable: u64,
+    checksum: impl FnOnce(&[u8]) -> u32,
 ) -> u32 {
     assert_eq!(record.len(), record_bytes(payload_bytes)); // R1
     assert!(offset.is_multiple_of(SECTOR_BYTES as u64) && durable <= offset); // R1, R2
@@ -113,7 +128,7 @@ pub fn seal(
     header.extend_from_slice(&[identity.kind as u8, VERSION]);
     header.extend_from_slice(&[0; 4]);
     record[..HEADER_BYTES].copy_from_slice(&header);
-    let crc = crc32(&record[CRC_FROM..]);
+    let crc = checksum(&record[CRC_FROM..]);
     record[4..CRC_FROM].copy_from_slice(&crc.to_le_bytes());
     crc
 }
@@ -173,24 +188,40 @@ pub fn decode(bytes: &[u8], identity: Identity, offset: u64) -> Result<Record<'_
 pub struct RecordBuilder {
     buffer: AlignedBuf,
     offset: u64,
+    /// The part of the payload whose checksum is known: where it begins, and its checksum so far.
+    hashed: Option<(usize, Hasher)>,
 }
 
 impl RecordBuilder {
     /// An empty record at `offset` of its file. `buffer` is memory to reuse.
     pub fn new(mut buffer: AlignedBuf, offset: u64) -> Self {
         buffer.truncate(0);
-        let mut builder = Self { buffer, offset };
+        let mut builder = Self { buffer, offset, hashed: None };
         builder.buffer.resize(builder.front() + HEADER_BYTES);
         builder
+    }
+
+    /// Makes room for `bytes` more bytes.
+    pub fn reserve(&mut self, bytes: usize) {
+        self.buffer.reserve((bytes + HEADER_BYTES).next_multiple_of(BLOCK_BYTES));
     }
 
     /// Appends bytes to the payload.
     pub fn extend_from_slice(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
+        if let Some((_, hasher)) = &mut self.hashed {
+            hasher.update(bytes);
+        }
     }
 
-    /// Overwrites the payload with `bytes`, starting at `at`.
+    /// From here on the checksum is computed while bytes are appended, so that the end of a long record takes no time.
+    pub fn begin_checksum(&mut self) {
+        self.hashed = Some((self.payload_bytes(), Hasher::new()));
+    }
+
+    /// Overwrites the payload with `bytes`, starting at `at`, before the part whose checksum is known.
     pub fn patch(&mut self, at: usize, bytes: &[u8]) {
+        assert!(self.hashed.as_ref().is_none_or(|(from, _)| at + bytes.len() <= *from));
         let from = self.front() + HEADER_BYTES + at;
         self.buffer[from..from + bytes.len()].copy_from_slice(bytes);
     }
@@ -215,9 +246,14 @@ impl RecordBuilder {
         self.buffer.len() - self.front() - HEADER_BYTES
     }
 
+    /// Where in the file the record would end if it were complete after `bytes` more bytes.
+    pub fn end_with(&self, bytes: usize) -> u64 {
+        self.offset + record_bytes(self.payload_bytes() + bytes) as u64
+    }
+
     /// Where in the file the record would end if it were complete.
     pub fn end(&self) -> u64 {
-        self.offset + record_bytes(self.payload_bytes()) as u64
+        self.end_with(0)
     }
 
     fn front(&self) -> usize {
@@ -238,7 +274,20 @@ impl RecordBuilder {
         let payload_bytes = self.payload_bytes();
         self.buffer.pad_to(SECTOR_BYTES);
         self.buffer[..at].copy_from_slice(front);
-        let crc = seal(&mut self.buffer[at..], payload_bytes, identity, self.offset, chain, durable);
+        let hashed = self.hashed.take();
+        let checksum = |record: &[u8]| match hashed {
+            None => crc32(record),
+            Some((from, hasher)) => {
+                let (from, end) = (HEADER_BYTES - CRC_FROM + from, HEADER_BYTES - CRC_FROM + payload_bytes);
+                let mut whole = Hasher::new();
+                whole.update(&record[..from]);
+                whole.combine(&hasher);
+                whole.update(&record[end..]);
+                whole.finalize()
+            }
+        };
+        let record = &mut self.buffer[at..];
+        let crc = seal_with(record, payload_bytes, identity, self.offset, chain, durable, checksum);
         self.buffer.pad_to(BLOCK_BYTES);
         (self.buffer, self.offset - at as u64, crc)
     }
@@ -317,6 +366,24 @@ mod tests {
             let mut flipped = bytes.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert!(decode(&flipped, IDENTITY, offset).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_checksum_that_was_computed_on_the_way_is_the_same() {
+        for (payload, from) in [(10, 0), (1_000, 20), (5_000, 5_000), (9_000, 3)] {
+            let payload: Vec<_> = (0..payload).map(|at| at as u8).collect();
+            let mut builder = RecordBuilder::new(AlignedBuf::with_capacity(0), 4096);
+            builder.extend_from_slice(&payload[..from]);
+            builder.begin_checksum();
+            for part in payload[from..].chunks(700) {
+                builder.extend_from_slice(part);
+            }
+            let (bytes, ..) = builder.finish(&[], IDENTITY, 5, 4096);
+            assert_eq!(
+                bytes[..record_bytes(payload.len())],
+                record(&payload, 4096)[..record_bytes(payload.len())]
+            );
         }
     }
 

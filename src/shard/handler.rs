@@ -285,7 +285,7 @@ fn begin<B: ToBytes>(
     now: UnixMillis,
     lend: impl FnOnce(Outcome<&[u8]>) -> bool,
 ) -> Reply<Pending> {
-    match db.start(op.as_ref(), now, lend) {
+    match db.start(&op, now, lend) {
         Ok(Started::Lent) => Reply::Lent,
         Ok(Started::Known(outcome)) => Reply::Known(Ok(outcome)),
         Ok(Started::Committing(ticket, outcome)) => Reply::Later(Pending::Write(ticket, outcome)),
@@ -330,7 +330,7 @@ async fn in_turn(db: &Engine, op: &Op<Bytes>, position: WaitPosition) -> Result<
         let _turn = tokio::time::timeout_at(deadline, position.first()).await;
         loop {
             let room = db.room();
-            match db.start_in_turn(op.as_ref(), wall_clock(), &position) {
+            match db.start_in_turn(op, wall_clock(), &position) {
                 Err(error) if can_wait(op.as_ref(), &error) => {
                     if tokio::time::timeout_at(deadline, room).await.is_err() {
                         return Err(error);

@@ -68,6 +68,8 @@ fn failure(failed: &Failed) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, failed.to_string())
 }
 
+/// What is read from the socket at a time. The kernel copies it while this thread waits: 100 µs.
+const READ_BYTES_MAX: usize = 256 << 10;
 /// What is read from the socket at a time, if it is encrypted.
 const ENCRYPTED_BYTES_MIN: usize = 4 << 10;
 const ENCRYPTED_BYTES_MAX: usize = 20 << 10;
@@ -181,7 +183,8 @@ impl Stream for Socket {
             return Box::pin(self.read_encrypted(tls, buffer)).await; // boxed: other connections stay small
         }
         let filled = buffer.len();
-        let (result, slice) = self.stream.read(buffer.slice(filled..)).await;
+        let end = buffer.capacity().min(filled + READ_BYTES_MAX);
+        let (result, slice) = self.stream.read(buffer.slice(filled..end)).await;
         (result, slice.into_inner())
     }
 

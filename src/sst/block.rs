@@ -19,9 +19,11 @@
 use std::ops::Range;
 
 use bytes::Bytes;
+use crc32fast::Hasher;
 
 use super::BlockHandle;
 use crate::codec::{Reader, VARINT_BYTES_MAX, put_varint, to_usize, varint};
+use crate::config::SLICE_BYTES;
 use crate::error::CorruptionReason;
 use crate::identity::Identity;
 use crate::key::{ENTRY_KIND_BYTES_MAX, Entry, EntryKind, SeqNo, common_prefix};
@@ -33,7 +35,7 @@ pub const FRAME_BYTES: usize = 20;
 const RESTART_INTERVAL: usize = 8;
 /// Larger payloads are not compressed. Compressing them would hold up the shard for longer than a slice of background
 /// work.
-const COMPRESS_BYTES_MAX: usize = 256 << 10;
+pub(super) const COMPRESS_BYTES_MAX: usize = SLICE_BYTES;
 /// The most pages that a block of many entries takes when it is unpacked: a lookup unpacks the whole block.
 pub const TARGET_PAGES_MAX: usize = 4;
 /// A builder keeps its buffer for the next payload if it has about this size.
@@ -86,13 +88,40 @@ pub struct Block {
 
 /// The checksum of a frame at `offset`; `rest` is everything after the checksum.
 pub fn frame_crc(identity: Identity, offset: u64, rest: &[u8]) -> u32 {
-    let mut crc = crc32fast::Hasher::new();
+    let mut crc = frame_hasher(identity, offset);
+    crc.update(rest);
+    crc.finalize()
+}
+
+/// The beginning of the checksum of a frame at `offset`.
+fn frame_hasher(identity: Identity, offset: u64) -> Hasher {
+    let mut crc = Hasher::new();
     crc.update(&identity.store_id.to_le_bytes());
     crc.update(&identity.file.0.to_le_bytes());
     crc.update(&identity.shard.0.to_le_bytes());
     crc.update(&offset.to_le_bytes());
-    crc.update(rest);
-    crc.finalize()
+    crc
+}
+
+/// Appends the header of a frame, with zeros for its checksum.
+fn put_header(
+    out: &mut AlignedBuf,
+    kind: BlockKind,
+    frame_pages: usize,
+    (stored_bytes, payload_bytes): (usize, usize),
+    compression: u8,
+) {
+    let narrow = |number: usize| u32::try_from(number).expect("blocks are far under 4 GiB").to_le_bytes();
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&narrow(frame_pages));
+    out.extend_from_slice(&narrow(stored_bytes));
+    out.extend_from_slice(&narrow(payload_bytes));
+    out.extend_from_slice(&[kind as u8, compression, 0, 0]);
+}
+
+fn handle_of(offset: u64, frame_pages: usize) -> BlockHandle {
+    let bytes = u32::try_from(frame_pages * BLOCK_BYTES).expect("blocks are far under 4 GiB");
+    BlockHandle { offset, bytes }
 }
 
 /// Appends a frame around `payload` to `out`; the frame will lie at `offset` of the file. Returns its handle, and the
@@ -121,19 +150,66 @@ pub fn put_frame(
     };
     let frame_pages = pages(stored.len()).max(payload.len().div_ceil(UNPACK_RATIO_MAX * BLOCK_BYTES));
     out.reserve(frame_pages * BLOCK_BYTES);
-    let narrow = |number: usize| u32::try_from(number).expect("blocks are far under 4 GiB").to_le_bytes();
-    out.extend_from_slice(&[0; 4]);
-    out.extend_from_slice(&narrow(frame_pages));
-    out.extend_from_slice(&narrow(stored.len()));
-    out.extend_from_slice(&narrow(payload.len()));
-    out.extend_from_slice(&[kind as u8, compression, 0, 0]);
+    put_header(out, kind, frame_pages, (stored.len(), payload.len()), compression);
     out.extend_from_slice(stored);
     out.resize(start + frame_pages * BLOCK_BYTES);
     let crc = frame_crc(identity, offset, &out[start + 4..]);
     out[start..start + 4].copy_from_slice(&crc.to_le_bytes());
-    let bytes = u32::try_from(frame_pages * BLOCK_BYTES).expect("blocks are far under 4 GiB");
-    let stored_bytes = stored.len();
-    (BlockHandle { offset, bytes }, stored_bytes)
+    (handle_of(offset, frame_pages), stored.len())
+}
+
+/// A data block with a single entry, whose value is too long to be compressed. It is built in slices, straight in its
+/// frame.
+pub struct LargeBlock {
+    /// Where in the buffer the frame starts.
+    start: usize,
+    pages: usize,
+    /// The checksum up to `hashed`.
+    crc: Hasher,
+    hashed: usize,
+    /// Bytes of the value so far.
+    filled: usize,
+    handle: BlockHandle,
+}
+
+impl LargeBlock {
+    /// Appends the beginning of the frame, which will lie at `offset` of the file, to `out`.
+    pub fn begin(out: &mut AlignedBuf, entry: &Entry<'_>, identity: Identity, offset: u64) -> Self {
+        let mut head = Vec::new();
+        put_entry_head(&mut head, 0, entry);
+        let payload_bytes = head.len() + entry.value.len() + ONE_RESTART.len();
+        assert!(COMPRESS_BYTES_MAX < payload_bytes, "a shorter payload may be compressed");
+        let pages = (FRAME_BYTES + payload_bytes).div_ceil(BLOCK_BYTES);
+        let start = out.len();
+        out.reserve(pages * BLOCK_BYTES);
+        put_header(out, BlockKind::Data, pages, (payload_bytes, payload_bytes), 0);
+        out.extend_from_slice(&head);
+        let (crc, handle) = (frame_hasher(identity, offset), handle_of(offset, pages));
+        Self { start, pages, crc, hashed: start + 4, filled: 0, handle }
+    }
+
+    /// Appends the next slice of the value. Returns whether that was the last one.
+    pub fn fill(&mut self, out: &mut AlignedBuf, value: &[u8]) -> bool {
+        let end = value.len().min(self.filled + SLICE_BYTES);
+        out.extend_from_slice(&value[self.filled..end]);
+        self.filled = end;
+        self.hash(out);
+        end == value.len()
+    }
+
+    fn hash(&mut self, out: &AlignedBuf) {
+        self.crc.update(&out[self.hashed..]);
+        self.hashed = out.len();
+    }
+
+    /// Completes the frame.
+    pub fn finish(mut self, out: &mut AlignedBuf) -> BlockHandle {
+        out.extend_from_slice(&ONE_RESTART);
+        out.resize(self.start + self.pages * BLOCK_BYTES);
+        self.hash(out);
+        out[self.start..self.start + 4].copy_from_slice(&self.crc.finalize().to_le_bytes());
+        self.handle
+    }
 }
 
 /// The length of the frame that begins with `front`. The length is not verified yet, but is a multiple of the page
@@ -167,9 +243,36 @@ impl Frame {
     /// # Errors
     /// What is wrong.
     pub fn verify(bytes: AlignedBuf, identity: Identity, offset: u64) -> Result<Self, CorruptionReason> {
+        let crc = frame_crc(identity, offset, bytes.get(4..).unwrap_or_default());
+        Self::decode(bytes, crc)
+    }
+
+    /// As [`Self::verify`], and awaits `pause` between two slices of a long frame.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub async fn verify_in_slices(
+        bytes: AlignedBuf,
+        identity: Identity,
+        offset: u64,
+        pause: impl AsyncFn(),
+    ) -> Result<Self, CorruptionReason> {
+        let mut crc = frame_hasher(identity, offset);
+        let mut rest = bytes.get(4..).unwrap_or_default();
+        while SLICE_BYTES < rest.len() {
+            let slice;
+            (slice, rest) = rest.split_at(SLICE_BYTES);
+            crc.update(slice);
+            pause().await;
+        }
+        crc.update(rest);
+        Self::decode(bytes, crc.finalize())
+    }
+
+    /// Takes the frame in `bytes` apart, whose checksum should be `expected`.
+    fn decode(bytes: AlignedBuf, expected: u32) -> Result<Self, CorruptionReason> {
         let mut reader = Reader::new(&bytes);
-        let crc = reader.u32()?;
-        if crc != frame_crc(identity, offset, reader.rest()) {
+        if reader.u32()? != expected {
             return Err(CorruptionReason::Damaged("the checksum of the block does not match"));
         }
         let pages = reader.u32()? as usize;
@@ -228,6 +331,21 @@ impl Frame {
     }
 }
 
+/// What ends a payload with a single restart point, at its beginning.
+const ONE_RESTART: [u8; 8] = [0, 0, 0, 0, 1, 0, 0, 0];
+
+/// Appends an entry up to its value.
+fn put_entry_head(out: &mut Vec<u8>, shared: usize, entry: &Entry<'_>) {
+    let unshared = &entry.key[shared..];
+    put_varint(out, shared as u64);
+    put_varint(out, unshared.len() as u64);
+    out.extend_from_slice(entry.kind.encode(&mut [0; ENTRY_KIND_BYTES_MAX]));
+    put_varint(out, entry.seqno.0);
+    let mut length = [0; VARINT_BYTES_MAX];
+    out.extend_from_slice(varint(entry.value.len() as u64, &mut length));
+    out.extend_from_slice(unshared);
+}
+
 /// Builds the payload of a data or index block.
 #[derive(Default)]
 pub struct BlockBuilder {
@@ -273,17 +391,10 @@ impl BlockBuilder {
         if KEPT_BYTES < entry.value.len() {
             self.payload.reserve_exact(Self::entry_bytes_max(entry) + 8); // with room for the restart points
         }
-        let unshared = &entry.key[shared..];
-        put_varint(&mut self.payload, shared as u64);
-        put_varint(&mut self.payload, unshared.len() as u64);
-        self.payload.extend_from_slice(entry.kind.encode(&mut [0; ENTRY_KIND_BYTES_MAX]));
-        put_varint(&mut self.payload, entry.seqno.0);
-        let mut length = [0; VARINT_BYTES_MAX];
-        self.payload.extend_from_slice(varint(entry.value.len() as u64, &mut length));
-        self.payload.extend_from_slice(unshared);
+        put_entry_head(&mut self.payload, shared, entry);
         self.payload.extend_from_slice(entry.value);
         self.last_key.truncate(shared);
-        self.last_key.extend_from_slice(unshared);
+        self.last_key.extend_from_slice(&entry.key[shared..]);
     }
 
     /// Completes the payload. [`Self::clear`] makes the builder ready for the next payload.
@@ -600,6 +711,40 @@ mod tests {
             let other = Identity { file: FileNumber(4), ..IDENTITY };
             assert!(Frame::verify(AlignedBuf::from(&out[..]), other, 8192).is_err());
             assert!(Frame::verify(AlignedBuf::from(&out[..]), IDENTITY, 4096).is_err());
+        }
+    }
+
+    #[test]
+    fn a_large_block_built_in_slices_is_the_same_and_so_is_its_check() {
+        use std::cell::Cell;
+        for length in [COMPRESS_BYTES_MAX + 1, 3 * SLICE_BYTES, 3 * SLICE_BYTES + 4_000] {
+            let value: Vec<_> = (0..length).map(|at| at as u8).collect();
+            let kind = EntryKind::value(Some(crate::key::UnixMillis(1 << 41)));
+            let entry = Entry { key: b"key", seqno: SeqNo(300), kind, value: &value };
+            let mut builder = BlockBuilder::default();
+            builder.add(&entry);
+            let (mut whole, mut sliced) = (AlignedBuf::with_capacity(0), AlignedBuf::with_capacity(0));
+            whole.resize(BLOCK_BYTES);
+            sliced.resize(BLOCK_BYTES);
+            let (expected, _) = put_frame(&mut whole, BlockKind::Data, builder.finish(), IDENTITY, 8192);
+            let mut block = LargeBlock::begin(&mut sliced, &entry, IDENTITY, 8192);
+            let mut slices = 1;
+            while !block.fill(&mut sliced, &value) {
+                slices += 1;
+            }
+            assert_eq!(slices, length.div_ceil(SLICE_BYTES));
+            assert_eq!(block.finish(&mut sliced), expected);
+            assert!(whole[..] == sliced[..], "{length}");
+
+            let pauses = Cell::new(0);
+            let check = |flip: usize| {
+                let mut frame = AlignedBuf::from(&whole[BLOCK_BYTES..]);
+                frame[flip] ^= u8::from(flip != 0);
+                let pause = async || pauses.set(pauses.get() + 1);
+                futures_executor::block_on(Frame::verify_in_slices(frame, IDENTITY, 8192, pause)).is_ok()
+            };
+            assert!(check(0) && !check(100) && !check(length) && !check(SLICE_BYTES + 4));
+            assert_eq!(pauses.get(), 4 * ((expected.bytes as usize - 5) / SLICE_BYTES));
         }
     }
 

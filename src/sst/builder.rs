@@ -4,7 +4,10 @@
 //! synced when `finish` returns. Its name is not synced: the caller syncs the directory before a manifest names the
 //! file (P7).
 
-use super::block::{BlockBuilder, BlockKind, TARGET_PAGES_MAX, put_frame, raw_bytes_target, separator};
+use super::block::{
+    BlockBuilder, BlockKind, COMPRESS_BYTES_MAX, LargeBlock, TARGET_PAGES_MAX, put_frame, raw_bytes_target,
+    separator,
+};
 use super::{BlockHandle, SstMeta, filter};
 use crate::error::{Error, Result};
 use crate::file_name::FileName;
@@ -27,10 +30,9 @@ pub const LARGE_ENTRY_BYTES: usize = 256 << 10;
 /// The buffers for entries that are not large.
 const BUFFER_BYTES: usize = 1 << 20;
 
-/// Bytes of memory that it takes to write a file whose longest entry has `longest` bytes: the block that is built, and
-/// its frame.
+/// Bytes of memory that it takes to write a file whose longest entry has `longest` bytes.
 pub fn memory_bytes(longest: usize) -> usize {
-    BUFFER_BYTES + if longest <= LARGE_ENTRY_BYTES { 0 } else { 2 * longest }
+    BUFFER_BYTES + if longest <= LARGE_ENTRY_BYTES { 0 } else { longest }
 }
 
 /// A sorted file being written.
@@ -44,6 +46,8 @@ pub struct SstBuilder<F: File> {
     data: BlockBuilder,
     data_target: usize,
     blocks_until_retry: u32,
+    /// The block of a large entry that is not complete.
+    large: Option<LargeBlock>,
     /// The last complete data block. Its separator needs the next key.
     unindexed: Option<BlockHandle>,
     last_key: Vec<u8>,
@@ -68,6 +72,7 @@ impl<F: File> SstBuilder<F> {
             data: BlockBuilder::default(),
             data_target: TARGET_PAGES_MAX * PAGE_PAYLOAD_BYTES,
             blocks_until_retry: RETRY_BLOCKS,
+            large: None,
             unindexed: None,
             last_key: Vec::new(),
             index: BlockBuilder::default(),
@@ -82,8 +87,18 @@ impl<F: File> SstBuilder<F> {
         self.written + (self.out.len() + self.data.bytes()) as u64
     }
 
-    /// Adds an entry. Each key must be greater than the key before it. The caller then calls [`Self::write_full`].
-    pub fn add(&mut self, entry: &Entry<'_>) {
+    /// Adds an entry, or the next slice of a large entry. Each key must be greater than the key before it. Returns `false`
+    /// if the caller has to add the same entry again; meanwhile the caller may pause. After `true` the caller calls
+    /// [`Self::write_full`].
+    #[must_use]
+    pub fn add(&mut self, entry: &Entry<'_>) -> bool {
+        if let Some(block) = &mut self.large {
+            let complete = block.fill(&mut self.out, entry.value);
+            if complete {
+                self.unindexed = self.large.take().map(|block| block.finish(&mut self.out));
+            }
+            return complete;
+        }
         if let Some(handle) = self.unindexed.take() {
             self.index_block(handle, Some(entry.key));
         }
@@ -92,14 +107,20 @@ impl<F: File> SstBuilder<F> {
             let handle = self.end_data_block();
             self.index_block(handle, Some(entry.key));
         }
-        self.data.add(entry);
         self.hashes.push(filter_hash(entry.key));
         self.last_key.clear();
         self.last_key.extend_from_slice(entry.key);
         self.meta.count(entry);
+        if COMPRESS_BYTES_MAX < entry.value.len() {
+            let offset = self.offset();
+            self.large = Some(LargeBlock::begin(&mut self.out, entry, self.identity, offset));
+            return self.add(entry);
+        }
+        self.data.add(entry);
         if self.data_target <= self.data.bytes() {
             self.unindexed = Some(self.end_data_block());
         }
+        true
     }
 
     /// Writes the complete blocks, if there are enough of them for a write.
@@ -113,6 +134,7 @@ impl<F: File> SstBuilder<F> {
     /// Completes, writes and syncs the file. At least one entry must have been added.
     pub async fn finish(mut self) -> Result<SstMeta> {
         assert!(0 < self.meta.entries, "a sorted file has at least one entry");
+        assert!(self.large.is_none(), "the last entry is complete");
         if !self.data.is_empty() {
             self.unindexed = Some(self.end_data_block());
         }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::block::{Block, BlockKind, Frame, seek};
 use super::{BlockHandle, SstMeta, filter};
 use crate::codec::Reader;
+use crate::config::SLICE_BYTES;
 use crate::error::{CorruptionReason, Error, Result};
 use crate::file_name::FileName;
 use crate::identity::Identity;
@@ -33,7 +34,7 @@ impl<F: File> Sst<F> {
         let label = storage.label(name);
         let file = open_file(storage, name, Access::Read).await?;
         let footer_at = bytes.saturating_sub(BLOCK_BYTES as u64);
-        let footer = read(&file, &label, footer_at, BLOCK_BYTES).await?;
+        let footer = read(&file, &label, footer_at, AlignedBuf::zeroed(BLOCK_BYTES)).await?;
         let (top, properties) = decode_single(&footer, identity, footer_at)
             .and_then(|payload| {
                 let mut reader = Reader::new(payload);
@@ -72,14 +73,22 @@ impl<F: File> Sst<F> {
         self.identity.file
     }
 
-    /// Reads and verifies the frame at `handle`.
+    /// Reads and verifies the frame at `handle`. `pause` is awaited between two slices of a long frame.
     ///
     /// # Errors
     /// `Corruption` or `Io`, with file and offset.
-    pub async fn read_frame(&self, handle: BlockHandle) -> Result<Frame> {
+    pub async fn read_frame(&self, handle: BlockHandle, pause: impl AsyncFn()) -> Result<Frame> {
         self.check_handle(handle)?;
-        let bytes = read(&self.file, &self.label, handle.offset, handle.bytes as usize).await?;
-        Frame::verify(bytes, self.identity, handle.offset).map_err(|reason| self.corruption(handle, reason))
+        let wanted = handle.bytes as usize;
+        let mut buffer = AlignedBuf::with_capacity(wanted);
+        while SLICE_BYTES < wanted - buffer.len() {
+            buffer.resize(buffer.len() + SLICE_BYTES);
+            pause().await;
+        }
+        buffer.resize(wanted);
+        let bytes = read(&self.file, &self.label, handle.offset, buffer).await?;
+        let frame = Frame::verify_in_slices(bytes, self.identity, handle.offset, pause).await;
+        frame.map_err(|reason| self.corruption(handle, reason))
     }
 
     /// Refuses a handle that points past the end of the file.
@@ -100,7 +109,7 @@ impl<F: File> Sst<F> {
     }
 
     pub(super) async fn read_block(&self, handle: BlockHandle) -> Result<Block> {
-        self.unpack(handle, self.read_frame(handle).await?)
+        self.unpack(handle, self.read_frame(handle, async || {}).await?)
     }
 
     /// The description of the file that its properties block holds.
@@ -117,16 +126,21 @@ impl<F: File> Sst<F> {
     }
 }
 
-/// Reads exactly `bytes` bytes.
-pub(super) async fn read<F: File>(file: &F, label: &str, offset: u64, bytes: usize) -> Result<AlignedBuf> {
-    let (result, mut buffer) = file.read_at(AlignedBuf::zeroed(bytes), offset).await;
+/// Fills the whole `buffer`.
+pub(super) async fn read<F: File>(
+    file: &F,
+    label: &str,
+    offset: u64,
+    buffer: AlignedBuf,
+) -> Result<AlignedBuf> {
+    let bytes = buffer.len();
+    let (result, buffer) = file.read_at(buffer, offset).await;
     let count = result
         .map_err(|error| Error::read(format!("read {bytes} bytes at offset {offset} of {label}"), error))?;
     if count < bytes {
         let reason = CorruptionReason::Damaged("the file ends before the block does");
         return Err(Error::corruption(label, offset, reason));
     }
-    buffer.truncate(count);
     Ok(buffer)
 }
 
@@ -250,7 +264,7 @@ mod tests {
         for (index, (key, value)) in model.iter().enumerate() {
             let expires = (index % 7 == 0).then_some(UnixMillis(index as u64));
             let entry = Entry { key, seqno: SeqNo(index as u64 + 1), kind: EntryKind::value(expires), value };
-            builder.add(&entry);
+            while !builder.add(&entry) {}
             builder.write_full().await.unwrap();
         }
         builder.finish().await.unwrap()

@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use super::block::{Block, BlockKind, Cursor};
 use super::reader::Sst;
-use super::window::{ReadAhead, Window};
+use super::window::{READ_AHEAD_BYTES_MAX, ReadAhead, Window};
 use super::{BlockHandle, SstMeta};
 use crate::codec::Reader;
 use crate::error::{CorruptionReason, Result};
@@ -28,6 +28,9 @@ pub trait OpenSst {
     /// # Errors
     /// `Corruption` or `Io`.
     async fn open(&self, meta: &SstMeta) -> Result<Rc<Sst<Self::File>>>;
+
+    /// Lets other work go first, between two slices of a long block.
+    async fn pause(&self) {}
 
     /// The block at `offset` of a file, if it is in a cache.
     fn cached(&self, _file: FileNumber, _offset: u64) -> Option<Rc<Block>> {
@@ -104,7 +107,7 @@ impl<O: OpenSst> Source for Run<'_, O> {
 
     async fn supply(&mut self) -> Result<()> {
         match &mut self.walk {
-            Some(walk) => walk.supply().await,
+            Some(walk) => walk.supply(self.opener).await,
             None => {
                 if let Some(file) = self.files.get(self.next) {
                     let sst = self.opener.open(file).await?;
@@ -180,8 +183,15 @@ impl<F: File> Walk<F> {
         Ok(())
     }
 
-    async fn supply(&mut self) -> Result<()> {
+    async fn supply<O: OpenSst<File = F>>(&mut self, opener: &O) -> Result<()> {
         match self.wanted {
+            // Without the window, so that a merge of large values holds each value once.
+            Some((handle, BlockKind::Data)) if READ_AHEAD_BYTES_MAX < handle.bytes as usize => {
+                self.window.clear();
+                let frame = self.sst.read_frame(handle, async || opener.pause().await).await?;
+                self.supplied = Some(Rc::new(self.sst.unpack(handle, frame)?));
+                Ok(())
+            }
             // Index blocks lie after their data blocks, and are read without the window, which stays where it is.
             Some((handle, BlockKind::Data)) => {
                 self.sst.check_handle(handle)?;
@@ -262,7 +272,7 @@ mod tests {
                 let mut builder = SstBuilder::create(&storage, identity(number)).await.unwrap();
                 let part_end = (part + 1) * model.len() / count - part * model.len() / count;
                 for (key, (seqno, kind, value)) in entries.by_ref().take(part_end) {
-                    builder.add(&Entry { key, seqno: *seqno, kind: *kind, value });
+                    while !builder.add(&Entry { key, seqno: *seqno, kind: *kind, value }) {}
                     builder.write_full().await.unwrap();
                 }
                 metas.push(Rc::new(builder.finish().await.unwrap()));

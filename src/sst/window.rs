@@ -10,7 +10,7 @@ use crate::error::{CorruptionReason, Result};
 use crate::storage::{AlignedBuf, BLOCK_BYTES, File};
 
 /// The most bytes that are read ahead.
-const READ_AHEAD_BYTES_MAX: usize = 256 << 10;
+pub(super) const READ_AHEAD_BYTES_MAX: usize = 256 << 10;
 /// Bytes of the first read of a reader that may stop soon. Every read doubles them.
 const READ_AHEAD_BYTES_MIN: usize = 16 << 10;
 
@@ -42,6 +42,11 @@ impl Window {
         Self { bytes: AlignedBuf::with_capacity(0), at: 0, ahead }
     }
 
+    /// Gives the memory of the window back.
+    pub(super) fn clear(&mut self) {
+        self.bytes = AlignedBuf::with_capacity(0);
+    }
+
     /// The `bytes` bytes at `offset`, if the window holds them.
     pub(super) fn get(&self, offset: u64, bytes: usize) -> Option<&[u8]> {
         let from = to_usize(offset.checked_sub(self.at)?);
@@ -65,11 +70,11 @@ impl Window {
             bytes.max(self.ahead.min(to_usize(end.saturating_sub(offset))))
         };
         self.ahead = (2 * self.ahead).min(READ_AHEAD_BYTES_MAX);
-        self.bytes = AlignedBuf::with_capacity(0);
-        self.bytes = match read(&sst.file, &sst.label, offset, step).await {
+        self.clear();
+        self.bytes = match read(&sst.file, &sst.label, offset, AlignedBuf::zeroed(step)).await {
             // What follows the wanted bytes may be unreadable, or cut off.
             Err(error) if error.is_damage() && bytes < step => {
-                read(&sst.file, &sst.label, offset, bytes).await?
+                read(&sst.file, &sst.label, offset, AlignedBuf::zeroed(bytes)).await?
             }
             result => result?,
         };
@@ -179,7 +184,7 @@ mod tests {
             let value: Vec<_> = (0..length).map(|_| random.next_u64().to_le_bytes()[0]).collect();
             let key = format!("{number:06}").into_bytes();
             let entry = Entry { key: &key, seqno: SeqNo(number), kind: EntryKind::VALUE, value: &value };
-            builder.add(&entry);
+            while !builder.add(&entry) {}
             builder.write_full().await.unwrap();
         }
         let meta = builder.finish().await.unwrap();

@@ -39,20 +39,29 @@
 pub mod reader;
 pub mod writer;
 
+use bytes::Bytes;
+
 use crate::codec::{Reader, VARINT_BYTES_MAX, varint};
+use crate::config::SLICE_BYTES;
 use crate::error::CorruptionReason;
-use crate::key::{ENTRY_KIND_BYTES_MAX, Entry, EntryKind, SeqNo};
+use crate::key::{ENTRY_KIND_BYTES_MAX, Entry, EntryKind, NewValue, SeqNo};
 use crate::record::RecordBuilder;
 use crate::storage::AlignedBuf;
 
 const PUBLISHED_AT: usize = 8;
 const COUNT_AT: usize = 16;
+/// What precedes the writes.
+const HEAD_BYTES: usize = 20;
 
 /// A commit group being formed.
 pub struct GroupBuilder {
+    /// The payload, without large values until it is complete.
     record: RecordBuilder,
     first: SeqNo,
     pub(crate) count: u32,
+    /// Large values, and where in the payload so far each of them belongs.
+    large: Vec<(usize, Bytes)>,
+    large_bytes: usize,
 }
 
 impl GroupBuilder {
@@ -62,17 +71,24 @@ impl GroupBuilder {
         record.extend_from_slice(&first.0.to_le_bytes());
         record.extend_from_slice(&0_u64.to_le_bytes());
         record.extend_from_slice(&0_u32.to_le_bytes());
-        Self { record, first, count: 0 }
+        Self { record, first, count: 0, large: Vec::new(), large_bytes: 0 }
     }
 
     /// Adds a write and returns its SeqNo.
-    pub fn add(&mut self, key: &[u8], kind: EntryKind, value: &[u8]) -> SeqNo {
+    pub fn add<'a>(&mut self, key: &[u8], kind: EntryKind, value: impl Into<NewValue<'a>>) -> SeqNo {
+        let value = value.into();
         let mut length = [0; VARINT_BYTES_MAX];
         self.record.extend_from_slice(kind.encode(&mut [0; ENTRY_KIND_BYTES_MAX]));
         self.record.extend_from_slice(varint(key.len() as u64, &mut length));
-        self.record.extend_from_slice(varint(value.len() as u64, &mut length));
+        self.record.extend_from_slice(varint(value.as_ref().len() as u64, &mut length));
         self.record.extend_from_slice(key);
-        self.record.extend_from_slice(value);
+        match value {
+            NewValue::Short(value) => self.record.extend_from_slice(value),
+            NewValue::Large(value) => {
+                self.large_bytes += value.len();
+                self.large.push((self.record.payload_bytes(), value));
+            }
+        }
         self.count += 1;
         self.last()
     }
@@ -84,12 +100,12 @@ impl GroupBuilder {
 
     /// Bytes of the payload so far.
     pub fn bytes(&self) -> usize {
-        self.record.payload_bytes()
+        self.record.payload_bytes() + self.large_bytes
     }
 
     /// Where in the WAL the group would end if it were closed now.
     pub fn end(&self) -> u64 {
-        self.record.end()
+        self.record.end_with(self.large_bytes)
     }
 
     /// Notes the position of the group in an external log.
@@ -97,10 +113,32 @@ impl GroupBuilder {
         self.record.patch(PUBLISHED_AT, &position.to_le_bytes());
     }
 
-    /// Completes the payload. No write is added afterwards.
-    pub fn complete(&mut self) {
+    /// Completes the payload. No write is added afterwards. `pause` is awaited between two slices of large values.
+    ///
+    /// Cancel safety: not safe; the payload would be incomplete.
+    pub async fn complete(&mut self, pause: impl AsyncFn()) {
         assert!(0 < self.count, "an empty group is not written");
         self.record.patch(COUNT_AT, &self.count.to_le_bytes());
+        if self.large.is_empty() {
+            return;
+        }
+        let mut record = RecordBuilder::new(AlignedBuf::with_capacity(0), self.record.offset());
+        record.reserve(self.bytes());
+        let short = self.record.payload();
+        record.extend_from_slice(&short[..HEAD_BYTES]);
+        record.begin_checksum();
+        let mut from = HEAD_BYTES;
+        for (at, value) in self.large.drain(..) {
+            record.extend_from_slice(&short[from..at]);
+            from = at;
+            for slice in value.chunks(SLICE_BYTES) {
+                record.extend_from_slice(slice);
+                pause().await;
+            }
+        }
+        record.extend_from_slice(&short[from..]);
+        self.record = record;
+        self.large_bytes = 0;
     }
 
     /// The payload, once it is complete.
@@ -191,6 +229,34 @@ mod tests {
         }
         payload.push(0);
         assert!(decode_group(&payload, |_| {}).is_err());
+    }
+
+    #[test]
+    fn large_values_make_the_same_group_as_short_ones() {
+        use std::cell::Cell;
+        let offset = 4096 + 1536;
+        let values = [vec![1; 3], vec![2; 2 * SLICE_BYTES + 5], vec![3; 40], vec![4; 600], Vec::new()];
+        let group = |large: &[usize]| {
+            let mut group = GroupBuilder::new(AlignedBuf::with_capacity(0), offset, SeqNo(10));
+            for (index, value) in values.iter().enumerate() {
+                let key = [index as u8 + 1];
+                if large.contains(&index) {
+                    group.add(&key, EntryKind::VALUE, NewValue::Large(value.clone().into()));
+                } else {
+                    group.add(&key, EntryKind::VALUE, value);
+                }
+            }
+            let (bytes, end, pauses) = (group.bytes(), group.end(), Cell::new(0));
+            futures_executor::block_on(group.complete(async || pauses.set(pauses.get() + 1)));
+            assert_eq!((group.bytes(), group.end()), (bytes, end));
+            group.set_published(7);
+            (group.payload().to_vec(), pauses.get())
+        };
+        let (expected, pauses) = group(&[]);
+        assert_eq!(pauses, 0);
+        for (large, pauses) in [(&[1][..], 3), (&[0, 1, 3], 5), (&[3, 4], 1)] {
+            assert!(group(large) == (expected.clone(), pauses), "{large:?}");
+        }
     }
 
     proptest! {

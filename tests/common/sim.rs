@@ -25,6 +25,7 @@ pub const CONFIG: DbConfig = DbConfig {
     memtable_bytes: 1 << 20,
     cache_bytes: 1 << 20,
     value_bytes_max: 1000,
+    large_value_bytes: 100,
     open_files_max: 16,
     wal_bytes: DbConfig::wal_bytes_for(1 << 20, 1000),
     wal_step_bytes: 1 << 20,
@@ -160,7 +161,7 @@ pub async fn operate(db: &Db<SimStorage>, op: Op<&[u8]>, now: UnixMillis) -> Out
         lent = Some(outcome.to_owned());
         true
     };
-    let started = db.start(op, now, lend).unwrap();
+    let started = db.start(&op, now, lend).unwrap();
     match started {
         Started::Lent => lent.expect("it was lent"),
         Started::Known(outcome) => outcome,

@@ -106,6 +106,7 @@ pub fn config() -> impl Strategy<Value = DbConfig> {
             memtable_bytes,
             cache_bytes,
             value_bytes_max: 80_000,
+            large_value_bytes: 200,
             open_files_max,
             wal_bytes: DbConfig::wal_bytes_for(memtable_bytes, 80_000),
             wal_step_bytes: step * 4096,
@@ -266,7 +267,7 @@ impl World {
         let (ticket, held) = match value {
             Some((value, expires)) => {
                 let op = Op::Set { key: db.key(key), value: value.as_slice(), expires: *expires };
-                let started = db.start(op, self.now, |_| panic!("a set lends nothing"))?;
+                let started = db.start(&op, self.now, |_| panic!("a set lends nothing"))?;
                 let Started::Committing(ticket, Outcome::Written { seqno }) = started else {
                     panic!("a set waits for its commit")
                 };
