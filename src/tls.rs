@@ -155,9 +155,10 @@ impl Session {
         self.taken = 0;
         self.incoming.shrink_to(if self.incoming.is_empty() { 0 } else { RECORD_BYTES }); // it may be idle for long
         if result.is_err() {
-            // The alert that says why the connection has failed. There is one, and after it nothing may be asked.
-            if let Ok(ConnectionState::EncodeTlsData(data)) =
-                self.connection.process_tls_records(&mut self.incoming).state
+            // What was to be sent, and the alert that says why the connection has failed. After that nothing may be asked.
+            while self.connection.wants_write()
+                && let Ok(ConnectionState::EncodeTlsData(data)) =
+                    self.connection.process_tls_records(&mut self.incoming).state
             {
                 encode(data, out);
             }
@@ -300,6 +301,22 @@ mod tests {
         let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()));
         let builder = builder.with_safe_default_protocol_versions().unwrap();
         (settings, Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
+    }
+
+    #[test]
+    fn a_client_that_speaks_another_protocol_is_told_so() {
+        let (settings, config) = pair();
+        let mut config = (*config).clone();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let mut client =
+            ClientConnection::new(Arc::new(config), ServerName::try_from("localhost").unwrap()).unwrap();
+        let mut session = Session::new(&settings).unwrap();
+        let (mut hello, mut plain, mut out) = (Vec::new(), Vec::new(), Vec::new());
+        client.write_tls(&mut hello).unwrap();
+        assert!(session.feed(&hello, &mut plain, &mut out).is_err());
+        client.read_tls(&mut &out[..]).unwrap();
+        let alert = rustls::AlertDescription::NoApplicationProtocol;
+        assert_eq!(client.process_new_packets().unwrap_err(), rustls::Error::AlertReceived(alert));
     }
 
     /// Everything that the client wants to send, in parts of random lengths, perhaps with a flipped bit.

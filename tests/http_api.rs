@@ -109,7 +109,8 @@ fn a_page_of_another_site_changes_nothing() {
         for line in ["POST /set?key=k&value=w", "POST /del?key=k", "GET /shutdown", "POST /shutdown"] {
             assert_eq!(send(line, field), 403, "{line}, {field}");
         }
-        assert_eq!(send("GET /get?key=k", field), 200, "{field}");
+        assert_eq!(send("GET /get?key=k", field), 403, "{field}");
+        assert_eq!(send("GET /livez", field), 200, "{field}");
     }
     let own = format!("Origin: http://{}", server.address);
     assert_eq!(send("POST /set?key=k&value=w", &own), 200);

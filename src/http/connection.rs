@@ -199,7 +199,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             match self.turn(&mut turn).await {
                 Ok(Then::GoOn) => {}
                 Ok(Then::Close) => return self.linger().await,
-                Err(Gone) => return,
+                Err(Gone) => return self.peer.stream.finish().await,
             }
         }
     }

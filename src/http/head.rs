@@ -265,6 +265,27 @@ fn name_of(host: &[u8], old: bool) -> Result<Option<&[u8]>, Refusal> {
     }
 }
 
+/// The value of the field `name` of a head that [`parse`] has read. Meant for fields that few requests are asked for.
+fn field<'a>(head: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    head.split(|byte| *byte == b'\n').find_map(|line| {
+        let (found, value) = line.split_at(memchr::memchr(b':', line)?);
+        found.eq_ignore_ascii_case(name.as_bytes()).then(|| value[1..].trim_ascii())
+    })
+}
+
+/// Whether a browser has sent this head. Every browser says in which languages its user would like to read. No command
+/// does so unless it is told to.
+pub fn is_of_browser(head: &[u8]) -> bool {
+    ["accept-language", "sec-fetch-site", "sec-fetch-mode", "sec-fetch-dest", "origin", "referer"]
+        .iter()
+        .any(|name| field(head, name).is_some())
+}
+
+/// Whether a browser has sent this head to show the reply to its user as a page of its own: the user has followed a link.
+pub fn is_navigation(head: &[u8]) -> bool {
+    field(head, "sec-fetch-mode") == Some(b"navigate") && field(head, "sec-fetch-dest") == Some(b"document")
+}
+
 /// The header fields that change how a request is read.
 #[derive(Default)]
 struct Fields<'a> {
@@ -369,6 +390,22 @@ fn is_origin_of(origin: &[u8], host: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_browsers_say_is_found_in_a_head() {
+        let head =
+            |fields: &str| format!("GET /sec-fetch-mode: HTTP/1.1\r\nHost: x\r\n{fields}\r\n").into_bytes();
+        let curl = head("User-Agent: curl/8.0\r\nAccept: */*\r\n");
+        assert!(!is_of_browser(&curl) && !is_navigation(&curl));
+        for fields in ["ACCEPT-language:de\r\n", "A: b\r\nsec-fetch-site: none\r\n", "Referer:\r\n"] {
+            assert!(is_of_browser(&head(fields)), "{fields}");
+        }
+        let (mode, dest) = ("Sec-Fetch-Mode: navigate\r\n", "Sec-Fetch-Dest:  document \r\n");
+        assert!(is_navigation(&head(&format!("{mode}{dest}"))));
+        for fields in [mode, dest, "Sec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: iframe\r\n"] {
+            assert!(!is_navigation(&head(fields)), "{fields}");
+        }
+    }
 
     fn read(text: &str) -> Result<Head, Refusal> {
         let mut end = HeadEnd::default();

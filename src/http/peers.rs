@@ -34,6 +34,9 @@ pub struct Times {
     /// Without progress in a body.
     pub body: Duration,
 }
+/// The clock of a thread moves this often, so a phase may have begun this much later than it seems. Limits are never shorter
+/// than they say.
+const TICK: Duration = Duration::from_secs(1);
 /// How long client and server may take to agree on how to encrypt.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 /// The log says at most this often that clients were too slow.
@@ -317,12 +320,17 @@ impl<S: Stream> Peers<S> {
                 Phase::Lingering => (LINGER_TIME, Some("end")),
                 Phase::Working | Phase::Watching => continue,
             };
-            if limit < now.saturating_duration_since(peer.since.get()) {
+            if limit + TICK < now.saturating_duration_since(peer.since.get()) {
                 if let Some(what) = what {
                     self.count_end(what);
                 }
                 // A client that is slow with its request is told so: the read returns, and 408 is written.
-                let reads = matches!(peer.phase.get(), Phase::Reading | Phase::ReadingBody);
+                // One that is idle is closed as its protocol asks for.
+                let reads = match peer.phase.get() {
+                    Phase::Reading | Phase::ReadingBody => true,
+                    Phase::Idle => peer.stream.is_established(),
+                    _ => false,
+                };
                 let told = reads && !peer.late.replace(true);
                 peer.end(if told { Shutdown::Read } else { Shutdown::Both });
             }

@@ -86,6 +86,8 @@ pub struct Response {
     pub status: Status,
     /// Its body.
     pub body: Body,
+    /// What the body is.
+    content_type: &'static str,
     /// A header field of its own, and its value.
     field: Option<(&'static str, &'static str)>,
 }
@@ -97,6 +99,10 @@ impl Response {
     /// 200 and a sentence.
     pub const OK: Self = Self::text(Status::Ok, "OK");
 
+    /// 200 and the description of the API.
+    pub const OPENAPI: Self =
+        Self::document(Status::Ok, "application/yaml", include_str!("openapi.yaml").trim_ascii_end());
+
     /// 200 with this sentence.
     pub fn ok(text: String) -> Self {
         Self { body: Body::Text(Cow::Owned(text)), ..Self::OK }
@@ -104,7 +110,11 @@ impl Response {
 
     /// A status and a sentence, without its newline.
     pub const fn text(status: Status, text: &'static str) -> Self {
-        Self { status, body: Body::Text(Cow::Borrowed(text)), field: None }
+        Self::document(status, "text/plain; charset=utf-8", text)
+    }
+
+    const fn document(status: Status, content_type: &'static str, text: &'static str) -> Self {
+        Self { status, body: Body::Text(Cow::Borrowed(text)), content_type, field: None }
     }
 
     /// 200 and lines as they come.
@@ -323,7 +333,8 @@ fn put_status_and_date(out: &mut Vec<u8>, status: Status, date: &str) {
 /// Appends the head of a reply, except the header that says what becomes of the connection.
 fn put_fields(out: &mut Vec<u8>, date: &str, response: &Response, old: bool) {
     put_status_and_date(out, response.status, date);
-    out.extend_from_slice(b"\r\ncontent-type: text/plain; charset=utf-8");
+    out.extend_from_slice(b"\r\ncontent-type: ");
+    out.extend_from_slice(response.content_type.as_bytes());
     match &response.body {
         Body::Text(text) => {
             out.extend_from_slice(b"\r\ncontent-length: ");
@@ -403,6 +414,17 @@ mod tests {
             outcome(&Outcome::Missing, Wire { head_only: true, ..WIRE })
                 .ends_with("\r\nringkeep-error: key-not-found\r\n\r\n")
         );
+    }
+
+    #[test]
+    fn the_description_of_the_api_has_every_path() {
+        let text = reply(&Response::OPENAPI, WIRE);
+        assert!(
+            text.contains("\r\ncontent-type: application/yaml\r\n") && text.ends_with("pattern: '\\n$'\n")
+        );
+        for path in ["/set", "/get", "/del", "/shutdown", "/livez", "/readyz", "/openapi.yaml"] {
+            assert!(text.contains(&format!("\n  {path}:\n")), "{path}");
+        }
     }
 
     #[test]

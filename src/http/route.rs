@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use super::access::{Grant, Need, Role};
-use super::head::{Framing, Head, Method};
+use super::head::{Framing, Head, Method, is_navigation, is_of_browser};
 use super::query::{decode, parameters};
 use super::response::ERROR_FIELD;
 use super::{Refusal, Status};
@@ -26,6 +26,8 @@ pub enum Control {
     Livez,
     /// Are requests served?
     Readyz,
+    /// What requests are there?
+    Openapi,
     /// Which methods are there? These, as the `Allow` header names them.
     Options(&'static str),
 }
@@ -73,6 +75,7 @@ impl Endpoint {
             b"/shutdown" => Self::Control(Control::Shutdown),
             b"/livez" => Self::Control(Control::Livez),
             b"/readyz" => Self::Control(Control::Readyz),
+            b"/openapi.yaml" => Self::Control(Control::Openapi),
             _ => return None,
         })
     }
@@ -81,7 +84,8 @@ impl Endpoint {
     fn methods(self) -> (&'static [Method], &'static str) {
         match self {
             Self::Set => (&[Method::Post, Method::Put], "POST, PUT, OPTIONS"),
-            Self::Get | Self::Control(Control::Livez | Control::Readyz | Control::Options(_)) => {
+            Self::Get
+            | Self::Control(Control::Livez | Control::Readyz | Control::Openapi | Control::Options(_)) => {
                 (&[Method::Get, Method::Head], "GET, HEAD, OPTIONS")
             }
             Self::Delete => (&[Method::Delete, Method::Post], "DELETE, POST, OPTIONS"),
@@ -100,7 +104,7 @@ impl Endpoint {
 
     fn need(self) -> Need {
         match self {
-            Self::Get => Need::Role(Role::Read),
+            Self::Get | Self::Control(Control::Openapi) => Need::Role(Role::Read),
             Self::Set | Self::Delete => Need::Role(Role::Write),
             Self::Control(Control::Shutdown) => Need::Shutdown,
             Self::Control(Control::Livez | Control::Readyz | Control::Options(_)) => Need::Nothing,
@@ -136,8 +140,19 @@ impl Route {
         let endpoint = Endpoint::of(path);
         grant.check(endpoint.map_or(Need::Role(Role::Read), Endpoint::need))?;
         let endpoint = endpoint.ok_or(UNKNOWN_PATH)?;
-        if head.foreign && endpoint.changes_something() {
-            return Err(FOREIGN);
+        let head_bytes = &request[..head.bytes];
+        if head.foreign && endpoint.need() != Need::Nothing {
+            if endpoint.changes_something() {
+                return Err(FOREIGN);
+            }
+            // Even without the reply, a page learns whether there is one, and how long it is.
+            if !is_navigation(head_bytes) {
+                return Err(FOREIGN_READ);
+            }
+        }
+        let stops = endpoint == Endpoint::Control(Control::Shutdown);
+        if stops && head.method == Method::Get && is_of_browser(head_bytes) {
+            return Err(STOP_BY_BROWSER);
         }
         let (methods, allow) = endpoint.methods();
         if !methods.contains(&head.method) {
@@ -236,12 +251,19 @@ impl Route {
 
 const UNKNOWN_PATH: Refusal = Refusal::new(
     Status::NotFound,
-    "there is no such path; the paths are /set, /get, /del, /shutdown, /livez and /readyz",
+    "there is no such path; /openapi.yaml describes those that there are: \
+     /set, /get, /del, /shutdown, /livez and /readyz",
 )
 .with_field(ERROR_FIELD, "unknown-path");
 const FOREIGN: Refusal = Refusal::new(
     Status::Forbidden,
     "a page of another site may not change anything here, and a browser may not before its user asks for it",
+);
+const FOREIGN_READ: Refusal =
+    Refusal::new(Status::Forbidden, "a page of another site may link to a value, but not load it");
+const STOP_BY_BROWSER: Refusal = Refusal::new(
+    Status::Forbidden,
+    "a browser may stop the server by POST only: a GET may be a link, an image or a redirect of any page",
 );
 const KEY_TOO_LONG: Refusal = Refusal::new(Status::UriTooLong, "the key is longer than 16384 bytes");
 
@@ -319,6 +341,8 @@ mod tests {
             (Get, "/shutdown?now=1", None, Err(400)),
             (Get, "/livez", None, Ok("Livez")),
             (Head, "/readyz", None, Ok("Readyz")),
+            (Get, "/openapi.yaml", None, Ok("Openapi")),
+            (Post, "/openapi.yaml", None, Err(405)),
             (Other, "/readyz", None, Err(405)),
             (Options, "*", None, Ok("Options(\"GET, HEAD, POST, PUT, DELETE, OPTIONS\")")),
             (Options, "/", None, Ok("Options(\"GET, HEAD, POST, PUT, DELETE, OPTIONS\")")),

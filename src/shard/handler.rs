@@ -257,6 +257,7 @@ impl<T: Status> Handler for Dispatcher<T> {
         match control {
             Control::Livez => Response::OK,
             Control::Options(methods) => Response::allow(methods),
+            Control::Openapi => Response::OPENAPI,
             Control::Readyz => match self.status.unready() {
                 None => self.status.degraded().map_or(Response::OK, Response::ok),
                 Some(why) => Response::unavailable(why),

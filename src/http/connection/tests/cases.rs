@@ -60,6 +60,7 @@ impl Handler for Map {
 
     fn control(&self, control: Control) -> Response {
         match control {
+            Control::Openapi => Response::OPENAPI,
             Control::Livez | Control::Readyz => Response::OK,
             Control::Options(methods) => Response::allow(methods),
             Control::Shutdown => {
