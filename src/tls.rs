@@ -90,6 +90,7 @@ pub struct Session {
     taken: usize,
     is_established: bool,
     has_ended: bool,
+    /// The client was told that no more comes, or the connection has failed.
     is_closed: bool,
 }
 
@@ -151,6 +152,7 @@ impl Session {
         }
         self.incoming.extend_from_slice(bytes);
         let result = self.take(plain, out);
+        self.is_closed = result.is_err();
         self.incoming.drain(..self.taken.min(self.incoming.len()));
         self.taken = 0;
         self.incoming.shrink_to(if self.incoming.is_empty() { 0 } else { RECORD_BYTES }); // it may be idle for long
@@ -163,6 +165,7 @@ impl Session {
                 encode(data, out);
             }
         } else if INCOMING_BYTES_MAX < self.incoming.len() {
+            self.is_closed = true;
             return Err(Failed("a handshake message is too long".into()));
         }
         result
@@ -214,12 +217,14 @@ impl Session {
         self.send(out, |traffic, room| traffic.encrypt(plain, room))
     }
 
-    /// Appends the message that says that no more will be sent.
+    /// Appends the message that says that no more will be sent, unless the connection has failed.
     ///
     /// # Errors
-    /// As [`Self::encrypt`].
+    /// Before the handshake is over.
     pub fn close(&mut self, out: &mut Vec<u8>) -> std::result::Result<(), Failed> {
-        self.is_closed = true;
+        if std::mem::replace(&mut self.is_closed, true) {
+            return Ok(());
+        }
         self.send(out, |traffic, room| traffic.queue_close_notify(room))
     }
 
