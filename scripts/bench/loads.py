@@ -21,6 +21,8 @@ def shown(command, env=None):
 
 
 GET = {"METHOD": "GET", "TARGET": "/get?key=%s"}
+FEW_KEYS = 10_000
+GET_FEW = {**GET, "KEYS": str(FEW_KEYS)}
 SET = {"METHOD": "POST", "TARGET": "/set?key=%s"}
 # The keys of redis-benchmark, so that Webdis finds the keys that redis-benchmark has written.
 WEBDIS_GET = {"METHOD": "GET", "TARGET": "/GET/key:%s", "DIGITS": "12", "KEYS": str(PREPARED)}

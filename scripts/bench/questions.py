@@ -25,7 +25,7 @@ import time
 import host
 import loads
 from host import BOTH, LOAD, RAW, SERVER, missing
-from servers import Nginx, Redis, Ringkeep, Webdis
+from servers import Certificate, Nginx, Redis, Ringkeep, Webdis
 
 
 class Run:
@@ -108,6 +108,21 @@ def gets(run):
 
     run.in_turn(*at_depth(1, "64"), *at_depth(16, "64x16"))
     stop(webdis, redis, nginx, ringkeep)
+
+
+def tls(run):
+    """GET of cached keys over TLS, 64 connections."""
+    plain = Ringkeep()
+    loads.bench(plain, "fill-unique", "--key-count", loads.FEW_KEYS, "--pipeline", 16)
+    plain.stop()
+    certificate = Certificate()
+    ringkeep = Ringkeep("--tls-cert", certificate.chain, "--tls-key", certificate.key, folder=plain.folder)
+    nginx = Nginx(certificate=certificate)
+    loads.wrk(ringkeep.url, loads.GET_FEW, 64, 3)  # afterwards the cache holds all keys
+    run.in_turn(
+        lambda turn: run.watch("64/ringkeep", ringkeep, loads.wrk, ringkeep.url, loads.GET_FEW, 64, run.seconds, 1, turn),
+        lambda turn: run.watch("64/nginx", nginx, loads.wrk, nginx.url, loads.GET_FEW, 64, run.seconds, 1, turn))
+    stop(nginx, ringkeep)
 
 
 def sets(run):
@@ -387,10 +402,10 @@ def shapes(run):
         ringkeep.stop()
 
 
-PEERS = {"gets": ("wrk", "nginx", "redis-server"), "sets": ("wrk", "redis-server"), "rocksdb_sync": ("wrk", "db_bench"),
+PEERS = {"gets": ("wrk", "nginx", "redis-server"), "tls": ("wrk", "nginx", "openssl"), "sets": ("wrk", "redis-server"), "rocksdb_sync": ("wrk", "db_bench"),
          "cold_reads": ("fio",), "fill": ("db_bench",), "connections": ("wrk",)}
 QUESTIONS = {question.__name__: question for question in (
-    gets, sets, rocksdb_sync, lone_set, connections, latencies, mixes, sizes, shapes, shards, cold_reads, fill, steady)}
+    gets, tls, sets, rocksdb_sync, lone_set, connections, latencies, mixes, sizes, shapes, shards, cold_reads, fill, steady)}
 
 
 def machine():

@@ -102,6 +102,10 @@ def gets(lines):
     return compared(lines, groups, ("nginx", "redis", "webdis"), "requests per second")
 
 
+def tls(lines):
+    return compared(lines, (("64", "GET over TLS 1.3, 64 connections"),), ("nginx",), "requests per second")
+
+
 def sets(lines):
     groups = (("64", "SET, 64 connections"), ("256", "SET, 256 connections"), ("64x16", "SET, 64 connections, 16 requests pipelined"))
     text = compared(lines, groups, ("redis", "webdis"), "writes per second")
@@ -254,6 +258,7 @@ def ratio(name, peer, less_is_better=False):
 # The goals: work, question, bound ("at least" or "at most"), goal, samples, unit.
 TARGETS = (
     ("GET from memory, 64 connections, against nginx `return 200`", "gets", "at least", 1.0, ratio("64/ringkeep", "64/nginx"), "×"),
+    ("GET from memory over TLS, 64 connections, against nginx `return 200`", "tls", "at least", 0.9, ratio("64/ringkeep", "64/nginx"), "×"),
     ("GET from memory, 64 connections, against Redis", "gets", "at least", 1.5, ratio("64/ringkeep", "64/redis"), "×"),
     ("GET from memory, 64 connections, against Webdis", "gets", "at least", 3.3, ratio("64/ringkeep", "64/webdis"), "×"),
     ("GET from memory, 64 × 16 pipelined, against Redis", "gets", "at least", 1.2, ratio("64x16/ringkeep", "64x16/redis"), "×"),
@@ -367,7 +372,7 @@ def machine(reports):
 
 
 BLOCKS = {function.__name__: function for function in (
-    gets, sets, rocksdb_sync, lone_set, connections, latencies, mixes, sizes, shapes, shards, cold_reads, fill, steady)}
+    gets, tls, sets, rocksdb_sync, lone_set, connections, latencies, mixes, sizes, shapes, shards, cold_reads, fill, steady)}
 
 
 def main():

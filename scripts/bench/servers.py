@@ -4,6 +4,8 @@ import json
 import re
 import signal
 import socket
+import ssl
+import subprocess
 import time
 import urllib.request
 
@@ -18,6 +20,17 @@ def listens(port):
     except OSError:
         return False
     return True
+
+
+class Certificate:
+    """A certificate that trusts itself, as most servers have them: ECDSA on P-256."""
+
+    def __init__(self):
+        folder = fresh("certificate")
+        self.chain, self.key = folder / "chain.pem", folder / "key.pem"
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+                        "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", self.key, "-out", self.chain],
+                       check=True, capture_output=True)
 
 
 class Peer(Process):
@@ -43,11 +56,10 @@ class Ringkeep(Process):
         command = [RINGKEEP, "serve", "--listen", "127.0.0.1:0", "--data-dir", self.folder, "--threads", threads, *flags]
         super().__init__(cpus, command, self.folder.parent / "ringkeep.log")
         line = self.child.stdout.readline()
-        found = re.search(r"http://(\S+):(\d+)", line)
+        found = re.search(r"(https?)://(\S+):(\d+)", line)
         if not found:
             raise RuntimeError(f"ringkeep did not start: {line!r}; see {self.log}")
-        self.address, self.port = f"{found[1]}:{found[2]}", int(found[2])
-        self.url = f"http://{self.address}"
+        self.address, self.port, self.url = f"{found[2]}:{found[3]}", int(found[3]), found[0]
 
     def stop(self, how=signal.SIGTERM):
         status = super().stop(how)
@@ -89,19 +101,21 @@ class Webdis(Peer):
 
 
 class Nginx(Peer):
-    """Returns the reply of a get without looking anything up: this is the cost of HTTP."""
+    """Returns the reply of a get without looking anything up: this is the cost of HTTP, or of HTTPS with a certificate."""
 
-    def __init__(self, port=18081):
+    def __init__(self, port=18081, certificate=None):
         folder = fresh("nginx")
+        tls = certificate and f"ssl_certificate {certificate.chain}; ssl_certificate_key {certificate.key};"
         (folder / "nginx.conf").write_text(f"""
             daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log;
             events {{ worker_connections 4096; }}
             http {{
                 access_log off; keepalive_requests 1000000000; client_body_temp_path {folder}; proxy_temp_path {folder};
                 fastcgi_temp_path {folder}; uwsgi_temp_path {folder}; scgi_temp_path {folder};
-                server {{ listen 127.0.0.1:{port}; location / {{ return 200 "{VALUE}"; }} }}
+                server {{ listen 127.0.0.1:{port}{' ssl' if tls else ''}; {tls or ''} location / {{ return 200 "{VALUE}"; }} }}
             }}""")
         super().__init__(port, ["nginx", "-c", folder / "nginx.conf"], folder.parent / "nginx.log")
-        self.url = f"http://127.0.0.1:{port}"
-        reply = urllib.request.urlopen(self.url, timeout=5).read().decode()
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
+        trust = certificate and ssl.create_default_context(cafile=certificate.chain)
+        reply = urllib.request.urlopen(self.url, timeout=5, context=trust).read().decode()
         assert reply == VALUE, "nginx does not reply with the value of 100 bytes"
