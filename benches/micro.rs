@@ -17,6 +17,7 @@ use common::{KEY_BYTES, MEMTABLE_ENTRIES, VALUE_BYTES, key, shuffled_key, value}
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use ringkeep::config::ShutdownMode;
 use ringkeep::http::access::Policy;
+use ringkeep::http::authority::LastAddress;
 use ringkeep::http::head::{HeadEnd, parse};
 use ringkeep::http::response::{Heads, Wire};
 use ringkeep::http::route::Route;
@@ -275,9 +276,10 @@ fn http(criterion: &mut Criterion) {
     ]
     .concat();
     let policy = Policy { tokens: None, hosts: Vec::new(), shutdown: ShutdownMode::Local };
+    let address = LastAddress::default();
     let read = |input: &[u8], expected: &dyn Fn(Op<&[u8]>) -> bool| {
         let end = HeadEnd::default().find(input).expect("the head is small").expect("the head is complete");
-        let head = parse(&input[..end]).expect("the head is valid");
+        let head = parse(&input[..end], &address).expect("the head is valid");
         let grant = policy.admit(&head, input, true).expect("the host is known");
         let route = Route::of(&head, input, &grant, KEY_HASH).expect("the route is valid");
         assert!(expected(route.op(input, &input[end..]).expect("the operation is valid")));

@@ -16,8 +16,8 @@ pub const BLOCK_BYTES: usize = 4096;
 pub const SECTOR_BYTES: usize = 512;
 /// Longest key.
 pub const KEY_BYTES_MAX: usize = 16_384;
-/// Longest value that `--max-value-size` may allow. While a value is written, several copies of it are in memory
-/// (request, commit group, memtable), and blocks carry 32-bit lengths.
+/// Longest value that `--max-value-size` may allow. While a value is written, two copies of it are in memory (one that the
+/// request and the memtable share, and the commit group), and blocks carry 32-bit lengths.
 pub const VALUE_BYTES_LIMIT: usize = 256 << 20;
 /// Smallest `--memtable-size`: a few pages, so that one short entry does not fill the memtable.
 pub const MEMTABLE_BYTES_MIN: usize = 1 << 20;

@@ -10,6 +10,7 @@ use ringkeep::config::ShutdownMode;
 use ringkeep::error::ErrorKind;
 use ringkeep::file_name::FileName;
 use ringkeep::http::access::{Grant, Need, Policy, Tokens};
+use ringkeep::http::authority::LastAddress;
 use ringkeep::http::body::Chunked;
 use ringkeep::http::head::{Framing, HeadEnd, parse};
 use ringkeep::http::query;
@@ -296,7 +297,7 @@ pub fn http_request(data: &[u8]) {
             other => panic!("a head that arrives in parts is understood differently: {other:?}"),
         }
         let Ok(Some(bytes)) = whole else { return };
-        let Ok(head) = parse(&rest[..bytes]) else { return };
+        let Ok(head) = parse(&rest[..bytes], &LastAddress::default()) else { return };
         assert!(head.bytes == bytes && head.target.end <= bytes);
         let body = match head.framing {
             Framing::Length(length) => usize::try_from(length).unwrap_or(usize::MAX).min(rest.len() - bytes),

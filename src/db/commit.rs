@@ -289,6 +289,9 @@ impl<F: File, A: Attached> CommitQueue<F, A> {
     async fn write(&self, group: CommitGroup<F>, pause: impl AsyncFn()) -> Result<Group> {
         let CommitGroup { wal, mut builder, .. } = group;
         builder.complete(pause).await;
+        if let Some(error) = self.failure() {
+            return Err(error); // C3
+        }
         let position = self.attached.publish(builder.payload()).await?; // C5
         builder.set_published(position);
         let before = self.last_wal.borrow().clone();
@@ -536,6 +539,53 @@ mod tests {
         assert!(fixture.answer(&tickets[1]).unwrap().is_err());
         assert!(block_on(commit).is_err());
         assert!(fixture.answer(&tickets[0]).unwrap().is_err());
+    }
+
+    #[test]
+    fn c3_nothing_is_appended_after_a_failure_between_two_slices() {
+        let fixture = Fixture::new(true);
+        let large = NewValue::Large(vec![7; 3 * crate::config::SLICE_BYTES].into());
+        let ticket = fixture.queue.push(&fixture.wal, SeqNo(1), b"key", EntryKind::VALUE, large);
+        let end = fixture.wal.file().end();
+        let pauses = Cell::new(0);
+        let result = block_on(fixture.queue.commit(async || {
+            pauses.set(pauses.get() + 1);
+            fixture.queue.fail(&Error::new(ErrorKind::Io, "another sync has failed"));
+        }));
+        assert_eq!((result.unwrap_err().kind(), pauses.get()), (ErrorKind::Poisoned, 3));
+        assert!(fixture.answer(&ticket).unwrap().is_err());
+        assert_eq!((fixture.wal.file().end(), fixture.queue.visible()), (end, SeqNo(0)));
+    }
+
+    #[test]
+    fn c1_while_a_large_value_is_copied_other_groups_form_and_marks_are_written() {
+        let fixture = Fixture::new(true);
+        fixture.push(1);
+        block_on(fixture.queue.commit(async || {})).unwrap();
+        let value = vec![7; crate::config::SLICE_BYTES + 5];
+        let large = |seqno| {
+            let value = NewValue::Large(value.clone().into());
+            fixture.queue.push(&fixture.wal, SeqNo(seqno), b"large", EntryKind::VALUE, value)
+        };
+        let mut tickets = vec![large(2), fixture.push(3)];
+        let later = RefCell::new(Vec::new());
+        block_on(fixture.queue.commit(async || {
+            if later.borrow().is_empty() {
+                later.borrow_mut().extend([fixture.push(4), large(5)]);
+            }
+            fixture.queue.write_mark().await.unwrap();
+        }))
+        .unwrap();
+        assert_eq!(fixture.queue.visible(), SeqNo(3));
+        block_on(fixture.queue.commit(async || {})).unwrap();
+        tickets.extend(later.take());
+        assert!(tickets.iter().all(|ticket| matches!(fixture.answer(ticket), Some(Ok(())))));
+        let held = fixture.recorder.held.borrow();
+        let mut found = Vec::new();
+        for group in held.iter() {
+            decode_group(group.payload(), |entry| found.push((entry.seqno.0, entry.value.len()))).unwrap();
+        }
+        assert_eq!(found, [(1, 5), (2, value.len()), (3, 5), (4, 5), (5, value.len())]);
     }
 
     #[test]

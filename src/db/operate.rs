@@ -143,19 +143,15 @@ impl<S: Storage> Db<S> {
         lend: impl FnOnce(Outcome<&[u8]>) -> bool,
     ) -> Result<Started<S>> {
         check_key(op.key().bytes())?;
-        let large = self.0.config.large_value_bytes;
-        let new_value = match op {
-            Op::Set { value, .. } if large <= value.as_ref().len() => Some(NewValue::Large(value.to_bytes())),
-            _ => None,
-        };
-        match op.as_ref() {
-            Op::Get { key } => self.start_get(key, now, lend),
+        match op {
+            Op::Get { key } => self.start_get(key.as_ref(), now, lend),
             Op::Set { key, value, expires } => {
-                let value = new_value.unwrap_or(NewValue::Short(value));
-                let (ticket, seqno) = self.write(key, EntryKind::value(expires), value)?;
+                let kind = EntryKind::value(*expires);
+                let (ticket, seqno) = self.write(key.as_ref(), kind, self.new_value(value))?;
                 Ok(Started::Committing(ticket, Outcome::Written { seqno }))
             }
             Op::Delete { key } => {
+                let key = key.as_ref();
                 // What memory knows is asked first: if it is an error, there is no tombstone.
                 let mut lookup = self.begin_lookup(key, self.0.writes.last(), Wants::Existence, now);
                 let progress = lookup.poll_cached(self, key.bytes())?;
@@ -172,6 +168,14 @@ impl<S: Storage> Db<S> {
                     }
                 })
             }
+        }
+    }
+
+    fn new_value<'a, B: ToBytes>(&self, value: &'a B) -> NewValue<'a> {
+        if self.0.config.large_value_bytes <= value.as_ref().len() {
+            NewValue::Large(value.to_bytes())
+        } else {
+            NewValue::Short(value.as_ref())
         }
     }
 
@@ -260,7 +264,7 @@ impl<S: Storage> Db<S> {
     /// As [`Self::start`].
     pub fn set_expiring(&self, key: &[u8], value: &[u8], expires: Option<UnixMillis>) -> Result<Ticket> {
         check_key(key)?;
-        Ok(self.write(self.key(key), EntryKind::value(expires), value.into())?.0)
+        Ok(self.write(self.key(key), EntryKind::value(expires), self.new_value(&value))?.0)
     }
 
     /// Takes a tombstone into the forming group, and looks up what it deletes at `now`. The answer is exact once the ticket

@@ -137,6 +137,8 @@ pub enum Need {
 pub struct Grant {
     /// By its token; `Admin` if no tokens are needed.
     role: Option<Role>,
+    /// The role is that of a token.
+    pub(super) by_token: bool,
     /// The request has a token, but not one of ours.
     wrong_token: bool,
     /// Why a request to stop the server is refused, whatever its token.
@@ -158,9 +160,9 @@ impl Policy {
                 (role, field.is_some() && role.is_none())
             }
         };
-        let has_token = self.tokens.is_some() && role.is_some();
+        let by_token = self.tokens.is_some() && role.is_some();
         if let Some(name) = head.host_name.clone()
-            && !has_token
+            && !by_token
             && !self.knows(&request[name])
         {
             return Err(UNKNOWN_HOST); // H6
@@ -174,7 +176,7 @@ impl Policy {
             }
             ShutdownMode::Local | ShutdownMode::Token | ShutdownMode::Any => Ok(()),
         };
-        Ok(Grant { role, wrong_token, shutdown })
+        Ok(Grant { role, by_token, wrong_token, shutdown })
     }
 
     /// Whether a request may be for the host of this name.
@@ -189,7 +191,8 @@ impl Policy {
 
 impl Grant {
     /// Everything that does not depend on where the client is.
-    pub const ALL: Self = Self { role: Some(Role::Admin), wrong_token: false, shutdown: Ok(()) };
+    pub const ALL: Self =
+        Self { role: Some(Role::Admin), by_token: false, wrong_token: false, shutdown: Ok(()) };
 
     /// Checks what a request needs.
     ///
@@ -250,6 +253,7 @@ const SHUTDOWN_LOCAL: Refusal =
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::authority::LastAddress;
     use crate::http::head::parse;
 
     const FILE: &str = "# for tests\n\nreader read 0123456789abcdef\n  writer\twrite  fedcba9876543210==\n\
@@ -262,7 +266,7 @@ mod tests {
 
     fn check(policy: &Policy, fields: &str, need: Need, is_local: bool) -> u16 {
         let request = format!("GET / HTTP/1.1\r\n{fields}\r\n");
-        let head = parse(request.as_bytes()).unwrap();
+        let head = parse(request.as_bytes(), &LastAddress::default()).unwrap();
         let admitted = policy.admit(&head, request.as_bytes(), is_local);
         admitted.and_then(|grant| grant.check(need)).map_or_else(|refusal| refusal.status.code(), |()| 200)
     }
@@ -339,7 +343,8 @@ mod tests {
             assert_eq!(found, [local, remote], "{mode:?}, {} tokens", tokens.is_some());
         }
         let post = b"POST /shutdown HTTP/1.1\r\nHost: localhost\r\n\r\n";
-        let admitted = policy(None, Any).admit(&parse(post).unwrap(), post, false).unwrap();
+        let admitted =
+            policy(None, Any).admit(&parse(post, &LastAddress::default()).unwrap(), post, false).unwrap();
         assert_eq!(admitted.check(Need::Shutdown), Ok(()));
     }
 

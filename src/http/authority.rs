@@ -4,9 +4,13 @@
 //! rebinding). The browser then sends that name. So names have to be known, while an IP address proves that no name was
 //! looked up.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::cell::RefCell;
+use std::net::Ipv6Addr;
 
 use super::decimal;
+
+/// The longest address with its port; a longer one is read again each time.
+const ADDRESS_BYTES_MAX: usize = 64;
 
 /// What kind of host a request names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,20 +31,47 @@ impl<'a> Authority<'a> {
             let is_address = address.parse::<Ipv6Addr>().is_ok();
             return (is_address && is_port(&rest[end + 1..])).then_some(Self::Known);
         }
-        let colon = memchr::memchr(b':', text).unwrap_or(text.len());
+        let colon = text.iter().position(|byte| *byte == b':').unwrap_or(text.len());
         let (host, port) = text.split_at(colon);
         if host.is_empty() || !is_port(port) {
             return None;
         }
-        if host.eq_ignore_ascii_case(b"localhost") || is_ipv4(host) {
+        if is_ipv4(host) || host.eq_ignore_ascii_case(b"localhost") {
             return Some(Self::Known);
         }
         is_name(host).then_some(Self::Name(host))
     }
 }
 
+/// The last host, with its port, that was found to be an address. Nearly all requests to a server name the same host.
+#[derive(Debug, Clone, Default)]
+pub struct LastAddress(RefCell<Vec<u8>>);
+
+impl LastAddress {
+    /// As [`Authority::parse`].
+    pub fn parse<'a>(&self, text: &'a [u8]) -> Option<Authority<'a>> {
+        if !text.is_empty() && *self.0.borrow() == text {
+            return Some(Authority::Known);
+        }
+        let authority = Authority::parse(text);
+        if authority == Some(Authority::Known) && text.len() <= ADDRESS_BYTES_MAX {
+            let mut last = self.0.borrow_mut();
+            last.clear();
+            last.extend_from_slice(text);
+        }
+        authority
+    }
+}
+
+/// Four numbers of a byte each, without zeros before them. Every request comes here, and `Ipv4Addr` takes text only.
 fn is_ipv4(host: &[u8]) -> bool {
-    host[0].is_ascii_digit() && std::str::from_utf8(host).is_ok_and(|text| text.parse::<Ipv4Addr>().is_ok())
+    let is_number = |part: &[u8]| {
+        part.len() <= 3
+            && (part.len() == 1 || part.first() != Some(&b'0'))
+            && decimal(part).is_some_and(|number| number <= u64::from(u8::MAX))
+    };
+    let mut parts = host.split(|byte| *byte == b'.');
+    (0..4).all(|_| parts.next().is_some_and(is_number)) && parts.next().is_none()
 }
 
 /// Nothing, or a colon and a port, which may be empty.
@@ -93,6 +124,13 @@ mod tests {
             ("localhost.evil.example", "localhost.evil.example"),
             ("127.0.0.1.evil.example", "127.0.0.1.evil.example"),
             ("127.1", "127.1"),
+            ("127.0.0.01", "127.0.0.01"),
+            ("127.0.0.256", "127.0.0.256"),
+            ("127.0.0.1.", "127.0.0.1."),
+            ("1.2.3.4.5", "1.2.3.4.5"),
+            ("1..2.3", "1..2.3"),
+            (".1.2.3", ".1.2.3"),
+            ("0127.0.0.1", "0127.0.0.1"),
             ("0x7f000001", "0x7f000001"),
             ("2130706433", "2130706433"),
             ("a.b-c_d~e", "a.b-c_d~e"),
@@ -100,6 +138,11 @@ mod tests {
         ] {
             let expected = Some(Authority::Name(name.as_bytes()));
             assert_eq!(Authority::parse(text.as_bytes()), expected, "{text}");
+            let last = LastAddress::default();
+            for text in ["127.0.0.1:80", text, "127.0.0.1:80", ""] {
+                assert_eq!(last.parse(text.as_bytes()), Authority::parse(text.as_bytes()), "{text}");
+                assert_eq!(last.0.borrow()[..], b"127.0.0.1:80"[..]);
+            }
         }
         for text in [
             "",

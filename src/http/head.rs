@@ -6,7 +6,7 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::authority::Authority;
+use super::authority::{Authority, LastAddress};
 use super::range::ByteRange;
 use super::{HEADERS_BYTES_MAX, HEADERS_MAX, Refusal, Status, TARGET_BYTES_MAX, decimal};
 
@@ -139,11 +139,11 @@ const TARGET_TOO_LONG: Refusal =
 const HEADERS_TOO_LONG: Refusal =
     Refusal::new(Status::HeadersTooLarge, "the request headers are longer than 16384 bytes or more than 64");
 
-/// Reads a whole head, as [`HeadEnd`] found it.
+/// Reads a whole head, as [`HeadEnd`] found it. `address` is what an earlier head has named.
 ///
 /// # Errors
 /// The status and sentence of the refusal.
-pub fn parse(bytes: &[u8]) -> Result<Head, Refusal> {
+pub fn parse(bytes: &[u8], address: &LastAddress) -> Result<Head, Refusal> {
     // Most requests have a few fields. The other elements are never read, so they stay uninitialised.
     let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
     let mut request = httparse::Request::new(&mut []);
@@ -151,7 +151,7 @@ pub fn parse(bytes: &[u8]) -> Result<Head, Refusal> {
         Ok(httparse::Status::Complete(length)) if length == bytes.len() => {}
         Ok(_) => return Err(MALFORMED),
         Err(httparse::Error::TooManyHeaders) => return Err(HEADERS_TOO_LONG),
-        Err(httparse::Error::Version) => return parse_other_version(bytes),
+        Err(httparse::Error::Version) => return parse_other_version(bytes, address),
         Err(_) => return Err(MALFORMED),
     }
     let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
@@ -168,11 +168,11 @@ pub fn parse(bytes: &[u8]) -> Result<Head, Refusal> {
     if fields.hosts != 1 && !(old && fields.hosts == 0) {
         return Err(Refusal::bad("the request needs exactly one Host header"));
     }
-    let mut host_name = name_of(fields.host, old)?;
+    let mut host_name = name_of(address.parse(fields.host), fields.host, old)?;
     let target = match split_absolute(target.as_bytes()) {
         // The host of the target replaces the field, which has to be valid all the same (RFC 9112, 3.2.2).
         Some((host, target)) => {
-            host_name = name_of(host, old)?;
+            host_name = name_of(Authority::parse(host), host, old)?;
             fields.host = host;
             target
         }
@@ -221,7 +221,7 @@ pub fn parse(bytes: &[u8]) -> Result<Head, Refusal> {
 const MALFORMED: Refusal = Refusal::bad("the request head is malformed");
 
 /// Reads a head whose version is none that `httparse` knows. A higher minor version is read like HTTP/1.1 (RFC 9110, 2.5).
-fn parse_other_version(bytes: &[u8]) -> Result<Head, Refusal> {
+fn parse_other_version(bytes: &[u8], address: &LastAddress) -> Result<Head, Refusal> {
     let begin = empty_lines(bytes);
     let end = begin + memchr::memchr(b'\r', &bytes[begin..]).ok_or(MALFORMED)?;
     let mut words = bytes[begin..end].split(|byte| *byte == b' ');
@@ -233,7 +233,7 @@ fn parse_other_version(bytes: &[u8]) -> Result<Head, Refusal> {
         [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'2'..=b'9'] => {
             let mut known = bytes.to_vec();
             known[end - 1] = b'1';
-            parse(&known)
+            parse(&known, address)
         }
         [b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9'] => Err(Refusal::new(
             Status::VersionNotSupported,
@@ -256,8 +256,12 @@ fn split_absolute(target: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 /// The name in a host, if it is one.
-fn name_of(host: &[u8], old: bool) -> Result<Option<&[u8]>, Refusal> {
-    match Authority::parse(host) {
+fn name_of<'a>(
+    authority: Option<Authority<'a>>,
+    host: &[u8],
+    old: bool,
+) -> Result<Option<&'a [u8]>, Refusal> {
+    match authority {
         Some(Authority::Known) => Ok(None),
         Some(Authority::Name(name)) => Ok(Some(name)),
         None if old && host.is_empty() => Ok(None),
@@ -273,17 +277,20 @@ fn field<'a>(head: &'a [u8], name: &str) -> Option<&'a [u8]> {
     })
 }
 
-/// Whether a browser has sent this head. Every browser says in which languages its user would like to read. No command
-/// does so unless it is told to.
+/// Whether a browser has sent this head. Every browser says in which languages its user would like to read. Commands do not
+/// do so unless they are told to, and programs like any language.
 pub fn is_of_browser(head: &[u8]) -> bool {
-    ["accept-language", "sec-fetch-site", "sec-fetch-mode", "sec-fetch-dest", "origin", "referer"]
-        .iter()
-        .any(|name| field(head, name).is_some())
+    field(head, "accept-language").is_some_and(|languages| languages != b"*")
+        || ["sec-fetch-site", "origin", "referer"].iter().any(|name| field(head, name).is_some())
 }
 
-/// Whether a browser has sent this head to show the reply to its user as a page of its own: the user has followed a link.
-pub fn is_navigation(head: &[u8]) -> bool {
-    field(head, "sec-fetch-mode") == Some(b"navigate") && field(head, "sec-fetch-dest") == Some(b"document")
+/// Whether a browser has sent this head because its user has followed a link, to show the reply as a page of its own.
+pub fn is_followed_link(head: &[u8]) -> bool {
+    let says = |name, value: &[u8]| field(head, name) == Some(value);
+    says("sec-fetch-mode", b"navigate")
+        && says("sec-fetch-dest", b"document")
+        && says("sec-fetch-user", b"?1")
+        && ["sec-purpose", "purpose", "x-moz"].iter().all(|name| field(head, name).is_none())
 }
 
 /// The header fields that change how a request is read.
@@ -396,21 +403,28 @@ mod tests {
         let head =
             |fields: &str| format!("GET /sec-fetch-mode: HTTP/1.1\r\nHost: x\r\n{fields}\r\n").into_bytes();
         let curl = head("User-Agent: curl/8.0\r\nAccept: */*\r\n");
-        assert!(!is_of_browser(&curl) && !is_navigation(&curl));
+        assert!(!is_of_browser(&curl) && !is_followed_link(&curl));
+        assert!(!is_of_browser(&head("Accept-Language: *\r\nSec-Fetch-Mode: cors\r\n")), "fetch of Node");
         for fields in ["ACCEPT-language:de\r\n", "A: b\r\nsec-fetch-site: none\r\n", "Referer:\r\n"] {
             assert!(is_of_browser(&head(fields)), "{fields}");
         }
-        let (mode, dest) = ("Sec-Fetch-Mode: navigate\r\n", "Sec-Fetch-Dest:  document \r\n");
-        assert!(is_navigation(&head(&format!("{mode}{dest}"))));
-        for fields in [mode, dest, "Sec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: iframe\r\n"] {
-            assert!(!is_navigation(&head(fields)), "{fields}");
+        let (mode, user) = ("Sec-Fetch-Mode: navigate\r\n", "Sec-Fetch-User: ?1\r\n");
+        let link = format!("{mode}{user}Sec-Fetch-Dest:  document \r\n");
+        assert!(is_followed_link(&head(&link)));
+        for fields in [
+            format!("{mode}Sec-Fetch-Dest: document\r\n"),
+            format!("{user}Sec-Fetch-Dest: document\r\n"),
+            format!("{mode}{user}Sec-Fetch-Dest: iframe\r\n"),
+            format!("{link}Sec-Purpose: prefetch;prerender\r\n"),
+        ] {
+            assert!(!is_followed_link(&head(&fields)), "{fields}");
         }
     }
 
     fn read(text: &str) -> Result<Head, Refusal> {
         let mut end = HeadEnd::default();
         let whole = end.find(text.as_bytes())?.expect("the head is complete");
-        parse(&text.as_bytes()[..whole])
+        parse(&text.as_bytes()[..whole], &LastAddress::default())
     }
 
     fn status(text: &str) -> u16 {

@@ -63,7 +63,7 @@ impl Input {
         let rest = &self.bytes[self.start..];
         let head = match self.head_end.find(rest) {
             Ok(None) => return Front::Incomplete,
-            Ok(Some(bytes)) => parse(&rest[..bytes]),
+            Ok(Some(bytes)) => parse(&rest[..bytes], &rules.address),
             Err(refusal) => Err(refusal),
         };
         let head = match head {
@@ -144,8 +144,12 @@ impl Input {
         rest.extend_from_slice(&self.bytes[end..]);
         let mut taken = std::mem::replace(&mut self.bytes, rest);
         taken.truncate(end);
+        if bytes / 8 < self.start {
+            taken.drain(..self.start); // a value may keep this memory for long
+            self.start = 0;
+        }
         taken.shrink_to_fit();
-        let front = Bytes::from(taken).slice(self.start..end);
+        let front = Bytes::from(taken).slice(self.start..);
         self.start = 0;
         self.head_end = HeadEnd::default();
         front

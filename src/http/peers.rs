@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use super::access::Policy;
+use super::authority::LastAddress;
 use super::response::{Heads, Response, Wire};
 use super::stream::Stream;
 use crate::key::KeyHash;
@@ -63,6 +64,8 @@ pub struct Rules {
     pub value_bytes_max: usize,
     /// Finds keys in memory.
     pub key_hash: KeyHash,
+    /// What the last requests of this thread have named.
+    pub address: LastAddress,
 }
 
 /// What all connections of a thread share.

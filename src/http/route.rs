@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use super::access::{Grant, Need, Role};
-use super::head::{Framing, Head, Method, is_navigation, is_of_browser};
+use super::head::{Framing, Head, Method, is_followed_link, is_of_browser};
 use super::query::{decode, parameters};
 use super::response::ERROR_FIELD;
 use super::{Refusal, Status};
@@ -145,8 +145,8 @@ impl Route {
             if endpoint.changes_something() {
                 return Err(FOREIGN);
             }
-            // Even without the reply, a page learns whether there is one, and how long it is.
-            if !is_navigation(head_bytes) {
+            // Even without the reply, a page learns whether there is one, and how long it is. It cannot add a token.
+            if !grant.by_token && !is_followed_link(head_bytes) {
                 return Err(FOREIGN_READ);
             }
         }

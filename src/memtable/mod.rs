@@ -24,8 +24,9 @@
 //! index (u32) among the large values instead.
 //!
 //! M1  Entries are only added. A lookup at SeqNo n gives the same answer for ever, once all entries up to n are in.
-//! M2  `bytes` counts every page, the large values and the index, and decides when a memtable is frozen. `order_bytes` counts the order,
-//!     which takes 16 bytes for each entry once a reader asks for it, and twice that while runs are merged.
+//! M2  `bytes` counts every page, the large values and the index, and decides when a memtable is frozen. `order_bytes`
+//!     counts the order, which takes 16 bytes for each entry once a reader asks for it, and twice that while runs are
+//!     merged.
 //! M3  No insert does more than a small share of the work that growth takes: the index consists of many small tables,
 //!     and pages never move.
 

@@ -201,9 +201,10 @@ impl RecordBuilder {
         builder
     }
 
-    /// Makes room for `bytes` more bytes.
+    /// Makes room for `bytes` more bytes of payload, and for the padding after them.
     pub fn reserve(&mut self, bytes: usize) {
-        self.buffer.reserve((bytes + HEADER_BYTES).next_multiple_of(BLOCK_BYTES));
+        let end = (self.buffer.len() + bytes).next_multiple_of(BLOCK_BYTES);
+        self.buffer.reserve(end - self.buffer.len());
     }
 
     /// Appends bytes to the payload.
@@ -371,19 +372,22 @@ mod tests {
 
     #[test]
     fn a_checksum_that_was_computed_on_the_way_is_the_same() {
-        for (payload, from) in [(10, 0), (1_000, 20), (5_000, 5_000), (9_000, 3)] {
+        for (payload, from) in [(10, 0), (1_000, 20), (4_030, 9), (5_000, 5_000), (9_000, 3)] {
             let payload: Vec<_> = (0..payload).map(|at| at as u8).collect();
-            let mut builder = RecordBuilder::new(AlignedBuf::with_capacity(0), 4096);
-            builder.extend_from_slice(&payload[..from]);
-            builder.begin_checksum();
-            for part in payload[from..].chunks(700) {
-                builder.extend_from_slice(part);
+            for offset in (0..8).map(|sector| 4096 + 512 * sector) {
+                let mut builder = RecordBuilder::new(AlignedBuf::with_capacity(0), offset);
+                builder.reserve(payload.len());
+                let capacity = builder.buffer.capacity();
+                builder.extend_from_slice(&payload[..from]);
+                builder.begin_checksum();
+                for part in payload[from..].chunks(700) {
+                    builder.extend_from_slice(part);
+                }
+                let front = vec![9; crate::codec::to_usize(offset) % BLOCK_BYTES];
+                let (bytes, ..) = builder.finish(&front, IDENTITY, 5, offset);
+                assert_eq!(bytes.capacity(), capacity, "a long record is not copied again at its end");
+                assert_eq!(bytes[front.len()..], record(&payload, offset));
             }
-            let (bytes, ..) = builder.finish(&[], IDENTITY, 5, 4096);
-            assert_eq!(
-                bytes[..record_bytes(payload.len())],
-                record(&payload, 4096)[..record_bytes(payload.len())]
-            );
         }
     }
 

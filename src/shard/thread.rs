@@ -35,6 +35,7 @@ use crate::error::{Error, Result};
 use crate::file_name::FileName;
 use crate::host::pin;
 use crate::http::access::Policy;
+use crate::http::authority::LastAddress;
 use crate::http::peers::{Peers, Rules, Times};
 use crate::identity::Owner;
 use crate::key::KeyHash;
@@ -227,7 +228,12 @@ impl Thread {
         let follower =
             Follower { phase: phase.clone(), events: events.clone(), space: space.clone(), health };
         let now = security.borrow().clone();
-        let rules = Rules { policy: now.policy.clone(), value_bytes_max: config.value_bytes_max, key_hash };
+        let rules = Rules {
+            policy: now.policy.clone(),
+            value_bytes_max: config.value_bytes_max,
+            key_hash,
+            address: LastAddress::default(),
+        };
         let times = Times { idle: config.idle_timeout, head: config.head_timeout, body: config.body_timeout };
         let connections = Rc::new(Connections {
             id,

@@ -113,7 +113,8 @@ impl GroupBuilder {
         self.record.patch(PUBLISHED_AT, &position.to_le_bytes());
     }
 
-    /// Completes the payload. No write is added afterwards. `pause` is awaited between two slices of large values.
+    /// Completes the payload. No write is added afterwards. If there are large values, `pause` is awaited between two slices
+    /// of the payload.
     ///
     /// Cancel safety: not safe; the payload would be incomplete.
     pub async fn complete(&mut self, pause: impl AsyncFn()) {
@@ -127,16 +128,24 @@ impl GroupBuilder {
         let short = self.record.payload();
         record.extend_from_slice(&short[..HEAD_BYTES]);
         record.begin_checksum();
-        let mut from = HEAD_BYTES;
-        for (at, value) in self.large.drain(..) {
-            record.extend_from_slice(&short[from..at]);
-            from = at;
-            for slice in value.chunks(SLICE_BYTES) {
+        let (mut from, mut left) = (HEAD_BYTES, SLICE_BYTES);
+        let mut copy = async |mut bytes: &[u8]| {
+            while left < bytes.len() {
+                let slice;
+                (slice, bytes) = bytes.split_at(left);
                 record.extend_from_slice(slice);
                 pause().await;
+                left = SLICE_BYTES;
             }
+            record.extend_from_slice(bytes);
+            left -= bytes.len();
+        };
+        for (at, value) in self.large.drain(..) {
+            copy(&short[from..at]).await;
+            copy(&value).await;
+            from = at;
         }
-        record.extend_from_slice(&short[from..]);
+        copy(&short[from..]).await;
         self.record = record;
         self.large_bytes = 0;
     }
@@ -254,7 +263,7 @@ mod tests {
         };
         let (expected, pauses) = group(&[]);
         assert_eq!(pauses, 0);
-        for (large, pauses) in [(&[1][..], 3), (&[0, 1, 3], 5), (&[3, 4], 1)] {
+        for (large, pauses) in [(&[1][..], 2), (&[0, 1, 3], 2), (&[3, 4], 2)] {
             assert!(group(large) == (expected.clone(), pauses), "{large:?}");
         }
     }

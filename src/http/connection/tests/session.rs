@@ -18,6 +18,7 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use crate::config::ShutdownMode;
 use crate::error::Result as EngineResult;
 use crate::http::access::Policy;
+use crate::http::authority::LastAddress;
 use crate::http::connection::serve;
 use crate::http::peers::{Peers, Rules, Times};
 use crate::http::stream::Stream;
@@ -247,7 +248,12 @@ pub(super) struct Session {
 pub(super) fn peers(hosts: &[&str], value_bytes_max: usize, request_bytes_max: usize) -> Peers<Client> {
     let hosts = hosts.iter().map(|host| (*host).to_owned()).collect();
     let policy = Policy { tokens: None, hosts, shutdown: ShutdownMode::Local };
-    let rules = Rules { policy: Arc::new(policy), value_bytes_max, key_hash: KeyHash::with_seed(1) };
+    let rules = Rules {
+        policy: Arc::new(policy),
+        value_bytes_max,
+        key_hash: KeyHash::with_seed(1),
+        address: LastAddress::default(),
+    };
     let memory = Memory { requests: Pool::new(request_bytes_max), ..Memory::ample() };
 
     let times =
