@@ -2,7 +2,9 @@
 //! not loop, and what it accepts must be consistent. `tests/decoders.rs` runs the decoders over the corpus, cargo-fuzz
 //! over new inputs.
 
+use std::io::Write;
 use std::ops::ControlFlow;
+use std::sync::{Arc, OnceLock};
 
 use futures_executor::block_on;
 use ringkeep::codec::Reader;
@@ -27,7 +29,11 @@ use ringkeep::sst::{BlockHandle, SstMeta, filter};
 use ringkeep::storage::sim::SimStorage;
 use ringkeep::storage::{Access, AlignedBuf, BLOCK_BYTES, SECTOR_BYTES, Storage};
 use ringkeep::store::Store;
+use ringkeep::tls::{Session, Settings};
 use ringkeep::wal::decode_group;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 const IDENTITY: Identity =
     Identity { store_id: 1, shard: ShardId(2), kind: FileKind::Wal, file: FileNumber(3) };
@@ -36,7 +42,7 @@ const IDENTITY: Identity =
 pub type Decoder = (&'static str, fn(&[u8]));
 
 /// All decoders.
-pub const DECODERS: [Decoder; 11] = [
+pub const DECODERS: [Decoder; 12] = [
     ("record", record),
     ("record_file", record_file),
     ("wal_group", wal_group),
@@ -48,6 +54,7 @@ pub const DECODERS: [Decoder; 11] = [
     ("http_request", http_request),
     ("http_chunked", http_chunked),
     ("http_query", http_query),
+    ("tls", tls),
 ];
 
 /// A record, as it is and with a checksum that fits.
@@ -357,4 +364,68 @@ pub fn http_query(data: &[u8]) {
         let escaped: String = decoded.iter().map(|byte| format!("%{byte:02x}")).collect();
         assert_eq!(query::decode(escaped.as_bytes()).expect("the escapes are valid"), decoded);
     }
+}
+
+/// A server with a certificate, and a client that trusts it.
+fn tls_pair() -> &'static (Settings, Arc<ClientConfig>) {
+    static PAIR: OnceLock<(Settings, Arc<ClientConfig>)> = OnceLock::new();
+    PAIR.get_or_init(|| {
+        let folder = tempfile::tempdir().expect("there is room for two small files");
+        let key = rcgen::KeyPair::generate().expect("there is randomness");
+        let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).expect("the name is valid");
+        let pem = params.self_signed(&key).expect("the key is valid").pem();
+        let (certificate, key_file) = (folder.path().join("certificate"), folder.path().join("key"));
+        std::fs::write(&certificate, &pem).expect("the folder is ours");
+        std::fs::write(&key_file, key.serialize_pem()).expect("the folder is ours");
+        let settings = Settings::read(&certificate, &key_file, None).expect("they fit");
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(pem.as_bytes()).expect("it is PEM")).expect("it is valid");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider);
+        let builder = builder.with_safe_default_protocol_versions().expect("the provider has them");
+        (settings, Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
+    })
+}
+
+/// What a session makes of bytes that come in pieces: whether it has failed, the plaintext, and what it sends.
+fn fed(session: &mut Session, bytes: &[u8], piece: usize) -> (bool, Vec<u8>, Vec<u8>) {
+    let (mut plain, mut out) = (Vec::new(), Vec::new());
+    let failed = bytes.chunks(piece).any(|piece| session.feed(piece, &mut plain, &mut out).is_err());
+    (failed, plain, out)
+}
+
+/// Bytes to a server that speaks TLS, at once and in pieces whose length the first byte says: instead of a handshake, as
+/// encrypted data after one, and as noise after that.
+pub fn tls(data: &[u8]) {
+    let Some((piece, data)) = data.split_first() else { return };
+    let piece = 1 + usize::from(*piece);
+    let (settings, config) = tls_pair();
+    let session = || Session::new(settings).expect("there is randomness");
+    let (failed, plain, _) = fed(&mut session(), data, usize::MAX);
+    let (failed_too, plain_too, _) = fed(&mut session(), data, piece);
+    assert_eq!((failed, plain), (failed_too, plain_too));
+
+    let name = ServerName::try_from("localhost").expect("the name is valid");
+    let mut client = ClientConnection::new(config.clone(), name).expect("there is randomness");
+    let mut session = session();
+    let mut send = |client: &mut ClientConnection| {
+        let mut bytes = Vec::new();
+        while client.wants_write() {
+            client.write_tls(&mut bytes).expect("memory takes everything");
+        }
+        let (failed, plain, out) = fed(&mut session, &bytes, piece);
+        assert!(!failed, "what a client sends is valid, wherever it is cut");
+        let mut rest = &out[..];
+        while !rest.is_empty() {
+            client.read_tls(&mut rest).expect("memory gives everything");
+            client.process_new_packets().expect("what the server sends is valid");
+        }
+        plain
+    };
+    while client.is_handshaking() {
+        assert!(send(&mut client).is_empty());
+    }
+    client.writer().write_all(data).expect("memory takes everything");
+    assert_eq!(send(&mut client), data);
+    let _ = fed(&mut session, data, piece);
 }

@@ -27,5 +27,7 @@ pub const SMALL: usize = 2 << 10;
 pub const FRAME: usize = 200 << 10;
 /// A file of 64 KiB and a record: in the plan, on the simulated disk, and in the window of its replay.
 pub const FILE: usize = 1 << 20;
+/// A handshake on both sides, and the certificates of the first one.
+pub const HANDSHAKE: usize = 1 << 20;
 /// The map of all slots, while it grows.
 pub const SLOTS: usize = 128 << 10;
