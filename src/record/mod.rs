@@ -89,7 +89,8 @@ pub const fn record_bytes(payload_bytes: usize) -> usize {
     (HEADER_BYTES + payload_bytes).next_multiple_of(SECTOR_BYTES)
 }
 
-/// As [`seal_with`], with the checksum of all that is in `record`.
+/// Fills in the header of `record`, which consists of space for the header, then `payload_bytes` of payload, then
+/// zeros, and is [`record_bytes`] long. Returns the checksum.
 pub fn seal(
     record: &mut [u8],
     payload_bytes: usize,
@@ -101,8 +102,7 @@ pub fn seal(
     seal_with(record, payload_bytes, identity, offset, chain, durable, crc32)
 }
 
-/// Fills in the header of `record`, which consists of space for the header, then `payload_bytes` of payload, then
-/// zeros, and is [`record_bytes`] long. `checksum` is given what follows the field of the checksum. Returns the checksum.
+/// As [`seal`]. `checksum` is given what follows the field of the checksum.
 fn seal_with(
     record: &mut [u8],
     payload_bytes: usize,
