@@ -294,7 +294,7 @@ fn http(criterion: &mut Criterion) {
             read(black_box(&set), &|op| matches!(op, Op::Set { value, .. } if value.len() == VALUE_BYTES));
         });
     });
-    let wire = Wire { old: false, keep_alive: true, head_only: false, range: None };
+    let wire = Wire { keep_alive: true, ..Wire::UNKNOWN };
     let heads = Heads::new("Sun, 06 Nov 1994 08:49:37 GMT");
     let outcome = Outcome::Value { value: [b'v'; VALUE_BYTES], seqno: SeqNo(1), expires: None };
     let mut out = Vec::with_capacity(1 << 10);

@@ -62,7 +62,7 @@
 //!
 //! | layer | modules |
 //! | --- | --- |
-//! | words that everything shares | [`error`], [`random`], [`codec`], [`key`], [`op`], [`config`], [`file_name`], [`identity`], [`arena`], [`hash_index`], [`memory`], [`host`], [`one_shot`], [`tls`] |
+//! | words that everything shares | [`error`], [`random`], [`codec`], [`key`], [`op`], [`config`], [`file_name`], [`identity`], [`arena`], [`hash_index`], [`memory`], [`host`], [`one_shot`], [`tally`], [`tls`] |
 //! | files, the ring, entries in order | [`storage`], [`ring`], [`source`] |
 //! | bytes with a meaning | [`memtable`], [`record`] |
 //! | files with a meaning | [`sst`], [`wal`] |
@@ -85,6 +85,7 @@ pub mod hash_index;
 pub mod memory;
 pub mod host;
 pub mod one_shot;
+pub mod tally;
 pub mod tls;
 pub mod storage;
 pub mod ring;

@@ -21,6 +21,7 @@ const LAYERS: &[&[&str]] = &[
         "host",
         "memory",
         "one_shot",
+        "tally",
         "tls",
     ],
     &["storage", "ring", "source"],

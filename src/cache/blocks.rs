@@ -12,6 +12,7 @@ use quick_cache::{OptionsBuilder, Weighter};
 
 use crate::key::FileNumber;
 use crate::sst::block::Block;
+use crate::tally::Count;
 
 /// Bytes that an entry costs in addition to its block: key, slot, list links, the shared pointer.
 const ENTRY_OVERHEAD_BYTES: usize = 128;
@@ -28,6 +29,8 @@ impl Weighter<(FileNumber, u64), Rc<Block>> for ByBytes {
 /// A cache of blocks by file and offset.
 pub struct BlockCache {
     blocks: RefCell<Cache<(FileNumber, u64), Rc<Block>, ByBytes>>,
+    hits: Count,
+    misses: Count,
 }
 
 impl BlockCache {
@@ -46,12 +49,24 @@ impl BlockCache {
             quick_cache::DefaultHashBuilder::default(),
             quick_cache::unsync::DefaultLifecycle::default(),
         );
-        Self { blocks: RefCell::new(cache) }
+        Self { blocks: RefCell::new(cache), hits: Count::default(), misses: Count::default() }
     }
 
     /// The block at `offset` of `file`, if it is cached.
     pub fn get(&self, file: FileNumber, offset: u64) -> Option<Rc<Block>> {
-        self.blocks.borrow().get(&(file, offset)).cloned()
+        let block = self.blocks.borrow().get(&(file, offset)).cloned();
+        if block.is_some() { &self.hits } else { &self.misses }.add(1);
+        block
+    }
+
+    /// How often a block was found.
+    pub fn hits(&self) -> u64 {
+        self.hits.get()
+    }
+
+    /// How often a block was not found.
+    pub fn misses(&self) -> u64 {
+        self.misses.get()
     }
 
     /// Caches a block, unless it is larger than the budget. Other blocks may be evicted.

@@ -90,8 +90,32 @@ impl<S: Storage> Db<S> {
         edit.add_ssts.extend(outputs.merged.iter().map(|meta| (compaction.target(), Rc::new(meta.clone()))));
         edit.add_ssts.extend(outputs.rest.iter().map(|meta| (compaction.level, Rc::new(meta.clone()))));
         self.replace_files(edit, outputs.files()).await?;
-        log(&compaction, &outputs);
+        self.count(&compaction, &outputs);
         Ok(true)
+    }
+
+    fn count(&self, compaction: &Compaction, outputs: &Outputs) {
+        let bytes = |files: &[SharedMeta]| files.iter().map(|file| file.bytes).sum::<u64>();
+        let (read, written) = match compaction.is_move() {
+            true => (0, 0),
+            false => (
+                bytes(&compaction.inputs) + bytes(&compaction.overlapping),
+                outputs.files().map(|file| file.bytes).sum(),
+            ),
+        };
+        let counts = &self.0.counts;
+        counts.compactions.add(1);
+        counts.compaction_read_bytes.add(read);
+        counts.compaction_written_bytes.add(written);
+        tracing::debug!(
+            level = compaction.level,
+            inputs = compaction.inputs.len() + compaction.overlapping.len(),
+            read_bytes = read,
+            outputs = outputs.files().count(),
+            written_bytes = written,
+            moved = compaction.is_move(),
+            "compacted"
+        );
     }
 
     /// Carries out an edit that names `new` files. Their names are synced first (P7). If the edit fails, they are removed.
@@ -146,19 +170,6 @@ impl<S: Storage> Db<S> {
 
 fn stopping() -> Error {
     Error::new(ErrorKind::ShuttingDown, "the compaction ends: the server is stopping")
-}
-
-fn log(compaction: &Compaction, outputs: &Outputs) {
-    let bytes = |files: &[SharedMeta]| files.iter().map(|file| file.bytes).sum::<u64>();
-    tracing::debug!(
-        level = compaction.level,
-        inputs = compaction.inputs.len() + compaction.overlapping.len(),
-        input_bytes = bytes(&compaction.inputs) + bytes(&compaction.overlapping),
-        outputs = outputs.files().count(),
-        output_bytes = outputs.files().map(|file| file.bytes).sum::<u64>(),
-        moved = compaction.is_move(),
-        "compacted"
-    );
 }
 
 /// What a compaction sees of its shard.

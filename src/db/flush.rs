@@ -81,6 +81,10 @@ impl<S: Storage> Db<S> {
             }
             return Err(error);
         }
+        if let Some(meta) = &meta {
+            inner.counts.flushes.add(1);
+            inner.counts.flushed_bytes.add(meta.bytes);
+        }
         // The new version is in force. No await lies between that and the release, so no reader misses an entry.
         inner.writes.release_oldest(frozen);
         self.freeze_if_due();

@@ -46,6 +46,7 @@ pub mod pressure;
 pub mod read;
 mod recovery;
 pub mod retention;
+mod sample;
 pub mod scan;
 mod tree;
 mod wals;
@@ -67,6 +68,8 @@ use self::pressure::{Backlog, Pressure};
 pub use self::read::{Found, Lookup, Progress};
 pub use self::recovery::{LogEnd, Recovered};
 use self::retention::Retention;
+use self::sample::Counts;
+pub use self::sample::Sample;
 use self::tree::Tree;
 use self::writes::Writes;
 use crate::config::DbConfig;
@@ -102,6 +105,7 @@ struct Inner<S: Storage> {
     catalog: Catalog<S>,
     /// See [`Db::set_disk_full`].
     space_changed: Notify,
+    counts: Counts,
 }
 
 /// The shard at one moment, for readers that outlive a turn of the thread. It does not change, whatever is written,

@@ -236,10 +236,19 @@ impl<S: Storage> Db<S> {
         if let Some(error) = inner.writes.queue.failure() {
             return Err(error); // D4
         }
+        let taken = self.take(key, kind, value);
+        if taken.is_err() {
+            inner.counts.stalls.add(1);
+        }
+        taken
+    }
+
+    fn take(&self, key: Key<&[u8]>, kind: EntryKind, value: NewValue<'_>) -> Result<(Ticket, SeqNo)> {
+        let inner = &*self.0;
         if kind.value == ValueKind::Value {
             inner.admission.admit_growth()?; // J4
         }
-        let queued = inner.writes.queue.bytes() + value_bytes;
+        let queued = inner.writes.queue.bytes() + value.as_ref().len();
         inner.admission.admit(&self.backlog(), queued, inner.config.queue_bytes_max())?;
         let taken = inner.writes.take(key, kind, value);
         taken.map_err(|no_room| inner.admission.refusal(no_room.work, no_room.why))

@@ -112,10 +112,12 @@ impl<S: Storage> Db<S> {
         mut read: impl FnMut(Entry<'_>) -> R,
     ) -> Option<R> {
         let inner = &*self.0;
-        inner
-            .writes
-            .find(key.hash(), key.bytes(), snapshot, &mut read)
-            .or_else(|| inner.tree.values.get(key.hash(), key.bytes(), &mut read))
+        inner.writes.find(key.hash(), key.bytes(), snapshot, &mut read).or_else(|| {
+            let cached = inner.tree.values.get(key.hash(), key.bytes(), &mut read);
+            let counts = &inner.counts;
+            if cached.is_some() { &counts.value_hits } else { &counts.value_misses }.add(1);
+            cached
+        })
     }
 
     /// A search for a key in memory and, if need be, in sorted files.

@@ -227,6 +227,7 @@ impl<S: Storage> Db<S> {
             admission: Admission::default(),
             catalog: Catalog::new(manifest),
             space_changed: Notify::new(),
+            counts: super::sample::Counts::default(),
             storage,
             owner,
             config,

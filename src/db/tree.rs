@@ -77,6 +77,11 @@ impl<S: Storage> Tree<S> {
         self.debt.get().saturating_sub(self.inherited.get())
     }
 
+    /// How many files are open.
+    pub(super) fn open_files(&self) -> usize {
+        self.open_files.borrow().len()
+    }
+
     /// Records that a new version is in force, which does not name the files `removed` any more.
     pub(super) fn version_changed(&self, version: &Version, removed: Vec<SharedMeta>) {
         let stuck = &*self.stuck.borrow();

@@ -440,6 +440,11 @@ impl<S: Storage> Writes<S> {
     }
 
     /// The memtables, the newest first.
+    pub(super) fn wal_bytes(&self) -> u64 {
+        let frozen = self.frozen.borrow().iter().map(|frozen| frozen.wal_bytes()).sum::<u64>();
+        self.active.borrow().wal.file().allocated() + frozen
+    }
+
     pub(super) fn memtables(&self) -> Vec<Rc<Memtable>> {
         let active = self.active.borrow().memtable.clone();
         std::iter::once(active).chain(self.frozen.borrow().iter().rev().map(|f| f.memtable.clone())).collect()

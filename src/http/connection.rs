@@ -17,6 +17,7 @@
 use std::net::Shutdown;
 use std::ops::Range;
 use std::rc::Rc;
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -24,11 +25,14 @@ use super::body::Chunked;
 use super::head::{Framing, Head};
 use super::input::{Begun, Front, Input, Parsed};
 use super::output::{OWN_BYTES, Output};
-use super::peers::{Peer, Peers, Phase};
+use super::peers::{Peer, Peers, Phase, TIMED};
 use super::response::{Body, Response, Wire, put_line_chunk};
-use super::route::Route;
+use super::route::{Label, Route};
 use super::stream::Stream;
-use super::{Handler, IDLE_BUFFER_BYTES, LONG_BODY_BYTES, PIPELINE_MAX, Refusal, Reply, Status};
+use super::{
+    Controlled, Handler, IDLE_BUFFER_BYTES, LONG_BODY_BYTES, LaterResponse, PIPELINE_MAX, Refusal, Reply,
+    Status,
+};
 use crate::codec::to_usize;
 use crate::error::Result as EngineResult;
 use crate::key::{Slot, UnixMillis};
@@ -120,6 +124,8 @@ enum Answer<P> {
     Known(EngineResult<Outcome<Bytes>>),
     /// As `Known`, for a request that is not an operation.
     Response(Response),
+    /// The same, under way.
+    LaterResponse(LaterResponse),
     /// It is under way.
     Later(P),
 }
@@ -134,6 +140,45 @@ struct Turn<P> {
     written: Vec<Slot>,
     /// The time at which operations begin. It is taken anew whenever the turn has waited.
     now: Option<UnixMillis>,
+    timing: Timing,
+}
+
+/// How long the operations of a turn take, from the moment the first of them begins to the moment all replies are written.
+/// Reading the clock costs something, so not every turn is timed.
+#[derive(Default)]
+enum Timing {
+    /// No operation has begun.
+    #[default]
+    Idle,
+    /// This turn is not timed.
+    Untimed,
+    /// It is: since when, and how many operations there are of each kind.
+    Since(Instant, [u16; TIMED.len()]),
+}
+
+impl Timing {
+    #[inline]
+    fn note<S: Stream>(&mut self, endpoint: Label, peers: &Peers<S>) {
+        if let Self::Idle = self {
+            *self = if peers.times_this_turn() {
+                Self::Since(Instant::now(), [0; TIMED.len()])
+            } else {
+                Self::Untimed
+            };
+        }
+        if let Self::Since(_, counts) = self
+            && let Some(index) = TIMED.iter().position(|timed| *timed == endpoint)
+        {
+            counts[index] = counts[index].saturating_add(1);
+        }
+    }
+
+    #[inline]
+    fn end<S: Stream>(&mut self, peers: &Peers<S>) {
+        if let Self::Since(begin, counts) = std::mem::take(self) {
+            peers.timed(begin.elapsed(), counts);
+        }
+    }
 }
 
 /// The body of a request, complete.
@@ -194,7 +239,13 @@ struct Connection<'a, S, H> {
 
 impl<S: Stream, H: Handler> Connection<'_, S, H> {
     async fn run(&mut self) {
-        let mut turn = Turn { parsed: Vec::new(), pending: Vec::new(), written: Vec::new(), now: None };
+        let mut turn = Turn {
+            parsed: Vec::new(),
+            pending: Vec::new(),
+            written: Vec::new(),
+            now: None,
+            timing: Timing::Idle,
+        };
         loop {
             match self.turn(&mut turn).await {
                 Ok(Then::GoOn) => {}
@@ -221,11 +272,13 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             if then == Then::Close {
                 self.settle(turn).await?;
                 self.flush().await?;
+                turn.timing.end(self.peers);
                 return Ok(Then::Close);
             }
         }
         self.settle(turn).await?;
         self.flush().await?;
+        turn.timing.end(self.peers);
         if self.peers.is_draining() && self.has_read && self.input.unparsed() == 0 {
             return Ok(Then::Close);
         }
@@ -301,9 +354,14 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         turn: &mut Turn<H::Pending>,
     ) -> Result<Then, Gone> {
         if let Some(control) = route.control() {
-            let response = self.handler.control(control);
-            let watches = matches!(response.body, Body::Lines(_));
-            turn.pending.push(Pending { answer: Answer::Response(response), wire });
+            let (answer, watches) = match self.handler.control(control) {
+                Controlled::Now(response) => {
+                    let watches = matches!(response.body, Body::Lines(_));
+                    (Answer::Response(response), watches)
+                }
+                Controlled::Later(response) => (Answer::LaterResponse(response), false),
+            };
+            turn.pending.push(Pending { answer, wire });
             if PIPELINE_MAX <= turn.pending.len() {
                 self.settle(turn).await?; // H3
             }
@@ -441,6 +499,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         if self.input.unparsed() < head.bytes + length {
             self.settle(turn).await?;
             self.go_ahead(head).await?;
+            turn.timing.end(self.peers); // what follows is the time of the client
         }
         while self.input.unparsed() < head.bytes + length {
             if !self.reserve(0, head.bytes + length).await {
@@ -473,6 +532,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             if !std::mem::replace(&mut asked, true) {
                 self.settle(turn).await?;
                 self.go_ahead(head).await?;
+                turn.timing.end(self.peers); // as for a body with a length
             }
             if !self.reserve(2 * chunked.body().len(), usize::MAX).await {
                 return Ok(Err(NO_MEMORY));
@@ -501,6 +561,12 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
                     self.put(response, wire).await?;
                     continue;
                 }
+                Answer::LaterResponse(response) => {
+                    self.enter(Phase::Working);
+                    let response = response.await;
+                    self.put(response, wire).await?;
+                    continue;
+                }
                 Answer::Later(pending) => {
                     self.enter(Phase::Working);
                     pending.await
@@ -519,6 +585,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         self.output.begin(self.peers);
         let heads = self.peers.heads();
         self.output.expect_after(&outcome);
+        self.peers.count(wire, wire.status_of(&outcome));
         let bytes = outcome.value_bytes();
         if bytes <= OWN_BYTES || wire.head_only {
             heads.put_outcome(&mut self.output.bytes, &outcome, wire);
@@ -543,6 +610,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
     /// Puts a reply into the output. Lines are written as they come.
     async fn put(&mut self, response: Response, wire: Wire) -> Result<(), Gone> {
         self.output.begin(self.peers);
+        self.peers.count(wire, response.status);
         let keep_alive = wire.keep_alive && !matches!(response.body, Body::Lines(_));
         self.peers.heads().put_reply(&mut self.output.bytes, &response, Wire { keep_alive, ..wire });
         let Body::Lines(mut lines) = response.body else { return self.flush_if_full().await };
@@ -686,6 +754,7 @@ fn start<S: Stream, H: Handler, B: ToBytes>(
     (output, wire): (&mut Output, Wire),
     peers: &Peers<S>,
 ) -> Option<(Answer<H::Pending>, bool)> {
+    turn.timing.note(wire.endpoint, peers);
     let now = *turn.now.get_or_insert_with(|| handler.now());
     let next = turn.pending.is_empty();
     let mut kept = None;

@@ -12,7 +12,7 @@ use super::body::BODY_TOO_LONG;
 use super::head::{Framing, Head, HeadEnd, Method, asks_for_head, parse};
 use super::peers::Rules;
 use super::response::Wire;
-use super::route::Route;
+use super::route::{Label, Route};
 use super::{IDLE_BUFFER_BYTES, LONG_BODY_BYTES, Refusal};
 use crate::codec::to_usize;
 
@@ -77,6 +77,7 @@ impl Input {
             keep_alive: head.keep_alive,
             head_only: head.method == Method::Head,
             range: head.range,
+            endpoint: Label::UNKNOWN,
         };
         let body_bytes = match head.framing {
             Framing::Empty => 0,
@@ -89,10 +90,13 @@ impl Input {
         let route = match grant.and_then(|grant| Route::of(&head, rest, &grant, rules.key_hash)) {
             Ok(route) => route,
             Err(refusal) => {
+                let endpoint = Route::label_of(&rest[head.target.clone()]);
                 self.consume(head.bytes);
-                return Front::Refused(refusal, refused);
+                return Front::Refused(refusal, Wire { endpoint, ..refused });
             }
         };
+        let (wire, refused) =
+            (Wire { endpoint: route.label(), ..wire }, Wire { endpoint: route.label(), ..refused });
         if head.framing != Framing::Chunked && (rules.value_bytes_max as u64) < body_bytes {
             return Front::Refused(BODY_TOO_LONG, refused);
         }

@@ -36,6 +36,7 @@ pub mod route;
 pub mod stream;
 
 use std::future::Future;
+use std::pin::Pin;
 
 use bytes::Bytes;
 
@@ -72,6 +73,17 @@ pub enum Reply<P> {
     Barrier(P),
 }
 
+/// A response on its way.
+pub type LaterResponse = Pin<Box<dyn Future<Output = Response>>>;
+
+/// The answer to a request that is not an operation.
+pub enum Controlled {
+    /// It is known.
+    Now(Response),
+    /// It is not known yet.
+    Later(LaterResponse),
+}
+
 /// Carries out requests.
 pub trait Handler {
     /// An outcome on its way. Dropping it abandons the outcome, not the operation.
@@ -95,7 +107,7 @@ pub trait Handler {
     ) -> Reply<Self::Pending>;
 
     /// Answers a request that is not an operation.
-    fn control(&self, control: Control) -> Response;
+    fn control(&self, control: Control) -> Controlled;
 }
 
 /// A number of digits only: `str::parse` would accept a sign. `None` for anything else, and for what 64 bits do not hold.

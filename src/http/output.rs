@@ -89,6 +89,7 @@ impl Output {
         if next {
             self.begin(peers);
             self.expect_after(&outcome);
+            peers.count(wire, wire.status_of(&outcome));
             peers.heads().put_outcome(&mut self.bytes, &outcome, wire);
         } else {
             *kept = Some(outcome.to_owned());

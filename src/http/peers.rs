@@ -15,10 +15,12 @@ use tokio::sync::Notify;
 
 use super::access::Policy;
 use super::authority::LastAddress;
-use super::response::{Heads, Response, Wire};
+use super::response::{Heads, Response, Status, Wire};
+use super::route::Label;
 use super::stream::Stream;
 use crate::key::KeyHash;
 use crate::memory::Memory;
+use crate::tally::{Count, Histogram};
 
 /// Output buffers that are kept for the next connection that needs one: 1 MiB at most.
 const SPARE_OUTPUTS: usize = 64;
@@ -68,6 +70,26 @@ pub struct Rules {
     pub address: LastAddress,
 }
 
+/// The endpoints whose requests are timed.
+pub(super) const TIMED: [Label; 3] = [Label::GET, Label::SET, Label::DELETE];
+/// One turn in so many is timed.
+const TIMED_EVERY: u32 = 8;
+
+/// What the connections of a thread have done since the start.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sample {
+    /// Replies by endpoint and status.
+    pub replies: Vec<(&'static str, u16, u64)>,
+    /// How long requests took, one turn in eight, by endpoint.
+    pub durations: Vec<(&'static str, Histogram)>,
+    /// Connections in all.
+    pub accepted: u64,
+    /// Connections that are open.
+    pub open: u64,
+    /// Connections that were refused, or ended because of their clients, by reason.
+    pub ended: Vec<(&'static str, u64)>,
+}
+
 /// What all connections of a thread share.
 pub struct Peers<S> {
     open: RefCell<BTreeMap<u64, Rc<Peer<S>>>>,
@@ -85,6 +107,13 @@ pub struct Peers<S> {
     /// Connections that were refused, or ended because of their clients, by reason, since the log last said so. Idle ones are
     /// not among them.
     ended: RefCell<BTreeMap<&'static str, u64>>,
+    /// The same since the start.
+    ended_in_all: RefCell<BTreeMap<&'static str, u64>>,
+    /// Replies since the start, by endpoint and status.
+    replies: [[Count; Status::ALL.len()]; Label::NAMES.len()],
+    accepted: Count,
+    durations: [RefCell<Histogram>; TIMED.len()],
+    turns: Cell<u32>,
     said_at: Cell<Instant>,
     /// Output buffers that no connection uses at the moment: idle connections hold none.
     spare_outputs: RefCell<Vec<Vec<u8>>>,
@@ -173,6 +202,11 @@ impl<S: Stream> Peers<S> {
             rules: RefCell::new(Rc::new(rules)),
             times,
             ended: RefCell::default(),
+            ended_in_all: RefCell::default(),
+            replies: Default::default(),
+            accepted: Count::default(),
+            durations: Default::default(),
+            turns: Cell::new(0),
             said_at: Cell::new(now),
             spare_outputs: RefCell::new(Vec::new()),
             none_idle_at: Cell::new(None),
@@ -185,6 +219,7 @@ impl<S: Stream> Peers<S> {
     /// Adds a connection, and returns the number by which it is removed.
     pub(super) fn add(&self, stream: S) -> (u64, Rc<Peer<S>>) {
         let id = self.next_id.get();
+        self.accepted.add(1);
         self.next_id.set(id + 1);
         let peer = Rc::new(Peer {
             stream,
@@ -344,6 +379,49 @@ impl<S: Stream> Peers<S> {
     /// Counts a connection that was refused or ended, for the log.
     pub fn count_end(&self, why: &'static str) {
         *self.ended.borrow_mut().entry(why).or_default() += 1;
+        *self.ended_in_all.borrow_mut().entry(why).or_default() += 1;
+    }
+
+    /// Counts a reply.
+    #[inline]
+    pub(super) fn count(&self, wire: Wire, status: Status) {
+        self.replies[wire.endpoint.index()][status as usize].add(1);
+    }
+
+    /// Whether the turn that begins is timed.
+    #[inline]
+    pub(super) fn times_this_turn(&self) -> bool {
+        let turns = self.turns.get();
+        self.turns.set(turns.wrapping_add(1));
+        turns.is_multiple_of(TIMED_EVERY)
+    }
+
+    /// Takes note of a turn that took so long, with so many requests of each timed endpoint.
+    pub(super) fn timed(&self, took: Duration, counts: [u16; TIMED.len()]) {
+        for (durations, count) in self.durations.iter().zip(counts).filter(|(_, count)| 0 < *count) {
+            durations.borrow_mut().observe(took, count.into());
+        }
+    }
+
+    /// What the connections of this thread have done since the start.
+    pub fn sample(&self) -> Sample {
+        let mut replies = Vec::new();
+        for (endpoint, counts) in Label::NAMES.iter().zip(&self.replies) {
+            for (status, count) in Status::ALL.iter().zip(counts).filter(|(_, count)| 0 < count.get()) {
+                replies.push((*endpoint, status.code(), count.get()));
+            }
+        }
+        Sample {
+            replies,
+            durations: TIMED
+                .iter()
+                .zip(&self.durations)
+                .map(|(label, durations)| (Label::NAMES[label.index()], durations.borrow().clone()))
+                .collect(),
+            accepted: self.accepted.get(),
+            open: self.open.borrow().len() as u64,
+            ended: self.ended_in_all.borrow().iter().map(|(why, count)| (*why, *count)).collect(),
+        }
     }
 
     /// Logs now and then how many connections were refused, or ended because their clients were slow.

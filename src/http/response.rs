@@ -10,6 +10,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::Refusal;
 use super::range::ByteRange;
+use super::route::Label;
 use crate::error::{Error, ErrorKind};
 use crate::op::Outcome;
 
@@ -39,6 +40,29 @@ pub enum Status {
 }
 
 impl Status {
+    /// All of them, in the order of the numbers.
+    pub const ALL: [Self; 19] = [
+        Self::Ok,
+        Self::PartialContent,
+        Self::BadRequest,
+        Self::Unauthorized,
+        Self::Forbidden,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::RequestTimeout,
+        Self::PayloadTooLarge,
+        Self::UriTooLong,
+        Self::RangeNotSatisfiable,
+        Self::ExpectationFailed,
+        Self::MisdirectedRequest,
+        Self::HeadersTooLarge,
+        Self::InternalServerError,
+        Self::NotImplemented,
+        Self::ServiceUnavailable,
+        Self::VersionNotSupported,
+        Self::InsufficientStorage,
+    ];
+
     fn line(self) -> &'static str {
         match self {
             Self::Ok => "HTTP/1.1 200 OK\r\n",
@@ -102,6 +126,12 @@ impl Response {
     /// 200 and the description of the API.
     pub const OPENAPI: Self =
         Self::document(Status::Ok, "application/yaml", include_str!("openapi.yaml").trim_ascii_end());
+
+    /// 200 and metrics in the text format of Prometheus, without the last line feed.
+    pub fn metrics(text: String) -> Self {
+        let body = Body::Text(Cow::Owned(text));
+        Self { body, content_type: "text/plain; version=0.0.4; charset=utf-8", ..Self::OK }
+    }
 
     /// 200 with this sentence.
     pub fn ok(text: String) -> Self {
@@ -184,11 +214,27 @@ pub struct Wire {
     pub head_only: bool,
     /// The part of the value that was asked for.
     pub range: Option<ByteRange>,
+    /// What was asked for.
+    pub endpoint: Label,
 }
 
 impl Wire {
     /// For a request that was not read: nothing is known of the request, and the connection closes.
-    pub const UNKNOWN: Self = Self { old: false, keep_alive: false, head_only: false, range: None };
+    pub const UNKNOWN: Self =
+        Self { old: false, keep_alive: false, head_only: false, range: None, endpoint: Label::UNKNOWN };
+
+    /// The status of the reply to an outcome.
+    #[inline]
+    pub fn status_of<B: AsRef<[u8]>>(self, outcome: &Outcome<B>) -> Status {
+        match (outcome, self.range) {
+            (Outcome::Missing, _) => Status::NotFound,
+            (Outcome::Value { value, .. }, Some(range)) => match range.of(value.as_ref().len()) {
+                Some(_) => Status::PartialContent,
+                None => Status::RangeNotSatisfiable,
+            },
+            (Outcome::Value { .. } | Outcome::Written { .. }, _) => Status::Ok,
+        }
+    }
 
     /// The header that says what becomes of the connection, and the end of the head.
     fn end_of_head(self) -> &'static [u8] {
@@ -378,7 +424,7 @@ mod tests {
     use super::*;
     use crate::key::SeqNo;
 
-    const WIRE: Wire = Wire { old: false, keep_alive: true, head_only: false, range: None };
+    const WIRE: Wire = Wire { keep_alive: true, ..Wire::UNKNOWN };
     const DATE: &str = "Thu, 01 Jan 1970 00:00:00 GMT";
 
     fn outcome(outcome: &Outcome<&[u8]>, wire: Wire) -> String {
@@ -422,7 +468,7 @@ mod tests {
         assert!(
             text.contains("\r\ncontent-type: application/yaml\r\n") && text.ends_with("pattern: '\\n$'\n")
         );
-        for path in ["/set", "/get", "/del", "/shutdown", "/livez", "/readyz", "/openapi.yaml"] {
+        for path in ["/set", "/get", "/del", "/shutdown", "/livez", "/readyz", "/metrics", "/openapi.yaml"] {
             assert!(text.contains(&format!("\n  {path}:\n")), "{path}");
         }
     }
@@ -447,6 +493,14 @@ mod tests {
             let mut out = Vec::new();
             put_decimal(&mut out, number);
             assert_eq!(out, number.to_string().into_bytes());
+        }
+    }
+
+    #[test]
+    fn statuses_are_in_the_order_of_their_numbers() {
+        assert!(Status::ALL.is_sorted_by_key(|status| status.code()));
+        for (index, status) in Status::ALL.into_iter().enumerate() {
+            assert_eq!(status as usize, index);
         }
     }
 

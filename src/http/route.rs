@@ -26,6 +26,8 @@ pub enum Control {
     Livez,
     /// Are requests served?
     Readyz,
+    /// How much of everything?
+    Metrics,
     /// What requests are there?
     Openapi,
     /// Which methods are there? These, as the `Allow` header names them.
@@ -38,6 +40,29 @@ pub struct Route {
     endpoint: Endpoint,
     key: Option<Key<Text>>,
     value: Option<Text>,
+}
+
+/// What a request asks for, for those who count requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Label(u8);
+
+impl Label {
+    /// The names of all labels.
+    pub const NAMES: [&str; 10] =
+        ["unknown", "set", "get", "del", "shutdown", "livez", "readyz", "metrics", "openapi.yaml", "options"];
+    /// The request was refused before its path was looked at, or has none that is known.
+    pub const UNKNOWN: Self = Self(0);
+    /// A set.
+    pub const SET: Self = Self(1);
+    /// A get.
+    pub const GET: Self = Self(2);
+    /// A delete.
+    pub const DELETE: Self = Self(3);
+
+    /// The place of its name in [`Self::NAMES`].
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
 }
 
 /// Bytes that a request gives in its query.
@@ -75,6 +100,7 @@ impl Endpoint {
             b"/shutdown" => Self::Control(Control::Shutdown),
             b"/livez" => Self::Control(Control::Livez),
             b"/readyz" => Self::Control(Control::Readyz),
+            b"/metrics" => Self::Control(Control::Metrics),
             b"/openapi.yaml" => Self::Control(Control::Openapi),
             _ => return None,
         })
@@ -85,9 +111,9 @@ impl Endpoint {
         match self {
             Self::Set => (&[Method::Post, Method::Put], "POST, PUT, OPTIONS"),
             Self::Get
-            | Self::Control(Control::Livez | Control::Readyz | Control::Openapi | Control::Options(_)) => {
-                (&[Method::Get, Method::Head], "GET, HEAD, OPTIONS")
-            }
+            | Self::Control(
+                Control::Livez | Control::Readyz | Control::Metrics | Control::Openapi | Control::Options(_),
+            ) => (&[Method::Get, Method::Head], "GET, HEAD, OPTIONS"),
             Self::Delete => (&[Method::Delete, Method::Post], "DELETE, POST, OPTIONS"),
             Self::Control(Control::Shutdown) => (&[Method::Get, Method::Post], "GET, POST, OPTIONS"),
         }
@@ -104,11 +130,25 @@ impl Endpoint {
 
     fn need(self) -> Need {
         match self {
-            Self::Get | Self::Control(Control::Openapi) => Need::Role(Role::Read),
+            Self::Get | Self::Control(Control::Metrics | Control::Openapi) => Need::Role(Role::Read),
             Self::Set | Self::Delete => Need::Role(Role::Write),
             Self::Control(Control::Shutdown) => Need::Shutdown,
             Self::Control(Control::Livez | Control::Readyz | Control::Options(_)) => Need::Nothing,
         }
+    }
+
+    fn label(self) -> Label {
+        Label(match self {
+            Self::Set => return Label::SET,
+            Self::Get => return Label::GET,
+            Self::Delete => return Label::DELETE,
+            Self::Control(Control::Shutdown) => 4,
+            Self::Control(Control::Livez) => 5,
+            Self::Control(Control::Readyz) => 6,
+            Self::Control(Control::Metrics) => 7,
+            Self::Control(Control::Openapi) => 8,
+            Self::Control(Control::Options(_)) => 9,
+        })
     }
 
     fn changes_something(self) -> bool {
@@ -195,6 +235,17 @@ impl Route {
         Ok(Self { endpoint, key, value: value.map(text) })
     }
 
+    /// What the request asks for.
+    pub fn label(&self) -> Label {
+        self.endpoint.label()
+    }
+
+    /// The label of a request with this target, whether or not it is valid.
+    pub fn label_of(target: &[u8]) -> Label {
+        let path = target.split(|byte| *byte == b'?').next().unwrap_or(target);
+        Endpoint::of(path).map_or(Label::UNKNOWN, Endpoint::label)
+    }
+
     /// What the request asks of the server, if it is not an operation.
     pub fn control(&self) -> Option<Control> {
         match self.endpoint {
@@ -252,7 +303,7 @@ impl Route {
 const UNKNOWN_PATH: Refusal = Refusal::new(
     Status::NotFound,
     "there is no such path; /openapi.yaml describes those that there are: \
-     /set, /get, /del, /shutdown, /livez and /readyz",
+     /set, /get, /del, /shutdown, /livez, /readyz and /metrics",
 )
 .with_field(ERROR_FIELD, "unknown-path");
 const FOREIGN: Refusal = Refusal::new(
@@ -306,6 +357,16 @@ mod tests {
     }
 
     #[test]
+    fn every_path_has_its_name_as_its_label() {
+        for name in &Label::NAMES[1..9] {
+            let label = Route::label_of(format!("/{name}?key=k").as_bytes());
+            assert_eq!(Label::NAMES[label.index()], *name);
+        }
+        assert_eq!(Route::label_of(b"/nowhere"), Label::UNKNOWN);
+        assert_eq!(Endpoint::Control(Control::Options("")).label().index(), Label::NAMES.len() - 1);
+    }
+
+    #[test]
     fn every_line_of_the_contract() {
         use Method::{Delete, Get, Head, Options, Other, Post, Put};
         for (method, target, body, expected) in [
@@ -341,6 +402,7 @@ mod tests {
             (Get, "/shutdown?now=1", None, Err(400)),
             (Get, "/livez", None, Ok("Livez")),
             (Head, "/readyz", None, Ok("Readyz")),
+            (Get, "/metrics", None, Ok("Metrics")),
             (Get, "/openapi.yaml", None, Ok("Openapi")),
             (Post, "/openapi.yaml", None, Err(405)),
             (Other, "/readyz", None, Err(405)),

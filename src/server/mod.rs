@@ -203,7 +203,7 @@ impl Server {
             security: access.follow(),
         };
         let by_thread = std::mem::take(&mut sockets.by_thread);
-        let threads = common.start(data_dir, &store, by_thread, &processors)?;
+        let (threads, _) = common.start(data_dir, &store, by_thread, &processors)?;
         tokio_uring::spawn(memory::watch(memory));
         tokio_uring::spawn(access.run(signals.hangup()?));
         let mut server = Self {
@@ -242,7 +242,7 @@ impl Server {
         };
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
-            listen = %places.iter().map(Listen::to_string).collect::<Vec<_>>().join(" "),
+            listen = shown(places),
             shards = store.shards,
             threads = self.threads.len(),
             sync = %self.config.sync,
@@ -415,6 +415,11 @@ impl Server {
         // Watchers that have left are removed.
         self.watchers.retain(|watcher| watcher.send(format!("{step}\n")).is_ok());
     }
+}
+
+/// The places where the server listens.
+fn shown(places: &[Listen]) -> String {
+    places.iter().map(Listen::to_string).collect::<Vec<_>>().join(" ")
 }
 
 /// How a wait for events ended.

@@ -18,6 +18,7 @@ use crate::shard::addresses::Addresses;
 use crate::shard::health::Health;
 use crate::shard::listener::Bound;
 use crate::shard::mailbox::connect;
+use crate::shard::metrics::Scraper;
 use crate::shard::phase::{Event, Phase};
 use crate::shard::router::{Router, ThreadId};
 use crate::shard::space::Space;
@@ -46,8 +47,8 @@ pub(super) struct Common {
 }
 
 impl Common {
-    /// Starts a thread for each element of `sockets`, which are the sockets of the threads, and deals the shards of the store out to the threads. If there are as many
-    /// `processors`, each thread is pinned to one of them. Fewer threads are not pinned: other servers on this host would
+    /// Starts a thread for each element of `sockets`, which are the sockets of the threads, and deals the shards of the store
+    /// out to the threads. If there are as many `processors`, each thread is pinned to one of them. Fewer threads are not pinned: other servers on this host would
     /// choose the same processors.
     ///
     /// # Errors
@@ -58,7 +59,7 @@ impl Common {
         store: &Store,
         sockets: Vec<Vec<Bound>>,
         processors: &[usize],
-    ) -> Result<Vec<JoinHandle<()>>> {
+    ) -> Result<(Vec<JoinHandle<()>>, Scraper)> {
         let count = sockets.len();
         let router = Router::new(store.slots.clone(), count);
         let (hand, handed): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
@@ -71,8 +72,9 @@ impl Common {
         let config = self.config.db(store.shards, caches, files, key_hash);
         let health = Health::default();
         let mut threads = Vec::new();
-        let ends = connect(count).into_iter().zip(sockets).zip(handed).enumerate();
-        for (id, ((ends, sockets), handed)) in ends {
+        let (scraper, questions) = Scraper::new(count, self.space.clone());
+        let ends = connect(count).into_iter().zip(sockets).zip(handed).zip(questions).enumerate();
+        for (id, (((ends, sockets), handed), questions)) in ends {
             let shards = router.shards(ThreadId(id)).into_iter().map(|shard| {
                 let directory = data_dir.shard(shard)?;
                 let owner = Owner { store_id: store.id, shard };
@@ -96,6 +98,8 @@ impl Common {
                 memory: self.memory.clone(),
                 health: health.clone(),
                 security: self.security.clone(),
+                scraper: scraper.clone(),
+                questions,
             };
             let thread = std::thread::Builder::new()
                 .name(format!("ringkeep-{id}"))
@@ -103,7 +107,7 @@ impl Common {
                 .map_err(|error| Error::thread("start a thread", error))?;
             threads.push(thread);
         }
-        Ok(threads)
+        Ok((threads, scraper))
     }
 }
 

@@ -6,6 +6,8 @@
 //!
 //! A task owns operations of the ring, so it is never dropped: it is told to end, and awaited.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -19,6 +21,7 @@ use super::space::Space;
 use crate::config::{Config, SyncMode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Memory;
+use crate::tally::Histogram;
 
 /// How long background work that failed waits before it is tried again.
 const RETRY_TIME: Duration = Duration::from_secs(1);
@@ -56,7 +59,7 @@ impl Background {
         db: &Engine,
         config: &Config,
         fatal: &mpsc::UnboundedSender<Error>,
-        (space, memory, health): (&Space, &Memory, &Health),
+        (space, memory, health, commits): (&Space, &Memory, &Health, &Rc<RefCell<Histogram>>),
     ) -> Self {
         let (stop, stopped) = watch::channel(false);
         let synced = config.sync == SyncMode::Always;
@@ -68,6 +71,7 @@ impl Background {
             space: space.clone(),
             health: health.clone(),
             flush_interval: config.flush_interval,
+            commits: commits.clone(),
             failing: None,
         };
         let flush_space = space.clone();
@@ -131,6 +135,8 @@ struct Worker {
     space: Space,
     health: Health,
     flush_interval: Duration,
+    /// How long commits take.
+    commits: Rc<RefCell<Histogram>>,
     /// The kind of the last failure, while the work of this task fails.
     failing: Option<ErrorKind>,
 }
@@ -163,9 +169,11 @@ impl Worker {
             if Duration::from_millis(1) <= delay {
                 self.wait(tokio::time::sleep(delay)).await;
             }
+            let begin = Instant::now();
             if let Err(error) = db.commit_next().await {
                 return self.report(error);
             }
+            self.commits.borrow_mut().observe(begin.elapsed(), 1);
         }
         // Writes of clients that have left may remain, and a flush may wait for these writes.
         while db.has_uncommitted() {

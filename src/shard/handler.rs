@@ -17,10 +17,11 @@ use tokio::task::JoinHandle;
 
 use super::Engine;
 use super::mailbox::{Awaited, Mailbox, Request};
+use super::metrics::Scraper;
 use super::router::{Router, ThreadId};
 use crate::db::{SMALL_VALUE_BYTES, Started, Ticket, WaitPosition};
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::{Control, Handler, PIPELINE_MAX, Reply, Response};
+use crate::http::{Control, Controlled, Handler, PIPELINE_MAX, Reply, Response};
 use crate::key::{Key, ShardId, UnixMillis};
 use crate::op::{Op, Outcome, ToBytes};
 
@@ -51,6 +52,7 @@ pub struct Dispatcher<T> {
     engines: Vec<Option<Engine>>,
     mailbox: Rc<Mailbox>,
     status: T,
+    scraper: Scraper,
     tasks: Tasks,
 }
 
@@ -143,7 +145,7 @@ impl<T: Status> Dispatcher<T> {
         router: Router,
         engines: impl IntoIterator<Item = Engine>,
         mailbox: Rc<Mailbox>,
-        status: T,
+        (status, scraper): (T, Scraper),
     ) -> Self {
         let mut by_shard = Vec::new();
         for engine in engines {
@@ -153,7 +155,7 @@ impl<T: Status> Dispatcher<T> {
             }
             by_shard[shard] = Some(engine);
         }
-        Self { id, router, engines: by_shard, mailbox, status, tasks: Tasks::default() }
+        Self { id, router, engines: by_shard, mailbox, status, scraper, tasks: Tasks::default() }
     }
 
     /// Tasks that operations have started and that have not ended.
@@ -253,11 +255,15 @@ impl<T: Status> Handler for Dispatcher<T> {
         }
     }
 
-    fn control(&self, control: Control) -> Response {
-        match control {
+    fn control(&self, control: Control) -> Controlled {
+        Controlled::Now(match control {
             Control::Livez => Response::OK,
             Control::Options(methods) => Response::allow(methods),
             Control::Openapi => Response::OPENAPI,
+            Control::Metrics => {
+                let scraper = self.scraper.clone();
+                return Controlled::Later(Box::pin(async move { scraper.page().await }));
+            }
             Control::Readyz => match self.status.unready() {
                 None => self.status.degraded().map_or(Response::OK, Response::ok),
                 Some(why) => Response::unavailable(why),
@@ -267,7 +273,7 @@ impl<T: Status> Handler for Dispatcher<T> {
                 self.status.stop(watcher);
                 Response::lines(lines)
             }
-        }
+        })
     }
 }
 

@@ -9,6 +9,7 @@
 //! | [`mailbox`], [`router`] | messages between threads, and which thread has a key |
 //! | [`phase`] | what the server announces to its threads, and what they tell it |
 //! | [`background`] | the background work of an engine |
+//! | [`metrics`] | the page of metrics |
 //! | [`space`] | what threads know of the space on the disk |
 //!
 //! Threads share nothing but messages, a phase to follow, and a few counters. A task that owns a read, a write or an accept
@@ -21,6 +22,7 @@ pub mod handler;
 pub mod health;
 pub mod listener;
 pub mod mailbox;
+pub mod metrics;
 pub mod phase;
 pub mod router;
 mod socket;

@@ -24,6 +24,7 @@ use super::handler::{Dispatcher, Status, StopLines};
 use super::health::Health;
 use super::listener::{Bound, Listener};
 use super::mailbox::{Ends, Mailbox};
+use super::metrics::{Questions, Scraper, ThreadSample};
 use super::phase::{Event, Phase};
 use super::router::{Router, ThreadId};
 use super::socket::Handed;
@@ -44,6 +45,7 @@ use crate::ring;
 use crate::storage::Storage;
 use crate::storage::device::Device;
 use crate::storage::directory::Directory;
+use crate::tally::Histogram;
 use crate::tls::Settings;
 
 /// How often the date is renewed and stale connections are looked for.
@@ -87,6 +89,10 @@ pub struct Plan {
     pub key_hash: KeyHash,
     /// Who may do what, and how connections are encrypted, now and later.
     pub security: watch::Receiver<Arc<Security>>,
+    /// Asks all threads for their figures.
+    pub scraper: Scraper,
+    /// Where this thread is asked.
+    pub questions: Questions,
 }
 
 /// What an operator may change while the server runs.
@@ -210,6 +216,8 @@ impl Thread {
             health,
             key_hash,
             security,
+            scraper,
+            questions,
             ..
         } = plan;
         let mut engines = Vec::new();
@@ -220,9 +228,10 @@ impl Thread {
             engines.push(engine);
         }
         let (fatal, fatalities) = mpsc::unbounded_channel();
+        let commits = Rc::<RefCell<Histogram>>::default();
         let background = engines
             .iter()
-            .map(|engine| Background::start(engine, &config, &fatal, (&space, &memory, &health)))
+            .map(|engine| Background::start(engine, &config, &fatal, (&space, &memory, &health, &commits)))
             .collect();
         let mailbox = Rc::new(Mailbox::new(ends));
         let follower =
@@ -240,13 +249,19 @@ impl Thread {
             balance,
             connections_max: config.connections_max,
             peers: Peers::new(rules, times, memory, Instant::now(), &http_date()),
-            dispatcher: Dispatcher::new(id, router, engines.clone(), mailbox.clone(), follower),
+            dispatcher: Dispatcher::new(id, router, engines.clone(), mailbox.clone(), (follower, scraper)),
             refused: Cell::new(0),
             ended: Notify::new(),
             tls: RefCell::new(now.tls.clone()),
             logged_at: Cell::new(None),
         });
-        let helpers = help(&connections, &mailbox, handed, security, (fatalities, &events));
+        let mut helpers = help(&connections, &mailbox, handed, security, (fatalities, &events));
+        let (asked, shards) = (connections.clone(), engines.clone());
+        helpers.push(tokio_uring::spawn(questions.answer(move || ThreadSample {
+            http: asked.peers.sample(),
+            shards: shards.iter().map(Engine::sample).collect(),
+            commits: commits.borrow().clone(),
+        })));
         let thread = Self { connections, engines, background, helpers, phase, events, space };
         thread.tell(Event::Opened(recovered));
         Ok((thread, sockets))

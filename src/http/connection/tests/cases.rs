@@ -16,7 +16,7 @@ use self::file::{Case, PROBE, SHORT_BYTES, cases};
 use super::session::{Client, peers};
 use crate::error::Result as EngineResult;
 use crate::http::connection::serve;
-use crate::http::{Control, Handler, Reply, Response};
+use crate::http::{Control, Controlled, Handler, Reply, Response};
 use crate::key::{Key, SeqNo, UnixMillis};
 use crate::op::{Op, Outcome, ToBytes};
 
@@ -58,16 +58,17 @@ impl Handler for Map {
         }))
     }
 
-    fn control(&self, control: Control) -> Response {
-        match control {
+    fn control(&self, control: Control) -> Controlled {
+        Controlled::Now(match control {
             Control::Openapi => Response::OPENAPI,
+            Control::Metrics => Response::metrics(String::new()),
             Control::Livez | Control::Readyz => Response::OK,
             Control::Options(methods) => Response::allow(methods),
             Control::Shutdown => {
                 self.has_stopped.set(true);
                 Response::lines(unbounded_channel().1)
             }
-        }
+        })
     }
 }
 

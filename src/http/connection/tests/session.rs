@@ -22,7 +22,7 @@ use crate::http::authority::LastAddress;
 use crate::http::connection::serve;
 use crate::http::peers::{Peers, Rules, Times};
 use crate::http::stream::Stream;
-use crate::http::{Control, Handler, Reply, Response};
+use crate::http::{Control, Controlled, Handler, Reply, Response};
 use crate::key::{Key, KeyHash, SeqNo, UnixMillis};
 use crate::memory::{Memory, Pool};
 use crate::op::{Op, Outcome, ToBytes};
@@ -175,14 +175,14 @@ impl Handler for Store {
         }
     }
 
-    fn control(&self, control: Control) -> Response {
+    fn control(&self, control: Control) -> Controlled {
         self.calls.borrow_mut().push(format!("{control:?}"));
         if control != Control::Shutdown {
-            return Response::OK;
+            return Controlled::Now(Response::OK);
         }
         let (sender, lines) = unbounded_channel();
         self.stop.replace(Some(sender));
-        Response::lines(lines)
+        Controlled::Now(Response::lines(lines))
     }
 }
 

@@ -1,0 +1,86 @@
+//! What a shard tells of itself: figures of the moment, and counts since it was opened.
+
+use super::Db;
+use crate::manifest::LEVELS;
+use crate::storage::Storage;
+use crate::tally::Count;
+
+/// Counts since the shard was opened.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    /// Writes that the engine had no room for. Most of them have waited, and were tried again.
+    pub(super) stalls: Count,
+    pub(super) flushes: Count,
+    pub(super) flushed_bytes: Count,
+    pub(super) compactions: Count,
+    pub(super) compaction_read_bytes: Count,
+    pub(super) compaction_written_bytes: Count,
+    /// Lookups that found their key among cached values, and those that did not.
+    pub(super) value_hits: Count,
+    pub(super) value_misses: Count,
+}
+
+/// A shard at one moment. Counts are since it was opened.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the page of metrics says what each of them means")]
+pub struct Sample {
+    pub groups: u64,
+    pub writes: u64,
+    pub stalls: u64,
+    pub flushes: u64,
+    pub flushed_bytes: u64,
+    pub compactions: u64,
+    pub compaction_read_bytes: u64,
+    pub compaction_written_bytes: u64,
+    pub value_hits: u64,
+    pub value_misses: u64,
+    pub block_hits: u64,
+    pub block_misses: u64,
+    pub cached_block_bytes: u64,
+    pub memtable_bytes: u64,
+    pub memtables: u64,
+    pub wal_bytes: u64,
+    pub queued_bytes: u64,
+    pub debt_bytes: u64,
+    pub open_files: u64,
+    pub damaged_files: u64,
+    /// Files and bytes of each level.
+    pub levels: [(u64, u64); LEVELS],
+}
+
+impl<S: Storage> Db<S> {
+    /// The shard as it is now.
+    pub fn sample(&self) -> Sample {
+        let inner = &*self.0;
+        let (counts, version) = (&inner.counts, self.version());
+        let (groups, writes) = self.committed();
+        let memtables = inner.writes.memtables();
+        let mut levels = [(0, 0); LEVELS];
+        for (level, files) in version.levels() {
+            levels[level] = (files.len() as u64, files.iter().map(|file| file.bytes).sum());
+        }
+        Sample {
+            groups,
+            writes,
+            stalls: counts.stalls.get(),
+            flushes: counts.flushes.get(),
+            flushed_bytes: counts.flushed_bytes.get(),
+            compactions: counts.compactions.get(),
+            compaction_read_bytes: counts.compaction_read_bytes.get(),
+            compaction_written_bytes: counts.compaction_written_bytes.get(),
+            value_hits: counts.value_hits.get(),
+            value_misses: counts.value_misses.get(),
+            block_hits: inner.tree.blocks.hits(),
+            block_misses: inner.tree.blocks.misses(),
+            cached_block_bytes: inner.tree.blocks.bytes(),
+            memtable_bytes: memtables.iter().map(|memtable| memtable.bytes() as u64).sum(),
+            memtables: memtables.len() as u64,
+            wal_bytes: inner.writes.wal_bytes(),
+            queued_bytes: inner.writes.queue.bytes() as u64,
+            debt_bytes: inner.tree.debt_bytes(),
+            open_files: inner.tree.open_files() as u64,
+            damaged_files: version.damage().len() as u64,
+            levels,
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! The page of metrics: asks every thread for its figures, and writes them as Prometheus reads them.
+//!
+//! Threads count in plain cells. A scrape sends each thread a question, and adds the answers up, so counting costs a thread
+//! nothing but an addition. One scrape at a time is under way.
+//!
+//! Names and units follow the naming practices of Prometheus: base units, `_total` for counts, `_info` for facts.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, prometheus_text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+use tokio::sync::{Mutex, mpsc, oneshot};
+
+use super::space::Space;
+use crate::db::Sample;
+use crate::host;
+use crate::http::{Response, peers};
+use crate::manifest::LEVELS;
+use crate::tally::{BOUNDS_MICROS, Histogram};
+
+/// How long a scrape waits for the threads.
+const SCRAPE_TIME: Duration = Duration::from_secs(5);
+
+/// What a thread tells of itself.
+#[derive(Debug, Default)]
+pub(super) struct ThreadSample {
+    pub(super) http: peers::Sample,
+    pub(super) shards: Vec<Sample>,
+    /// How long commit groups took, from the moment they were taken to the moment they were durable.
+    pub(super) commits: Histogram,
+}
+
+/// A question to a thread, and where its answer goes.
+pub(super) type Question = oneshot::Sender<ThreadSample>;
+
+/// Asks all threads. Clones share it.
+#[derive(Clone)]
+pub struct Scraper(Arc<Shared>);
+
+struct Shared {
+    threads: Vec<mpsc::UnboundedSender<Question>>,
+    space: Space,
+    begin: SystemTime,
+    /// Held by the scrape that is under way, so that at most one question waits at each thread.
+    turn: Mutex<()>,
+}
+
+impl Scraper {
+    /// A scraper, and the ends at which the threads receive its questions.
+    pub fn new(threads: usize, space: Space) -> (Self, Vec<Questions>) {
+        let (senders, receivers) =
+            (0..threads).map(|_| mpsc::unbounded_channel()).map(|(to, from)| (to, Questions(from))).unzip();
+        let shared = Shared { threads: senders, space, begin: SystemTime::now(), turn: Mutex::new(()) };
+        (Self(Arc::new(shared)), receivers)
+    }
+
+    /// Asks every thread. A thread that has ended does not answer. Cancel safety: safe.
+    async fn ask(&self) -> Vec<ThreadSample> {
+        let _turn = self.0.turn.lock().await;
+        let mut samples = Vec::new();
+        for thread in &self.0.threads {
+            let (question, answer) = oneshot::channel();
+            if thread.send(question).is_ok()
+                && let Ok(sample) = answer.await
+            {
+                samples.push(sample);
+            }
+        }
+        samples
+    }
+
+    /// Waits until every thread has answered. `false` if one has ended. Cancel safety: safe.
+    pub async fn every_thread_answers(&self) -> bool {
+        self.ask().await.len() == self.0.threads.len()
+    }
+
+    /// The page. Cancel safety: safe.
+    pub(super) async fn page(&self) -> Response {
+        let Ok(threads) = tokio::time::timeout(SCRAPE_TIME, self.ask()).await else {
+            return Response::unavailable("a thread does not answer");
+        };
+        let page = Page { threads, full: self.0.space.is_full(), begin: self.0.begin };
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(page));
+        let mut text = String::new();
+        match prometheus_text::encode(&mut text, &registry) {
+            Ok(()) => {
+                text.truncate(text.trim_end().len());
+                Response::metrics(text)
+            }
+            Err(fmt::Error) => Response::unavailable("the metrics could not be written"),
+        }
+    }
+}
+
+/// Where a thread receives questions.
+pub struct Questions(mpsc::UnboundedReceiver<Question>);
+
+impl Questions {
+    /// Answers every question. Cancel safety: safe.
+    pub(super) async fn answer(mut self, sample: impl Fn() -> ThreadSample) {
+        while let Some(question) = self.0.recv().await {
+            let _ = question.send(sample()); // the client has left
+        }
+    }
+}
+
+/// What a page shows.
+#[derive(Debug)]
+struct Page {
+    threads: Vec<ThreadSample>,
+    full: bool,
+    begin: SystemTime,
+}
+
+/// A figure of shards: its name, what it says, and how to read it. The page has the sum over all shards.
+type Figure = (&'static str, &'static str, fn(&Sample) -> u64);
+
+/// Counts since the start. `_total` is appended to the names.
+const COUNTS: [Figure; 12] = [
+    ("ringkeep_commit_groups", "Commit groups; each took one sync.", |shard| shard.groups),
+    ("ringkeep_committed_writes", "Writes that were committed.", |shard| shard.writes),
+    (
+        "ringkeep_write_stalls",
+        "Times that a write found no room. Most of them waited, and tried again.",
+        |shard| shard.stalls,
+    ),
+    ("ringkeep_flushes", "Memtables that were flushed to a sorted file.", |shard| shard.flushes),
+    ("ringkeep_flushed_bytes", "Bytes of sorted files that flushes wrote.", |shard| shard.flushed_bytes),
+    ("ringkeep_compactions", "Compactions, moves of whole files included.", |shard| shard.compactions),
+    ("ringkeep_compaction_read_bytes", "Bytes of sorted files that compactions merged.", |shard| {
+        shard.compaction_read_bytes
+    }),
+    ("ringkeep_compaction_written_bytes", "Bytes of sorted files that compactions wrote.", |shard| {
+        shard.compaction_written_bytes
+    }),
+    ("ringkeep_value_cache_hits", "Lookups that found their key among cached values.", |shard| {
+        shard.value_hits
+    }),
+    ("ringkeep_value_cache_misses", "Lookups that found it neither there nor in a memtable.", |shard| {
+        shard.value_misses
+    }),
+    ("ringkeep_block_cache_hits", "Blocks of sorted files that were in the cache.", |shard| shard.block_hits),
+    ("ringkeep_block_cache_misses", "Blocks of sorted files that were not in the cache.", |shard| {
+        shard.block_misses
+    }),
+];
+
+/// Figures of the moment.
+const GAUGES: [Figure; 8] = [
+    ("ringkeep_memtables", "Memtables, those that wait for their flush included.", |shard| shard.memtables),
+    ("ringkeep_memtable_bytes", "Memory of memtables.", |shard| shard.memtable_bytes),
+    ("ringkeep_wal_bytes", "Length of the logs that a start would read.", |shard| shard.wal_bytes),
+    ("ringkeep_queued_bytes", "Bytes of writes that are not durable yet.", |shard| shard.queued_bytes),
+    ("ringkeep_compaction_debt_bytes", "Bytes that compaction has fallen behind since the start.", |shard| {
+        shard.debt_bytes
+    }),
+    ("ringkeep_block_cache_bytes", "Memory of cached blocks.", |shard| shard.cached_block_bytes),
+    ("ringkeep_open_sst_files", "Sorted files that are open.", |shard| shard.open_files),
+    ("ringkeep_damages", "Gaps in sorted files that damage has left.", |shard| shard.damaged_files),
+];
+
+impl Page {
+    fn shards(&self) -> impl Iterator<Item = &Sample> {
+        self.threads.iter().flat_map(|thread| &thread.shards)
+    }
+
+    fn total(&self, of: impl Fn(&Sample) -> u64) -> u64 {
+        self.shards().map(of).sum()
+    }
+
+    fn engine(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        for (name, help, of) in COUNTS {
+            count(&mut out.encode_descriptor(name, help, None, MetricType::Counter)?, self.total(of))?;
+        }
+        for (name, help, of) in GAUGES {
+            out.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&self.total(of))?;
+        }
+        type OfLevel = fn(&(u64, u64)) -> u64;
+        let of_level: [(&str, &str, OfLevel); 2] = [
+            ("ringkeep_sst_files", "Sorted files by level.", |(files, _)| *files),
+            ("ringkeep_sst_bytes", "Bytes of sorted files by level.", |(_, bytes)| *bytes),
+        ];
+        for (name, help, of) in of_level {
+            let mut metric = out.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for level in 0..LEVELS {
+                let total = self.total(|shard| of(&shard.levels[level]));
+                metric.encode_family(&[("level", level.to_string())])?.encode_gauge(&total)?;
+            }
+        }
+        let mut commits = Histogram::default();
+        self.threads.iter().for_each(|thread| commits.merge(&thread.commits));
+        let help = "From the moment a commit group is taken to the moment it is durable.";
+        let name = "ringkeep_commit_duration_seconds";
+        durations(&mut out.encode_descriptor(name, help, None, MetricType::Histogram)?, &commits)
+    }
+
+    fn http(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let (mut replies, mut ended) = (BTreeMap::new(), BTreeMap::new());
+        let (mut accepted, mut open) = (0, 0);
+        for http in self.threads.iter().map(|thread| &thread.http) {
+            (accepted, open) = (accepted + http.accepted, open + http.open);
+            for (endpoint, status, count) in &http.replies {
+                *replies.entry((*endpoint, *status)).or_default() += count;
+            }
+            for (reason, count) in &http.ended {
+                *ended.entry(*reason).or_default() += count;
+            }
+        }
+        let help = "Replies by endpoint and status.";
+        let mut metric = out.encode_descriptor("ringkeep_http_requests", help, None, MetricType::Counter)?;
+        for ((endpoint, status), replies) in replies {
+            let labels = [("endpoint", endpoint.to_owned()), ("status", status.to_string())];
+            count(&mut metric.encode_family(&labels)?, replies)?;
+        }
+        let mut took: BTreeMap<&str, Histogram> = BTreeMap::new();
+        for (endpoint, more) in self.threads.iter().flat_map(|thread| &thread.http.durations) {
+            took.entry(endpoint).or_default().merge(more);
+        }
+        let help = "From the moment a request has arrived to the moment its reply, and those of the requests that came \
+                    with it, are written; of about one request in eight.";
+        let name = "ringkeep_http_request_duration_seconds";
+        let mut metric = out.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for (endpoint, took) in took {
+            durations(&mut metric.encode_family(&[("endpoint", endpoint)])?, &took)?;
+        }
+        let help = "Connections that were refused, or ended because their clients were slow, by reason.";
+        let mut metric =
+            out.encode_descriptor("ringkeep_connections_ended", help, None, MetricType::Counter)?;
+        for (reason, ended) in ended {
+            count(&mut metric.encode_family(&[("reason", reason)])?, ended)?;
+        }
+        let help = "Connections that were accepted.";
+        let mut metric =
+            out.encode_descriptor("ringkeep_connections_accepted", help, None, MetricType::Counter)?;
+        count(&mut metric, accepted)?;
+        let help = "Connections that are open.";
+        out.encode_descriptor("ringkeep_connections", help, None, MetricType::Gauge)?.encode_gauge(&open)
+    }
+
+    fn process(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "The version of this program.";
+        let mut metric = out.encode_descriptor("ringkeep_build_info", help, None, MetricType::Gauge)?;
+        metric.encode_family(&[("version", env!("CARGO_PKG_VERSION"))])?.encode_gauge(&1_u64)?;
+        let gauges = [
+            ("ringkeep_shards", "Shards.", self.shards().count() as f64),
+            ("ringkeep_threads", "Threads that answered.", self.threads.len() as f64),
+            (
+                "ringkeep_disk_full",
+                "1 while the disk is full and sets are refused.",
+                f64::from(u8::from(self.full)),
+            ),
+            (
+                "process_start_time_seconds",
+                "When the process started, as a Unix time.",
+                self.begin.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
+            ),
+        ];
+        for (name, help, value) in gauges {
+            out.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)?;
+        }
+        let help = "Processor time of the process, of the system for it included.";
+        let mut metric = out.encode_descriptor("process_cpu_seconds", help, None, MetricType::Counter)?;
+        metric.encode_counter::<NoLabelSet, f64, f64>(&host::processor_time().as_secs_f64(), None)
+    }
+}
+
+fn count(metric: &mut MetricEncoder<'_>, value: u64) -> fmt::Result {
+    metric.encode_counter::<NoLabelSet, u64, f64>(&value, None)
+}
+
+fn durations(metric: &mut MetricEncoder<'_>, took: &Histogram) -> fmt::Result {
+    let bounds = BOUNDS_MICROS.iter().map(|micros| *micros as f64 / 1e6);
+    let buckets: Vec<_> = bounds.zip(took.buckets).collect();
+    metric.encode_histogram::<NoLabelSet>(took.sum.as_secs_f64(), took.count(), &buckets, None)
+}
+
+impl Collector for Page {
+    fn encode(&self, mut out: DescriptorEncoder<'_>) -> fmt::Result {
+        self.http(&mut out)?;
+        self.engine(&mut out)?;
+        self.process(&mut out)
+    }
+}
