@@ -19,6 +19,7 @@ mod memory;
 mod signals;
 mod space;
 mod start;
+mod supervisor;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -203,7 +204,7 @@ impl Server {
             security: access.follow(),
         };
         let by_thread = std::mem::take(&mut sockets.by_thread);
-        let (threads, _) = common.start(data_dir, &store, by_thread, &processors)?;
+        let (threads, scraper) = common.start(data_dir, &store, by_thread, &processors)?;
         tokio_uring::spawn(memory::watch(memory));
         tokio_uring::spawn(access.run(signals.hangup()?));
         let mut server = Self {
@@ -231,6 +232,8 @@ impl Server {
             return server.stop(&mut signals).await;
         }
         announce(&sockets.places);
+        supervisor::ready(&shown(&sockets.places));
+        tokio_uring::spawn(supervisor::feed_watchdog(scraper));
         server.wait_for_stop(&mut signals).await?;
         server.stop(&mut signals).await
     }
@@ -346,6 +349,7 @@ impl Server {
 
     /// The graceful stop.
     async fn stop(mut self, signals: &mut Signals) -> Result<()> {
+        supervisor::stopping();
         self.show("stopping: no more connections are accepted");
         self.phase.send_replace(Phase::Draining);
         let at_once = || {
