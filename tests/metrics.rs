@@ -114,6 +114,38 @@ fn the_page_says_what_clients_have_done_whichever_thread_has_served_them() {
 }
 
 #[test]
+fn every_metric_that_a_dashboard_or_an_alert_names_is_on_the_page() {
+    let (_folder, data) = folder();
+    let server = Server::start(&data, &[]);
+    let mut client = server.client();
+    assert_eq!(client.request("POST", "/set?key=k&value=v").status, 200);
+    client.send("nonsense\r\n\r\n");
+    assert_eq!(client.reply().status, 400);
+    let reply = server.client().request("GET", "/metrics");
+    let typed: BTreeSet<_> =
+        reply.text().lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    let is_word = |byte: char| byte.is_ascii_alphanumeric() || byte == '_';
+    let mut found = 0;
+    for text in [include_str!("../deploy/alerts.yml"), include_str!("../deploy/grafana.json")] {
+        for word in text.split(|byte| !is_word(byte)) {
+            if word.starts_with("ringkeep_") || word.starts_with("process_") {
+                let parts = ["_bucket", "_sum", "_count"];
+                let base = parts.iter().find_map(|part| word.strip_suffix(part)).unwrap_or(word);
+                assert!(typed.contains(word) || typed.contains(base), "{word}");
+                found += 1;
+            }
+        }
+    }
+    assert!(30 < found, "{found}");
+    let docs = include_str!("../docs/operations.md");
+    for line in include_str!("../deploy/alerts.yml").lines() {
+        if let Some(alert) = line.trim().strip_prefix("- alert: ") {
+            assert!(docs.contains(&format!("- **{alert}**: ")), "{alert} has its paragraph");
+        }
+    }
+}
+
+#[test]
 fn what_is_flushed_is_seen_in_the_levels_and_read_through_the_cache() {
     let (_folder, data) = folder();
     let server = Server::start(&data, &["--memtable-size", "1MiB", "--shards", "1", "--threads", "1"]);
