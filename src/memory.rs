@@ -68,10 +68,10 @@ impl Parts {
         let refuse = |message: String| Err(Error::new(ErrorKind::Configuration, message));
         if total < 3 * value_bytes_max || total < MIN_BYTES {
             return refuse(format!(
-                "--memory {} is too small: it must be at least {}, and three times --max-value-size, which is {}",
+                "--memory {} is too small: with --max-value-size {} it must be at least {}",
                 ByteSize(total as u64),
-                ByteSize(MIN_BYTES as u64),
-                ByteSize(value_bytes_max as u64)
+                ByteSize(value_bytes_max as u64),
+                ByteSize(MIN_BYTES.max(3 * value_bytes_max) as u64)
             ));
         }
         let body = 2 * (value_bytes_max + KEY_BYTES_MAX);

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use rustls::crypto::ring::{Ticketer, default_provider};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection, WebPkiClientVerifier};
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus, WriteTraffic,
@@ -40,7 +40,12 @@ impl Settings {
     /// `Configuration`, with the file.
     pub fn read(certificate: &Path, key: &Path, client_ca: Option<&Path>) -> Result<Self> {
         let chain = certificates(certificate)?;
-        let key_der = PrivateKeyDer::from_pem_file(key).map_err(|error| wrong("key", key, error))?;
+        let key_der = PrivateKeyDer::from_pem_file(key).map_err(|error| match error {
+            pem::Error::NoItemsFound => {
+                wrong("key", key, "there is none in the file, or it has a passphrase")
+            }
+            error => wrong("key", key, error),
+        })?;
         let provider = Arc::new(default_provider());
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
@@ -57,9 +62,9 @@ impl Settings {
                     .with_client_cert_verifier(verifier.map_err(|error| wrong("certificate", path, error))?)
             }
         };
-        let mut config = builder
-            .with_single_cert(chain, key_der)
-            .map_err(|error| wrong("certificate", certificate, error))?;
+        let mut config = builder.with_single_cert(chain, key_der).map_err(|error| {
+            wrong("certificate", certificate, format!("{error}; the key is {}", key.display()))
+        })?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         // Sessions are resumed from what the client keeps, so they take no memory here.
         config.ticketer = Ticketer::new().map_err(|error| wrong("certificate", certificate, error))?;

@@ -394,6 +394,9 @@ fn what_is_not_tls_ends_its_own_connection_and_no_other() {
         assert!(received.len() < 100 && !received.starts_with(b"HTTP"), "{received:?}");
         assert!(ask(encrypted(&config, address), "GET /livez", None).starts_with("HTTP/1.1 200"));
     }
+    // Three of them have said something that is not TLS; the last one has only left.
+    let metrics = ask(encrypted(&config, address), "GET /metrics", None);
+    assert!(metrics.contains("\nringkeep_connections_ended_total{reason=\"tls\"} 3\n"), "{metrics}");
     // Records that arrive byte by byte are records all the same.
     let mut stream = encrypted(&config, address);
     stream.sock.set_nodelay(true).unwrap();

@@ -36,8 +36,9 @@ pub(super) struct Serve {
     /// Serve everyone who can connect, from other hosts as well, without a token
     #[arg(long, conflicts_with = "token_file")]
     insecure: bool,
-    /// Public names of the server; its addresses, localhost and names without a domain are always known
-    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    /// Public names of the server, without scheme and port; its addresses, localhost and names without a dot are always
+    /// known
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', value_parser = host_name)]
     allowed_hosts: Vec<String>,
     /// Who may stop the server by /shutdown; with tokens everyone needs the role admin as well
     #[arg(long, value_name = "WHO", value_enum, default_value = "local")]
@@ -181,6 +182,18 @@ pub(super) fn address(text: &str) -> std::result::Result<SocketAddr, String> {
         .to_socket_addrs()
         .map_err(|error| format!("{error}; expected a host and a port, as in 127.0.0.1:8080"))?;
     addresses.next().ok_or_else(|| "the host name has no address".into())
+}
+
+/// A name as a `Host` may have it.
+fn host_name(text: &str) -> std::result::Result<String, String> {
+    let is_label = |label: &str| {
+        !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+    };
+    if text.split('.').all(is_label) {
+        Ok(text.to_owned())
+    } else {
+        Err("expected names without scheme, port and wildcards, as in kv.example.com".into())
+    }
 }
 
 fn no_port(port: &str) -> std::result::Result<String, String> {

@@ -14,6 +14,7 @@
 //! of a connection, what its client still sends is read and dropped for a while (Lingering), so that the reply is not
 //! lost to a reset.
 
+use std::io;
 use std::net::Shutdown;
 use std::ops::Range;
 use std::rc::Rc;
@@ -24,10 +25,11 @@ use bytes::Bytes;
 use super::body::Chunked;
 use super::head::{Framing, Head};
 use super::input::{Begun, Front, Input, Parsed};
+use super::label::Label;
 use super::output::{OWN_BYTES, Output};
 use super::peers::{Peer, Peers, Phase, TIMED};
 use super::response::{Body, Response, Wire, put_line_chunk};
-use super::route::{Label, Route};
+use super::route::Route;
 use super::stream::Stream;
 use super::{
     Controlled, Handler, IDLE_BUFFER_BYTES, LONG_BODY_BYTES, LaterResponse, PIPELINE_MAX, Refusal, Reply,
@@ -158,10 +160,10 @@ enum Timing {
 
 impl Timing {
     #[inline]
-    fn note<S: Stream>(&mut self, endpoint: Label, peers: &Peers<S>) {
+    fn note<S: Stream>(&mut self, endpoint: Label, peers: &Peers<S>, handler: &impl Handler) {
         if let Self::Idle = self {
             *self = if peers.times_this_turn() {
-                Self::Since(Instant::now(), [0; TIMED.len()])
+                Self::Since(handler.clock(), [0; TIMED.len()])
             } else {
                 Self::Untimed
             };
@@ -174,9 +176,9 @@ impl Timing {
     }
 
     #[inline]
-    fn end<S: Stream>(&mut self, peers: &Peers<S>) {
+    fn end<S: Stream>(&mut self, peers: &Peers<S>, handler: &impl Handler) {
         if let Self::Since(begin, counts) = std::mem::take(self) {
-            peers.timed(begin.elapsed(), counts);
+            peers.timed(handler.clock().duration_since(begin), counts);
         }
     }
 }
@@ -272,13 +274,13 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             if then == Then::Close {
                 self.settle(turn).await?;
                 self.flush().await?;
-                turn.timing.end(self.peers);
+                turn.timing.end(self.peers, self.handler);
                 return Ok(Then::Close);
             }
         }
         self.settle(turn).await?;
         self.flush().await?;
-        turn.timing.end(self.peers);
+        turn.timing.end(self.peers, self.handler);
         if self.peers.is_draining() && self.has_read && self.input.unparsed() == 0 {
             return Ok(Then::Close);
         }
@@ -499,7 +501,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         if self.input.unparsed() < head.bytes + length {
             self.settle(turn).await?;
             self.go_ahead(head).await?;
-            turn.timing.end(self.peers); // what follows is the time of the client
+            turn.timing.end(self.peers, self.handler); // what follows is the time of the client
         }
         while self.input.unparsed() < head.bytes + length {
             if !self.reserve(0, head.bytes + length).await {
@@ -532,7 +534,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             if !std::mem::replace(&mut asked, true) {
                 self.settle(turn).await?;
                 self.go_ahead(head).await?;
-                turn.timing.end(self.peers); // as for a body with a length
+                turn.timing.end(self.peers, self.handler); // as for a body with a length
             }
             if !self.reserve(2 * chunked.body().len(), usize::MAX).await {
                 return Ok(Err(NO_MEMORY));
@@ -675,6 +677,10 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
                 }
                 Err(Gone)
             }
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                self.peers.count_end("tls"); // the client does not keep to the protocol, or has no valid certificate
+                Err(Gone)
+            }
             Ok(0) | Err(_) => Err(Gone),
             Ok(count) => {
                 self.has_read = true;
@@ -754,7 +760,7 @@ fn start<S: Stream, H: Handler, B: ToBytes>(
     (output, wire): (&mut Output, Wire),
     peers: &Peers<S>,
 ) -> Option<(Answer<H::Pending>, bool)> {
-    turn.timing.note(wire.endpoint, peers);
+    turn.timing.note(wire.endpoint, peers, handler);
     let now = *turn.now.get_or_insert_with(|| handler.now());
     let next = turn.pending.is_empty();
     let mut kept = None;

@@ -10,9 +10,10 @@ use bytes::Bytes;
 
 use super::body::BODY_TOO_LONG;
 use super::head::{Framing, Head, HeadEnd, Method, asks_for_head, parse};
+use super::label::Label;
 use super::peers::Rules;
 use super::response::Wire;
-use super::route::{Label, Route};
+use super::route::Route;
 use super::{IDLE_BUFFER_BYTES, LONG_BODY_BYTES, Refusal};
 use crate::codec::to_usize;
 

@@ -27,6 +27,7 @@ pub mod body;
 pub mod connection;
 pub mod head;
 mod input;
+pub mod label;
 mod output;
 pub mod peers;
 pub mod query;
@@ -37,6 +38,7 @@ pub mod stream;
 
 use std::future::Future;
 use std::pin::Pin;
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -91,6 +93,9 @@ pub trait Handler {
 
     /// The time at which the operations that begin now take place.
     fn now(&self) -> UnixMillis;
+
+    /// A clock that measures how long operations take.
+    fn clock(&self) -> Instant;
 
     /// Announces operations on these keys. The handler may fetch what memory holds of up to `PIPELINE_MAX` of the keys
     /// into the processor's caches, all together. `sets` says that each operation only sets its key, so that no older

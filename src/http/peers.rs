@@ -15,8 +15,8 @@ use tokio::sync::Notify;
 
 use super::access::Policy;
 use super::authority::LastAddress;
+use super::label::Label;
 use super::response::{Heads, Response, Status, Wire};
-use super::route::Label;
 use super::stream::Stream;
 use crate::key::KeyHash;
 use crate::memory::Memory;
@@ -416,7 +416,7 @@ impl<S: Stream> Peers<S> {
             durations: TIMED
                 .iter()
                 .zip(&self.durations)
-                .map(|(label, durations)| (Label::NAMES[label.index()], durations.borrow().clone()))
+                .map(|(label, durations)| (label.name(), durations.borrow().clone()))
                 .collect(),
             accepted: self.accepted.get(),
             open: self.open.borrow().len() as u64,

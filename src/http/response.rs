@@ -9,8 +9,8 @@ use std::ops::Range;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::Refusal;
+use super::label::Label;
 use super::range::ByteRange;
-use super::route::Label;
 use crate::error::{Error, ErrorKind};
 use crate::op::Outcome;
 

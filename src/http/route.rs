@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use super::access::{Grant, Need, Role};
 use super::head::{Framing, Head, Method, is_followed_link, is_of_browser};
+use super::label::Label;
 use super::query::{decode, parameters};
 use super::response::ERROR_FIELD;
 use super::{Refusal, Status};
@@ -40,29 +41,6 @@ pub struct Route {
     endpoint: Endpoint,
     key: Option<Key<Text>>,
     value: Option<Text>,
-}
-
-/// What a request asks for, for those who count requests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Label(u8);
-
-impl Label {
-    /// The names of all labels.
-    pub const NAMES: [&str; 10] =
-        ["unknown", "set", "get", "del", "shutdown", "livez", "readyz", "metrics", "openapi.yaml", "options"];
-    /// The request was refused before its path was looked at, or has none that is known.
-    pub const UNKNOWN: Self = Self(0);
-    /// A set.
-    pub const SET: Self = Self(1);
-    /// A get.
-    pub const GET: Self = Self(2);
-    /// A delete.
-    pub const DELETE: Self = Self(3);
-
-    /// The place of its name in [`Self::NAMES`].
-    pub fn index(self) -> usize {
-        usize::from(self.0)
-    }
 }
 
 /// Bytes that a request gives in its query.
@@ -138,17 +116,17 @@ impl Endpoint {
     }
 
     fn label(self) -> Label {
-        Label(match self {
-            Self::Set => return Label::SET,
-            Self::Get => return Label::GET,
-            Self::Delete => return Label::DELETE,
-            Self::Control(Control::Shutdown) => 4,
-            Self::Control(Control::Livez) => 5,
-            Self::Control(Control::Readyz) => 6,
-            Self::Control(Control::Metrics) => 7,
-            Self::Control(Control::Openapi) => 8,
-            Self::Control(Control::Options(_)) => 9,
-        })
+        match self {
+            Self::Set => Label::SET,
+            Self::Get => Label::GET,
+            Self::Delete => Label::DELETE,
+            Self::Control(Control::Shutdown) => Label::SHUTDOWN,
+            Self::Control(Control::Livez) => Label::LIVEZ,
+            Self::Control(Control::Readyz) => Label::READYZ,
+            Self::Control(Control::Metrics) => Label::METRICS,
+            Self::Control(Control::Openapi) => Label::OPENAPI,
+            Self::Control(Control::Options(_)) => Label::OPTIONS,
+        }
     }
 
     fn changes_something(self) -> bool {
@@ -310,8 +288,10 @@ const FOREIGN: Refusal = Refusal::new(
     Status::Forbidden,
     "a page of another site may not change anything here, and a browser may not before its user asks for it",
 );
-const FOREIGN_READ: Refusal =
-    Refusal::new(Status::Forbidden, "a page of another site may link to a value, but not load it");
+const FOREIGN_READ: Refusal = Refusal::new(
+    Status::Forbidden,
+    "a page of another site may link to a value, but not load or prefetch it",
+);
 const STOP_BY_BROWSER: Refusal = Refusal::new(
     Status::Forbidden,
     "a browser may stop the server by POST only: a GET may be a link, an image or a redirect of any page",
@@ -360,10 +340,10 @@ mod tests {
     fn every_path_has_its_name_as_its_label() {
         for name in &Label::NAMES[1..9] {
             let label = Route::label_of(format!("/{name}?key=k").as_bytes());
-            assert_eq!(Label::NAMES[label.index()], *name);
+            assert_eq!(label.name(), *name);
         }
         assert_eq!(Route::label_of(b"/nowhere"), Label::UNKNOWN);
-        assert_eq!(Endpoint::Control(Control::Options("")).label().index(), Label::NAMES.len() - 1);
+        assert_eq!(Endpoint::Control(Control::Options("")).label().name(), "options");
     }
 
     #[test]

@@ -12,6 +12,9 @@ pub trait Stream {
     /// Appends what has arrived to `buffer`, up to its capacity. Returns the number of bytes read; 0 at the end of the
     /// stream.
     ///
+    /// # Errors
+    /// `InvalidData` if the bytes are encrypted, and the client does not keep to the protocol.
+    ///
     /// Cancel safety: not safe; the kernel may still fill the buffer.
     async fn read(&self, buffer: Vec<u8>) -> (io::Result<usize>, Vec<u8>);
 

@@ -15,6 +15,7 @@ use crate::memory::{Memory, Parts};
 use crate::ring;
 use crate::shard::accept::Balance;
 use crate::shard::addresses::Addresses;
+use crate::shard::handler::wall_clock;
 use crate::shard::health::Health;
 use crate::shard::listener::Bound;
 use crate::shard::mailbox::connect;
@@ -72,7 +73,7 @@ impl Common {
         let config = self.config.db(store.shards, caches, files, key_hash);
         let health = Health::default();
         let mut threads = Vec::new();
-        let (scraper, questions) = Scraper::new(count, self.space.clone());
+        let (scraper, questions) = Scraper::new(count, self.space.clone(), wall_clock());
         let ends = connect(count).into_iter().zip(sockets).zip(handed).zip(questions).enumerate();
         for (id, (((ends, sockets), handed), questions)) in ends {
             let shards = router.shards(ThreadId(id)).into_iter().map(|shard| {

@@ -214,6 +214,10 @@ impl<T: Status> Handler for Dispatcher<T> {
         wall_clock()
     }
 
+    fn clock(&self) -> Instant {
+        Instant::now()
+    }
+
     fn prefetch(&self, mut keys: impl Iterator<Item = Key<()>>, sets: bool) {
         // A single key gains nothing: there is no other key to fetch at the same time.
         let (Some(first), Some(second)) = (keys.next(), keys.next()) else { return };

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, prometheus_text};
@@ -20,6 +20,7 @@ use super::space::Space;
 use crate::db::Sample;
 use crate::host;
 use crate::http::{Response, peers};
+use crate::key::UnixMillis;
 use crate::manifest::LEVELS;
 use crate::tally::{BOUNDS_MICROS, Histogram};
 
@@ -45,17 +46,17 @@ pub struct Scraper(Arc<Shared>);
 struct Shared {
     threads: Vec<mpsc::UnboundedSender<Question>>,
     space: Space,
-    begin: SystemTime,
+    begin: UnixMillis,
     /// Held by the scrape that is under way, so that at most one question waits at each thread.
     turn: Mutex<()>,
 }
 
 impl Scraper {
-    /// A scraper, and the ends at which the threads receive its questions.
-    pub fn new(threads: usize, space: Space) -> (Self, Vec<Questions>) {
+    /// A scraper of a server that has begun at `begin`, and the ends at which the threads receive its questions.
+    pub fn new(threads: usize, space: Space, begin: UnixMillis) -> (Self, Vec<Questions>) {
         let (senders, receivers) =
             (0..threads).map(|_| mpsc::unbounded_channel()).map(|(to, from)| (to, Questions(from))).unzip();
-        let shared = Shared { threads: senders, space, begin: SystemTime::now(), turn: Mutex::new(()) };
+        let shared = Shared { threads: senders, space, begin, turn: Mutex::new(()) };
         (Self(Arc::new(shared)), receivers)
     }
 
@@ -115,7 +116,7 @@ impl Questions {
 struct Page {
     threads: Vec<ThreadSample>,
     full: bool,
-    begin: SystemTime,
+    begin: UnixMillis,
 }
 
 /// A figure of shards: its name, what it says, and how to read it. The page has the sum over all shards.
@@ -258,7 +259,7 @@ impl Page {
             (
                 "process_start_time_seconds",
                 "When the process started, as a Unix time.",
-                self.begin.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
+                self.begin.0 as f64 / 1e3,
             ),
         ];
         for (name, help, value) in gauges {

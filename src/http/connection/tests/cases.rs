@@ -33,6 +33,10 @@ impl Handler for Map {
         UnixMillis(1)
     }
 
+    fn clock(&self) -> Instant {
+        Instant::now()
+    }
+
     fn prefetch(&self, _: impl Iterator<Item = Key<()>>, _: bool) {}
 
     fn begin<B: ToBytes>(

@@ -147,6 +147,10 @@ impl Handler for Store {
         UnixMillis(self.clock.get())
     }
 
+    fn clock(&self) -> Instant {
+        Instant::now()
+    }
+
     fn prefetch(&self, keys: impl Iterator<Item = Key<()>>, sets: bool) {
         let count = keys.count();
         self.calls.borrow_mut().push(format!("prefetch {count} {}", if sets { "sets" } else { "others" }));
