@@ -176,6 +176,10 @@ pub struct Config {
     pub head_timeout: Duration,
     /// How long the body of a request may make no progress.
     pub body_timeout: Duration,
+    /// How long client and server may take to agree on how to encrypt.
+    pub handshake_timeout: Duration,
+    /// How long a client may receive nothing of a reply.
+    pub reply_timeout: Duration,
     /// How long a stop waits for requests in flight.
     pub drain_timeout: Duration,
 }
@@ -260,6 +264,8 @@ impl Config {
             ("--idle-timeout", self.idle_timeout),
             ("--head-timeout", self.head_timeout),
             ("--body-timeout", self.body_timeout),
+            ("--handshake-timeout", self.handshake_timeout),
+            ("--reply-timeout", self.reply_timeout),
         ] {
             let fits = (Duration::from_secs(1)..=Duration::from_secs(24 * 3600)).contains(&time);
             check(fits, format!("{flag} must be 1s to 1day"))?;
@@ -320,6 +326,8 @@ pub(crate) mod tests {
             idle_timeout: Duration::from_secs(75),
             head_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(5),
+            handshake_timeout: Duration::from_secs(10),
+            reply_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(10),
         }
     }

@@ -183,6 +183,39 @@ fn an_address_has_no_more_connections_than_it_may_and_a_slow_head_gets_408() {
 }
 
 #[test]
+fn a_handshake_that_does_not_end_and_a_reply_that_nobody_reads_have_their_time() {
+    let (folder, data) = folder();
+    let certificates = Certificates::new(folder.path());
+    let limits = ["--handshake-timeout", "1s", "--reply-timeout", "1s"];
+    let (_server, address) = tls_server(&data, &certificates, &limits);
+    let config = certificates.client(false);
+    let mut silent = connect(address);
+    silent.write_all(b"\x16\x03\x01").unwrap();
+    let mut received = Vec::new();
+    assert_eq!(silent.read_to_end(&mut received).unwrap(), 0);
+
+    let body = "v".repeat(1 << 20);
+    let mut greedy = encrypted(&config, address);
+    let set = format!(
+        "POST /set?key=k HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    greedy.write_all(set.as_bytes()).unwrap();
+    greedy.write_all("GET /get?key=k HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(60).as_bytes()).unwrap();
+    let begin = Instant::now();
+    let ended = |reason: &str| format!("\nringkeep_connections_ended_total{{reason=\"{reason}\"}} 1\n");
+    loop {
+        let metrics = ask(encrypted(&config, address), "GET /metrics", None);
+        assert!(metrics.contains(&ended("handshake")), "{metrics}");
+        if metrics.contains(&ended("reply")) {
+            break;
+        }
+        assert!(begin.elapsed() < PATIENCE, "the reply is waited for");
+    }
+    drop(greedy);
+}
+
+#[test]
 fn who_may_stop_the_server_is_a_setting() {
     let (folder, data) = folder();
     let server = Server::start(&data, &[SMALL, &["--shutdown", "off"]].concat());

@@ -98,6 +98,12 @@ pub(super) struct Serve {
     /// How long the body of a request may make no progress; each KiB gives a second more
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
     body_timeout: Duration,
+    /// How long a client may take to agree with the server on how to encrypt
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
+    handshake_timeout: Duration,
+    /// How long a client may receive nothing of a reply; each KiB gives a second more
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = humantime::parse_duration)]
+    reply_timeout: Duration,
     /// How long a stop waits for requests in flight
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
     drain_timeout: Duration,
@@ -246,6 +252,8 @@ impl Serve {
             idle_timeout: self.idle_timeout,
             head_timeout: self.head_timeout,
             body_timeout: self.body_timeout,
+            handshake_timeout: self.handshake_timeout,
+            reply_timeout: self.reply_timeout,
             drain_timeout: self.drain_timeout,
         })
     }

@@ -36,15 +36,17 @@ pub struct Times {
     pub head: Duration,
     /// Without progress in a body.
     pub body: Duration,
+    /// Until client and server agree on how to encrypt.
+    pub handshake: Duration,
+    /// Without progress in a reply.
+    pub reply: Duration,
 }
+
 /// The clock of a thread moves this often, so a phase may have begun this much later than it seems. Limits are never shorter
 /// than they say.
 const TICK: Duration = Duration::from_secs(1);
-/// How long client and server may take to agree on how to encrypt.
-const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 /// The log says at most this often that clients were too slow.
 const SAY_INTERVAL: Duration = Duration::from_secs(10);
-const WRITING_TIME: Duration = Duration::from_secs(60);
 /// A body of 16 MiB that is refused while it is being sent takes less than this at 2 MiB/s.
 const LINGER_TIME: Duration = Duration::from_secs(10);
 /// At the limit on connections, one that was idle for longer than this gives way to a new one.
@@ -347,14 +349,14 @@ impl<S: Stream> Peers<S> {
         let wanted = self.is_wanted();
         for peer in self.open.borrow().values() {
             let (limit, what) = match peer.phase.get() {
-                Phase::Idle if !peer.stream.is_established() => (HANDSHAKE_TIME, Some("handshake")),
+                Phase::Idle if !peer.stream.is_established() => (self.times.handshake, Some("handshake")),
                 Phase::Idle => (self.times.idle, None),
                 Phase::ReadingBody | Phase::Writing if wanted && peer.holds.get() => {
                     (HOLDING_TIME, Some("memory"))
                 }
                 Phase::Reading => (self.times.head, Some("head")),
                 Phase::ReadingBody => (self.times.body, Some("body")),
-                Phase::Writing => (WRITING_TIME, Some("reply")),
+                Phase::Writing => (self.times.reply, Some("reply")),
                 Phase::Lingering => (LINGER_TIME, Some("end")),
                 Phase::Working | Phase::Watching => continue,
             };

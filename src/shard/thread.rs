@@ -243,12 +243,11 @@ impl Thread {
             key_hash,
             address: LastAddress::default(),
         };
-        let times = Times { idle: config.idle_timeout, head: config.head_timeout, body: config.body_timeout };
         let connections = Rc::new(Connections {
             id,
             balance,
             connections_max: config.connections_max,
-            peers: Peers::new(rules, times, memory, Instant::now(), &http_date()),
+            peers: Peers::new(rules, times(&config), memory, Instant::now(), &http_date()),
             dispatcher: Dispatcher::new(id, router, engines.clone(), mailbox.clone(), (follower, scraper)),
             refused: Cell::new(0),
             ended: Notify::new(),
@@ -384,6 +383,17 @@ fn help(
             }
         }),
     ]
+}
+
+/// How long connections may take.
+fn times(config: &Config) -> Times {
+    Times {
+        idle: config.idle_timeout,
+        head: config.head_timeout,
+        body: config.body_timeout,
+        handshake: config.handshake_timeout,
+        reply: config.reply_timeout,
+    }
 }
 
 /// Creates or opens the engine of a shard, and logs what recovery has found.

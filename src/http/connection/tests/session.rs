@@ -260,8 +260,13 @@ pub(super) fn peers(hosts: &[&str], value_bytes_max: usize, request_bytes_max: u
     };
     let memory = Memory { requests: Pool::new(request_bytes_max), ..Memory::ample() };
 
-    let times =
-        Times { idle: Duration::from_secs(75), head: Duration::from_secs(10), body: Duration::from_secs(5) };
+    let times = Times {
+        idle: Duration::from_secs(75),
+        head: Duration::from_secs(10),
+        body: Duration::from_secs(5),
+        handshake: Duration::from_secs(10),
+        reply: Duration::from_secs(60),
+    };
     Peers::new(rules, times, memory, Instant::now(), "Thu, 01 Jan 1970 00:00:00 GMT")
 }
 
