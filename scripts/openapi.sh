@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 
 examples=${1:-1800}
 seed=${2:-$RANDOM}
-binary=${RINGKEEP:-target/release/ringkeep}
+binary=$(realpath "${RINGKEEP:-target/release/ringkeep}")
 [ -x "$binary" ] || { echo "openapi: $binary does not exist: build it with \`cargo build --release\`" >&2; exit 1; }
 
 work=$(mktemp -d)
@@ -44,6 +44,7 @@ cat >"$work/schemathesis.toml" <<'END'
 [checks.positive_data_acceptance]
 expected-statuses = ["2xx", 401, 403, 404, 416, 503]
 END
+cd "$work" # schemathesis leaves its cache in the current folder
 echo "openapi: seed $seed, $examples examples"
 schemathesis --config-file "$work/schemathesis.toml" run "$url/openapi.yaml" --checks all --max-examples "$examples" --seed "$seed" --no-color \
     --continue-on-failure --suppress-health-check all
