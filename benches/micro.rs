@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use common::{KEY_BYTES, MEMTABLE_ENTRIES, VALUE_BYTES, key, shuffled_key, value};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use ringkeep::codec::crc32;
 use ringkeep::config::ShutdownMode;
 use ringkeep::http::access::Policy;
 use ringkeep::http::authority::LastAddress;
@@ -49,11 +50,11 @@ fn record(criterion: &mut Criterion) {
     for writes in [1, 64] {
         let payload_bytes = writes * (KEY_BYTES + VALUE_BYTES + 4);
         let mut bytes = vec![5; record_bytes(payload_bytes)];
-        let sealed = seal(&mut bytes, payload_bytes, IDENTITY, 8192, 9, 4096);
+        let sealed = seal(&mut bytes, payload_bytes, IDENTITY, 8192, 9, 4096, crc32);
         group.throughput(Throughput::Bytes(bytes.len() as u64));
         group.bench_function(format!("seal/{writes}_writes"), |bencher| {
             bencher.iter(|| {
-                let crc = seal(black_box(&mut bytes), payload_bytes, IDENTITY, 8192, 9, 4096);
+                let crc = seal(black_box(&mut bytes), payload_bytes, IDENTITY, 8192, 9, 4096, crc32);
                 assert_eq!(crc, sealed);
             });
         });

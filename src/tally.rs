@@ -1,4 +1,4 @@
-//! Counts and durations of one thread, for the page of metrics. Plain cells: whoever wants them asks the thread for a copy.
+//! Counts and durations of one thread, for the page of metrics. They are plain cells: a scrape asks the thread for a copy.
 //! Pure.
 
 use std::cell::Cell;

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};
 
 use futures_executor::block_on;
-use ringkeep::codec::Reader;
+use ringkeep::codec::{Reader, crc32};
 use ringkeep::config::ShutdownMode;
 use ringkeep::error::ErrorKind;
 use ringkeep::file_name::FileName;
@@ -155,7 +155,7 @@ impl Records {
             file[at + HEADER_BYTES..][..payload_bytes].fill(what);
             let durable = (u64::from(durable) * SECTOR_BYTES as u64).min(offset);
             let follows = if unbroken { chain } else { !chain };
-            chain = seal(&mut file[at..], payload_bytes, IDENTITY, offset, follows, durable);
+            chain = seal(&mut file[at..], payload_bytes, IDENTITY, offset, follows, durable, crc32);
             if unbroken {
                 ends.push(file.len() as u64);
             } else if offset > *ends.last().expect("the list begins with the end of the marks") {

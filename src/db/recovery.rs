@@ -37,6 +37,7 @@ use tokio::sync::Notify;
 use super::admission::Admission;
 use super::catalog::Catalog;
 use super::flush::write_sst;
+use super::sample::Counts;
 use super::tree::Tree;
 use super::wals::{unused, wal_sizes};
 use super::writes::{Frozen, Held, Writes};
@@ -227,7 +228,7 @@ impl<S: Storage> Db<S> {
             admission: Admission::default(),
             catalog: Catalog::new(manifest),
             space_changed: Notify::new(),
-            counts: super::sample::Counts::default(),
+            counts: Counts::default(),
             storage,
             owner,
             config,

@@ -43,7 +43,7 @@ pub struct Sample {
     pub queued_bytes: u64,
     pub debt_bytes: u64,
     pub open_files: u64,
-    pub damaged_files: u64,
+    pub damages: u64,
     /// Files and bytes of each level.
     pub levels: [(u64, u64); LEVELS],
 }
@@ -79,7 +79,7 @@ impl<S: Storage> Db<S> {
             queued_bytes: inner.writes.queue.bytes() as u64,
             debt_bytes: inner.tree.debt_bytes(),
             open_files: inner.tree.open_files() as u64,
-            damaged_files: version.damage().len() as u64,
+            damages: version.damage().len() as u64,
             levels,
         }
     }

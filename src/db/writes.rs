@@ -439,12 +439,13 @@ impl<S: Storage> Writes<S> {
         self.frozen.borrow().iter().for_each(|frozen| frozen.memtable.prefetch(hashes, true));
     }
 
-    /// The memtables, the newest first.
+    /// Bytes of the active WAL, and at least those of the WALs of frozen memtables.
     pub(super) fn wal_bytes(&self) -> u64 {
         let frozen = self.frozen.borrow().iter().map(|frozen| frozen.wal_bytes()).sum::<u64>();
         self.active.borrow().wal.file().allocated() + frozen
     }
 
+    /// The memtables, the newest first.
     pub(super) fn memtables(&self) -> Vec<Rc<Memtable>> {
         let active = self.active.borrow().memtable.clone();
         std::iter::once(active).chain(self.frozen.borrow().iter().rev().map(|f| f.memtable.clone())).collect()

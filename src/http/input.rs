@@ -86,20 +86,19 @@ impl Input {
             Framing::Chunked => u64::MAX,
         };
         // After a refusal the connection goes on only if no body follows: a body could be taken for a request (H1).
-        let refused = Wire { keep_alive: wire.keep_alive && body_bytes == 0, ..wire };
+        let refused = |endpoint| Wire { keep_alive: wire.keep_alive && body_bytes == 0, endpoint, ..wire };
         let grant = rules.policy.admit(&head, rest, is_local);
         let route = match grant.and_then(|grant| Route::of(&head, rest, &grant, rules.key_hash)) {
             Ok(route) => route,
             Err(refusal) => {
                 let endpoint = Route::label_of(&rest[head.target.clone()]);
                 self.consume(head.bytes);
-                return Front::Refused(refusal, Wire { endpoint, ..refused });
+                return Front::Refused(refusal, refused(endpoint));
             }
         };
-        let (wire, refused) =
-            (Wire { endpoint: route.label(), ..wire }, Wire { endpoint: route.label(), ..refused });
+        let wire = Wire { endpoint: route.label(), ..wire };
         if head.framing != Framing::Chunked && (rules.value_bytes_max as u64) < body_bytes {
-            return Front::Refused(BODY_TOO_LONG, refused);
+            return Front::Refused(BODY_TOO_LONG, refused(wire.endpoint));
         }
         if (LONG_BODY_BYTES as u64) < body_bytes || ((rest.len() - head.bytes) as u64) < body_bytes {
             return Front::Body(Begun { route, wire, head });

@@ -20,8 +20,8 @@
 //!   page: u64 SeqNo  u32 older  u32 value bytes  u16 key bytes  u8 kind  [u64 expires]  key  value  up to 8 │ next …
 //! ```
 //!
-//! A large value is not copied into a page. The memtable shares it with whoever brought it, and the record holds its
-//! index (u32) among the large values instead.
+//! A large value is not copied into a page: the memtable and the request share its bytes. In place of the value, its
+//! record holds the index (u32) of the value in a list of large values.
 //!
 //! M1  Entries are only added. A lookup at SeqNo n gives the same answer for ever, once all entries up to n are in.
 //! M2  `bytes` counts every page, the large values and the index, and decides when a memtable is frozen. `order_bytes`

@@ -90,20 +90,9 @@ pub const fn record_bytes(payload_bytes: usize) -> usize {
 }
 
 /// Fills in the header of `record`, which consists of space for the header, then `payload_bytes` of payload, then
-/// zeros, and is [`record_bytes`] long. Returns the checksum.
+/// zeros, and is [`record_bytes`] long. `checksum` is given what follows the field of the checksum: it is [`crc32`],
+/// unless a part of the checksum is known already. Returns the checksum.
 pub fn seal(
-    record: &mut [u8],
-    payload_bytes: usize,
-    identity: Identity,
-    offset: u64,
-    chain: u32,
-    durable: u64,
-) -> u32 {
-    seal_with(record, payload_bytes, identity, offset, chain, durable, crc32)
-}
-
-/// As [`seal`]. `checksum` is given what follows the field of the checksum.
-fn seal_with(
     record: &mut [u8],
     payload_bytes: usize,
     identity: Identity,
@@ -288,7 +277,7 @@ impl RecordBuilder {
             }
         };
         let record = &mut self.buffer[at..];
-        let crc = seal_with(record, payload_bytes, identity, self.offset, chain, durable, checksum);
+        let crc = seal(record, payload_bytes, identity, self.offset, chain, durable, checksum);
         self.buffer.pad_to(BLOCK_BYTES);
         (self.buffer, self.offset - at as u64, crc)
     }

@@ -531,7 +531,7 @@ mod tests {
             let mut bytes = storage.bytes(NAME);
             let at = FIRST_RECORD + SECTOR;
             let second = &mut bytes[to_usize(at)..][..SECTOR_BYTES];
-            crate::record::seal(second, 3, IDENTITY, at, 7, FIRST_RECORD);
+            crate::record::seal(second, 3, IDENTITY, at, 7, FIRST_RECORD, crate::codec::crc32);
             storage.overwrite(NAME, &bytes);
             let (found, end) = read(&storage).await.unwrap();
             assert_eq!((found.len(), end.offset, end.torn_bytes), (1, at, SECTOR));

@@ -49,8 +49,8 @@ pub(super) struct Common {
 
 impl Common {
     /// Starts a thread for each element of `sockets`, which are the sockets of the threads, and deals the shards of the store
-    /// out to the threads. If there are as many `processors`, each thread is pinned to one of them. Fewer threads are not pinned: other servers on this host would
-    /// choose the same processors.
+    /// out to the threads. If there are as many `processors`, each thread is pinned to one of them. Fewer threads are not
+    /// pinned: other servers on this host would choose the same processors.
     ///
     /// # Errors
     /// `Io`.

@@ -163,7 +163,7 @@ const GAUGES: [Figure; 8] = [
     }),
     ("ringkeep_block_cache_bytes", "Memory of cached blocks.", |shard| shard.cached_block_bytes),
     ("ringkeep_open_sst_files", "Sorted files that are open.", |shard| shard.open_files),
-    ("ringkeep_damages", "Gaps in sorted files that damage has left.", |shard| shard.damaged_files),
+    ("ringkeep_damages", "Gaps in sorted files that damage has left.", |shard| shard.damages),
 ];
 
 impl Page {
