@@ -101,6 +101,11 @@ impl<S: Storage> Catalog<S> {
         look(self.manifest.lock().await.log()).await
     }
 
+    /// What the shard consists of, according to the last durable edit.
+    pub(super) async fn state(&self) -> State {
+        self.manifest.lock().await.state().clone()
+    }
+
     /// The WALs that are kept although recovery does not need them.
     pub(super) async fn kept_wals(&self) -> Vec<FileNumber> {
         self.manifest.lock().await.state().kept_wals.keys().copied().collect()

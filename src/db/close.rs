@@ -23,6 +23,7 @@ impl<S: Storage> Db<S> {
     /// Refuses writes from now on, and makes a compaction in progress give up.
     pub fn begin_close(&self) {
         self.0.admission.close();
+        self.0.edited.notify_waiters(); // what waits for an edit may wait in vain
     }
 
     /// The clean stop: refuses writes, commits what waits, flushes everything, leaves an empty WAL. The caller has stopped

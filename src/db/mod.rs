@@ -11,7 +11,7 @@
 //!
 //! The other modules orchestrate them: `operate` carries out operations, [`read`] finds a key, [`scan`] walks over a
 //! [`View`], `flush`, `wals` and `compact` are background work, `names` notices files that somebody else has moved or
-//! removed, `close` is the clean stop, and `recovery` opens a shard.
+//! removed, `snapshot` lends files to backups, `close` is the clean stop, and `recovery` opens a shard.
 //!
 //! A `Db` spawns nothing and reads no clock. Background work is offered as futures that the shard drives (`commit_next`,
 //! `flush_next`, `grow_wal`, `prepare_spare`, `compact_next`, `remove_next`), so that a seeded test can drive them on
@@ -48,6 +48,7 @@ mod recovery;
 pub mod retention;
 mod sample;
 pub mod scan;
+mod snapshot;
 mod tree;
 mod wals;
 mod writes;
@@ -70,6 +71,7 @@ pub use self::recovery::{LogEnd, Recovered};
 use self::retention::Retention;
 use self::sample::Counts;
 pub use self::sample::Sample;
+pub use self::snapshot::Snapshot;
 use self::tree::Tree;
 use self::writes::Writes;
 use crate::config::DbConfig;
@@ -105,6 +107,8 @@ struct Inner<S: Storage> {
     catalog: Catalog<S>,
     /// See [`Db::set_disk_full`].
     space_changed: Notify,
+    /// An edit was made, or there will be none any more.
+    edited: Notify,
     counts: Counts,
 }
 
@@ -324,6 +328,7 @@ impl<S: Storage> Db<S> {
     fn poison(&self, error: &Error) -> Error {
         let first = self.0.writes.queue.fail(error);
         self.0.admission.make_room();
+        self.0.edited.notify_waiters();
         first
     }
 
@@ -357,6 +362,7 @@ impl<S: Storage> Db<S> {
             Ok(Some(removed)) => {
                 inner.tree.version_changed(&inner.catalog.version(), removed);
                 inner.admission.make_room();
+                inner.edited.notify_waiters();
                 Ok(())
             }
             Err(error) if error.kind() == ErrorKind::Poisoned => Err(self.poison(&error)),

@@ -228,6 +228,7 @@ impl<S: Storage> Db<S> {
             admission: Admission::default(),
             catalog: Catalog::new(manifest),
             space_changed: Notify::new(),
+            edited: Notify::new(),
             counts: Counts::default(),
             storage,
             owner,

@@ -110,6 +110,11 @@ impl State {
         Ok(next)
     }
 
+    /// The same sorted files, without WALs. Writes that are only in WALs are not a part of it.
+    pub fn without_wals(&self) -> Self {
+        Self { wals: BTreeMap::new(), kept_wals: BTreeMap::new(), clean_wal: None, ..self.clone() }
+    }
+
     /// The edit that makes this state from an empty one.
     pub fn snapshot(&self) -> VersionEdit {
         let mut edit = VersionEdit {
