@@ -68,7 +68,7 @@
 //! | files with a meaning | [`sst`], [`wal`] |
 //! | what a shard and a store consist of | [`cache`], [`compaction`], [`manifest`], [`presence`], [`store`], [`data_dir`] |
 //! | the engine of a shard | [`db`]; and [`check`], which reads the same files from outside |
-//! | a client of the server, which shares only the first two layers with it | [`load`] |
+//! | clients of the server, which share only the first two layers with it | [`load`], [`client`] |
 //! | the wire, which uses the first layer only | [`http`] |
 //! | threads, the process, the command line | [`shard`], [`server`], [`cli`] |
 
@@ -103,6 +103,7 @@ pub mod data_dir;
 pub mod db;
 pub mod check;
 pub mod load;
+pub mod client;
 pub mod http;
 pub mod shard;
 pub mod server;

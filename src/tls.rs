@@ -1,4 +1,5 @@
-//! TLS over buffers of ours: bytes from the client in, plaintext out, and back. No I/O.
+//! TLS of the server over buffers of ours: bytes from the client in, plaintext out, and back. No I/O. The commands that
+//! talk to a server use [`client`].
 //!
 //! Everything that this crate knows of rustls is here. Its unbuffered interface is used, because the ring needs buffers that
 //! it owns while a transfer is in flight. Version 0.24 of rustls replaces that interface; then this file changes, and nothing
@@ -6,6 +7,8 @@
 //!
 //! A session keeps what has arrived of a record or of a handshake message until that is complete, up to
 //! `INCOMING_BYTES_MAX`. Plaintext is handed out at once.
+
+pub mod client;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -40,12 +43,7 @@ impl Settings {
     /// `Configuration`, with the file.
     pub fn read(certificate: &Path, key: &Path, client_ca: Option<&Path>) -> Result<Self> {
         let chain = certificates(certificate)?;
-        let key_der = PrivateKeyDer::from_pem_file(key).map_err(|error| match error {
-            pem::Error::NoItemsFound => {
-                wrong("key", key, "there is none in the file, or it has a passphrase")
-            }
-            error => wrong("key", key, error),
-        })?;
+        let key_der = read_key(key)?;
         let provider = Arc::new(default_provider());
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
@@ -79,6 +77,13 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
         Ok(chain) => Ok(chain),
         Err(error) => Err(wrong("certificate", path, error)),
     }
+}
+
+fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
+    PrivateKeyDer::from_pem_file(path).map_err(|error| match error {
+        pem::Error::NoItemsFound => wrong("key", path, "there is none in the file, or it has a passphrase"),
+        error => wrong("key", path, error),
+    })
 }
 
 fn wrong(what: &str, path: &Path, why: impl std::fmt::Display) -> Error {

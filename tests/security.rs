@@ -7,26 +7,20 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
+use common::certificates::{Certificates, secret_file};
 use common::{PATIENCE, SMALL, Server, folder};
 use rustix::process::Signal;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 const READER: &str = "reader-secret-0123";
 const WRITER: &str = "writer-secret-0123";
 const ADMIN: &str = "admin-secret-0123";
-
-/// Writes a file that only its owner can read.
-fn secret_file(path: &Path, text: &str) {
-    fs::write(path, text).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
-}
 
 fn token_file(folder: &Path, text: &str) -> String {
     let path = folder.join("tokens");
@@ -283,55 +277,6 @@ fn sockets_that_systemd_hands_over_are_listened_to_and_left_as_they_are() {
         assert_eq!(child.wait().unwrap().code(), Some(0));
         let flags = rustix::fs::fcntl_getfl(&listener).unwrap();
         assert!(flags.contains(rustix::fs::OFlags::NONBLOCK), "its other owners see its flags");
-    }
-}
-
-/// Certificates for tests: an authority, a server that it has signed, and a client.
-struct Certificates {
-    folder: PathBuf,
-}
-
-impl Certificates {
-    fn new(folder: &Path) -> Self {
-        let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
-        authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let key = rcgen::KeyPair::generate().unwrap();
-        fs::write(folder.join("ca.pem"), authority.self_signed(&key).unwrap().pem()).unwrap();
-        let issuer = rcgen::Issuer::new(authority, key);
-        for name in ["server", "renewed", "client"] {
-            let key = rcgen::KeyPair::generate().unwrap();
-            let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-            let params = rcgen::CertificateParams::new(names).unwrap();
-            fs::write(folder.join(format!("{name}.pem")), params.signed_by(&key, &issuer).unwrap().pem())
-                .unwrap();
-            secret_file(&folder.join(format!("{name}.key")), &key.serialize_pem());
-        }
-        Self { folder: folder.into() }
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.folder.join(name).to_str().unwrap().to_owned()
-    }
-
-    fn certificate(&self, name: &str) -> CertificateDer<'static> {
-        CertificateDer::from_pem_file(self.folder.join(name)).unwrap()
-    }
-
-    /// A client that trusts the authority, with a certificate of its own or without.
-    fn client(&self, with_certificate: bool) -> Arc<ClientConfig> {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.certificate("ca.pem")).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots);
-        Arc::new(if with_certificate {
-            let key = PrivateKeyDer::from_pem_file(self.folder.join("client.key")).unwrap();
-            builder.with_client_auth_cert(vec![self.certificate("client.pem")], key).unwrap()
-        } else {
-            builder.with_no_client_auth()
-        })
     }
 }
 

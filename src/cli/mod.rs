@@ -2,7 +2,9 @@
 
 mod bench;
 mod check;
+mod health;
 mod log;
+mod remote;
 mod repair;
 mod serve;
 
@@ -54,6 +56,14 @@ enum Command {
     /// repair; with --dry-run also: something would be given up. 75: a server has the store open. 78: there is no store, or
     /// a later version of ringkeep wrote a part of it.
     Repair(repair::Repair),
+    /// Ask a running server whether it is ready, and print its answer
+    ///
+    /// For scripts, and for the HEALTHCHECK of a container, which may have no curl. It needs no token.
+    ///
+    /// Exit status 0: the server is ready; the answer may be `degraded`, with the files that are damaged. 1: the server is
+    /// not ready, and the answer says why; or it does not answer within 5 seconds. 78: a file with a certificate cannot be
+    /// used, or https is used without --tls-ca.
+    Health(health::Health),
 }
 
 impl Cli {
@@ -67,6 +77,7 @@ impl Cli {
             Some(Command::Bench(bench)) => bench.run(),
             Some(Command::Check(check)) => check.run(),
             Some(Command::Repair(repair)) => repair.run(),
+            Some(Command::Health(health)) => health.run(),
             None => self.serve.run(),
         }
     }

@@ -5,6 +5,7 @@
 
 pub mod campaign;
 pub mod cases;
+pub mod certificates;
 pub mod journal;
 pub mod lives;
 pub mod sim;
