@@ -80,6 +80,32 @@ pub fn raise_open_files() -> usize {
     effective.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
 }
 
+/// What the system counts of this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Process {
+    /// Memory that is resident.
+    pub resident_bytes: u64,
+    /// Open descriptors.
+    pub open_files: u64,
+    /// Threads of the kernel that carry out operations of rings which would block.
+    pub io_workers: u64,
+}
+
+/// Looks at this process. Reads some files of `/proc`, and so takes some 100 µs: not for a thread that serves.
+pub fn process() -> Process {
+    let pages = std::fs::read_to_string("/proc/self/statm").ok();
+    let pages = pages.and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok());
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+    Process {
+        resident_bytes: pages.unwrap_or_default() * rustix::param::page_size() as u64,
+        // The directory that is being read has a descriptor as well.
+        open_files: (std::fs::read_dir("/proc/self/fd").into_iter().flatten().count() as u64)
+            .saturating_sub(1),
+        io_workers: names.filter(|name| name.starts_with("iou-wrk")).count() as u64,
+    }
+}
+
 /// The longest file that the system lets this process write; `None` if there is no limit.
 pub fn file_size_max() -> Option<u64> {
     rustix::process::getrlimit(rustix::process::Resource::Fsize).current

@@ -14,4 +14,4 @@ pub mod executor;
 pub mod picker;
 
 pub use executor::execute;
-pub use picker::{Compaction, L0_FILES, Limits, Stuck, debt_bytes, debt_bytes_to_come, pick};
+pub use picker::{Compaction, Effort, L0_FILES, Limits, Stuck, debt_bytes, debt_bytes_to_come, pick};

@@ -7,7 +7,8 @@
 //!
 //! Space comes back without more writes. When no level is due, a file of mostly tombstones is. And in a shard that rests,
 //! the upper levels are merged into the last one as long as they hold more than an eighth of its bytes: as many bytes of
-//! the last level may be overwritten or deleted there.
+//! the last level may be overwritten or deleted there. On request, everything that was written before the request is merged
+//! into one level, and files of that level that still hold tombstones, or entries that have expired, are rewritten.
 //!
 //! K1  Inputs from L0 are the oldest files, so a newer file never goes below an older one (N3).
 //! K2  All files of the target level that overlap the inputs are part of the compaction (N1).
@@ -16,7 +17,7 @@ use std::collections::HashSet;
 use std::rc::Rc;
 
 use crate::codec::to_usize;
-use crate::key::FileNumber;
+use crate::key::{FileNumber, SeqNo, UnixMillis};
 use crate::manifest::damage::{Damage, KeyRange};
 use crate::manifest::{LEVELS, SharedMeta, Version};
 use crate::sst::builder::{LARGE_ENTRY_BYTES, memory_bytes};
@@ -60,12 +61,29 @@ impl Limits {
     }
 }
 
+/// How much is to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effort {
+    /// What keeps reads and writes fast.
+    Due,
+    /// Also what a shard has time for to which nobody has written for a while.
+    Rest,
+    /// Also everything that gives space back.
+    Everything {
+        /// Files that hold only later writes are left alone.
+        up_to: SeqNo,
+        /// Entries that expire later stay.
+        now: UnixMillis,
+    },
+}
+
 /// Work to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Compaction {
     /// The level of the inputs.
     pub level: usize,
-    /// Files that go down: from L0 one or more, the newest first, from any other level one.
+    /// Files that go down: from L0 one or more, the newest first, from any other level one. If there are none, the others
+    /// are rewritten where they are.
     pub inputs: Vec<SharedMeta>,
     /// Files of the next level that overlap the inputs, in key order.
     pub overlapping: Vec<SharedMeta>,
@@ -97,7 +115,7 @@ impl Compaction {
     #[must_use]
     pub fn within(mut self, bytes: u64, stuck: &Stuck) -> Self {
         let total: u64 = self.inputs.iter().chain(&self.overlapping).map(|file| file.bytes).sum();
-        if self.is_move() || total <= bytes {
+        if self.inputs.is_empty() || self.is_move() || total <= bytes {
             return self;
         }
         let oldest = self.inputs.iter().rposition(|file| !stuck.contains(&file.number)).unwrap_or_default();
@@ -133,10 +151,10 @@ impl Compaction {
     }
 }
 
-/// The compaction that is due, if one is. `rests`: nobody has written to the shard for a while. Files that are `stuck` hold
-/// only keys that have to stay above damage: they go nowhere by themselves, and count for nothing.
-pub fn pick(version: &Version, limits: &Limits, rests: bool, stuck: &Stuck) -> Option<Compaction> {
-    Picker { version, limits, stuck }.pick(rests)
+/// The compaction that is next, if there is one. Files that are `stuck` hold only keys that have to stay above damage: they
+/// go nowhere by themselves, and count for nothing.
+pub fn pick(version: &Version, limits: &Limits, effort: Effort, stuck: &Stuck) -> Option<Compaction> {
+    Picker { version, limits, stuck }.pick(effort)
 }
 
 /// Files that hold only keys which have to stay above damage.
@@ -163,7 +181,7 @@ fn mostly_tombstones(file: &SharedMeta) -> bool {
 }
 
 impl Picker<'_> {
-    fn pick(&self, rests: bool) -> Option<Compaction> {
+    fn pick(&self, effort: Effort) -> Option<Compaction> {
         if L0_FILES_FIRST <= self.movable(0).count() {
             return self.of_l0();
         }
@@ -173,7 +191,11 @@ impl Picker<'_> {
         });
         match due {
             Some(level) => self.of_level(level),
-            None => self.of_tombstones().or_else(|| if rests { self.of_a_rest() } else { None }),
+            None => self.of_tombstones().or_else(|| match effort {
+                Effort::Due => None,
+                Effort::Rest => self.of_a_rest(),
+                Effort::Everything { up_to, now } => self.of_everything(up_to, now),
+            }),
         }
     }
 
@@ -206,6 +228,31 @@ impl Picker<'_> {
             return None;
         }
         self.of_level((0..last).find(has_files)?)
+    }
+
+    /// A compaction that brings what was written up to `up_to` closer to the last level, or rewrites a file of the last
+    /// level that holds what nobody needs.
+    fn of_everything(&self, up_to: SeqNo, now: UnixMillis) -> Option<Compaction> {
+        let last = (0..LEVELS).rev().find(|level| self.movable(*level).next().is_some())?;
+        let is_wanted = |file: &SharedMeta| file.first <= up_to;
+        if self.movable(0).any(is_wanted) {
+            return self.of_l0();
+        }
+        if let Some(compaction) = (1..last).find_map(|level| self.cheapest(level, is_wanted)) {
+            return Some(compaction);
+        }
+        let version = self.version;
+        let file = self.movable(last).find(|file| {
+            let has_expired = file.expiry.is_some_and(|expiry| expiry.first <= now);
+            let (smallest, largest) = (&file.smallest, &file.largest);
+            let damage = version.damage().iter().filter(|damage| last < damage.level);
+            is_wanted(file)
+                && (0 < file.tombstones || has_expired)
+                && (last + 1..LEVELS).all(|level| version.overlapping(level, smallest, largest).is_empty())
+                && ranges_within(damage, smallest, largest).is_empty()
+        })?;
+        let (level, overlapping) = (last.checked_sub(1)?, vec![file.clone()]);
+        Some(Compaction { level, inputs: Vec::new(), overlapping, split: None, stays: Vec::new() })
     }
 
     /// The next compaction of a level that has files.
@@ -308,7 +355,7 @@ mod tests {
     const LIMITS: Limits = Limits { base_bytes: 1000, sst_bytes: 100, merge_bytes: usize::MAX };
 
     fn check(files: &[(usize, crate::sst::SstMeta)], expected: Option<(usize, &[u64], &[u64])>) {
-        let picked = pick(&version(files), &LIMITS, false, &Stuck::new());
+        let picked = pick(&version(files), &LIMITS, Effort::Due, &Stuck::new());
         let numbers = |files: &[SharedMeta]| files.iter().map(|file| file.number.0).collect::<Vec<_>>();
         let picked = picked.map(|c| (c.level, numbers(&c.inputs), numbers(&c.overlapping)));
         assert_eq!(picked, expected.map(|(level, a, b)| (level, a.to_vec(), b.to_vec())));
@@ -339,7 +386,7 @@ mod tests {
             (0, meta(3, "e", "f", 10)),
             (0, meta(4, "g", "h", 10)),
         ];
-        let picked = pick(&version(&files), &LIMITS, false, &Stuck::new()).unwrap();
+        let picked = pick(&version(&files), &LIMITS, Effort::Due, &Stuck::new()).unwrap();
         assert!(picked.is_move() && picked.inputs[0].number.0 == 1 && picked.target() == 1);
     }
 
@@ -364,7 +411,8 @@ mod tests {
         check(&[(1, dead.clone()), (2, meta(2, "a", "b", 10))], Some((1, &[1], &[2])));
         // With few files in L0, too, and where nothing lies below. An edit alone would not remove the tombstones.
         for level in [0, 1, 3] {
-            let picked = pick(&version(&[(level, dead.clone())]), &LIMITS, false, &Stuck::new()).unwrap();
+            let picked =
+                pick(&version(&[(level, dead.clone())]), &LIMITS, Effort::Due, &Stuck::new()).unwrap();
             assert!(!picked.is_move() && picked.level == level, "{picked:?}");
         }
     }
@@ -373,9 +421,9 @@ mod tests {
     fn l0_with_many_files_goes_before_a_level_that_is_far_over_its_size() {
         let mut files = vec![(1, meta(1, "a", "z", 100_000))];
         files.extend((2..9).map(|number| (0, meta(number, "b", "m", 10))));
-        assert_eq!(pick(&version(&files), &LIMITS, false, &Stuck::new()).unwrap().level, 1);
+        assert_eq!(pick(&version(&files), &LIMITS, Effort::Due, &Stuck::new()).unwrap().level, 1);
         files.push((0, meta(9, "b", "m", 10)));
-        assert_eq!(pick(&version(&files), &LIMITS, false, &Stuck::new()).unwrap().level, 0);
+        assert_eq!(pick(&version(&files), &LIMITS, Effort::Due, &Stuck::new()).unwrap().level, 0);
     }
 
     #[test]
@@ -385,7 +433,8 @@ mod tests {
             files.into_iter().filter(|(_, file)| 0 < file.bytes).collect::<Vec<_>>()
         };
         let level = |files: &[_], rests| {
-            pick(&version(files), &LIMITS, rests, &Stuck::new()).map(|picked| picked.level)
+            let effort = if rests { Effort::Rest } else { Effort::Due };
+            pick(&version(files), &LIMITS, effort, &Stuck::new()).map(|picked| picked.level)
         };
         assert_eq!(level(&files(10, 100, 800), false), None);
         assert_eq!(level(&files(10, 100, 800), true), Some(0), "110 bytes are more than an eighth of 800");
@@ -405,7 +454,7 @@ mod tests {
                 .enumerate()
                 .map(|(index, (smallest, largest))| (1, meta(10 + index as u64, smallest, largest, 10))),
         );
-        let whole = pick(&version(&files), &LIMITS, false, &Stuck::new()).unwrap();
+        let whole = pick(&version(&files), &LIMITS, Effort::Due, &Stuck::new()).unwrap();
         assert_eq!((whole.inputs.len(), whole.overlapping.len()), (4, 4));
         assert_eq!(whole.clone().within(80, &Stuck::new()), whole);
         for (bytes, count, split) in

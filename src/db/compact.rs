@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::{Db, Work};
 use crate::compaction::executor::{Environment, Outputs};
-use crate::compaction::{Compaction, execute, pick};
+use crate::compaction::{Compaction, Effort, execute, pick};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
 use crate::identity::{FileKind, Identity};
@@ -48,9 +48,19 @@ impl<S: Storage> Db<S> {
         let inner = &*self.0;
         let version = self.version();
         let full = inner.admission.is_full();
-        let rests = inner.writes.rests() || full; // on a full disk, too, space counts more than work
-        let picked = pick(&version, &inner.tree.limits, rests, &inner.tree.stuck.borrow());
-        let Some(compaction) = picked else { return Ok(false) };
+        let effort = match inner.tree.wanted.get() {
+            Some(up_to) => Effort::Everything { up_to, now },
+            // On a full disk, too, space counts more than work.
+            None if inner.writes.rests() || full => Effort::Rest,
+            None => Effort::Due,
+        };
+        let picked = pick(&version, &inner.tree.limits, effort, &inner.tree.stuck.borrow());
+        let Some(compaction) = picked else {
+            if inner.tree.wanted.take().is_some() {
+                inner.edited.notify_waiters();
+            }
+            return Ok(false);
+        };
         // On a full disk, the work that makes room has to do with the space of a few outputs.
         let compaction = if full {
             compaction.within(2 * inner.tree.limits.sst_bytes, &inner.tree.stuck.borrow())
@@ -148,6 +158,28 @@ impl<S: Storage> Db<S> {
             if let Some(permit) = self.0.memory.merges.take(bytes).await {
                 return Ok(permit);
             }
+        }
+    }
+
+    /// Gives back the space of everything that was deleted, overwritten, or has expired before the call: flushes it, and has
+    /// the background merge it all into one level. Writes go on meanwhile.
+    ///
+    /// # Errors
+    /// `ShuttingDown` if the shard closes; the failure of the shard.
+    ///
+    /// Cancel safety: safe. The work goes on.
+    pub async fn compact_all(&self) -> Result<()> {
+        let up_to = self.snapshot().await?.state().flushed;
+        let inner = &*self.0;
+        inner.tree.wanted.set(inner.tree.wanted.get().max(Some(up_to)));
+        inner.catalog.look_again();
+        loop {
+            let edited = inner.edited.notified();
+            self.check_serving()?;
+            if inner.tree.wanted.get().is_none() {
+                return Ok(());
+            }
+            edited.await;
         }
     }
 

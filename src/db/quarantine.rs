@@ -52,6 +52,7 @@ impl<S: Storage> Db<S> {
     /// Takes note that reading a file has failed. If the error means damage, the file will be looked at.
     pub(super) fn suspect(&self, number: FileNumber, error: Error) -> Error {
         if error.is_damage() {
+            self.0.counts.damaged_reads.add(1);
             self.0.tree.suspect(number);
             self.0.catalog.look_again();
         }

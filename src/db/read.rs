@@ -262,15 +262,20 @@ impl<S: Storage> Search<S> {
         loop {
             if let Some((sst, lookup)) = &mut self.current {
                 let handle = lookup.wanted();
+                let (asks, passed) = (lookup.asks_filter(), lookup.has_passed_filter());
                 let block = supplied.take().or_else(|| db.0.tree.blocks.get(sst.number(), handle.offset));
                 let Some(block) = block else { return Ok(Err(Need::Block(sst.clone(), handle))) };
                 match lookup.step(key, &block).map_err(|reason| sst.corruption(handle, reason))? {
                     LookupStep::More => continue,
                     LookupStep::Absent => {
+                        let counts = &db.0.counts;
+                        counts.filter_excluded.add(u64::from(asks));
+                        counts.filter_mistaken.add(u64::from(passed));
                         self.position.pass();
                         self.current = None;
                     }
                     LookupStep::Found { kind, seqno, value } => {
+                        db.0.counts.filter_right.add(1);
                         if !kind.is_value_at(self.now) {
                             return Ok(Ok(None));
                         }

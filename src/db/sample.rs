@@ -18,12 +18,20 @@ pub(super) struct Counts {
     /// Lookups that found their key among cached values, and those that did not.
     pub(super) value_hits: Count,
     pub(super) value_misses: Count,
+    /// Files that a filter has excluded from a lookup, those that it did not although the key was absent, and those that had
+    /// the key.
+    pub(super) filter_excluded: Count,
+    pub(super) filter_mistaken: Count,
+    pub(super) filter_right: Count,
+    /// Reads that came to bytes that do not verify, or that the device could not return.
+    pub(super) damaged_reads: Count,
 }
 
 /// A shard at one moment. Counts are since it was opened.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the page of metrics says what each of them means")]
 pub struct Sample {
+    pub shard: u16,
     pub groups: u64,
     pub writes: u64,
     pub stalls: u64,
@@ -44,6 +52,16 @@ pub struct Sample {
     pub debt_bytes: u64,
     pub open_files: u64,
     pub damages: u64,
+    pub filter_excluded: u64,
+    pub filter_mistaken: u64,
+    pub filter_right: u64,
+    pub damaged_reads: u64,
+    /// Entries of sorted files and memtables, older versions of keys included.
+    pub entries: u64,
+    /// Those of them in sorted files that are tombstones.
+    pub tombstones: u64,
+    /// The last write that is durable.
+    pub seqno: u64,
     /// Files and bytes of each level.
     pub levels: [(u64, u64); LEVELS],
 }
@@ -59,7 +77,10 @@ impl<S: Storage> Db<S> {
         for (level, files) in version.levels() {
             levels[level] = (files.len() as u64, files.iter().map(|file| file.bytes).sum());
         }
+        let entries: u64 = version.files().map(|file| file.entries).sum();
+        let in_memory: u64 = memtables.iter().map(|memtable| memtable.entries()).sum();
         Sample {
+            shard: inner.owner.shard.0,
             groups,
             writes,
             stalls: counts.stalls.get(),
@@ -80,6 +101,13 @@ impl<S: Storage> Db<S> {
             debt_bytes: inner.tree.debt_bytes(),
             open_files: inner.tree.open_files() as u64,
             damages: version.damage().len() as u64,
+            filter_excluded: counts.filter_excluded.get(),
+            filter_mistaken: counts.filter_mistaken.get(),
+            filter_right: counts.filter_right.get(),
+            damaged_reads: counts.damaged_reads.get(),
+            entries: entries + in_memory,
+            tombstones: version.files().map(|file| file.tombstones).sum(),
+            seqno: self.visible().0,
             levels,
         }
     }

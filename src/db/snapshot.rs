@@ -5,7 +5,10 @@
 
 use std::rc::Rc;
 
+use bytes::Bytes;
+
 use super::Db;
+use super::hold::{for_reader, hold};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::FileName;
 use crate::key::FileNumber;
@@ -46,12 +49,7 @@ impl<S: Storage> Db<S> {
         loop {
             // Registered before the checks, so that no edit between the checks and the wait is missed.
             let edited = inner.edited.notified();
-            if let Some(error) = inner.writes.queue.failure() {
-                return Err(error);
-            }
-            if inner.admission.is_closing() {
-                return Err(Error::new(ErrorKind::ShuttingDown, "the server is stopping"));
-            }
+            self.check_serving()?;
             let state = inner.catalog.state().await;
             if wanted <= state.flushed {
                 return Ok(Snapshot { state: state.without_wals() });
@@ -61,14 +59,25 @@ impl<S: Storage> Db<S> {
         }
     }
 
-    /// Reads `bytes` bytes of a sorted file from `offset` on. Both are multiples of the block size, and the file has at
-    /// least as many bytes.
+    /// Fails if there will be no more edits.
+    pub(super) fn check_serving(&self) -> Result<()> {
+        if let Some(error) = self.0.writes.queue.failure() {
+            return Err(error);
+        }
+        if self.0.admission.is_closing() {
+            return Err(Error::new(ErrorKind::ShuttingDown, "the server is stopping"));
+        }
+        Ok(())
+    }
+
+    /// Reads `bytes` bytes of a sorted file from `offset` on. Both are multiples of the block size.
     ///
     /// # Errors
-    /// `Io`, and `Corruption` if the file is shorter.
+    /// `Overloaded` if there is no memory for them; `Io`; `Corruption` if the file is shorter.
     ///
     /// Cancel safety: safe; the buffer belongs to the read until it ends.
-    pub async fn read_part(&self, number: FileNumber, offset: u64, bytes: usize) -> Result<AlignedBuf> {
+    pub async fn read_part(&self, number: FileNumber, offset: u64, bytes: usize) -> Result<Bytes> {
+        let permit = for_reader(&self.0.memory.requests, bytes).await?;
         let name = FileName::Sst(number);
         let label = self.0.storage.label(name);
         let file = open_file(&self.0.storage, name, Access::Read).await?;
@@ -77,7 +86,7 @@ impl<S: Storage> Db<S> {
         if count < bytes {
             return Err(Error::corruption(&label, offset + count as u64, "the file ends here"));
         }
-        Ok(buffer)
+        Ok(hold(Bytes::from_owner(buffer), permit))
     }
 }
 
@@ -97,7 +106,7 @@ mod tests {
             let bytes = usize::try_from(meta.bytes).unwrap();
             let part = from.read_part(meta.number, 0, bytes).await.unwrap();
             let file = to.create(FileName::Sst(meta.number)).await.unwrap();
-            file.write_at(part, 0).await.0.unwrap();
+            file.write_at(AlignedBuf::from(&part[..]), 0).await.0.unwrap();
             file.sync().await.unwrap();
         }
         to.sync_dir().await.unwrap();

@@ -18,7 +18,7 @@ use crate::compaction::{Limits, Stuck, debt_bytes, debt_bytes_to_come};
 use crate::config::DbConfig;
 use crate::error::Result;
 use crate::identity::{FileKind, Owner};
-use crate::key::FileNumber;
+use crate::key::{FileNumber, SeqNo};
 use crate::manifest::{SharedMeta, Version};
 use crate::memory::Pool;
 use crate::sst::SstMeta;
@@ -32,6 +32,8 @@ const FAILED_MERGES_MAX: u32 = 4;
 
 pub(super) struct Tree<S: Storage> {
     pub(super) limits: Limits,
+    /// Everything up to this write is to be merged into one level.
+    pub(super) wanted: Cell<Option<SeqNo>>,
     /// See [`pick`](crate::compaction::pick). After a start each of them is found again by one more merge.
     pub(super) stuck: RefCell<Stuck>,
     /// Files that somebody could not read.
@@ -59,6 +61,7 @@ impl<S: Storage> Tree<S> {
         let limits = Limits { merge_bytes: merges.bytes(), ..Limits::for_memtables(config.memtable_bytes) };
         Self {
             limits,
+            wanted: Cell::new(None),
             stuck: RefCell::default(),
             suspects: RefCell::default(),
             sound: RefCell::default(),

@@ -134,8 +134,8 @@ pub(crate) mod tests {
     use std::rc::Rc;
 
     use super::*;
-    use crate::compaction::{Compaction, Limits, Stuck, pick};
-    use crate::key::{FileNumber, SeqNo};
+    use crate::compaction::{Compaction, Effort, Limits, Stuck, pick};
+    use crate::key::{FileNumber, SeqNo, UnixMillis};
     use crate::manifest::damage::KeyRange;
     use crate::random::Random;
     use crate::sst::SstMeta;
@@ -290,7 +290,12 @@ pub(crate) mod tests {
                 if step % 30 == 0 {
                     eagerness = random.below(5);
                 }
-                match pick(&model.version, &limits, random.below(2) == 0, &Stuck::new())
+                let effort = match random.below(4) {
+                    0 | 1 => Effort::Due,
+                    2 => Effort::Rest,
+                    _ => Effort::Everything { up_to: model.last, now: UnixMillis::START },
+                };
+                match pick(&model.version, &limits, effort, &Stuck::new())
                     .filter(|_| random.below(4) < eagerness)
                 {
                     Some(compaction) => {

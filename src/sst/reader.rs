@@ -187,6 +187,16 @@ impl PointLookup {
         matches!(self.stage, Stage::Data)
     }
 
+    /// Whether the next step asks the filter.
+    pub fn asks_filter(&self) -> bool {
+        matches!(self.stage, Stage::Filter { .. })
+    }
+
+    /// Whether the filter has said that the key may be there.
+    pub fn has_passed_filter(&self) -> bool {
+        matches!(self.stage, Stage::Index | Stage::Data)
+    }
+
     /// The block that the next step needs.
     pub fn wanted(&self) -> BlockHandle {
         self.wanted
