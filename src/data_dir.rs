@@ -140,8 +140,17 @@ impl DataDir {
     /// makes their names durable. `wanted` is the number of shards that the user asked for, which overrides `shards`.
     ///
     /// # Errors
-    /// As [`Self::load_store`], or any error of the creation.
+    /// As [`Self::load_store`]; `Configuration` if the directory is a backup; or any error of the creation.
     pub async fn open_store(&self, root: &UringStorage, wanted: Option<u16>, shards: u16) -> Result<Store> {
+        let path = self.directory.path().display();
+        let is_backup = self.directory.contains(&FileName::Backup.to_string());
+        if is_backup.map_err(|error| Error::io(format!("look into {path}"), error))? {
+            let message = format!(
+                "{path} is a backup, or a restore that has not finished: `ringkeep restore` makes a data directory of a \
+                 backup"
+            );
+            return Err(Error::new(ErrorKind::Configuration, message));
+        }
         let store = match self.load_store(root).await? {
             Some(store) if store.ready => {
                 if wanted.is_some_and(|wanted| wanted != store.shards) {

@@ -17,6 +17,8 @@ pub enum FileName {
     StoreTemporary,
     /// Space for the work that makes room on a full disk, in the data directory. It holds no data.
     Reserve,
+    /// Marks a backup, or a restore that has not finished, in its directory.
+    Backup,
     /// Names the manifest in force, in a shard's directory.
     Current,
     /// `CURRENT` while it is being written.
@@ -36,6 +38,7 @@ impl FileName {
             "STORE" => Self::Store,
             "STORE.tmp" => Self::StoreTemporary,
             "RESERVE" => Self::Reserve,
+            "BACKUP" => Self::Backup,
             "CURRENT" => Self::Current,
             "CURRENT.tmp" => Self::CurrentTemporary,
             _ => {
@@ -56,9 +59,12 @@ impl FileName {
     pub fn number(self) -> Option<FileNumber> {
         match self {
             Self::Manifest(number) | Self::Wal(number) | Self::Sst(number) => Some(number),
-            Self::Store | Self::StoreTemporary | Self::Reserve | Self::Current | Self::CurrentTemporary => {
-                None
-            }
+            Self::Store
+            | Self::StoreTemporary
+            | Self::Reserve
+            | Self::Backup
+            | Self::Current
+            | Self::CurrentTemporary => None,
         }
     }
 }
@@ -69,6 +75,7 @@ impl fmt::Display for FileName {
             Self::Store => f.write_str("STORE"),
             Self::StoreTemporary => f.write_str("STORE.tmp"),
             Self::Reserve => f.write_str("RESERVE"),
+            Self::Backup => f.write_str("BACKUP"),
             Self::Current => f.write_str("CURRENT"),
             Self::CurrentTemporary => f.write_str("CURRENT.tmp"),
             Self::Manifest(number) => write!(f, "MANIFEST-{:06}", number.0),
@@ -93,6 +100,7 @@ mod tests {
             FileName::Store,
             FileName::StoreTemporary,
             FileName::Reserve,
+            FileName::Backup,
             FileName::Current,
             FileName::CurrentTemporary,
             FileName::Manifest(FileNumber(4)),

@@ -75,7 +75,8 @@ impl Store {
         Self { id, shards, slots: (0..SLOT_COUNT).map(shard).collect(), ready: false }
     }
 
-    fn encode(&self) -> Vec<u8> {
+    /// The payload of the file.
+    pub fn encode(&self) -> Vec<u8> {
         let mut out = FORMAT_VERSION.to_le_bytes().to_vec();
         out.extend_from_slice(&self.id.to_le_bytes());
         out.extend_from_slice(&self.shards.to_le_bytes());
@@ -131,6 +132,15 @@ impl Store {
         let label = storage.label(FileName::Store);
         let corruption = |reason| Error::undecodable(&label, 0, reason);
         let payload = decode_single(&bytes, IDENTITY, 0).map_err(corruption)?;
+        Self::of_payload(payload, &label).map(Some)
+    }
+
+    /// Reads the payload of the file, after its version. `label` names the file in messages.
+    ///
+    /// # Errors
+    /// `Configuration` if another version wrote it; `Corruption`.
+    pub fn of_payload(payload: &[u8], label: &str) -> Result<Self> {
+        let corruption = |reason| Error::undecodable(label, 0, reason);
         let version = Reader::new(payload).u32().map_err(corruption)?;
         if version != FORMAT_VERSION {
             let message = format!(
@@ -139,7 +149,7 @@ impl Store {
             );
             return Err(Error::new(ErrorKind::Configuration, message));
         }
-        Self::decode(payload).map(Some).map_err(corruption)
+        Self::decode(payload).map_err(corruption)
     }
 
     /// Writes `STORE`, as a whole.

@@ -356,19 +356,18 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         turn: &mut Turn<H::Pending>,
     ) -> Result<Then, Gone> {
         if let Some(control) = route.control() {
-            let (answer, watches) = match self.handler.control(control) {
-                Controlled::Now(response) => {
-                    let watches = matches!(response.body, Body::Lines(_));
-                    (Answer::Response(response), watches)
-                }
-                Controlled::Later(response) => (Answer::LaterResponse(response), false),
+            let answer = match self.handler.control(control) {
+                Controlled::Now(response) => Answer::Response(response),
+                Controlled::Later(response) => Answer::LaterResponse(response),
+                Controlled::Outcome(pending) => Answer::Later(pending),
             };
+            let wire = Wire { keep_alive: wire.keep_alive && !route.is_last(), ..wire };
+            let is_long = matches!(answer, Answer::Later(_));
             turn.pending.push(Pending { answer, wire });
-            if PIPELINE_MAX <= turn.pending.len() {
-                self.settle(turn).await?; // H3
+            if is_long || PIPELINE_MAX <= turn.pending.len() {
+                self.settle(turn).await?; // H3, H5
             }
-            // No request is served after the request to stop.
-            return Ok(if watches { Then::Close } else { Then::GoOn });
+            return Ok(if route.is_last() { Then::Close } else { Then::GoOn });
         }
         if self.reads_a_written_slot(route, turn) {
             self.settle(turn).await?; // H4
@@ -613,16 +612,16 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
     async fn put(&mut self, response: Response, wire: Wire) -> Result<(), Gone> {
         self.output.begin(self.peers);
         self.peers.count(wire, response.status);
-        let keep_alive = wire.keep_alive && !matches!(response.body, Body::Lines(_));
-        self.peers.heads().put_reply(&mut self.output.bytes, &response, Wire { keep_alive, ..wire });
+        self.peers.heads().put_reply(&mut self.output.bytes, &response, wire);
         let Body::Lines(mut lines) = response.body else { return self.flush_if_full().await };
         self.peers.add_watcher();
         let mut here = self.flush().await;
         self.enter(Phase::Watching);
-        while let Some(line) = lines.recv().await {
+        while here.is_ok()
+            && let Some(line) = lines.recv().await
+        {
             put_line_chunk(&mut self.output.bytes, &line, wire.old);
-            // The stop goes on even if nobody watches any more.
-            here = if here.is_ok() { self.flush().await } else { here };
+            here = self.flush().await;
             self.enter(Phase::Watching);
         }
         self.peers.remove_watcher();

@@ -29,6 +29,7 @@ pub mod head;
 mod input;
 pub mod label;
 mod output;
+pub mod part;
 pub mod peers;
 pub mod query;
 pub mod range;
@@ -79,11 +80,13 @@ pub enum Reply<P> {
 pub type LaterResponse = Pin<Box<dyn Future<Output = Response>>>;
 
 /// The answer to a request that is not an operation.
-pub enum Controlled {
+pub enum Controlled<P> {
     /// It is known.
     Now(Response),
     /// It is not known yet.
     Later(LaterResponse),
+    /// It is bytes that are fetched like a value.
+    Outcome(P),
 }
 
 /// Carries out requests.
@@ -112,7 +115,7 @@ pub trait Handler {
     ) -> Reply<Self::Pending>;
 
     /// Answers a request that is not an operation.
-    fn control(&self, control: Control) -> Controlled;
+    fn control(&self, control: Control) -> Controlled<Self::Pending>;
 }
 
 /// A number of digits only: `str::parse` would accept a sign. `None` for anything else, and for what 64 bits do not hold.

@@ -133,6 +133,11 @@ impl Response {
         Self { body, content_type: "text/plain; version=0.0.4; charset=utf-8", ..Self::OK }
     }
 
+    /// 200 and a JSON document, without its line feed.
+    pub fn json(text: String) -> Self {
+        Self { body: Body::Text(Cow::Owned(text)), content_type: "application/json", ..Self::OK }
+    }
+
     /// 200 with this sentence.
     pub fn ok(text: String) -> Self {
         Self { body: Body::Text(Cow::Owned(text)), ..Self::OK }

@@ -11,6 +11,7 @@ use std::ops::Range;
 use super::access::{Grant, Need, Role};
 use super::head::{Framing, Head, Method, is_followed_link, is_of_browser};
 use super::label::Label;
+use super::part::Part;
 use super::query::{decode, parameters};
 use super::response::ERROR_FIELD;
 use super::{Refusal, Status};
@@ -29,6 +30,14 @@ pub enum Control {
     Readyz,
     /// How much of everything?
     Metrics,
+    /// How is the server, for people?
+    Stats,
+    /// Lend the files of a backup for as long as the connection lasts.
+    Backup,
+    /// A part of a file that is lent.
+    Part(Part),
+    /// Give back the space of what was deleted, overwritten, or has expired.
+    Compact,
     /// What requests are there?
     Openapi,
     /// Which methods are there? These, as the `Allow` header names them.
@@ -66,6 +75,8 @@ enum Endpoint {
     Set,
     Get,
     Delete,
+    /// [`Control::Part`], before its query was read.
+    Part,
     Control(Control),
 }
 
@@ -79,6 +90,10 @@ impl Endpoint {
             b"/livez" => Self::Control(Control::Livez),
             b"/readyz" => Self::Control(Control::Readyz),
             b"/metrics" => Self::Control(Control::Metrics),
+            b"/stats" => Self::Control(Control::Stats),
+            b"/backup" => Self::Control(Control::Backup),
+            b"/backup/part" => Self::Part,
+            b"/compact" => Self::Control(Control::Compact),
             b"/openapi.yaml" => Self::Control(Control::Openapi),
             _ => return None,
         })
@@ -90,8 +105,17 @@ impl Endpoint {
             Self::Set => (&[Method::Post, Method::Put], "POST, PUT, OPTIONS"),
             Self::Get
             | Self::Control(
-                Control::Livez | Control::Readyz | Control::Metrics | Control::Openapi | Control::Options(_),
+                Control::Livez
+                | Control::Readyz
+                | Control::Metrics
+                | Control::Stats
+                | Control::Openapi
+                | Control::Options(_),
             ) => (&[Method::Get, Method::Head], "GET, HEAD, OPTIONS"),
+            Self::Part | Self::Control(Control::Backup | Control::Part(_)) => {
+                (&[Method::Get], "GET, OPTIONS")
+            }
+            Self::Control(Control::Compact) => (&[Method::Post], "POST, OPTIONS"),
             Self::Delete => (&[Method::Delete, Method::Post], "DELETE, POST, OPTIONS"),
             Self::Control(Control::Shutdown) => (&[Method::Get, Method::Post], "GET, POST, OPTIONS"),
         }
@@ -108,7 +132,12 @@ impl Endpoint {
 
     fn need(self) -> Need {
         match self {
-            Self::Get | Self::Control(Control::Metrics | Control::Openapi) => Need::Role(Role::Read),
+            Self::Get | Self::Control(Control::Metrics | Control::Stats | Control::Openapi) => {
+                Need::Role(Role::Read)
+            }
+            Self::Part | Self::Control(Control::Backup | Control::Part(_) | Control::Compact) => {
+                Need::Role(Role::Admin)
+            }
             Self::Set | Self::Delete => Need::Role(Role::Write),
             Self::Control(Control::Shutdown) => Need::Shutdown,
             Self::Control(Control::Livez | Control::Readyz | Control::Options(_)) => Need::Nothing,
@@ -124,17 +153,21 @@ impl Endpoint {
             Self::Control(Control::Livez) => Label::LIVEZ,
             Self::Control(Control::Readyz) => Label::READYZ,
             Self::Control(Control::Metrics) => Label::METRICS,
+            Self::Control(Control::Stats) => Label::STATS,
+            Self::Control(Control::Backup) => Label::BACKUP,
+            Self::Part | Self::Control(Control::Part(_)) => Label::PART,
+            Self::Control(Control::Compact) => Label::COMPACT,
             Self::Control(Control::Openapi) => Label::OPENAPI,
             Self::Control(Control::Options(_)) => Label::OPTIONS,
         }
     }
 
     fn changes_something(self) -> bool {
-        matches!(self, Self::Set | Self::Delete | Self::Control(Control::Shutdown))
+        matches!(self, Self::Set | Self::Delete | Self::Control(Control::Shutdown | Control::Compact))
     }
 
     fn has_key(self) -> bool {
-        !matches!(self, Self::Control(_))
+        !matches!(self, Self::Part | Self::Control(_))
     }
 }
 
@@ -176,6 +209,10 @@ impl Route {
         if !methods.contains(&head.method) {
             let message = "the path does not take this method; see the Allow header";
             return Err(Refusal::new(Status::MethodNotAllowed, message).with_field("allow", allow));
+        }
+        if endpoint == Endpoint::Part {
+            let control = Control::Part(Part::of(query)?);
+            return Ok(Self { endpoint: Endpoint::Control(control), key: None, value: None });
         }
         let (mut key, mut value) = (None, None);
         for parameter in parameters(query) {
@@ -224,11 +261,16 @@ impl Route {
         Endpoint::of(path).map_or(Label::UNKNOWN, Endpoint::label)
     }
 
+    /// Whether the reply ends its connection: it is sent for as long as somebody listens.
+    pub fn is_last(&self) -> bool {
+        matches!(self.endpoint, Endpoint::Control(Control::Shutdown | Control::Backup))
+    }
+
     /// What the request asks of the server, if it is not an operation.
     pub fn control(&self) -> Option<Control> {
         match self.endpoint {
             Endpoint::Control(control) => Some(control),
-            Endpoint::Set | Endpoint::Get | Endpoint::Delete => None,
+            Endpoint::Set | Endpoint::Get | Endpoint::Delete | Endpoint::Part => None,
         }
     }
 
@@ -273,7 +315,7 @@ impl Route {
             // A get and a delete have no use for a body: it was read, and is dropped.
             Endpoint::Get => Op::Get { key },
             Endpoint::Delete => Op::Delete { key },
-            Endpoint::Control(_) => unreachable!("it has no key"),
+            Endpoint::Part | Endpoint::Control(_) => unreachable!("it has no key"),
         })
     }
 }
@@ -281,7 +323,7 @@ impl Route {
 const UNKNOWN_PATH: Refusal = Refusal::new(
     Status::NotFound,
     "there is no such path; /openapi.yaml describes those that there are: \
-     /set, /get, /del, /shutdown, /livez, /readyz and /metrics",
+     /set, /get, /del, /shutdown, /livez, /readyz, /metrics, /stats, /backup and /compact",
 )
 .with_field(ERROR_FIELD, "unknown-path");
 const FOREIGN: Refusal = Refusal::new(
@@ -338,7 +380,7 @@ mod tests {
 
     #[test]
     fn every_path_has_its_name_as_its_label() {
-        for name in &Label::NAMES[1..9] {
+        for name in &Label::NAMES[1..Label::NAMES.len() - 1] {
             let label = Route::label_of(format!("/{name}?key=k").as_bytes());
             assert_eq!(label.name(), *name);
         }
@@ -385,6 +427,14 @@ mod tests {
             (Get, "/metrics", None, Ok("Metrics")),
             (Get, "/openapi.yaml", None, Ok("Openapi")),
             (Post, "/openapi.yaml", None, Err(405)),
+            (Get, "/stats", None, Ok("Stats")),
+            (Head, "/stats", None, Ok("Stats")),
+            (Get, "/backup", None, Ok("Backup")),
+            (Head, "/backup", None, Err(405)),
+            (Get, "/backup?key=k", None, Err(400)),
+            (Get, "/backup/part", None, Err(400)),
+            (Post, "/compact", None, Ok("Compact")),
+            (Get, "/compact", None, Err(405)),
             (Other, "/readyz", None, Err(405)),
             (Options, "*", None, Ok("Options(\"GET, HEAD, POST, PUT, DELETE, OPTIONS\")")),
             (Options, "/", None, Ok("Options(\"GET, HEAD, POST, PUT, DELETE, OPTIONS\")")),

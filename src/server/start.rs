@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 
 use tokio::sync::{mpsc, watch};
 
-use crate::config::Config;
+use crate::config::{Config, SyncMode};
 use crate::data_dir::DataDir;
 use crate::error::{Error, Result};
 use crate::identity::Owner;
@@ -15,11 +15,13 @@ use crate::memory::{Memory, Parts};
 use crate::ring;
 use crate::shard::accept::Balance;
 use crate::shard::addresses::Addresses;
-use crate::shard::handler::wall_clock;
+use crate::shard::handler::{Others, wall_clock};
 use crate::shard::health::Health;
+use crate::shard::inquiry::Inquirer;
+use crate::shard::lending::Lender;
 use crate::shard::listener::Bound;
 use crate::shard::mailbox::connect;
-use crate::shard::metrics::Scraper;
+use crate::shard::metrics::{Facts, Scraper};
 use crate::shard::phase::{Event, Phase};
 use crate::shard::router::{Router, ThreadId};
 use crate::shard::space::Space;
@@ -73,7 +75,11 @@ impl Common {
         let config = self.config.db(store.shards, caches, files, key_hash);
         let health = Health::default();
         let mut threads = Vec::new();
-        let (scraper, questions) = Scraper::new(count, self.space.clone(), wall_clock());
+        let (inquirer, questions) = Inquirer::new(count);
+        let facts = self.facts(data_dir, store)?;
+        let scraper = Scraper::new(inquirer.clone(), self.space.clone(), wall_clock(), facts);
+        let lender = Lender::new(inquirer.clone(), store, data_dir.directory());
+        let others = Others { scraper: scraper.clone(), lender, inquirer };
         let ends = connect(count).into_iter().zip(sockets).zip(handed).zip(questions).enumerate();
         for (id, (((ends, sockets), handed), questions)) in ends {
             let shards = router.shards(ThreadId(id)).into_iter().map(|shard| {
@@ -99,7 +105,7 @@ impl Common {
                 memory: self.memory.clone(),
                 health: health.clone(),
                 security: self.security.clone(),
-                scraper: scraper.clone(),
+                others: others.clone(),
                 questions,
             };
             let thread = std::thread::Builder::new()
@@ -109,6 +115,39 @@ impl Common {
             threads.push(thread);
         }
         Ok((threads, scraper))
+    }
+
+    /// What the page for people shows of this server, and what does not change.
+    fn facts(&self, data_dir: &DataDir, store: &Store) -> Result<Facts> {
+        let Config { sync, value_bytes_max, connections_max, .. } = *self.config;
+        let seconds = |time: std::time::Duration| time.as_secs_f64();
+        let primitive = match sync {
+            SyncMode::Always => self.device.sync_primitive.to_string(),
+            SyncMode::Interval(_) | SyncMode::Never => "write, acknowledged before its sync".into(),
+        };
+        let copied = data_dir.directory().file().try_clone();
+        let shown = serde_json::json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "commit": env!("RINGKEEP_COMMIT"),
+            "data_dir": data_dir.directory().path().to_string_lossy(),
+            "store": format!("{:016x}", store.id),
+            "sync": { "mode": sync.to_string(), "primitive": primitive, "direct": self.device.direct },
+            "limits": {
+                "value_bytes": value_bytes_max,
+                "connections": connections_max,
+                "connections_per_address": self.config.connections_per_address_max,
+                "memory_bytes": self.parts.total,
+                "memtable_bytes": self.config.memtable_bytes,
+                "cache_bytes": self.parts.caches,
+                "open_files": self.open_files,
+                "idle_seconds": seconds(self.config.idle_timeout),
+                "head_seconds": seconds(self.config.head_timeout),
+                "body_seconds": seconds(self.config.body_timeout),
+                "reply_seconds": seconds(self.config.reply_timeout),
+            },
+        });
+        let data_dir = copied.map_err(|error| Error::io("keep the data directory open", error))?;
+        Ok(Facts { data_dir, shown })
     }
 }
 

@@ -16,13 +16,16 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::Engine;
+use super::inquiry::{Inquirer, Question};
+use super::lending::{self, Lender, Loans};
 use super::mailbox::{Awaited, Mailbox, Request};
 use super::metrics::Scraper;
 use super::router::{Router, ThreadId};
+use super::stats;
 use crate::db::{SMALL_VALUE_BYTES, Started, Ticket, WaitPosition};
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::{Control, Controlled, Handler, PIPELINE_MAX, Reply, Response};
-use crate::key::{Key, ShardId, UnixMillis};
+use crate::key::{Key, SeqNo, ShardId, UnixMillis};
 use crate::op::{Op, Outcome, ToBytes};
 
 /// How long a write waits for room before it is refused (P9), and how much longer for each MiB of its value, up to a
@@ -42,6 +45,8 @@ pub trait Status {
     fn unready(&self) -> Option<&'static str>;
     /// What does not work, although the server is ready.
     fn degraded(&self) -> Option<String>;
+    /// Completes when the server stops.
+    fn stopping(&self) -> Pin<Box<dyn Future<Output = ()>>>;
 }
 
 /// The handler of a thread's connections, and of the messages of other threads.
@@ -52,8 +57,20 @@ pub struct Dispatcher<T> {
     engines: Vec<Option<Engine>>,
     mailbox: Rc<Mailbox>,
     status: T,
-    scraper: Scraper,
+    others: Others,
+    loans: Rc<Loans>,
     tasks: Tasks,
+}
+
+/// What reaches all threads. Clones share it.
+#[derive(Clone)]
+pub struct Others {
+    /// Asks for figures.
+    pub scraper: Scraper,
+    /// Lends files.
+    pub lender: Lender,
+    /// Asks anything else.
+    pub inquirer: Inquirer,
 }
 
 /// Counts the tasks that operations have started, so that a thread can wait until the last of them has ended.
@@ -141,11 +158,11 @@ fn logged<R>(result: Result<R>) -> Result<R> {
 impl<T: Status> Dispatcher<T> {
     /// A dispatcher over the engines of this thread.
     pub fn new(
-        id: ThreadId,
-        router: Router,
+        (id, router): (ThreadId, Router),
         engines: impl IntoIterator<Item = Engine>,
         mailbox: Rc<Mailbox>,
-        (status, scraper): (T, Scraper),
+        status: T,
+        others: Others,
     ) -> Self {
         let mut by_shard = Vec::new();
         for engine in engines {
@@ -155,7 +172,8 @@ impl<T: Status> Dispatcher<T> {
             }
             by_shard[shard] = Some(engine);
         }
-        Self { id, router, engines: by_shard, mailbox, status, scraper, tasks: Tasks::default() }
+        let (loans, tasks) = (Rc::default(), Tasks::default());
+        Self { id, router, engines: by_shard, mailbox, status, others, loans, tasks }
     }
 
     /// Tasks that operations have started and that have not ended.
@@ -166,6 +184,37 @@ impl<T: Status> Dispatcher<T> {
     fn engine(&self, shard: ShardId) -> &Engine {
         let engine = self.engines.get(usize::from(shard.0)).and_then(Option::as_ref);
         engine.expect("the router sends a shard's keys to the thread that has it")
+    }
+
+    /// Answers a question of another thread, or of this one.
+    pub(super) fn answer(&self, question: Question) {
+        // If nobody waits for the answer any more, it is dropped.
+        let engines = self.engines.iter().flatten().cloned().collect();
+        let loans = self.loans.clone();
+        match question {
+            Question::Sample(_) => {} // answered by the thread, which knows its connections
+            Question::Lend(backup, answer) => {
+                self.tasks.spawn(async move {
+                    let _ = answer.send(loans.begin(backup, engines).await);
+                });
+            }
+            Question::Part(part, answer) if loans.includes(part) => {
+                let engine = self.engine(part.shard).clone();
+                self.tasks.spawn(async move {
+                    let _ = answer.send(engine.read_part(part.file, part.offset(), part.bytes()).await);
+                });
+            }
+            Question::Part(_, answer) => {
+                let message = "no backup is lent this part of a file";
+                let _ = answer.send(Err(Error::new(ErrorKind::InvalidRequest, message)));
+            }
+            Question::Return(backup) => loans.end(backup),
+            Question::Compact(answer) => {
+                self.tasks.spawn(async move {
+                    let _ = answer.send(compact(engines).await);
+                });
+            }
+        }
     }
 
     /// Carries out the requests that came in one turn. Each result goes back in a message of its own.
@@ -259,14 +308,40 @@ impl<T: Status> Handler for Dispatcher<T> {
         }
     }
 
-    fn control(&self, control: Control) -> Controlled {
+    fn control(&self, control: Control) -> Controlled<ForClient> {
         Controlled::Now(match control {
             Control::Livez => Response::OK,
             Control::Options(methods) => Response::allow(methods),
             Control::Openapi => Response::OPENAPI,
             Control::Metrics => {
-                let scraper = self.scraper.clone();
+                let scraper = self.others.scraper.clone();
                 return Controlled::Later(Box::pin(async move { scraper.page().await }));
+            }
+            Control::Backup => {
+                let lent = self.others.lender.clone().lend(self.status.stopping());
+                return Controlled::Later(Box::pin(lent));
+            }
+            Control::Part(part) => {
+                let (inquirer, thread) = (self.others.inquirer.clone(), self.router.thread(part.shard));
+                let part = async move {
+                    let value = lending::part(&inquirer, thread, part).await?;
+                    Ok(Outcome::Value { value, seqno: SeqNo::default(), expires: None })
+                };
+                return Controlled::Outcome(ForClient(Pending::Task(self.tasks.spawn(part))));
+            }
+            Control::Stats => {
+                let page = stats::page(self.others.scraper.clone(), wall_clock());
+                return Controlled::Later(Box::pin(page));
+            }
+            Control::Compact => {
+                let inquirer = self.others.inquirer.clone();
+                return Controlled::Later(Box::pin(async move {
+                    let answers = inquirer.ask_all(Question::Compact).await;
+                    match answers.into_iter().find_map(Result::err) {
+                        None => Response::OK,
+                        Some(error) => Response::error(&error),
+                    }
+                }));
             }
             Control::Readyz => match self.status.unready() {
                 None => self.status.degraded().map_or(Response::OK, Response::ok),
@@ -279,6 +354,14 @@ impl<T: Status> Handler for Dispatcher<T> {
             }
         })
     }
+}
+
+/// Compacts the shards of a thread, one after the other.
+async fn compact(engines: Vec<Engine>) -> Result<()> {
+    for engine in engines {
+        engine.compact_all().await?;
+    }
+    Ok(())
 }
 
 /// The wall clock.

@@ -1,7 +1,7 @@
 //! The page of metrics: asks every thread for its figures, and writes them as Prometheus reads them.
 //!
-//! Threads count in plain cells. A scrape sends each thread a question, and adds the answers up, so counting costs a thread
-//! nothing but an addition. One scrape at a time is under way.
+//! Threads count in plain cells. A scrape asks each thread ([`super::inquiry`]), and adds the answers up, so counting costs
+//! a thread nothing but an addition. One scrape at a time is under way.
 //!
 //! Names and units follow the naming practices of Prometheus: base units, `_total` for counts, `_info` for facts.
 
@@ -14,78 +14,62 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, prometheus_text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, oneshot};
 
+use super::inquiry::{Inquirer, Question, ThreadSample};
 use super::space::Space;
-use crate::db::Sample;
+use crate::db::{Recovered, Sample};
 use crate::host;
-use crate::http::{Response, peers};
+use crate::http::Response;
 use crate::key::UnixMillis;
 use crate::manifest::LEVELS;
 use crate::tally::{BOUNDS_MICROS, Histogram};
 
 /// How long a scrape waits for the threads.
 const SCRAPE_TIME: Duration = Duration::from_secs(5);
+pub(super) const SILENT: &str = "a thread does not answer";
 
-/// What a thread tells of itself.
-#[derive(Debug, Default)]
-pub(super) struct ThreadSample {
-    pub(super) http: peers::Sample,
-    pub(super) shards: Vec<Sample>,
-    /// How long commit groups took, from the moment they were taken to the moment they were durable.
-    pub(super) commits: Histogram,
+/// What does not change while the server runs, and where the disk is.
+pub struct Facts {
+    /// The data directory.
+    pub data_dir: std::fs::File,
+    /// The version, the settings and the limits in force, as the page for people shows them.
+    pub shown: serde_json::Value,
 }
 
-/// A question to a thread, and where its answer goes.
-pub(super) type Question = oneshot::Sender<ThreadSample>;
-
-/// Asks all threads. Clones share it.
+/// Asks all threads for their figures. Clones share it.
 #[derive(Clone)]
 pub struct Scraper(Arc<Shared>);
 
 struct Shared {
-    threads: Vec<mpsc::UnboundedSender<Question>>,
+    inquirer: Inquirer,
     space: Space,
     begin: UnixMillis,
-    /// Held by the scrape that is under way, so that at most one question waits at each thread.
+    facts: Facts,
+    /// Held by the scrape that is under way, so that at most one question of this kind waits at each thread.
     turn: Mutex<()>,
 }
 
 impl Scraper {
-    /// A scraper of a server that has begun at `begin`, and the ends at which the threads receive its questions.
-    pub fn new(threads: usize, space: Space, begin: UnixMillis) -> (Self, Vec<Questions>) {
-        let (senders, receivers) =
-            (0..threads).map(|_| mpsc::unbounded_channel()).map(|(to, from)| (to, Questions(from))).unzip();
-        let shared = Shared { threads: senders, space, begin, turn: Mutex::new(()) };
-        (Self(Arc::new(shared)), receivers)
+    /// A scraper of a server that has begun at `begin`.
+    pub fn new(inquirer: Inquirer, space: Space, begin: UnixMillis, facts: Facts) -> Self {
+        Self(Arc::new(Shared { inquirer, space, begin, facts, turn: Mutex::new(()) }))
     }
 
     /// Asks every thread. A thread that has ended does not answer. Cancel safety: safe.
     async fn ask(&self) -> Vec<ThreadSample> {
         let _turn = self.0.turn.lock().await;
-        let mut samples = Vec::new();
-        for thread in &self.0.threads {
-            let (question, answer) = oneshot::channel();
-            if thread.send(question).is_ok()
-                && let Ok(sample) = answer.await
-            {
-                samples.push(sample);
-            }
-        }
-        samples
+        self.0.inquirer.ask_all(Question::Sample).await
     }
 
     /// Waits until every thread has answered. `false` if one has ended. Cancel safety: safe.
     pub async fn every_thread_answers(&self) -> bool {
-        self.ask().await.len() == self.0.threads.len()
+        self.ask().await.len() == self.0.inquirer.threads()
     }
 
-    /// The page. Cancel safety: safe.
+    /// The page for Prometheus. Cancel safety: safe.
     pub(super) async fn page(&self) -> Response {
-        let Ok(threads) = tokio::time::timeout(SCRAPE_TIME, self.ask()).await else {
-            return Response::unavailable("a thread does not answer");
-        };
-        let page = Page { threads, full: self.0.space.is_full(), begin: self.0.begin };
+        let Some(page) = self.gather().await else { return Response::unavailable(SILENT) };
         let mut registry = Registry::default();
         registry.register_collector(Box::new(page));
         let mut text = String::new();
@@ -97,33 +81,48 @@ impl Scraper {
             Err(fmt::Error) => Response::unavailable("the metrics could not be written"),
         }
     }
-}
 
-/// Where a thread receives questions.
-pub struct Questions(mpsc::UnboundedReceiver<Question>);
+    /// What does not change while the server runs.
+    pub(super) fn facts(&self) -> &serde_json::Value {
+        &self.0.facts.shown
+    }
 
-impl Questions {
-    /// Answers every question. Cancel safety: safe.
-    pub(super) async fn answer(mut self, sample: impl Fn() -> ThreadSample) {
-        while let Some(question) = self.0.recv().await {
-            let _ = question.send(sample()); // the client has left
-        }
+    /// Everything that a page shows; `None` if a thread does not answer.
+    pub(super) async fn gather(&self) -> Option<Page> {
+        let threads = tokio::time::timeout(SCRAPE_TIME, self.ask()).await.ok()?;
+        let (found, process) = oneshot::channel();
+        let shared = self.0.clone();
+        let look = move || {
+            let volume = rustix::fs::fstatvfs(&shared.facts.data_dir);
+            let bytes = |blocks: u64, volume: &rustix::fs::StatVfs| blocks.saturating_mul(volume.f_frsize);
+            let disk =
+                volume.map(|volume| (bytes(volume.f_bavail, &volume), bytes(volume.f_blocks, &volume)));
+            let _ = found.send((host::process(), disk.unwrap_or_default())); // the client has left
+        };
+        // Not on this thread, which serves requests.
+        let _ = std::thread::Builder::new().name("ringkeep-look".into()).spawn(look);
+        let (process, (disk_free, disk_bytes)) = process.await.unwrap_or_default();
+        let (full, begin) = (self.0.space.is_full(), self.0.begin);
+        Some(Page { threads, full, begin, process, disk_free, disk_bytes })
     }
 }
 
 /// What a page shows.
 #[derive(Debug)]
-struct Page {
-    threads: Vec<ThreadSample>,
-    full: bool,
-    begin: UnixMillis,
+pub(super) struct Page {
+    pub(super) threads: Vec<ThreadSample>,
+    pub(super) full: bool,
+    pub(super) begin: UnixMillis,
+    pub(super) process: host::Process,
+    pub(super) disk_free: u64,
+    pub(super) disk_bytes: u64,
 }
 
 /// A figure of shards: its name, what it says, and how to read it. The page has the sum over all shards.
 type Figure = (&'static str, &'static str, fn(&Sample) -> u64);
 
 /// Counts since the start. `_total` is appended to the names.
-const COUNTS: [Figure; 12] = [
+const COUNTS: [Figure; 16] = [
     ("ringkeep_commit_groups", "Commit groups; each took one sync.", |shard| shard.groups),
     ("ringkeep_committed_writes", "Writes that were committed.", |shard| shard.writes),
     (
@@ -150,10 +149,26 @@ const COUNTS: [Figure; 12] = [
     ("ringkeep_block_cache_misses", "Blocks of sorted files that were not in the cache.", |shard| {
         shard.block_misses
     }),
+    ("ringkeep_filter_excluded", "Sorted files that a filter has excluded from a lookup.", |shard| {
+        shard.filter_excluded
+    }),
+    (
+        "ringkeep_filter_mistaken",
+        "Sorted files that no filter has excluded from a lookup, although the key was not there.",
+        |shard| shard.filter_mistaken,
+    ),
+    ("ringkeep_filter_right", "Sorted files in which a lookup has found its key.", |shard| {
+        shard.filter_right
+    }),
+    (
+        "ringkeep_damaged_reads",
+        "Reads of sorted files that came to bytes which do not verify, or which the device did not return.",
+        |shard| shard.damaged_reads,
+    ),
 ];
 
 /// Figures of the moment.
-const GAUGES: [Figure; 8] = [
+const GAUGES: [Figure; 10] = [
     ("ringkeep_memtables", "Memtables, those that wait for their flush included.", |shard| shard.memtables),
     ("ringkeep_memtable_bytes", "Memory of memtables.", |shard| shard.memtable_bytes),
     ("ringkeep_wal_bytes", "Length of the logs that a start would read.", |shard| shard.wal_bytes),
@@ -163,15 +178,17 @@ const GAUGES: [Figure; 8] = [
     }),
     ("ringkeep_block_cache_bytes", "Memory of cached blocks.", |shard| shard.cached_block_bytes),
     ("ringkeep_open_sst_files", "Sorted files that are open.", |shard| shard.open_files),
+    ("ringkeep_entries", "Entries, older versions of keys and deletes included.", |shard| shard.entries),
+    ("ringkeep_tombstones", "Deletes in sorted files.", |shard| shard.tombstones),
     ("ringkeep_damages", "Gaps in sorted files that damage has left.", |shard| shard.damages),
 ];
 
 impl Page {
-    fn shards(&self) -> impl Iterator<Item = &Sample> {
+    pub(super) fn shards(&self) -> impl Iterator<Item = &Sample> {
         self.threads.iter().flat_map(|thread| &thread.shards)
     }
 
-    fn total(&self, of: impl Fn(&Sample) -> u64) -> u64 {
+    pub(super) fn total(&self, of: impl Fn(&Sample) -> u64) -> u64 {
         self.shards().map(of).sum()
     }
 
@@ -248,7 +265,44 @@ impl Page {
         let help = "The version of this program.";
         let mut metric = out.encode_descriptor("ringkeep_build_info", help, None, MetricType::Gauge)?;
         metric.encode_family(&[("version", env!("CARGO_PKG_VERSION"))])?.encode_gauge(&1_u64)?;
+        let recovered = |of: fn(&Recovered) -> u64| {
+            self.threads.iter().map(|thread| of(&thread.recovered)).sum::<u64>() as f64
+        };
+        let opening = self.threads.iter().map(|thread| thread.opening).max().unwrap_or_default();
         let gauges = [
+            (
+                "ringkeep_recovery_duration_seconds",
+                "How long the start took to open the shards.",
+                opening.as_secs_f64(),
+            ),
+            (
+                "ringkeep_recovered_writes",
+                "Writes that the start found in logs.",
+                recovered(|found| found.writes),
+            ),
+            (
+                "ringkeep_recovered_wal_bytes",
+                "Bytes of logs that held writes at the start.",
+                recovered(|found| found.wal_bytes),
+            ),
+            (
+                "ringkeep_recovered_torn_bytes",
+                "Bytes of torn writes that the start has cut; none of them was acknowledged.",
+                recovered(|found| found.torn_bytes),
+            ),
+            (
+                "ringkeep_disk_free_bytes",
+                "Space that is free on the disk of the data.",
+                self.disk_free as f64,
+            ),
+            ("ringkeep_disk_bytes", "Size of the disk of the data.", self.disk_bytes as f64),
+            (
+                "ringkeep_io_workers",
+                "Threads of the kernel for operations that would block. There should be few.",
+                self.process.io_workers as f64,
+            ),
+            ("process_resident_memory_bytes", "Memory that is resident.", self.process.resident_bytes as f64),
+            ("process_open_fds", "Open descriptors.", self.process.open_files as f64),
             ("ringkeep_shards", "Shards.", self.shards().count() as f64),
             ("ringkeep_threads", "Threads that answered.", self.threads.len() as f64),
             (

@@ -9,7 +9,9 @@
 //! | [`mailbox`], [`router`] | messages between threads, and which thread has a key |
 //! | [`phase`] | what the server announces to its threads, and what they tell it |
 //! | [`background`] | the background work of an engine |
-//! | [`metrics`] | the page of metrics |
+//! | [`inquiry`] | questions between threads that are not operations |
+//! | [`metrics`], `stats` | the pages of figures, for Prometheus and for people |
+//! | [`lending`] | files on loan to backups |
 //! | [`space`] | what threads know of the space on the disk |
 //!
 //! Threads share nothing but messages, a phase to follow, and a few counters. A task that owns a read, a write or an accept
@@ -20,6 +22,8 @@ pub mod addresses;
 pub mod background;
 pub mod handler;
 pub mod health;
+pub mod inquiry;
+pub mod lending;
 pub mod listener;
 pub mod mailbox;
 pub mod metrics;
@@ -27,6 +31,7 @@ pub mod phase;
 pub mod router;
 mod socket;
 pub mod space;
+mod stats;
 pub mod thread;
 
 use crate::db::Db;

@@ -10,6 +10,7 @@
 //! The steps are the phases that `server` announces; the thread answers with events.
 
 use std::cell::{Cell, RefCell};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -20,11 +21,11 @@ use tokio::task::JoinHandle;
 use super::Engine;
 use super::accept::{Balance, Connections};
 use super::background::Background;
-use super::handler::{Dispatcher, Status, StopLines};
+use super::handler::{Dispatcher, Others, Status, StopLines};
 use super::health::Health;
+use super::inquiry::{Question, Questions, ThreadSample};
 use super::listener::{Bound, Listener};
 use super::mailbox::{Ends, Mailbox};
-use super::metrics::{Questions, Scraper, ThreadSample};
 use super::phase::{Event, Phase};
 use super::router::{Router, ThreadId};
 use super::socket::Handed;
@@ -89,8 +90,8 @@ pub struct Plan {
     pub key_hash: KeyHash,
     /// Who may do what, and how connections are encrypted, now and later.
     pub security: watch::Receiver<Arc<Security>>,
-    /// Asks all threads for their figures.
-    pub scraper: Scraper,
+    /// What reaches all threads.
+    pub others: Others,
     /// Where this thread is asked.
     pub questions: Questions,
 }
@@ -188,6 +189,14 @@ impl Status for Follower {
     fn degraded(&self) -> Option<String> {
         self.health.degraded()
     }
+
+    fn stopping(&self) -> Pin<Box<dyn Future<Output = ()>>> {
+        let mut phase = self.phase.clone();
+        Box::pin(async move {
+            // Fails only when the server is gone.
+            let _ = phase.wait_for(|now| Phase::Running < *now).await;
+        })
+    }
 }
 
 async fn live(plan: Plan) -> Result<Quiet> {
@@ -216,17 +225,13 @@ impl Thread {
             health,
             key_hash,
             security,
-            scraper,
+            others,
             questions,
             ..
         } = plan;
-        let mut engines = Vec::new();
-        let mut recovered = Recovered::default();
-        for shard in shards {
-            let (engine, found) = open(&config, shard, memory.clone()).await?;
-            recovered.add(&found);
-            engines.push(engine);
-        }
+        let begin = Instant::now();
+        let (engines, recovered) = open_all(&config, shards, &memory).await?;
+        let opened = (recovered, begin.elapsed());
         let (fatal, fatalities) = mpsc::unbounded_channel();
         let commits = Rc::<RefCell<Histogram>>::default();
         let background = engines
@@ -248,19 +253,15 @@ impl Thread {
             balance,
             connections_max: config.connections_max,
             peers: Peers::new(rules, times(&config), memory, Instant::now(), &http_date()),
-            dispatcher: Dispatcher::new(id, router, engines.clone(), mailbox.clone(), (follower, scraper)),
+            dispatcher: Dispatcher::new((id, router), engines.clone(), mailbox.clone(), follower, others),
             refused: Cell::new(0),
             ended: Notify::new(),
             tls: RefCell::new(now.tls.clone()),
             logged_at: Cell::new(None),
         });
         let mut helpers = help(&connections, &mailbox, handed, security, (fatalities, &events));
-        let (asked, shards) = (connections.clone(), engines.clone());
-        helpers.push(tokio_uring::spawn(questions.answer(move || ThreadSample {
-            http: asked.peers.sample(),
-            shards: shards.iter().map(Engine::sample).collect(),
-            commits: commits.borrow().clone(),
-        })));
+        let answers = answer(questions, connections.clone(), engines.clone(), commits, opened);
+        helpers.push(tokio_uring::spawn(answers));
         let thread = Self { connections, engines, background, helpers, phase, events, space };
         thread.tell(Event::Opened(recovered));
         Ok((thread, sockets))
@@ -385,6 +386,29 @@ fn help(
     ]
 }
 
+/// Answers the questions of other threads. Cancel safety: safe.
+async fn answer(
+    questions: Questions,
+    connections: Rc<Connections<Follower>>,
+    engines: Vec<Engine>,
+    commits: Rc<RefCell<Histogram>>,
+    (recovered, opening): (Recovered, Duration),
+) {
+    let each = |question| match question {
+        Question::Sample(answer) => {
+            let _ = answer.send(ThreadSample {
+                http: connections.peers.sample(),
+                shards: engines.iter().map(Engine::sample).collect(),
+                commits: commits.borrow().clone(),
+                recovered,
+                opening,
+            }); // the client has left
+        }
+        question => connections.dispatcher.answer(question),
+    };
+    questions.each(each).await;
+}
+
 /// How long connections may take.
 fn times(config: &Config) -> Times {
     Times {
@@ -394,6 +418,22 @@ fn times(config: &Config) -> Times {
         handshake: config.handshake_timeout,
         reply: config.reply_timeout,
     }
+}
+
+/// Creates or opens the engines of a thread. Returns what recovery has found in all of them.
+async fn open_all(
+    config: &Config,
+    shards: Vec<ShardPlan>,
+    memory: &Memory,
+) -> Result<(Vec<Engine>, Recovered)> {
+    let mut engines = Vec::new();
+    let mut recovered = Recovered::default();
+    for shard in shards {
+        let (engine, found) = open(config, shard, memory.clone()).await?;
+        recovered.add(&found);
+        engines.push(engine);
+    }
+    Ok((engines, recovered))
 }
 
 /// Creates or opens the engine of a shard, and logs what recovery has found.

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Mode, OFlags, fstat, mkdirat, openat, stat, statat, unlinkat};
+use rustix::fs::{AtFlags, Mode, OFlags, fstat, linkat, mkdirat, openat, stat, statat, unlinkat};
 
 /// Identifies a file or directory, whatever its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,6 +140,16 @@ impl Directory {
     /// Opens the file `name` for reading and writing, with `flags`.
     pub fn open_file(&self, name: &str, flags: OFlags) -> io::Result<File> {
         Ok(openat(&self.file, name, OFlags::CLOEXEC | flags, Mode::RUSR | Mode::WUSR)?.into())
+    }
+
+    /// Gives the file `name` a name in another directory as well.
+    pub fn link_file(&self, name: &str, to: &Self, new: &str) -> io::Result<()> {
+        Ok(linkat(&self.file, name, &to.file, new, AtFlags::empty())?)
+    }
+
+    /// Which directory this is.
+    pub fn id(&self) -> InodeId {
+        self.paths.last().expect("a directory has a path").1
     }
 
     /// Removes the file `name`.

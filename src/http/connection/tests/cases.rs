@@ -62,11 +62,12 @@ impl Handler for Map {
         }))
     }
 
-    fn control(&self, control: Control) -> Controlled {
+    fn control(&self, control: Control) -> Controlled<Self::Pending> {
         Controlled::Now(match control {
             Control::Openapi => Response::OPENAPI,
             Control::Metrics => Response::metrics(String::new()),
-            Control::Livez | Control::Readyz => Response::OK,
+            Control::Livez | Control::Readyz | Control::Stats | Control::Compact => Response::OK,
+            Control::Backup | Control::Part(_) => Response::unavailable("this store is not on disk"),
             Control::Options(methods) => Response::allow(methods),
             Control::Shutdown => {
                 self.has_stopped.set(true);

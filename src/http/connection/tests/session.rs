@@ -179,7 +179,7 @@ impl Handler for Store {
         }
     }
 
-    fn control(&self, control: Control) -> Controlled {
+    fn control(&self, control: Control) -> Controlled<Self::Pending> {
         self.calls.borrow_mut().push(format!("{control:?}"));
         if control != Control::Shutdown {
             return Controlled::Now(Response::OK);
