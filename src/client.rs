@@ -258,9 +258,9 @@ fn read_token(path: &Path) -> std::result::Result<String, String> {
     }
 }
 
-trait Stream: Read + Write {}
+trait Stream: Read + Write + Send {}
 
-impl<T: Read + Write> Stream for T {}
+impl<T: Read + Write + Send> Stream for T {}
 
 /// A socket whose transfers end in time.
 struct Timed {
@@ -398,6 +398,11 @@ impl Reply {
     pub fn field(&self, name: &str) -> Option<&str> {
         let found = self.fields.iter().find(|(field, _)| field.eq_ignore_ascii_case(name));
         found.and_then(|(_, value)| std::str::from_utf8(value).ok())
+    }
+
+    /// The body, without its head.
+    pub fn into_body(self) -> Body {
+        self.body
     }
 
     /// The body, to be read to its end.

@@ -1,12 +1,14 @@
 //! The command line: one file per command, each thin over the library.
 
 mod bench;
+mod backup;
 mod check;
 mod health;
 mod log;
 mod remote;
 mod repair;
 mod serve;
+mod stats;
 
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -46,6 +48,41 @@ enum Command {
     /// damaged. 75: a server has the store open. 78: there is no store, or a later version of ringkeep wrote a part of
     /// it. 1: some files could not be read; everything that could be read is sound.
     Check(check::Check),
+    /// Copy the store of a running server
+    ///
+    /// The copy holds every write that was acknowledged before the command began; of later writes, each shard holds a prefix.
+    /// The server goes on meanwhile. Files are hard-linked where the data directory can be reached and is on the same file
+    /// system, otherwise fetched from the server. Each new file is read back and verified. A later backup into the same
+    /// directory copies only what is new; one that was interrupted goes on. With - the backup goes to standard output, as a tar
+    /// archive.
+    ///
+    /// The server needs a token of the role admin, if it has tokens. Example: ringkeep backup /backup/monday
+    ///
+    /// Exit status 0: the backup is complete. 65: it is complete, but keys of the store are lost to damage, or a file does not
+    /// verify. 73: the directory holds something else. 75: another process has the directory. 77: the token does not suffice.
+    /// 78: the directory is a backup of another store. 1: anything else; run the command again to go on.
+    Backup(backup::Backup),
+    /// Make a data directory of a backup
+    ///
+    /// Every file is copied and verified. A restore that was interrupted goes on when it is run again; a server refuses the
+    /// directory until the restore is complete. With - the backup comes from standard input, as a tar archive.
+    ///
+    /// Example: ringkeep restore /backup/monday /var/lib/ringkeep
+    ///
+    /// Exit status 0: the data directory is complete. 65: the backup is damaged. 73: the directory is not empty. 75: another
+    /// process has one of the directories. 78: there is no complete backup.
+    Restore(backup::Restore),
+    /// Show the figures of a running server as a table
+    ///
+    /// Keys and live bytes are estimates: older versions of a key count until they are merged away. The server needs a token
+    /// of the role read, if it has tokens. Example: ringkeep stats --url unix:/run/ringkeep/socket
+    Stats(stats::Stats),
+    /// Have a running server give back the space of what was deleted or overwritten, or has expired
+    ///
+    /// The server does so by itself over time. This command has it merge everything that was written before into one level, and
+    /// waits for the end. Reads and writes go on meanwhile; the disk needs room for a few more files. The server needs a token
+    /// of the role admin, if it has tokens.
+    Compact(stats::Compact),
     /// Give up what is damaged in sorted files, and keep everything else
     ///
     /// No server may have the store open. Each damaged file is replaced by a file with every entry that verifies. For
@@ -76,6 +113,10 @@ impl Cli {
             Some(Command::Serve(serve)) => serve.run(),
             Some(Command::Bench(bench)) => bench.run(),
             Some(Command::Check(check)) => check.run(),
+            Some(Command::Backup(backup)) => backup.run(),
+            Some(Command::Restore(restore)) => restore.run(),
+            Some(Command::Stats(stats)) => stats.run(),
+            Some(Command::Compact(compact)) => compact.run(),
             Some(Command::Repair(repair)) => repair.run(),
             Some(Command::Health(health)) => health.run(),
             None => self.serve.run(),

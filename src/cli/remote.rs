@@ -8,12 +8,32 @@ use crate::client::{Client, DEFAULT_URL, Patience, Url};
 use crate::error::Result;
 use crate::tls::client::Settings;
 
-/// A running server.
+/// A running server, as the only argument of a command.
 #[derive(Debug, Args)]
 pub(super) struct Remote {
     /// The server: http://HOST:PORT, https://HOST:PORT or unix:PATH
     #[arg(value_name = "URL", default_value = DEFAULT_URL)]
     url: Url,
+    #[command(flatten)]
+    trust: Trust,
+}
+
+/// A running server, for commands that have another argument, and need a token.
+#[derive(Debug, Args)]
+pub(super) struct Server {
+    /// The server: http://HOST:PORT, https://HOST:PORT or unix:PATH
+    #[arg(long, value_name = "URL", default_value = DEFAULT_URL)]
+    url: Url,
+    /// File with the token, if the server asks for one: its secret, or a line NAME ROLE SECRET
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    #[command(flatten)]
+    trust: Trust,
+}
+
+/// How an encrypted server is known, and how it knows this client.
+#[derive(Debug, Args)]
+struct Trust {
     /// What to trust, in PEM: the certificate of the server itself, or of the authority that has signed it; https needs it
     #[arg(long, value_name = "FILE", help_heading = "TLS")]
     tls_ca: Option<PathBuf>,
@@ -28,8 +48,25 @@ pub(super) struct Remote {
 impl Remote {
     /// A client of the server.
     pub(super) fn client(&self, patience: Patience) -> Result<Client> {
+        self.trust.client(&self.url, patience)
+    }
+}
+
+impl Server {
+    /// A client of the server.
+    pub(super) fn client(&self, patience: Patience) -> Result<Client> {
+        let client = self.trust.client(&self.url, patience)?;
+        match &self.token_file {
+            Some(path) => client.with_token_file(path),
+            None => Ok(client),
+        }
+    }
+}
+
+impl Trust {
+    fn client(&self, url: &Url, patience: Patience) -> Result<Client> {
         let identity = self.tls_cert.as_deref().zip(self.tls_key.as_deref());
         let tls = self.tls_ca.as_deref().map(|trusted| Settings::read(trusted, identity)).transpose()?;
-        Client::new(self.url.clone(), tls, patience)
+        Client::new(url.clone(), tls, patience)
     }
 }

@@ -1,0 +1,308 @@
+//! `ringkeep backup DIR` and `ringkeep restore BACKUP DIR`: a copy of a running store, and the way back.
+
+use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::Args;
+use indicatif::ProgressBar;
+use serde_json::Value;
+
+use super::{counted, remote, styled};
+use crate::backup::archive::{Writer, unpack};
+use crate::backup::folder::Folder;
+use crate::backup::{Contents, Done, Options, Purpose, Source, Target};
+use crate::client::{Body, Client, Patience, Request};
+use crate::data_dir::DataDir;
+use crate::error::{Error, ErrorKind, Result};
+use crate::file_name::{FileName, shard_directory};
+use crate::key::ShardId;
+use crate::manifest::{State, VersionEdit};
+use crate::ring;
+use crate::storage::directory::Directory;
+use crate::store::Store;
+
+/// The flush before a backup may take this long, and so may a part of a file.
+const PATIENCE: Duration = Duration::from_secs(150);
+/// The longest list of files.
+const LIST_BYTES_MAX: u64 = 4 << 30;
+const TEMPLATE: &str = "{bar:40} {bytes} of {total_bytes} ({bytes_per_sec}, {eta} left)";
+
+/// Arguments of `ringkeep backup`.
+#[derive(Debug, Args)]
+pub(super) struct Backup {
+    /// The directory of the backup, which is created if it does not exist; - for standard output
+    #[arg(value_name = "DIR")]
+    to: PathBuf,
+    #[command(flatten)]
+    server: remote::Server,
+    /// Copy files even where a hard link is possible: the copy then has bytes of its own
+    #[arg(long)]
+    copy: bool,
+    /// Copy at most this much in a second, as in 50MiB
+    #[arg(long, value_name = "SIZE")]
+    rate: Option<ByteSize>,
+}
+
+/// Arguments of `ringkeep restore`.
+#[derive(Debug, Args)]
+pub(super) struct Restore {
+    /// The directory of the backup; - for an archive on standard input
+    #[arg(value_name = "BACKUP")]
+    from: PathBuf,
+    /// The new data directory: one that does not exist, or is empty
+    #[arg(value_name = "DIR")]
+    to: PathBuf,
+}
+
+impl Backup {
+    pub(super) fn run(self) -> Result<()> {
+        let (_, runtime) = ring::probe()?;
+        let client = self.server.client(Patience::PerStep(PATIENCE))?;
+        let options = Options {
+            copy: self.copy || is_stream(&self.to),
+            rate: self.rate.map(|rate| rate.as_u64()),
+            in_place: false,
+        };
+        if is_stream(&self.to) {
+            return runtime.block_on(to_archive(client, options));
+        }
+        let data_dir = DataDir::open_or_create(&self.to)?;
+        let damages = runtime.block_on(async {
+            let mut source = RemoteStore::open(client)?;
+            let contents = source.contents.clone();
+            let target = Target::open(&data_dir, Purpose::Backup, Some(&contents.store)).await?;
+            let bar = styled(ProgressBar::new(contents.bytes()), TEMPLATE);
+            let progress = |bytes| bar.inc(bytes);
+            let after = async |_: &Directory, _, _| Ok(());
+            let done = target.fill(&contents, &mut source, options, progress, after).await;
+            bar.finish_and_clear();
+            report("backup", &self.to, &contents, &done?);
+            Ok::<_, Error>(contents.damages())
+        })?;
+        check_damages(damages)
+    }
+}
+
+impl Restore {
+    pub(super) fn run(self) -> Result<()> {
+        let (_, runtime) = ring::probe()?;
+        runtime.block_on(async {
+            if is_stream(&self.from) {
+                let to = DataDir::open_or_create(&self.to)?;
+                let target = Target::open(&to, Purpose::Restore, None).await?;
+                let bar = styled(ProgressBar::no_length(), "{spinner} {bytes} ({bytes_per_sec})");
+                let unpacked = unpack(std::io::stdin().lock(), &to, |bytes| bar.inc(bytes));
+                bar.finish_and_clear();
+                unpacked?;
+                return self.fill(target, &mut Folder(&to), true).await;
+            }
+            let from = DataDir::open(&self.from)?;
+            let mut source = Folder(&from);
+            let contents = source.contents().await?;
+            let to = DataDir::open_or_create(&self.to)?;
+            let target = Target::open(&to, Purpose::Restore, Some(&contents.store)).await?;
+            self.fill(target, &mut source, false).await
+        })
+    }
+
+    async fn fill(&self, target: Target<'_>, source: &mut Folder<'_>, in_place: bool) -> Result<()> {
+        let contents = source.contents().await?;
+        let bar = styled(ProgressBar::new(contents.bytes()), TEMPLATE);
+        let options = Options { copy: true, rate: None, in_place };
+        let after = async |_: &Directory, _, _| Ok(());
+        let done = target.fill(&contents, source, options, |bytes| bar.inc(bytes), after).await;
+        bar.finish_and_clear();
+        let done = done?;
+        target.release().await?;
+        report("data directory", &self.to, &contents, &done);
+        check_damages(contents.damages())
+    }
+}
+
+fn is_stream(path: &Path) -> bool {
+    path == Path::new("-")
+}
+
+/// A closed standard output does not change the exit status.
+fn report(what: &str, path: &Path, contents: &Contents, done: &Done) {
+    let Done { linked, copied, kept, copied_bytes, bytes } = *done;
+    let shards = counted(contents.shards.len(), "shard");
+    let _ = writeln!(
+        std::io::stdout(),
+        "{}: {what} of store {:016x}, {shards}, {} in {} files: {copied} copied ({}), {linked} linked, {kept} were there",
+        path.display(),
+        contents.store.id,
+        ByteSize(bytes),
+        linked + copied + kept,
+        ByteSize(copied_bytes),
+    );
+}
+
+fn check_damages(damages: usize) -> Result<()> {
+    if damages == 0 {
+        return Ok(());
+    }
+    let message = format!(
+        "the copy is complete, but {} of the store had been damaged before: reads of some keys fail, here as there; \
+         `ringkeep check` lists them",
+        counted(damages, "file")
+    );
+    Err(Error::new(ErrorKind::Corruption, message))
+}
+
+/// Writes a backup to standard output. Each file is fetched to a directory of its own first, and verified there.
+async fn to_archive(client: Client, options: Options) -> Result<()> {
+    if std::io::stdout().is_terminal() {
+        let message = "standard output is a terminal: redirect it, as in `ringkeep backup - > backup.tar`";
+        return Err(Error::new(ErrorKind::Configuration, message));
+    }
+    let mut source = RemoteStore::open(client)?;
+    let contents = source.contents.clone();
+    let spool = Spool::new()?;
+    let data_dir = DataDir::open(&spool.0)?;
+    let target = Target::open(&data_dir, Purpose::Backup, None).await?;
+    let mut archive = Writer::new(std::io::stdout().lock());
+    archive.append(data_dir.directory(), None, FileName::Backup)?;
+    let bar = styled(ProgressBar::new(contents.bytes()), TEMPLATE);
+    let after = async |directory: &Directory, shard: ShardId, name: FileName| {
+        archive.append(directory, Some(shard), name)?;
+        let removed = directory.remove_file(&name.to_string());
+        removed.map_err(|error| Error::io(format!("remove {}/{name}", shard_directory(shard)), error))
+    };
+    let done = target.fill(&contents, &mut source, options, |bytes| bar.inc(bytes), after).await;
+    bar.finish_and_clear();
+    done?;
+    archive.append(data_dir.directory(), None, FileName::Store)?;
+    archive.finish()?;
+    check_damages(contents.damages())
+}
+
+/// A directory for one file at a time, which is removed at the end.
+struct Spool(PathBuf);
+
+impl Spool {
+    fn new() -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("ringkeep-backup-{}", std::process::id()));
+        let made = std::fs::create_dir(&path);
+        made.map_err(|error| Error::io(format!("create {} (see TMPDIR)", path.display()), error))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Spool {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            tracing::warn!(%error, "cannot remove {}", self.0.display());
+        }
+    }
+}
+
+/// The store of a running server, which lends its files for as long as the connection of the list lasts.
+struct RemoteStore {
+    client: Client,
+    /// The number of the backup.
+    backup: u64,
+    contents: Contents,
+    /// The data directory, if this process can reach it.
+    data_dir: Option<Directory>,
+    /// The server has ended the loan.
+    is_over: Arc<AtomicBool>,
+}
+
+impl RemoteStore {
+    fn open(client: Client) -> Result<Self> {
+        let reply = client.send(Request::get("/backup"))?.expect(&[200])?;
+        let mut lines = BufReader::new(reply.into_body());
+        let first = next_line(&mut lines, &client)?;
+        let store = unhex(&first["store"]).ok_or_else(|| strange(&client))?;
+        let store = Store::of_payload(&store, &format!("the store of {}", client.url()))?;
+        let backup = first["backup"].as_u64().ok_or_else(|| strange(&client))?;
+        let mut shards = Vec::new();
+        loop {
+            let line = next_line(&mut lines, &client)?;
+            if line["lent"] == Value::Bool(true) {
+                break;
+            }
+            let edit = unhex(&line["state"]).and_then(|bytes| VersionEdit::decode(&bytes).ok());
+            let state = edit.and_then(|edit| State::default().apply(&edit).ok());
+            if line["shard"].as_u64() != Some(shards.len() as u64) {
+                return Err(strange(&client));
+            }
+            shards.push(state.ok_or_else(|| strange(&client))?);
+        }
+        if shards.len() != usize::from(store.shards) {
+            return Err(strange(&client));
+        }
+        let is_over = Arc::new(AtomicBool::new(false));
+        let over = is_over.clone();
+        // Blank lines follow, by which the server notices whether this client is still there.
+        std::thread::spawn(move || {
+            let mut buffer = [0; 1024];
+            while matches!(lines.read(&mut buffer), Ok(1..)) {}
+            over.store(true, Ordering::Relaxed);
+        });
+        let data_dir = reachable(&first);
+        Ok(Self { client, backup, contents: Contents { store, shards }, data_dir, is_over })
+    }
+}
+
+/// The data directory of the server, if its path leads to it here as well.
+fn reachable(first: &Value) -> Option<Directory> {
+    let directory = Directory::open(Path::new(first["data_dir"].as_str()?)).ok()?;
+    let id = directory.id();
+    (first["inode"] == Value::from(vec![id.device, id.number])).then_some(directory)
+}
+
+fn next_line(lines: &mut BufReader<Body>, client: &Client) -> Result<Value> {
+    let mut line = Vec::new();
+    let read = lines.by_ref().take(LIST_BYTES_MAX).read_until(b'\n', &mut line);
+    read.map_err(|error| Error::io(format!("read the list of files of {}", client.url()), error))?;
+    serde_json::from_slice(&line).map_err(|_| strange(client))
+}
+
+fn strange(client: &Client) -> Error {
+    let message = format!("{} sends no list of files as this version of ringkeep knows it", client.url());
+    Error::new(ErrorKind::Io, message)
+}
+
+fn unhex(text: &Value) -> Option<Vec<u8>> {
+    let digits = text.as_str()?.as_bytes();
+    let digit = |digit: u8| char::from(digit).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let pairs = digits.chunks(2).map(|pair| match *pair {
+        [high, low] => Some(digit(high)? << 4 | digit(low)?),
+        _ => None,
+    });
+    pairs.collect()
+}
+
+impl Source for RemoteStore {
+    fn link(&mut self, shard: ShardId, file: FileName, to: &Directory) -> bool {
+        let Some(data_dir) = &self.data_dir else { return false };
+        let name = file.to_string();
+        let linked =
+            data_dir.child(&shard_directory(shard)).and_then(|from| from.link_file(&name, to, &name));
+        if let Err(error) = &linked {
+            tracing::debug!(%error, "files are fetched, because they cannot be linked");
+            self.data_dir = None; // another file system, or no permission
+        }
+        linked.is_ok()
+    }
+
+    fn read(&mut self, shard: ShardId, file: FileName, offset: u64, bytes: usize) -> Result<Vec<u8>> {
+        let number = file.number().unwrap_or_default().0;
+        let target = format!(
+            "/backup/part?backup={}&shard={}&file={number}&offset={offset}&bytes={bytes}",
+            self.backup, shard.0
+        );
+        if self.is_over.load(Ordering::Relaxed) {
+            let message =
+                format!("{} has ended the backup: run the command again to go on", self.client.url());
+            return Err(Error::new(ErrorKind::Io, message));
+        }
+        self.client.send(Request::get(&target))?.expect(&[200])?.bytes(bytes as u64)
+    }
+}
