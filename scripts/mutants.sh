@@ -325,7 +325,7 @@ mutant 'an insert empties two pages' src/cache/values.rs \
 
 echo "== the data directory"
 mutant 'two processes may have one directory' src/data_dir.rs \
-    'lock(directory.file(), path)?;' 'let _ = lock(directory.file(), path);'
+    'lock(directory.file(), path, try_lock)?;' 'let _ = lock(directory.file(), path, try_lock);'
 mutant 'the lock of another directory counts' src/data_dir.rs \
     'if directory.is_in_place().map_err(|error| Error::io(attempt("look at"), error))? {' 'if true {'
 mutant 'names are not looked at' src/shard/background.rs \

@@ -9,7 +9,7 @@
 //! Y1  The directory is an inode, not a path. Once the directory is open, every file is reached through a descriptor of
 //!     the directory that holds the file. If the path leads elsewhere later, this process touches nothing there.
 //! Y2  The lock is on the directory itself. So no file can be removed to get around the lock, and two processes that
-//!     reach the same directory by different paths exclude each other.
+//!     reach the same directory by different paths exclude each other. Those that only read share the lock.
 //! Y3  A lock counts only if the path still leads to the locked directory. Otherwise another process may have locked
 //!     the directory that is there now, and the lookup is repeated.
 //!
@@ -23,7 +23,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::file_name::{FileName, shard_directory};
+use crate::file_name::{FileName, parse_shard_directory, shard_directory};
 use crate::key::ShardId;
 use crate::storage::device::Device;
 use crate::storage::directory::Directory;
@@ -66,6 +66,19 @@ impl DataDir {
     /// # Errors
     /// `Locked` if another process has the directory; `Permission`; `Io`.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_with(path, File::try_lock)
+    }
+
+    /// Opens a directory that exists for a command that only reads. Such commands may have the directory at the same time,
+    /// and it may be on a file system that is read-only.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_to_read(path: &Path) -> Result<Self> {
+        Self::open_with(path, File::try_lock_shared)
+    }
+
+    fn open_with(path: &Path, try_lock: TryLock) -> Result<Self> {
         let attempt = |what: &str| format!("{what} the data directory {}", path.display());
         loop {
             let directory = Directory::open(path).map_err(|error| match error.kind() {
@@ -74,7 +87,7 @@ impl DataDir {
                 }
                 _ => Error::io(attempt("open"), error),
             })?;
-            lock(directory.file(), path)?;
+            lock(directory.file(), path, try_lock)?;
             // Y3
             if directory.is_in_place().map_err(|error| Error::io(attempt("look at"), error))? {
                 return Ok(Self { directory });
@@ -107,6 +120,17 @@ impl DataDir {
             // `STORE` names the shard, and the directory's name was synced before anything was written into it.
             if missing { error.with_kind(ErrorKind::Corruption) } else { error }
         })
+    }
+
+    /// The shards whose directories exist, whatever `STORE` says.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn shards_found(&self) -> Result<Vec<ShardId>> {
+        let names = self.directory.list().map_err(|error| Error::io("list the data directory", error))?;
+        let mut found: Vec<_> = names.iter().filter_map(|(name, _)| parse_shard_directory(name)).collect();
+        found.sort_unstable();
+        Ok(found)
     }
 
     /// Whether the directory of a shard exists.
@@ -208,11 +232,13 @@ fn bytes(directory: &Directory, wanted: impl Fn(&str) -> bool) -> u64 {
     files.iter().filter(|(name, _)| wanted(name)).map(|(_, bytes)| bytes).sum()
 }
 
+type TryLock = fn(&File) -> std::result::Result<(), TryLockError>;
+
 /// Locks an open directory. The directory stays locked until the last copy of its descriptor is closed (Y2).
-fn lock(directory: &File, path: &Path) -> Result<()> {
+fn lock(directory: &File, path: &Path, try_lock: TryLock) -> Result<()> {
     let shown = path.display();
     for tried in 1.. {
-        match directory.try_lock() {
+        match try_lock(directory) {
             Ok(()) => break,
             Err(TryLockError::WouldBlock) if tried < LOCK_TRIES => std::thread::sleep(LOCK_REST),
             Err(TryLockError::WouldBlock) => {
@@ -271,6 +297,7 @@ mod tests {
         for again in [&path, &link] {
             assert_eq!(DataDir::open(again).unwrap_err().kind(), ErrorKind::Locked);
         }
+        assert_eq!(DataDir::open_to_read(&path).unwrap_err().kind(), ErrorKind::Locked);
         // Another directory at the same path is another data directory.
         std::fs::rename(&path, folder.path().join("moved")).unwrap();
         let second = DataDir::open_or_create(&path).unwrap();
@@ -278,6 +305,9 @@ mod tests {
         drop(first);
         assert_eq!(DataDir::open(&path).unwrap_err().kind(), ErrorKind::Locked);
         drop(second);
+        let readers = [(); 2].map(|()| DataDir::open_to_read(&path).unwrap());
+        assert_eq!(DataDir::open(&path).unwrap_err().kind(), ErrorKind::Locked);
+        drop(readers);
         DataDir::open(&path).unwrap();
     }
 

@@ -90,6 +90,12 @@ pub fn shard_directory(shard: ShardId) -> String {
     format!("shard-{:03}", shard.0)
 }
 
+/// Reads what [`shard_directory`] wrote; `None` for a name that is not ours.
+pub fn parse_shard_directory(name: &str) -> Option<ShardId> {
+    let shard = ShardId(name.strip_prefix("shard-")?.parse().ok()?);
+    (shard_directory(shard) == name).then_some(shard)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,6 +114,12 @@ mod tests {
             FileName::Sst(FileNumber(1_234_567)),
         ] {
             assert_eq!(FileName::parse(&name.to_string()), Some(name));
+        }
+        for shard in [0, 7, 999, 1_000].map(ShardId) {
+            assert_eq!(parse_shard_directory(&shard_directory(shard)), Some(shard));
+        }
+        for foreign in ["shard-7", "shard-+07", "shard-007.old", "shard-99999"] {
+            assert_eq!(parse_shard_directory(foreign), None, "{foreign}");
         }
         for foreign in ["", "LOCK", "7.wal", "+00007.wal", "000007.wal~", "MANIFEST-", "core", "000007.SST"] {
             assert_eq!(FileName::parse(foreign), None, "{foreign}");

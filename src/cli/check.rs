@@ -29,7 +29,7 @@ pub(super) struct Check {
 impl Check {
     pub(super) fn run(self) -> Result<()> {
         let (_, runtime) = ring::probe()?;
-        let data_dir = DataDir::open(&self.data_dir)?;
+        let data_dir = DataDir::open_to_read(&self.data_dir)?;
         let report = runtime.block_on(check(&data_dir))?;
         let mut output = std::io::stdout().lock();
         // A closed standard output does not change the exit status.
