@@ -67,7 +67,7 @@
 //! | bytes with a meaning | [`memtable`], [`record`] |
 //! | files with a meaning | [`sst`], [`wal`] |
 //! | what a shard and a store consist of | [`cache`], [`compaction`], [`manifest`], [`presence`], [`store`], [`data_dir`] |
-//! | the engine of a shard | [`db`]; and [`check`] and [`backup`], which read the same files from outside |
+//! | the engine of a shard | [`db`]; and [`check`], [`inspect`] and [`backup`], which read the same files from outside |
 //! | clients of the server, which share only the first two layers with it | [`load`], [`client`] |
 //! | the wire, which uses the first layer only | [`http`] |
 //! | threads, the process, the command line | [`shard`], [`server`], [`cli`] |
@@ -103,6 +103,7 @@ pub mod data_dir;
 pub mod db;
 pub mod check;
 pub mod backup;
+pub mod inspect;
 pub mod load;
 pub mod client;
 pub mod http;

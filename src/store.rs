@@ -47,7 +47,7 @@ use crate::record::{decode_single, encode_single};
 use crate::storage::{BLOCK_BYTES, Storage, read_file, write_file_atomically};
 
 /// The format of everything under the data directory.
-const FORMAT_VERSION: u32 = 4;
+pub const FORMAT_VERSION: u32 = 4;
 /// The identity of `STORE` itself. It names no store, because the id of the store is in the file.
 const IDENTITY: Identity =
     Identity { store_id: 0, shard: ShardId(0), kind: FileKind::Store, file: FileNumber(0) };

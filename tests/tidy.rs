@@ -28,7 +28,7 @@ const LAYERS: &[&[&str]] = &[
     &["memtable", "record"],
     &["sst", "wal"],
     &["cache", "compaction", "manifest", "presence", "store", "data_dir"],
-    &["db", "check", "backup", "load", "client"],
+    &["db", "check", "inspect", "backup", "load", "client"],
     &["shard"],
     &["server"],
     &["cli"],

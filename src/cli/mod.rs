@@ -4,6 +4,7 @@ mod bench;
 mod backup;
 mod check;
 mod health;
+mod inspect;
 mod log;
 mod remote;
 mod repair;
@@ -83,6 +84,19 @@ enum Command {
     /// waits for the end. Reads and writes go on meanwhile; the disk needs room for a few more files. The server needs a token
     /// of the role admin, if it has tokens.
     Compact(stats::Compact),
+    /// Show what a store consists of, also if it does not start; change nothing
+    ///
+    /// Shows, for each shard, its manifest, its sorted files by level with their key ranges and SeqNos, its logs with their
+    /// groups and where they end, and files that are missing or left over. What is damaged is said in its place, and
+    /// everything else is shown. Of sorted files only the description is read: `ringkeep check` reads every byte.
+    ///
+    /// No server may have the store open. The directory may be read-only. Keys are shown with percent escapes, as --key and
+    /// the queries of a server take them.
+    ///
+    /// Exit status 0: everything that was asked for is shown. 65: something is damaged, and the rest is shown. 75: a server
+    /// has the store open. 78: there is no store or no such file, or a later version of ringkeep wrote a part of it. 1: some
+    /// files could not be read.
+    Inspect(inspect::Inspect),
     /// Give up what is damaged in sorted files, and keep everything else
     ///
     /// No server may have the store open. Each damaged file is replaced by a file with every entry that verifies. For
@@ -117,6 +131,7 @@ impl Cli {
             Some(Command::Restore(restore)) => restore.run(),
             Some(Command::Stats(stats)) => stats.run(),
             Some(Command::Compact(compact)) => compact.run(),
+            Some(Command::Inspect(inspect)) => inspect.run(),
             Some(Command::Repair(repair)) => repair.run(),
             Some(Command::Health(health)) => health.run(),
             None => self.serve.run(),

@@ -195,35 +195,67 @@ pub async fn load<S: Storage>(storage: &S, owner: Owner) -> Result<Option<Loaded
     if !files.contains_key(&FileName::Current) {
         return Ok(None);
     }
-    let label = storage.label(FileName::Current);
-    let current = read_file(storage, FileName::Current, 2 * BLOCK_BYTES).await?;
-    let number = decode_single(&current, owner.identity(FileKind::Current, FileNumber(0)), 0)
-        .and_then(|payload| Reader::new(payload).u64())
-        .map(FileNumber)
-        .map_err(|reason| Error::undecodable(&label, 0, reason))?;
+    let number = current(storage, owner).await?;
     let name = FileName::Manifest(number);
     let label = storage.label(name);
     let Some(bytes) = files.get(&name) else {
         let message = format!("{label} is missing, but {} names it", storage.label(FileName::Current));
         return Err(Error::new(ErrorKind::Corruption, message));
     };
+    let mut edits = Edits::default();
+    let end = read(storage, owner, (number, *bytes), &mut edits).await?;
+    Ok(Some(Loaded { state: edits.state, number, end }))
+}
+
+/// The number of the manifest that `CURRENT` names.
+///
+/// # Errors
+/// `Corruption` if `CURRENT` does not verify; `Configuration` if a later version wrote it; `Io`.
+pub async fn current<S: Storage>(storage: &S, owner: Owner) -> Result<FileNumber> {
+    let current = read_file(storage, FileName::Current, 2 * BLOCK_BYTES).await?;
+    decode_single(&current, owner.identity(FileKind::Current, FileNumber(0)), 0)
+        .and_then(|payload| Reader::new(payload).u64())
+        .map(FileNumber)
+        .map_err(|reason| Error::undecodable(&storage.label(FileName::Current), 0, reason))
+}
+
+/// The edits of a manifest.
+#[derive(Debug, Default)]
+pub struct Edits {
+    /// The state after the last of them.
+    pub state: State,
+    /// Their number, with the snapshot.
+    pub count: u64,
+}
+
+/// Reads the edits of the manifest with this number and length. After an error, `edits` are those before it.
+///
+/// # Errors
+/// `Corruption` if an edit does not verify; `Configuration` if a later version wrote one of them; `Io`.
+pub async fn read<S: Storage>(
+    storage: &S,
+    owner: Owner,
+    (number, file_bytes): (FileNumber, u64),
+    edits: &mut Edits,
+) -> Result<End> {
+    let name = FileName::Manifest(number);
+    let label = storage.label(name);
     let file = open_file(storage, name, Access::Read).await?;
-    let mut state: Option<State> = None;
     let identity = owner.identity(FileKind::Manifest, number);
-    let extent = Extent { label: &label, identity, file_bytes: *bytes, known_end: KnownEnd::default() };
+    let extent = Extent { label: &label, identity, file_bytes, known_end: KnownEnd::default() };
     let end = replay(storage, &file, extent, async |offset, payload| {
-        let next = VersionEdit::decode(payload)
-            .and_then(|edit| state.take().unwrap_or_default().apply(&edit))
+        edits.state = VersionEdit::decode(payload)
+            .and_then(|edit| edits.state.apply(&edit))
             .map_err(|reason| Error::undecodable(&label, offset, reason))?;
-        state = Some(next);
+        edits.count += 1;
         Ok(ControlFlow::Continue(()))
     })
     .await?;
     // V1: the snapshot was synced before CURRENT named the file.
-    let state = state.ok_or_else(|| {
-        Error::corruption(&label, FIRST_RECORD, "the snapshot is missing, but it was durable")
-    })?;
-    Ok(Some(Loaded { state, number, end }))
+    if edits.count == 0 {
+        return Err(Error::corruption(&label, FIRST_RECORD, "the snapshot is missing, but it was durable"));
+    }
+    Ok(end)
 }
 
 /// Makes durable what [`load`] has read. A process that was killed between a write and its sync may have left edits or

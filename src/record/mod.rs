@@ -294,6 +294,18 @@ pub fn encode_single(payload: &[u8], identity: Identity, offset: u64) -> Aligned
     record.finish(&[], identity, 0, 0).0
 }
 
+/// The store that the record at the front of `bytes` belongs to, if the record verifies; for a reader that has lost the
+/// file which names the store.
+pub fn claimed_store(bytes: &[u8]) -> Option<u64> {
+    let mut reader = Reader::new(bytes);
+    let is_record = reader.bytes(MAGIC.len()).ok()? == MAGIC;
+    reader.u32().ok()?;
+    let record = bytes.get(..record_bytes(reader.u32().ok()? as usize))?;
+    reader.u32().ok()?;
+    let store_id = reader.u64().ok()?;
+    (is_record && verifies(record)).then_some(store_id)
+}
+
 /// Whether the checksum at the front of `bytes` covers the rest of them.
 fn verifies(bytes: &[u8]) -> bool {
     let stored =
@@ -342,6 +354,10 @@ mod tests {
             let reason = decode_single(&flipped, IDENTITY, 0).unwrap_err().to_string();
             assert!(reason.contains("checksum"), "byte {at}: {reason}");
         }
+        assert_eq!((claimed_store(&bytes), claimed_store(&bytes[1..])), (Some(IDENTITY.store_id), None));
+        let mut flipped = bytes.to_vec();
+        flipped[16] ^= 1;
+        assert_eq!((claimed_store(&flipped), claimed_store(&bytes[..600])), (None, None));
         let foreign = Identity { store_id: 1, ..IDENTITY };
         assert!(decode_single(&bytes, foreign, 0).unwrap_err().to_string().contains("another store"));
     }

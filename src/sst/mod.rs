@@ -36,6 +36,7 @@ pub mod filter;
 pub mod reader;
 pub mod run;
 pub mod salvage;
+pub mod survey;
 pub mod verify;
 pub mod window;
 

@@ -62,29 +62,21 @@ pub async fn verify<F: File>(
         gap: false,
     };
     let mut frames = Frames::new(sst.clone());
-    let mut reported = None;
-    loop {
-        let at = frames.position();
-        match frames.next().await {
-            Ok(None) => break,
-            Ok(Some((handle, block))) => {
+    while let Some(found) = frames.next_or_damage().await {
+        match found {
+            Ok((handle, block)) => {
                 progress(u64::from(handle.bytes));
                 if let Err(reason) = walk.block(&sst, handle, &block) {
                     damage.push(sst.corruption(handle, reason));
                 }
             }
             Err(error) => {
-                // One report for a run of damaged pages.
-                if reported != Some(at.offset) {
-                    damage.push(error);
-                }
+                damage.push(error);
                 walk.gap = true;
                 // The damaged block may be the one that lists or filters these.
                 walk.blocks.clear();
                 walk.hashes.clear();
                 walk.index = None;
-                frames.skip_page();
-                reported = Some(frames.position().offset);
             }
         }
     }

@@ -110,18 +110,36 @@ pub(super) struct Frames<F: File> {
     next: u64,
     /// Where the walk ends.
     end: u64,
+    /// Where the page after the last damaged page begins, if one was passed over.
+    passed: Option<u64>,
 }
 
 impl<F: File> Frames<F> {
     /// All blocks.
     pub(super) fn new(sst: Rc<Sst<F>>) -> Self {
         let end = sst.bytes.saturating_sub(BLOCK_BYTES as u64);
-        Self { sst, window: Window::new(ReadAhead::Full), next: 0, end }
+        Self { sst, window: Window::new(ReadAhead::Full), next: 0, end, passed: None }
     }
 
     /// Where the next frame begins.
     pub(super) fn position(&self) -> BlockHandle {
         BlockHandle { offset: self.next, bytes: 0 }
+    }
+
+    /// As [`Self::next`], but the walk goes on after damage. A run of damaged pages has one error.
+    pub(super) async fn next_or_damage(&mut self) -> Option<Result<(BlockHandle, Block)>> {
+        loop {
+            let at = self.next;
+            match self.next().await {
+                Ok(found) => return found.map(Ok),
+                Err(error) => {
+                    self.skip_page();
+                    if self.passed.replace(self.next) != Some(at) {
+                        return Some(Err(error));
+                    }
+                }
+            }
+        }
     }
 
     /// The next block and its handle; `None` at the end. After an error the walk stays where it was.

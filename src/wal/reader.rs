@@ -8,6 +8,7 @@ use crate::file_name::FileName;
 use crate::identity::{FileKind, Owner};
 use crate::key::{Entry, FileNumber, SeqNo};
 use crate::record::file::FIRST_RECORD;
+use crate::record::mark::Mark;
 use crate::record::replay::{End, Extent, KnownEnd, newest_mark, replay as replay_records};
 use crate::storage::{Access, File, Storage, open_file};
 
@@ -72,13 +73,8 @@ async fn read_with<S: Storage>(
     mut visit: impl FnMut(Entry<'_>),
     mut make_room: impl AsyncFnMut() -> Result<()>,
 ) -> Result<(S::File, End)> {
-    let name = FileName::Wal(source.number);
-    let label = storage.label(name);
-    let file = open_file(storage, name, Access::Read).await?;
-    let identity = owner.identity(FileKind::Wal, source.number);
-    let Source { file_bytes, known_end, .. } = source;
-    let extent = Extent { label: &label, identity, file_bytes, known_end };
-    let end = replay_records(storage, &file, extent, async |offset, payload| {
+    let label = storage.label(FileName::Wal(source.number));
+    groups(storage, owner, source, async |offset, payload| {
         // Writes below `expected` are not visited, because a memtable takes only growing SeqNos. After an error the
         // caller drops what `visit` got, so W2 holds.
         let expected = *next;
@@ -101,11 +97,52 @@ async fn read_with<S: Storage>(
             ));
         }
         *next = SeqNo(first.0 + u64::from(count));
-        make_room().await?;
+        make_room().await
+    })
+    .await
+}
+
+/// Gives the offset and the payload (see [`decode_group`]) of every group to `visit`, in order. Returns the open file as
+/// well.
+///
+/// # Errors
+/// As [`read`], and those of `visit`.
+///
+/// Cancel safety: not safe.
+pub async fn groups<S: Storage>(
+    storage: &S,
+    owner: Owner,
+    source: Source,
+    mut visit: impl AsyncFnMut(u64, &[u8]) -> Result<()>,
+) -> Result<(S::File, End)> {
+    let Source { number, file_bytes, known_end } = source;
+    let name = FileName::Wal(number);
+    let label = storage.label(name);
+    let file = open_file(storage, name, Access::Read).await?;
+    let extent =
+        Extent { label: &label, identity: owner.identity(FileKind::Wal, number), file_bytes, known_end };
+    let end = replay_records(storage, &file, extent, async |offset, payload| {
+        visit(offset, payload).await?;
         Ok(ControlFlow::Continue(()))
     })
     .await?;
     Ok((file, end))
+}
+
+/// The newest mark of a WAL, whatever state its groups are in.
+///
+/// # Errors
+/// As [`read`], as far as marks are concerned.
+///
+/// Cancel safety: not safe.
+pub async fn mark<S: Storage>(storage: &S, owner: Owner, source: Source) -> Result<Mark> {
+    let Source { number, file_bytes, known_end } = source;
+    let name = FileName::Wal(number);
+    let label = storage.label(name);
+    let file = open_file(storage, name, Access::Read).await?;
+    let extent =
+        Extent { label: &label, identity: owner.identity(FileKind::Wal, number), file_bytes, known_end };
+    newest_mark(storage, &file, extent).await
 }
 
 /// The SeqNo of the first write of a WAL; `None` if the WAL holds no group, or if its creation did not finish.
