@@ -4,6 +4,7 @@
 //! with the relations between them.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -21,6 +22,14 @@ pub const KEY_BYTES_MAX: usize = 16_384;
 pub const VALUE_BYTES_LIMIT: usize = 256 << 20;
 /// Smallest `--memtable-size`: a few pages, so that one short entry does not fill the memtable.
 pub const MEMTABLE_BYTES_MIN: usize = 1 << 20;
+/// Largest `--memtable-size`.
+pub const MEMTABLE_BYTES_LIMIT: usize = 4 << 30;
+/// Bounds of the times that clients have, and the longest `--drain-timeout`.
+pub const CLIENT_TIME_MIN: Duration = Duration::from_secs(1);
+/// See [`CLIENT_TIME_MIN`].
+pub const CLIENT_TIME_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Shortest `--flush-interval` and `--compaction-interval`.
+pub const INTERVAL_MIN: Duration = Duration::from_millis(10);
 /// Smallest cache of one shard, whatever `--cache-size` says: enough for the blocks that one lookup reads.
 pub const CACHE_BYTES_MIN: usize = 256 << 10;
 /// Most shards of a store: three digits in a directory name, and far fewer than slots.
@@ -93,6 +102,18 @@ pub enum Listen {
     Unix(PathBuf),
 }
 
+impl Listen {
+    /// Whether two sockets cannot both be bound here. Port 0 is another port each time.
+    fn is_same_place(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Tcp(one) | Self::Tls(one), Self::Tcp(other) | Self::Tls(other)) => {
+                one == other && one.port() != 0
+            }
+            _ => self == other,
+        }
+    }
+}
+
 impl std::fmt::Display for Listen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -127,9 +148,59 @@ pub enum ShutdownMode {
     Off,
 }
 
+/// What is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogLevel {
+    /// Nothing.
+    Off,
+    /// What an operator has to do something about.
+    Error,
+    /// What may become a failure.
+    Warn,
+    /// What the server does.
+    Info,
+    /// What its parts do, such as compactions.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// Which requests are logged: one of so many, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AccessLog(Option<NonZeroU32>);
+
+impl AccessLog {
+    /// No request is logged.
+    pub const OFF: Self = Self(None);
+
+    /// One of so many requests is logged; `None` if none is.
+    pub fn one_in(self) -> Option<NonZeroU32> {
+        self.0
+    }
+}
+
+impl std::str::FromStr for AccessLog {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "off" => Ok(Self::OFF),
+            "all" => Ok(Self(Some(NonZeroU32::MIN))),
+            _ => match text.strip_prefix("1/").map(str::parse::<NonZeroU32>) {
+                Some(Ok(number)) => Ok(Self(Some(number))),
+                _ => Err("expected `off`, `all`, or a share of the requests, as in `1/100`".into()),
+            },
+        }
+    }
+}
+
 /// Everything that a user may choose.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// What is logged.
+    pub log: LogLevel,
+    /// Which requests are logged.
+    pub access_log: AccessLog,
     /// Where to listen. If this is empty, only inherited sockets are listened to.
     pub listen: Vec<Listen>,
     /// Serve everyone who can connect, from other hosts as well, without a token.
@@ -225,55 +296,22 @@ impl DbConfig {
 }
 
 impl Config {
-    /// Checks every setting against the others.
+    /// Checks the settings against each other. The bounds of a single one are checked where it is parsed.
     ///
     /// # Errors
-    /// `Configuration`, with the flag and its bounds.
+    /// `Configuration`, with the settings.
     pub fn validate(&self) -> Result<()> {
-        let check = |fits: bool, message: String| {
-            if fits { Ok(()) } else { Err(Error::new(ErrorKind::Configuration, message)) }
-        };
-        if let Some(shards) = self.shards {
-            check((1..=SHARDS_MAX).contains(&shards), format!("--shards must be 1 to {SHARDS_MAX}"))?;
+        let refuse = |message: String| Err(Error::new(ErrorKind::Configuration, message));
+        if self.shutdown == ShutdownMode::Token && self.token_file.is_none() {
+            return refuse("--shutdown token needs a --token-file".into());
         }
-        if let Some(threads) = self.threads {
-            check((1..=SHARDS_MAX).contains(&threads), format!("--threads must be 1 to {SHARDS_MAX}"))?;
+        if self.tls.is_none() && self.listen.iter().any(|listen| matches!(listen, Listen::Tls(_))) {
+            return refuse("an address with https:// needs --tls-cert and --tls-key".into());
         }
-        check(
-            (MEMTABLE_BYTES_MIN..=4 << 30).contains(&self.memtable_bytes),
-            "--memtable-size must be 1MiB to 4GiB".into(),
-        )?;
-        check(
-            (1..=VALUE_BYTES_LIMIT).contains(&self.value_bytes_max),
-            "--max-value-size must be 1B to 256MiB".into(),
-        )?;
-        check(
-            self.drain_timeout <= Duration::from_secs(24 * 3600),
-            "--drain-timeout must be a day at most".into(),
-        )?;
-        check(
-            self.shutdown != ShutdownMode::Token || self.token_file.is_some(),
-            "--shutdown token needs a --token-file".into(),
-        )?;
-        check(
-            self.tls.is_some() || !self.listen.iter().any(|listen| matches!(listen, Listen::Tls(_))),
-            "an address with https:// needs --tls-cert and --tls-key".into(),
-        )?;
-        check(0 < self.connections_max, "--max-connections must be at least 1".into())?;
-        for (flag, time) in [
-            ("--idle-timeout", self.idle_timeout),
-            ("--head-timeout", self.head_timeout),
-            ("--body-timeout", self.body_timeout),
-            ("--handshake-timeout", self.handshake_timeout),
-            ("--reply-timeout", self.reply_timeout),
-        ] {
-            let fits = (Duration::from_secs(1)..=Duration::from_secs(24 * 3600)).contains(&time);
-            check(fits, format!("{flag} must be 1s to 1day"))?;
-        }
-        for (flag, interval) in
-            [("--flush-interval", self.flush_interval), ("--compaction-interval", self.compaction_interval)]
-        {
-            check(Duration::from_millis(10) <= interval, format!("{flag} must be at least 10ms"))?;
+        for (index, listen) in self.listen.iter().enumerate() {
+            if self.listen[..index].iter().any(|earlier| earlier.is_same_place(listen)) {
+                return refuse(format!("--listen names {listen} twice"));
+            }
         }
         Ok(())
     }
@@ -303,6 +341,8 @@ pub(crate) mod tests {
     /// The usual settings.
     pub(crate) fn config() -> Config {
         Config {
+            log: LogLevel::Info,
+            access_log: AccessLog::OFF,
             listen: vec![Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)))],
             insecure: false,
             token_file: None,
@@ -345,6 +385,32 @@ pub(crate) mod tests {
         manifest_bytes: 1 << 16,
         key_hash: KeyHash::with_seed(1),
     };
+
+    #[test]
+    fn the_share_of_logged_requests_is_off_all_or_one_in_so_many() {
+        let one_in = |text: &str| text.parse::<AccessLog>().map(|found| found.one_in().map(NonZeroU32::get));
+        assert_eq!(one_in("off"), Ok(None));
+        assert_eq!(one_in("all"), Ok(Some(1)));
+        assert_eq!(one_in("1/1"), Ok(Some(1)));
+        assert_eq!(one_in("1/1000"), Ok(Some(1_000)));
+        for text in ["", "1/0", "2/3", "1/", "1/-1", "10", "ON"] {
+            assert!(one_in(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_place_is_named_once() {
+        let with = |listen: &[Listen]| Config { listen: listen.to_vec(), ..config() }.validate();
+        let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let (one, any) = (address("127.0.0.1:80"), address("127.0.0.1:0"));
+        assert!(with(&[Listen::Tcp(one), Listen::Tcp(address("127.0.0.2:80"))]).is_ok());
+        assert!(with(&[Listen::Tcp(any), Listen::Tcp(any)]).is_ok());
+        let unix = Listen::Unix("/run/socket".into());
+        for twice in [[Listen::Tcp(one), Listen::Tcp(one)], [unix.clone(), unix]] {
+            let error = with(&twice).unwrap_err();
+            assert!(error.to_string().contains("twice"), "{error}");
+        }
+    }
 
     #[test]
     fn sync_modes_round_trip_and_nonsense_is_refused() {

@@ -12,15 +12,19 @@ pub mod client;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::ring::{Ticketer, default_provider};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem};
-use rustls::server::{ServerConnectionData, UnbufferedServerConnection, WebPkiClientVerifier};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem};
+use rustls::server::{
+    ParsedCertificate, ServerConnectionData, UnbufferedServerConnection, WebPkiClientVerifier,
+};
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus, WriteTraffic,
 };
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{CertificateError, RootCertStore, ServerConfig};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -33,7 +37,11 @@ const RECORD_BYTES: usize = 16 << 10;
 
 /// Certificate, key, and what clients have to present. Clones share it.
 #[derive(Clone)]
-pub struct Settings(Arc<ServerConfig>);
+pub struct Settings {
+    config: Arc<ServerConfig>,
+    /// Why clients would not accept the certificate when it was read.
+    not_valid: Option<Arc<str>>,
+}
 
 impl Settings {
     /// Reads a chain of certificates and its key, in PEM. With `client_ca`, clients need a certificate that one of these
@@ -43,6 +51,7 @@ impl Settings {
     /// `Configuration`, with the file.
     pub fn read(certificate: &Path, key: &Path, client_ca: Option<&Path>) -> Result<Self> {
         let chain = certificates(certificate)?;
+        let not_valid = chain.first().and_then(not_valid_now).map(Arc::from);
         let key_der = read_key(key)?;
         let provider = Arc::new(default_provider());
         let builder = ServerConfig::builder_with_provider(provider.clone())
@@ -66,7 +75,42 @@ impl Settings {
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         // Sessions are resumed from what the client keeps, so they take no memory here.
         config.ticketer = Ticketer::new().map_err(|error| wrong("certificate", certificate, error))?;
-        Ok(Self(Arc::new(config)))
+        Ok(Self { config: Arc::new(config), not_valid })
+    }
+
+    /// Why clients would not accept the certificate: it has expired, or is not valid yet.
+    pub fn is_not_valid_now(&self) -> Option<&str> {
+        self.not_valid.as_deref()
+    }
+}
+
+/// Whether the time of a certificate is over, or has not come: the sentence that says so.
+fn not_valid_now(certificate: &CertificateDer<'_>) -> Option<String> {
+    let parsed = ParsedCertificate::try_from(certificate).ok()?;
+    // Nobody is trusted, so the verification fails in any case; the time is what it looks at first.
+    let algorithms = default_provider().signature_verification_algorithms.all;
+    let verified = verify_server_cert_signed_by_trust_anchor(
+        &parsed,
+        &RootCertStore::empty(),
+        &[],
+        UnixTime::now(),
+        algorithms,
+    );
+    let date =
+        |time: UnixTime| humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(time.as_secs()));
+    match verified {
+        Err(rustls::Error::InvalidCertificate(error)) => match error {
+            CertificateError::Expired => Some("it has expired".into()),
+            CertificateError::ExpiredContext { not_after, .. } => {
+                Some(format!("it expired at {}", date(not_after)))
+            }
+            CertificateError::NotValidYet => Some("it is not valid yet".into()),
+            CertificateError::NotValidYetContext { not_before, .. } => {
+                Some(format!("it is not valid before {}", date(not_before)))
+            }
+            _ => None,
+        },
+        _ => None,
     }
 }
 
@@ -127,7 +171,7 @@ impl Session {
     /// If there is no randomness.
     pub fn new(settings: &Settings) -> std::result::Result<Self, Failed> {
         Ok(Self {
-            connection: UnbufferedServerConnection::new(settings.0.clone())?,
+            connection: UnbufferedServerConnection::new(settings.config.clone())?,
             incoming: Vec::new(),
             taken: 0,
             is_established: false,
@@ -316,6 +360,20 @@ mod tests {
         let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()));
         let builder = builder.with_safe_default_protocol_versions().unwrap();
         (settings, Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
+    }
+
+    #[test]
+    fn a_certificate_whose_time_is_over_or_has_not_come_is_told() {
+        let of = |from: i32, to: i32| {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+            (params.not_before, params.not_after) =
+                (rcgen::date_time_ymd(from, 1, 1), rcgen::date_time_ymd(to, 1, 1));
+            not_valid_now(params.self_signed(&key).unwrap().der())
+        };
+        assert_eq!(of(2000, 4000), None);
+        assert_eq!(of(2000, 2001).as_deref(), Some("it expired at 2001-01-01T00:00:00Z"));
+        assert_eq!(of(3000, 3001).as_deref(), Some("it is not valid before 3000-01-01T00:00:00Z"));
     }
 
     #[test]

@@ -110,7 +110,12 @@ fn a_failing_start_prints_its_reason_whatever_the_level_of_the_log() {
     }
     let (status, error) = run("export RINGKEEP_LOG=verbose;", &["--data-dir", "/proc/nowhere/data"]);
     assert_eq!(status, Some(78));
-    assert!(error.contains("\"verbose\"") && error.contains("debug"), "{error}");
+    assert!(
+        error.contains("RINGKEEP_LOG") && error.contains("'verbose'") && error.contains("debug"),
+        "{error}"
+    );
+    let (status, error) = run("", &["--log", "verbose"]);
+    assert_eq!(status, Some(2), "{error}");
 }
 
 #[test]

@@ -12,8 +12,8 @@ use clap::builder::TypedValueParser;
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
-use super::serve::address;
 use super::styled;
+use super::values::address;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host;
 use crate::load::choose::Access;

@@ -1,38 +1,78 @@
 //! The log: lines on standard error, written by a thread of their own.
 //!
-//! Owns: which levels are logged (`RINGKEEP_LOG`), and what happens when nobody reads the log.
+//! Owns: which levels are logged (`--log`), in which form (`--log-format`), and what happens when nobody reads the log.
 //!
 //! The threads of the server never wait for the reader of the log. Lines go through a queue of [`QUEUE_LINES`]. When the
 //! queue is full, lines are dropped, and the first line that fits again is preceded by their number.
 
-use std::ffi::OsStr;
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use clap::{Args, ValueEnum};
 use tracing::Level;
 use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Registry, reload};
 
-use crate::error::{Error, ErrorKind, Result};
+use super::line::{Style, escaped};
+use crate::config::LogLevel;
+use crate::error::{Error, Result};
 
 /// Lines that wait for the reader of the log; a line has some hundred bytes.
 const QUEUE_LINES: usize = 4096;
 
+/// The heading of the flags in the help.
+pub(super) const HEADING: &str = "Log";
+
+/// Flags of every command that logs.
+#[derive(Debug, Args)]
+pub(super) struct LogFlags {
+    /// What is logged, on standard error: messages of this level and of those before it
+    #[arg(long, value_name = "LEVEL", value_enum, default_value = "info", ignore_case = true, global = true, help_heading = HEADING)]
+    log: LogLevel,
+    /// How lines are written. `text`: with the time; `json`: one object per line; `auto`: text, which leaves the time to
+    /// journald if that reads the log
+    #[arg(long, value_name = "FORMAT", value_enum, default_value = "auto", global = true, help_heading = HEADING)]
+    log_format: LogFormat,
+}
+
+/// How lines are written.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Auto,
+    Text,
+    Json,
+}
+
+impl AsRef<Self> for LogFlags {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
+impl LogFlags {
+    pub(super) fn level(&self) -> LogLevel {
+        self.log
+    }
+}
+
 /// The log of the process. When it is dropped, the lines in the queue are written, but a reader that does not read is
 /// waited for no longer than about a second.
 #[must_use]
-pub struct Log {
+pub(super) struct Log {
     _worker: WorkerGuard,
+    level: reload::Handle<LevelFilter, Registry>,
 }
 
 impl Log {
-    /// Starts the log at the level that `RINGKEEP_LOG` names, or else at `info`.
+    /// Starts the log.
     ///
     /// # Errors
-    /// `Configuration` if there is no such level, or no thread can be started.
-    pub fn start() -> Result<Self> {
-        let level = level(std::env::var_os("RINGKEEP_LOG").as_deref())?;
+    /// `Configuration` if no thread can be started.
+    pub(super) fn start(flags: &LogFlags) -> Result<Self> {
         // The library panics where this fails.
         std::thread::Builder::new()
             .spawn(|| {})
@@ -43,43 +83,65 @@ impl Log {
             .thread_name("log")
             .finish(io::stderr());
         let dropped = queue.error_counter();
-        let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        tracing_subscriber::fmt()
-            .with_writer(Lines { queue, dropped, told: AtomicUsize::new(0) })
-            .with_max_level(level)
-            .with_ansi(colours)
-            .with_target(false)
-            .log_internal_errors(false)
-            .init();
-        Ok(Self { _worker: worker })
+        let style = style(flags.log_format);
+        let lines = Lines { queue, dropped, told: AtomicUsize::new(0), style };
+        let (filter, level) = reload::Layer::new(filter(flags.log));
+        let format = tracing_subscriber::fmt::layer()
+            .event_format(style)
+            .with_writer(lines)
+            .log_internal_errors(false);
+        tracing_subscriber::registry().with(filter).with(format).init();
+        Ok(Self { _worker: worker, level })
+    }
+
+    /// Changes what is logged from now on.
+    pub(super) fn set_level(&self, level: LogLevel) {
+        let _ = self.level.reload(filter(level)); // fails only when there is no log any more
     }
 
     /// Reports why the process fails, whatever the level of the log.
-    pub fn failure(&self, error: &Error) {
+    pub(super) fn failure(&self, error: &Error) {
         if tracing::enabled!(Level::ERROR) {
             tracing::error!("{error}");
         } else {
-            eprintln!("ringkeep: {error}");
+            failure(error);
         }
     }
 }
 
-/// The level that `RINGKEEP_LOG` names.
-fn level(setting: Option<&OsStr>) -> Result<LevelFilter> {
-    let Some(setting) = setting.filter(|setting| !setting.is_empty()) else { return Ok(LevelFilter::INFO) };
-    match setting.to_ascii_lowercase().to_str() {
-        Some("off") => Ok(LevelFilter::OFF),
-        Some("error") => Ok(LevelFilter::ERROR),
-        Some("warn") => Ok(LevelFilter::WARN),
-        Some("info") => Ok(LevelFilter::INFO),
-        Some("debug") => Ok(LevelFilter::DEBUG),
-        Some("trace") => Ok(LevelFilter::TRACE),
-        _ => {
-            let message =
-                format!("RINGKEEP_LOG is {setting:?}, but it must be off, error, warn, info, debug or trace");
-            Err(Error::new(ErrorKind::Configuration, message))
+/// Reports why the process fails, before there is a log.
+pub(super) fn failure(error: &Error) {
+    eprintln!("ringkeep: {}", escaped(&error.to_string()));
+}
+
+fn filter(level: LogLevel) -> LevelFilter {
+    match level {
+        LogLevel::Off => LevelFilter::OFF,
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    }
+}
+
+fn style(format: LogFormat) -> Style {
+    match format {
+        LogFormat::Json => Style::Json,
+        LogFormat::Auto if is_read_by_journald() => Style::Journal,
+        LogFormat::Auto | LogFormat::Text => {
+            let colours =
+                io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
+            Style::Text { colours }
         }
     }
+}
+
+/// Whether standard error is the stream that journald reads, which `JOURNAL_STREAM` names by device and inode
+/// (`systemd.exec(5)`). A child of a service inherits the variable, but perhaps not the stream.
+fn is_read_by_journald() -> bool {
+    let Ok(named) = std::env::var("JOURNAL_STREAM") else { return false };
+    rustix::fs::fstat(io::stderr()).is_ok_and(|found| format!("{}:{}", found.st_dev, found.st_ino) == named)
 }
 
 /// Puts lines into the queue.
@@ -88,6 +150,7 @@ struct Lines {
     dropped: ErrorCounter,
     /// Dropped lines that the log has told of.
     told: AtomicUsize,
+    style: Style,
 }
 
 impl<'a> MakeWriter<'a> for Lines {
@@ -99,8 +162,8 @@ impl<'a> MakeWriter<'a> for Lines {
         let untold = dropped - self.told.load(Ordering::Relaxed).min(dropped);
         if 0 < untold {
             // This line may be dropped, too; then the next one tells.
-            let line = format!("{untold} lines of the log were dropped, because nobody read it\n");
-            let _ = queue.write_all(line.as_bytes());
+            let message = format!("{untold} lines of the log were dropped, because nobody read it");
+            let _ = queue.write_all(self.style.line(Level::WARN, &message).as_bytes());
             if self.dropped.dropped_lines() == dropped {
                 self.told.fetch_add(untold, Ordering::Relaxed);
             }
@@ -114,19 +177,6 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
-
-    #[test]
-    fn a_level_is_one_of_six_words() {
-        assert_eq!(level(None).unwrap(), LevelFilter::INFO);
-        assert_eq!(level(Some(OsStr::new("warn"))).unwrap(), LevelFilter::WARN);
-        assert_eq!(level(Some(OsStr::new(""))).unwrap(), LevelFilter::INFO);
-        assert_eq!(level(Some(OsStr::new("Info"))).unwrap(), LevelFilter::INFO);
-        for wrong in ["0", "warning", "verbose", "ringkeep=debug", "INFO "] {
-            let error = level(Some(OsStr::new(wrong))).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Configuration);
-            assert!(error.to_string().contains("debug or trace"), "{error}");
-        }
-    }
 
     /// A reader that takes a line only when it is told to.
     struct Stuck {
@@ -152,7 +202,7 @@ mod tests {
         let (queue, worker) =
             NonBlockingBuilder::default().lossy(true).buffered_lines_limit(10).finish(Stuck { go_on, read });
         let dropped = queue.error_counter();
-        let log = Lines { queue, dropped, told: AtomicUsize::new(0) };
+        let log = Lines { queue, dropped, told: AtomicUsize::new(0), style: Style::Journal };
         for number in 0..100 {
             log.make_writer().write_all(format!("line {number}\n").as_bytes()).unwrap();
         }
@@ -163,8 +213,9 @@ mod tests {
         let told = loop {
             log.make_writer().write_all(b"after\n").unwrap();
             if let Ok(line) = lines.recv()
-                && let Some(number) =
+                && let Some(number) = line.strip_prefix("<4> WARN ").and_then(|line| {
                     line.strip_suffix(" lines of the log were dropped, because nobody read it\n")
+                })
             {
                 break number.parse::<usize>().unwrap();
             }

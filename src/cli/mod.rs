@@ -1,38 +1,52 @@
 //! The command line: one file per command, each thin over the library.
 
+mod values;
+mod line;
+mod log;
+mod definition;
+mod file;
+mod settings;
+mod serve;
+mod config;
 mod bench;
 mod backup;
 mod check;
 mod health;
 mod inspect;
-mod log;
 mod remote;
 mod repair;
-mod serve;
 mod stats;
 
-use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
-pub use self::log::Log;
-use crate::error::Result;
+use self::definition::Layer;
+use self::log::{Log, LogFlags};
+use self::serve::Serve;
+use self::settings::Settings;
+use crate::error::{Error, Result};
 
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("RINGKEEP_COMMIT"), ")");
 
 /// A durable key-value server: HTTP outside, io_uring inside. A 200 to a write means that the write is on disk.
 #[derive(Debug, Parser)]
 #[command(name = "ringkeep", version = VERSION, args_conflicts_with_subcommands = true)]
-pub struct Cli {
+struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    serve: serve::Serve,
+    _serve: Serve,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve requests (the default if no command is given)
-    Serve(Box<serve::Serve>),
+    Serve(Box<Serve>),
+    /// Show, check or write the settings of the server
+    #[command(subcommand)]
+    Config(config::Config),
     /// Load a running server, measure it, and check every answer
     ///
     /// The workloads run one after the other over the same keys, and every answer is compared with what was written.
@@ -117,26 +131,64 @@ enum Command {
     Health(health::Health),
 }
 
-impl Cli {
-    /// Carries out the command.
-    ///
-    /// # Errors
-    /// The kind of the error decides the exit status.
-    pub fn run(self) -> Result<()> {
-        match self.command {
-            Some(Command::Serve(serve)) => serve.run(),
-            Some(Command::Bench(bench)) => bench.run(),
-            Some(Command::Check(check)) => check.run(),
-            Some(Command::Backup(backup)) => backup.run(),
-            Some(Command::Restore(restore)) => restore.run(),
-            Some(Command::Stats(stats)) => stats.run(),
-            Some(Command::Compact(compact)) => compact.run(),
-            Some(Command::Inspect(inspect)) => inspect.run(),
-            Some(Command::Repair(repair)) => repair.run(),
-            Some(Command::Health(health)) => health.run(),
-            None => self.serve.run(),
+/// Carries out what the command line asks for.
+pub fn run() -> ExitCode {
+    let matches = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let mut leaf = &matches;
+    while let Some((_, inner)) = leaf.subcommand() {
+        leaf = inner;
+    }
+    match cli.command {
+        None | Some(Command::Serve(_)) => carry_out(leaf, Start::serve),
+        Some(Command::Config(command)) => command.run(leaf),
+        Some(Command::Bench(bench)) => carry_out(leaf, |_: Start<LogFlags>| bench.run()),
+        Some(Command::Check(check)) => carry_out(leaf, |_: Start<LogFlags>| check.run()),
+        Some(Command::Backup(backup)) => carry_out(leaf, |_: Start<LogFlags>| backup.run()),
+        Some(Command::Restore(restore)) => carry_out(leaf, |_: Start<LogFlags>| restore.run()),
+        Some(Command::Stats(stats)) => carry_out(leaf, |_: Start<LogFlags>| stats.run()),
+        Some(Command::Compact(compact)) => carry_out(leaf, |_: Start<LogFlags>| compact.run()),
+        Some(Command::Inspect(inspect)) => carry_out(leaf, |_: Start<LogFlags>| inspect.run()),
+        Some(Command::Repair(repair)) => carry_out(leaf, |_: Start<LogFlags>| repair.run()),
+        Some(Command::Health(health)) => carry_out(leaf, |_: Start<LogFlags>| health.run()),
+    }
+}
+
+/// What a command begins with.
+struct Start<T> {
+    /// The settings in force.
+    chosen: T,
+    /// Those that are given.
+    given: Layer,
+    /// Where they come from.
+    settings: Settings,
+    log: std::rc::Rc<Log>,
+}
+
+/// Reads the settings of a command, starts its log, carries it out, and reports its failure. `leaf` is what the command line
+/// gives.
+fn carry_out<T: Args + AsRef<LogFlags>>(
+    leaf: &ArgMatches,
+    run: impl FnOnce(Start<T>) -> Result<()>,
+) -> ExitCode {
+    let begin = || -> Result<Start<T>> {
+        let settings = Settings::gather::<T>(leaf, std::env::vars_os().collect())?;
+        let (chosen, given) = settings.read::<T>()?;
+        let log = std::rc::Rc::new(Log::start(chosen.as_ref())?);
+        Ok(Start { chosen, given, settings, log })
+    };
+    match begin() {
+        Err(error) => failed(&error, log::failure),
+        Ok(start) => {
+            let log = start.log.clone(); // until the failure is reported
+            run(start).map_or_else(|error| failed(&error, |error| log.failure(error)), |()| ExitCode::SUCCESS)
         }
     }
+}
+
+fn failed(error: &Error, report: impl FnOnce(&Error)) -> ExitCode {
+    report(error);
+    ExitCode::from(error.kind().exit_status())
 }
 
 /// A number of things: `1 file`, `2 files`.

@@ -39,7 +39,7 @@ struct Token {
     secret: Box<[u8]>,
 }
 
-/// The tokens of a file. Their `Debug` form has no secrets.
+/// The tokens of a file. Only their names are ever shown.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Tokens(Vec<Token>);
 
@@ -82,7 +82,14 @@ impl Tokens {
 
 impl std::fmt::Debug for Tokens {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.0.iter().map(|token| &token.name)).finish()
+        std::fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::fmt::Display for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<&str> = self.0.iter().map(|token| &*token.name).collect();
+        f.write_str(&names.join(" "))
     }
 }
 

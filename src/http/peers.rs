@@ -105,7 +105,7 @@ pub struct Peers<S> {
     /// The memory that the connections of all threads share (P8).
     pub(super) memory: Memory,
     rules: RefCell<Rc<Rules>>,
-    times: Times,
+    times: Cell<Times>,
     /// Connections that were refused, or ended because of their clients, by reason, since the log last said so. Idle ones are
     /// not among them.
     ended: RefCell<BTreeMap<&'static str, u64>>,
@@ -202,7 +202,7 @@ impl<S: Stream> Peers<S> {
             aborting: Cell::new(false),
             memory,
             rules: RefCell::new(Rc::new(rules)),
-            times,
+            times: Cell::new(times),
             ended: RefCell::default(),
             ended_in_all: RefCell::default(),
             replies: Default::default(),
@@ -243,8 +243,9 @@ impl<S: Stream> Peers<S> {
         self.rules.borrow().clone()
     }
 
-    /// Changes who may do what, from the next request on.
-    pub fn set_policy(&self, policy: Arc<Policy>) {
+    /// Changes who may do what, from the next request on, and how long connections may take, from now on.
+    pub fn change(&self, policy: Arc<Policy>, times: Times) {
+        self.times.set(times);
         let rules = Rules { policy, ..(*self.rules()).clone() };
         self.rules.replace(Rc::new(rules));
     }
@@ -346,17 +347,17 @@ impl<S: Stream> Peers<S> {
         if self.heads.borrow().date() != date {
             self.heads.replace(Rc::new(Heads::new(date)));
         }
-        let wanted = self.is_wanted();
+        let (wanted, times) = (self.is_wanted(), self.times.get());
         for peer in self.open.borrow().values() {
             let (limit, what) = match peer.phase.get() {
-                Phase::Idle if !peer.stream.is_established() => (self.times.handshake, Some("handshake")),
-                Phase::Idle => (self.times.idle, None),
+                Phase::Idle if !peer.stream.is_established() => (times.handshake, Some("handshake")),
+                Phase::Idle => (times.idle, None),
                 Phase::ReadingBody | Phase::Writing if wanted && peer.holds.get() => {
                     (HOLDING_TIME, Some("memory"))
                 }
-                Phase::Reading => (self.times.head, Some("head")),
-                Phase::ReadingBody => (self.times.body, Some("body")),
-                Phase::Writing => (self.times.reply, Some("reply")),
+                Phase::Reading => (times.head, Some("head")),
+                Phase::ReadingBody => (times.body, Some("body")),
+                Phase::Writing => (times.reply, Some("reply")),
                 Phase::Lingering => (LINGER_TIME, Some("end")),
                 Phase::Working | Phase::Watching => continue,
             };
@@ -431,7 +432,9 @@ impl<S: Stream> Peers<S> {
         let mut ended = self.ended.borrow_mut();
         if !ended.is_empty() && SAY_INTERVAL <= now.saturating_duration_since(self.said_at.get()) {
             self.said_at.set(now);
-            tracing::info!(connections = ?std::mem::take(&mut *ended), "connections were refused, or ended");
+            let counts: Vec<_> = ended.iter().map(|(why, count)| format!("{why}: {count}")).collect();
+            ended.clear();
+            tracing::info!(connections = counts.join(", "), "connections were refused, or ended");
         }
     }
 

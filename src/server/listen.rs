@@ -135,7 +135,10 @@ pub(super) async fn bind(config: &Config, threads: usize) -> Result<Sockets> {
 }
 
 /// Refuses a place where clients of other hosts can connect, unless they need a token or are trusted.
-fn check_exposure(config: &Config, listen: &Listen) -> Result<()> {
+///
+/// # Errors
+/// `Configuration`.
+pub(super) fn check_exposure(config: &Config, listen: &Listen) -> Result<()> {
     let (address, known) = match listen {
         Listen::Tcp(address) => (address, false),
         Listen::Tls(address) => (address, config.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())),

@@ -16,11 +16,13 @@
 mod access;
 mod listen;
 mod memory;
+mod reload;
 mod signals;
 mod space;
 mod start;
 mod supervisor;
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,19 +30,23 @@ use bytesize::ByteSize;
 use rustix::fs::Mode;
 use tokio::sync::{mpsc, watch};
 
-use self::access::Access;
-use self::listen::{bind, bound_buffers};
+use self::listen::{bind, bound_buffers, check_exposure};
+use self::reload::Reload;
+pub use self::reload::{Operator, Settings};
 use self::signals::Signals;
 use self::space::{Monitor, memtable_bytes_max};
 use self::start::{Common, OTHER_FILES, probe_device};
-use crate::config::{Config, DbConfig, Listen, MEMTABLE_BYTES_MIN, SyncMode};
+use crate::config::{Config, DbConfig, Listen, MEMTABLE_BYTES_MIN, ShutdownMode, SyncMode};
 use crate::data_dir::DataDir;
 use crate::db::Recovered;
 use crate::error::{Error, ErrorKind, Result};
-use crate::host::{file_size_max, give_back_large_buffers, parallelism, processors, raise_open_files};
+use crate::host::{
+    file_size_max, give_back_large_buffers, memory_bytes, parallelism, processors, raise_open_files,
+};
 use crate::memory::{Memory, Parts};
 use crate::ring;
 use crate::shard::handler::StopLines;
+use crate::shard::live::Live;
 use crate::shard::phase::{Event, Phase};
 use crate::storage::device::Device;
 use crate::store::Store;
@@ -52,11 +58,12 @@ const FATAL_TIME: Duration = Duration::from_millis(500);
 /// Stands for no limit, and is short enough to be added to the current time.
 const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
-/// Runs the server to its end. `announce` is called with the places to connect to once requests can be answered.
+/// Runs the server to its end, for `operator`.
 ///
 /// # Errors
 /// What kept the server from starting or running. The kind of the error decides the exit status.
-pub fn run(mut config: Config, announce: impl FnOnce(&[Listen])) -> Result<()> {
+pub fn run(settings: Settings, operator: Rc<dyn Operator>) -> Result<()> {
+    let Settings { mut config, shown } = settings;
     config.validate()?;
     give_back_large_buffers();
     // Whatever was inherited: files are 0600 and directories 0700.
@@ -67,10 +74,64 @@ pub fn run(mut config: Config, announce: impl FnOnce(&[Listen])) -> Result<()> {
             "this kernel has no cooperative rings (Linux 6.0 has them): requests take more processor time"
         );
     }
+    warn(&config);
     let open_files = raise_open_files();
     limit_connections(&mut config, open_files)?;
     check_file_size(&config)?;
-    runtime.block_on(Server::run(Arc::new(config), ring, open_files, announce))
+    let settings = Settings { config, shown };
+    runtime.block_on(Server::run(settings, ring, open_files, operator))
+}
+
+/// Checks what a start would check of the settings, and warns of what it would warn of. Binds nothing, and does not look at
+/// the data directory.
+///
+/// # Errors
+/// As the start.
+pub fn check(config: &Config) -> Result<()> {
+    config.validate()?;
+    warn(config);
+    for listen in &config.listen {
+        check_exposure(config, listen)?;
+    }
+    plan(config).map(|_| ())
+}
+
+/// What follows from the settings before anything of the system is taken.
+struct Outline {
+    threads: usize,
+    /// Shards of a new store.
+    shards: u16,
+    live: Live,
+}
+
+/// # Errors
+/// `Configuration` if the memory is too small, or a file of the access rules is wrong; `Permission`.
+fn plan(config: &Config) -> Result<Outline> {
+    let threads = config.threads.map_or_else(|| parallelism().min(processors().len()), usize::from);
+    let shards = config.shards.unwrap_or(u16::try_from(threads).unwrap_or(u16::MAX));
+    Parts::of(config, shards)?;
+    let live = access::read(config)?;
+    access::warn(&live);
+    Ok(Outline { threads, shards, live })
+}
+
+/// Warns of settings that are allowed, and may not be meant.
+fn warn(config: &Config) {
+    let usable = memory_bytes();
+    if usable < config.memory_bytes as u64 {
+        tracing::warn!(
+            "--memory {} is more than the {} that the process may use",
+            ByteSize(config.memory_bytes as u64),
+            ByteSize(usable)
+        );
+    }
+    if config.insecure {
+        tracing::warn!("--insecure: everyone who can connect may read, write and delete everything");
+    }
+    if config.shutdown == ShutdownMode::Any {
+        let who = if config.token_file.is_some() { "everyone with an admin token" } else { "everyone" };
+        tracing::warn!("--shutdown any: {who} who can connect may stop the server");
+    }
 }
 
 /// Refuses to start if the system allows only files that are too short for a WAL.
@@ -144,14 +205,16 @@ fn fit_to_volume(config: Arc<Config>, data_dir: &DataDir) -> Arc<Config> {
 fn log_store(data_dir: &DataDir, store: &Store) {
     let path = data_dir.directory().path();
     if store.ready {
-        tracing::info!(data_dir = ?path, bytes = %ByteSize(data_dir.bytes(store)), "opened the store");
+        tracing::info!(data_dir = %path.display(), bytes = %ByteSize(data_dir.bytes(store)), "opened the store");
     } else {
-        tracing::info!(data_dir = ?path, shards = store.shards, "created a new store");
+        tracing::info!(data_dir = %path.display(), shards = store.shards, "created a new store");
     }
 }
 
 struct Server {
     config: Arc<Config>,
+    /// What may change while the server runs.
+    live: watch::Receiver<Arc<Live>>,
     phase: watch::Sender<Phase>,
     events: mpsc::UnboundedReceiver<Event>,
     threads: Vec<std::thread::JoinHandle<()>>,
@@ -163,19 +226,17 @@ struct Server {
 
 impl Server {
     async fn run(
-        config: Arc<Config>,
+        settings: Settings,
         ring: ring::Flags,
         open_files: usize,
-        announce: impl FnOnce(&[Listen]),
+        operator: Rc<dyn Operator>,
     ) -> Result<()> {
+        let (config, chosen) = (Arc::new(settings.config), settings.shown);
         // From here on a signal is a request to stop, even one that comes while shards are opened.
         let mut signals = Signals::new()?;
         let processors = processors();
-        let threads = config.threads.map_or_else(|| parallelism().min(processors.len()), usize::from);
-        let shards = u16::try_from(threads).unwrap_or(u16::MAX);
         // A server that does not have enough memory, or cannot have its address, must not create a data directory.
-        Parts::of(&config, config.shards.unwrap_or(shards))?;
-        let access = Access::open(&config)?;
+        let Outline { threads, shards, live } = plan(&config)?;
         let mut sockets = bind(&config, threads).await?;
         // The lock is held to the end of the process: after an error, threads may still write.
         let data_dir = &*Box::leak(Box::new(DataDir::open_or_create(&config.data_dir)?));
@@ -185,6 +246,7 @@ impl Server {
         log_store(data_dir, &store);
         let (config, parts) = fit_to_memory(fit_to_volume(config, data_dir), store.shards)?;
         bound_buffers(&sockets, &parts, config.connections_max)?;
+        let reload = Reload::new(operator.clone(), &config, chosen, &sockets.places, live);
         let memory = Memory::new(&parts, store.shards);
         let (monitor, space) = Monitor::open(data_dir, &root, &config, &store).await?;
         let (stop_monitor, stopped) = watch::channel(false);
@@ -201,14 +263,16 @@ impl Server {
             space,
             parts,
             memory: memory.clone(),
-            security: access.follow(),
+            live: reload.follow(),
         };
         let by_thread = std::mem::take(&mut sockets.by_thread);
         let (threads, scraper) = common.start(data_dir, &store, by_thread, &processors)?;
         tokio_uring::spawn(memory::watch(memory));
-        tokio_uring::spawn(access.run(signals.hangup()?));
+        let live = reload.follow();
+        tokio_uring::spawn(reload.run(signals.hangup()?));
         let mut server = Self {
             config,
+            live,
             phase,
             events,
             threads,
@@ -231,7 +295,7 @@ impl Server {
         if server.gather(&mut signals, &mut missing, None, listening).await? != Gathered::All {
             return server.stop(&mut signals).await;
         }
-        announce(&sockets.places);
+        operator.announce(&sockets.places);
         supervisor::ready(&shown(&sockets.places));
         tokio_uring::spawn(supervisor::feed_watchdog(scraper));
         server.wait_for_stop(&mut signals).await?;
@@ -263,6 +327,9 @@ impl Server {
             connections = self.config.connections_max,
             "the memory and its parts"
         );
+        if let Some(tokens) = &self.live.borrow().policy.tokens {
+            tracing::info!(%tokens, "requests need a token");
+        }
         if self.config.sync != SyncMode::Always {
             tracing::warn!(
                 "--sync {}: a power cut may lose acknowledged writes; with --sync always it loses none",
@@ -300,9 +367,10 @@ impl Server {
         let deadline = tokio::time::Instant::now() + limit.unwrap_or(FOR_EVER);
         while 0 < *missing {
             tokio::select! {
-                () = signals.next() => {
+                name = signals.next() => {
                     let running = *self.phase.borrow() <= Phase::Running;
                     if running || 1 < signals.seen {
+                        tracing::info!("{name}: the server stops");
                         return Ok(Gathered::Signal);
                     }
                 }
@@ -340,10 +408,14 @@ impl Server {
     async fn wait_for_stop(&mut self, signals: &mut Signals) -> Result<()> {
         while self.watchers.is_empty() {
             tokio::select! {
-                () = signals.next() => break,
+                name = signals.next() => {
+                    tracing::info!("{name}: the server stops");
+                    return Ok(());
+                }
                 event = self.events.recv() => self.common(event).await?,
             }
         }
+        tracing::info!("/shutdown: the server stops");
         Ok(())
     }
 
@@ -357,7 +429,8 @@ impl Server {
             Err(Error::new(ErrorKind::Io, message))
         };
         let mut missing = self.threads.len();
-        for limit in [self.config.drain_timeout, ABORT_TIME] {
+        let drain_timeout = self.live.borrow().drain_timeout;
+        for limit in [drain_timeout, ABORT_TIME] {
             match self
                 .gather(signals, &mut missing, Some(limit), |event| matches!(event, Event::Drained))
                 .await?

@@ -1,6 +1,6 @@
 //! The signals that a server listens to.
 //!
-//! SIGTERM and SIGINT ask for a stop. SIGHUP asks to read the token file again. SIGUSR1 and SIGUSR2, which would end
+//! SIGTERM and SIGINT ask for a stop. SIGHUP asks to read the settings again. SIGUSR1 and SIGUSR2, which would end
 //! the process without a word, are ignored: a tool that rotates logs must not cost memtables that were not flushed. SIGXFSZ
 //! is held, so that a write beyond the limit on file sizes fails like any other write.
 
@@ -59,18 +59,18 @@ impl Signals {
         listen(SignalKind::hangup())
     }
 
-    /// Waits for the next request to stop. Cancel safety: safe.
-    pub(super) async fn next(&mut self) {
+    /// Waits for the next request to stop, and returns its name. Cancel safety: safe.
+    pub(super) async fn next(&mut self) -> &'static str {
         loop {
-            tokio::select! {
-                _ = self.terminate.recv() => {}
-                _ = self.interrupt.recv() => {}
-            }
+            let name = tokio::select! {
+                _ = self.terminate.recv() => "SIGTERM",
+                _ = self.interrupt.recv() => "SIGINT",
+            };
             let now = Instant::now();
             if self.last.is_none_or(|last| SAME_REQUEST < now.duration_since(last)) {
                 self.last = Some(now);
                 self.seen += 1;
-                return;
+                return name;
             }
         }
     }

@@ -20,12 +20,13 @@ use crate::shard::health::Health;
 use crate::shard::inquiry::Inquirer;
 use crate::shard::lending::Lender;
 use crate::shard::listener::Bound;
+use crate::shard::live::Live;
 use crate::shard::mailbox::connect;
 use crate::shard::metrics::{Facts, Scraper};
 use crate::shard::phase::{Event, Phase};
 use crate::shard::router::{Router, ThreadId};
 use crate::shard::space::Space;
-use crate::shard::thread::{Plan, Security, ShardPlan, run as run_thread};
+use crate::shard::thread::{Plan, ShardPlan, run as run_thread};
 use crate::storage::device::Device;
 use crate::store::Store;
 
@@ -46,7 +47,7 @@ pub(super) struct Common {
     pub(super) space: Space,
     pub(super) parts: Parts,
     pub(super) memory: Memory,
-    pub(super) security: watch::Receiver<Arc<Security>>,
+    pub(super) live: watch::Receiver<Arc<Live>>,
 }
 
 impl Common {
@@ -104,7 +105,7 @@ impl Common {
                 key_hash,
                 memory: self.memory.clone(),
                 health: health.clone(),
-                security: self.security.clone(),
+                live: self.live.clone(),
                 others: others.clone(),
                 questions,
             };

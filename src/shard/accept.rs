@@ -14,6 +14,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use super::addresses::Addresses;
 use super::handler::{Dispatcher, Status};
 use super::listener::Listener;
+use super::live::Live;
 use super::phase::Phase;
 use super::router::ThreadId;
 use super::socket::{Handed, Socket};
@@ -57,7 +58,7 @@ pub(super) struct Connections<T> {
     pub(super) id: ThreadId,
     pub(super) balance: Arc<Balance>,
     /// Most connections of all threads together.
-    pub(super) connections_max: usize,
+    pub(super) connections_max: Cell<usize>,
     pub(super) peers: Peers<Socket>,
     pub(super) dispatcher: Dispatcher<T>,
     /// Connections beyond the limit that are being told so.
@@ -71,6 +72,13 @@ pub(super) struct Connections<T> {
 }
 
 impl<T: Status + 'static> Connections<T> {
+    /// Changes what counts for connections that are accepted from now on.
+    pub(super) fn change(&self, live: &Live) {
+        self.connections_max.set(live.connections_max);
+        self.balance.addresses.set_most(live.connections_per_address_max);
+        self.tls.replace(live.tls.clone());
+    }
+
     /// Connections of this thread, including those on their way here.
     pub(super) fn count(&self) -> usize {
         self.balance.connections[self.id.0].load(Ordering::Relaxed)
@@ -100,7 +108,7 @@ impl<T: Status + 'static> Connections<T> {
         if socket.count(&self.balance.addresses).is_err() {
             return self.refuse(socket, "too many connections from this address");
         }
-        if self.connections_max <= self.balance.total() && !self.peers.give_way() {
+        if self.connections_max.get() <= self.balance.total() && !self.peers.give_way() {
             return self.refuse(socket, "too many connections now");
         }
         let to = self.balance.choose(self.id);

@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Connections by address. Clones share it.
 #[derive(Clone)]
 pub struct Addresses {
-    most: Option<usize>,
+    /// `usize::MAX` for no bound.
+    most: Arc<AtomicUsize>,
     counts: Arc<Mutex<HashMap<IpAddr, usize>>>,
 }
 
@@ -20,13 +22,21 @@ pub(super) struct Counted {
 impl Addresses {
     /// No connections yet, and at most `most` of each address.
     pub fn new(most: Option<usize>) -> Self {
-        Self { most, counts: Arc::default() }
+        let addresses = Self { most: Arc::default(), counts: Arc::default() };
+        addresses.set_most(most);
+        addresses
+    }
+
+    /// Changes the bound. Connections that came when there was none do not count.
+    pub(super) fn set_most(&self, most: Option<usize>) {
+        self.most.store(most.unwrap_or(usize::MAX), Ordering::Relaxed);
     }
 
     /// Counts one more connection of `address`, if it has a bound and is one: Unix sockets have no address. `Err` if it has
     /// too many.
     pub(super) fn count(&self, address: Option<IpAddr>) -> Result<Option<Counted>, ()> {
-        let (Some(most), Some(address)) = (self.most, address.map(network)) else { return Ok(None) };
+        let most = self.most.load(Ordering::Relaxed);
+        let Some(address) = address.filter(|_| most != usize::MAX).map(network) else { return Ok(None) };
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(address).or_default();
         if most <= *count {
@@ -78,5 +88,12 @@ mod tests {
         assert!(addresses.count(None).unwrap().is_none());
         drop((_second, _third, _other, _six));
         assert!(addresses.counts.lock().unwrap().is_empty());
+        addresses.set_most(None);
+        let free = [count("10.0.0.1").unwrap(), count("10.0.0.1").unwrap(), count("10.0.0.1").unwrap()];
+        addresses.set_most(Some(1));
+        let _one = count("10.0.0.1").unwrap();
+        assert!(count("10.0.0.1").is_err());
+        drop(free);
+        assert!(count("10.0.0.1").is_err(), "what did not count is not given back");
     }
 }

@@ -7,6 +7,7 @@
 //! | [`accept`] | accepts connections and spreads them over the threads |
 //! | [`handler`] | carries out operations, here or on another thread |
 //! | [`mailbox`], [`router`] | messages between threads, and which thread has a key |
+//! | [`live`] | what may change while the server runs |
 //! | [`phase`] | what the server announces to its threads, and what they tell it |
 //! | [`background`] | the background work of an engine |
 //! | [`inquiry`] | questions between threads that are not operations |
@@ -25,6 +26,7 @@ pub mod health;
 pub mod inquiry;
 pub mod lending;
 pub mod listener;
+pub mod live;
 pub mod mailbox;
 pub mod metrics;
 pub mod phase;

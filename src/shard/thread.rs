@@ -25,6 +25,7 @@ use super::handler::{Dispatcher, Others, Status, StopLines};
 use super::health::Health;
 use super::inquiry::{Question, Questions, ThreadSample};
 use super::listener::{Bound, Listener};
+use super::live::Live;
 use super::mailbox::{Ends, Mailbox};
 use super::phase::{Event, Phase};
 use super::router::{Router, ThreadId};
@@ -36,9 +37,8 @@ use crate::db::{CloseStep, Db, LogEnd, Recovered};
 use crate::error::{Error, Result};
 use crate::file_name::FileName;
 use crate::host::pin;
-use crate::http::access::Policy;
 use crate::http::authority::LastAddress;
-use crate::http::peers::{Peers, Rules, Times};
+use crate::http::peers::{Peers, Rules};
 use crate::identity::Owner;
 use crate::key::KeyHash;
 use crate::memory::Memory;
@@ -47,7 +47,6 @@ use crate::storage::Storage;
 use crate::storage::device::Device;
 use crate::storage::directory::Directory;
 use crate::tally::Histogram;
-use crate::tls::Settings;
 
 /// How often the date is renewed and stale connections are looked for.
 const TICK: Duration = Duration::from_secs(1);
@@ -88,20 +87,12 @@ pub struct Plan {
     pub health: Health,
     /// The hash function that finds keys in memory, for all threads.
     pub key_hash: KeyHash,
-    /// Who may do what, and how connections are encrypted, now and later.
-    pub security: watch::Receiver<Arc<Security>>,
+    /// What may change while the server runs, now and later.
+    pub live: watch::Receiver<Arc<Live>>,
     /// What reaches all threads.
     pub others: Others,
     /// Where this thread is asked.
     pub questions: Questions,
-}
-
-/// What an operator may change while the server runs.
-pub struct Security {
-    /// Who may do what.
-    pub policy: Arc<Policy>,
-    /// The certificate, if there is one.
-    pub tls: Option<Settings>,
 }
 
 /// One shard of a thread.
@@ -224,7 +215,7 @@ impl Thread {
             memory,
             health,
             key_hash,
-            security,
+            live,
             others,
             questions,
             ..
@@ -241,7 +232,7 @@ impl Thread {
         let mailbox = Rc::new(Mailbox::new(ends));
         let follower =
             Follower { phase: phase.clone(), events: events.clone(), space: space.clone(), health };
-        let now = security.borrow().clone();
+        let now = live.borrow().clone();
         let rules = Rules {
             policy: now.policy.clone(),
             value_bytes_max: config.value_bytes_max,
@@ -251,15 +242,15 @@ impl Thread {
         let connections = Rc::new(Connections {
             id,
             balance,
-            connections_max: config.connections_max,
-            peers: Peers::new(rules, times(&config), memory, Instant::now(), &http_date()),
+            connections_max: Cell::new(now.connections_max),
+            peers: Peers::new(rules, now.times, memory, Instant::now(), &http_date()),
             dispatcher: Dispatcher::new((id, router), engines.clone(), mailbox.clone(), follower, others),
             refused: Cell::new(0),
             ended: Notify::new(),
             tls: RefCell::new(now.tls.clone()),
             logged_at: Cell::new(None),
         });
-        let mut helpers = help(&connections, &mailbox, handed, security, (fatalities, &events));
+        let mut helpers = help(&connections, &mailbox, handed, live, (fatalities, &events));
         let answers = answer(questions, connections.clone(), engines.clone(), commits, opened);
         helpers.push(tokio_uring::spawn(answers));
         let thread = Self { connections, engines, background, helpers, phase, events, space };
@@ -349,12 +340,12 @@ impl Thread {
 }
 
 /// Starts the tasks that own no operation of the ring: messages of other threads, the clock of the connections, changes of
-/// who may do what, connections that other threads hand over, and failures.
+/// the settings, connections that other threads hand over, and failures.
 fn help(
     connections: &Rc<Connections<Follower>>,
     mailbox: &Rc<Mailbox>,
     handed: mpsc::UnboundedReceiver<Handed>,
-    mut security: watch::Receiver<Arc<Security>>,
+    mut live: watch::Receiver<Arc<Live>>,
     (mut fatalities, events): (mpsc::UnboundedReceiver<Error>, &mpsc::UnboundedSender<Event>),
 ) -> Vec<JoinHandle<()>> {
     let (sender, receiver, owner) = (mailbox.clone(), mailbox.clone(), connections.clone());
@@ -371,10 +362,10 @@ fn help(
             }
         }),
         tokio_uring::spawn(async move {
-            while security.changed().await.is_ok() {
-                let now = security.borrow_and_update().clone();
-                told.peers.set_policy(now.policy.clone());
-                told.tls.replace(now.tls.clone());
+            while live.changed().await.is_ok() {
+                let now = live.borrow_and_update().clone();
+                told.peers.change(now.policy.clone(), now.times);
+                told.change(&now);
             }
         }),
         tokio_uring::spawn(connections.clone().take_handed(handed)),
@@ -407,17 +398,6 @@ async fn answer(
         question => connections.dispatcher.answer(question),
     };
     questions.each(each).await;
-}
-
-/// How long connections may take.
-fn times(config: &Config) -> Times {
-    Times {
-        idle: config.idle_timeout,
-        head: config.head_timeout,
-        body: config.body_timeout,
-        handshake: config.handshake_timeout,
-        reply: config.reply_timeout,
-    }
 }
 
 /// Creates or opens the engines of a thread. Returns what recovery has found in all of them.

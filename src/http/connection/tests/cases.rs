@@ -46,7 +46,7 @@ impl Handler for Map {
         _: impl FnOnce(Outcome<&[u8]>) -> bool,
     ) -> Reply<Self::Pending> {
         let mut values = self.values.borrow_mut();
-        let key = op.key().bytes().as_ref().to_vec();
+        let key = op.key().bytes().to_vec();
         let written = Outcome::Written { seqno: SeqNo(1) };
         Reply::Known(Ok(match op {
             Op::Set { value, .. } => {
