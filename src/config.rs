@@ -24,7 +24,7 @@ pub const VALUE_BYTES_LIMIT: usize = 256 << 20;
 pub const MEMTABLE_BYTES_MIN: usize = 1 << 20;
 /// Largest `--memtable-size`.
 pub const MEMTABLE_BYTES_LIMIT: usize = 4 << 30;
-/// Bounds of the times that clients have, and the longest `--drain-timeout`.
+/// Bounds of the times that clients have, and the longest `--drain-timeout` and `--shutdown-delay`.
 pub const CLIENT_TIME_MIN: Duration = Duration::from_secs(1);
 /// See [`CLIENT_TIME_MIN`].
 pub const CLIENT_TIME_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -253,6 +253,8 @@ pub struct Config {
     pub reply_timeout: Duration,
     /// How long a stop waits for requests in flight.
     pub drain_timeout: Duration,
+    /// How long the server serves on after it has stopped being ready.
+    pub shutdown_delay: Duration,
 }
 
 /// The settings of one shard.
@@ -369,6 +371,7 @@ pub(crate) mod tests {
             handshake_timeout: Duration::from_secs(10),
             reply_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(10),
+            shutdown_delay: Duration::ZERO,
         }
     }
 

@@ -137,6 +137,9 @@ pub(super) struct Serve {
     /// How long a stop waits for requests in flight
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration(Duration::ZERO..=CLIENT_TIME_MAX), help_heading = LIMITS)]
     drain_timeout: Duration,
+    /// How long a stop serves on while /readyz already answers 503, so that load balancers look elsewhere first
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration(Duration::ZERO..=CLIENT_TIME_MAX), help_heading = LIMITS)]
+    shutdown_delay: Duration,
     #[command(flatten)]
     log: LogFlags,
     /// Which requests are logged when they are answered: off, all, or 1/N, one of N. Keys are logged, values never
@@ -209,6 +212,7 @@ impl Serve {
             handshake_timeout: self.handshake_timeout,
             reply_timeout: self.reply_timeout,
             drain_timeout: self.drain_timeout,
+            shutdown_delay: self.shutdown_delay,
         })
     }
 }

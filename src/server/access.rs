@@ -42,6 +42,7 @@ pub(super) fn read(config: &Config) -> Result<Live> {
             reply: config.reply_timeout,
         },
         drain_timeout: config.drain_timeout,
+        shutdown_delay: config.shutdown_delay,
         connections_max: config.connections_max,
         connections_per_address_max: config.connections_per_address_max,
         access_log: config.access_log,

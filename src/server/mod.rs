@@ -422,14 +422,25 @@ impl Server {
     /// The graceful stop.
     async fn stop(mut self, signals: &mut Signals) -> Result<()> {
         supervisor::stopping();
-        self.show("stopping: no more connections are accepted");
-        self.phase.send_replace(Phase::Draining);
         let at_once = || {
             let message = "a second signal ended the stop at once; the next start replays the WALs";
             Err(Error::new(ErrorKind::Io, message))
         };
+        let (delay, drain_timeout) = {
+            let live = self.live.borrow();
+            (live.shutdown_delay, live.drain_timeout)
+        };
+        self.phase.send_replace(Phase::Leaving);
+        if !delay.is_zero() {
+            self.show("stopping: not ready any more, requests are served for --shutdown-delay");
+            let mut missing = 1; // no event counts
+            if self.gather(signals, &mut missing, Some(delay), |_| false).await? == Gathered::Signal {
+                return at_once();
+            }
+        }
+        self.show("stopping: no more connections are accepted");
+        self.phase.send_replace(Phase::Draining);
         let mut missing = self.threads.len();
-        let drain_timeout = self.live.borrow().drain_timeout;
         for limit in [drain_timeout, ABORT_TIME] {
             match self
                 .gather(signals, &mut missing, Some(limit), |event| matches!(event, Event::Drained))

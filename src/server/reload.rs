@@ -67,6 +67,7 @@ const LIVE: &[Change] = &[
     ("handshake-timeout", |to, from| to.handshake_timeout = from.handshake_timeout),
     ("reply-timeout", |to, from| to.reply_timeout = from.reply_timeout),
     ("drain-timeout", |to, from| to.drain_timeout = from.drain_timeout),
+    ("shutdown-delay", |to, from| to.shutdown_delay = from.shutdown_delay),
 ];
 
 /// Sockets are encrypted or not from their beginning.

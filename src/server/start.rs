@@ -120,8 +120,7 @@ impl Common {
 
     /// What the page for people shows of this server, and what does not change.
     fn facts(&self, data_dir: &DataDir, store: &Store) -> Result<Facts> {
-        let Config { sync, value_bytes_max, connections_max, .. } = *self.config;
-        let seconds = |time: std::time::Duration| time.as_secs_f64();
+        let Config { sync, value_bytes_max, .. } = *self.config;
         let primitive = match sync {
             SyncMode::Always => self.device.sync_primitive.to_string(),
             SyncMode::Interval(_) | SyncMode::Never => "write, acknowledged before its sync".into(),
@@ -135,20 +134,14 @@ impl Common {
             "sync": { "mode": sync.to_string(), "primitive": primitive, "direct": self.device.direct },
             "limits": {
                 "value_bytes": value_bytes_max,
-                "connections": connections_max,
-                "connections_per_address": self.config.connections_per_address_max,
                 "memory_bytes": self.parts.total,
                 "memtable_bytes": self.config.memtable_bytes,
                 "cache_bytes": self.parts.caches,
                 "open_files": self.open_files,
-                "idle_seconds": seconds(self.config.idle_timeout),
-                "head_seconds": seconds(self.config.head_timeout),
-                "body_seconds": seconds(self.config.body_timeout),
-                "reply_seconds": seconds(self.config.reply_timeout),
             },
         });
         let data_dir = copied.map_err(|error| Error::io("keep the data directory open", error))?;
-        Ok(Facts { data_dir, shown })
+        Ok(Facts { data_dir, shown, live: self.live.clone() })
     }
 }
 

@@ -86,10 +86,10 @@ impl<T: Status + 'static> Connections<T> {
 
     /// Accepts connections until the listener is stopped.
     pub(super) async fn accept(self: Rc<Self>, listener: Rc<Listener>, phase: watch::Receiver<Phase>) {
-        while *phase.borrow() == Phase::Running {
+        while *phase.borrow() < Phase::Draining {
             match listener.accept(|| self.tls.borrow().clone()).await {
                 Ok(socket) => self.clone().place(socket),
-                Err(_) if *phase.borrow() != Phase::Running => return,
+                Err(_) if Phase::Draining <= *phase.borrow() => return,
                 Err(error) => {
                     let now = Instant::now();
                     let logged = self.logged_at.get();

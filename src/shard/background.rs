@@ -36,6 +36,8 @@ const MARK_INTERVAL: Duration = Duration::from_secs(1);
 const REST_TIME: Duration = Duration::from_secs(20);
 /// A shard that has rested takes as many writes before it rests again, or `--flush-interval` has to pass.
 const REST_WRITES_MIN: u64 = 64;
+/// A shard counts as stalled when writes are refused in so many looks, a second apart.
+const STALL_LOOKS: u32 = 3;
 /// How often the names of the files in use are checked.
 const NAMES_INTERVAL: Duration = Duration::from_millis(400);
 /// While a shard serves, its obsolete files are removed at this rate. A file system that is mounted with `discard`
@@ -317,7 +319,7 @@ impl Worker {
     async fn follow_space(mut self) {
         let db = self.db.clone();
         let mut full = self.space.follow();
-        let mut counted = None;
+        let (mut counted, mut stopped) = (None, 0);
         db.set_disk_full(self.space.is_full());
         loop {
             let version = db.version();
@@ -325,6 +327,8 @@ impl Worker {
             let longest = version.files().map(|file| file.bytes).max().unwrap_or_default();
             self.space.count(counted.replace(now), now, longest);
             self.health.set(db.owner().shard.0, db.damaged_files());
+            stopped = if db.pressure().stops_writes() { stopped + 1 } else { 0 };
+            self.note_stall(STALL_LOOKS <= stopped);
             let changed = async {
                 let _ = tokio::time::timeout(RETRY_TIME, full.changed()).await; // what matters is read below
             };
@@ -335,6 +339,21 @@ impl Worker {
             db.set_disk_full(full);
             if full {
                 db.request_flush();
+            }
+        }
+    }
+
+    /// Takes note of whether writes have been refused for a while because compaction cannot keep up, or has stopped.
+    fn note_stall(&self, is_stalled: bool) {
+        let shard = self.db.owner().shard.0;
+        if self.health.set_stalled(shard, is_stalled) {
+            if is_stalled {
+                tracing::warn!(
+                    shard,
+                    "writes are refused until compaction has caught up; /readyz answers 503"
+                );
+            } else {
+                tracing::info!(shard, "compaction has caught up: writes are accepted again");
             }
         }
     }
@@ -464,6 +483,7 @@ impl Worker {
     }
 
     fn report(&self, error: Error) {
+        self.health.fail();
         // The server may already be going down because of another failure.
         let _ = self.fatal.send(error);
     }

@@ -18,6 +18,8 @@ pub struct Live {
     pub times: Times,
     /// How long a stop waits for requests in flight.
     pub drain_timeout: Duration,
+    /// How long a stop serves on although it is not ready any more.
+    pub shutdown_delay: Duration,
     /// Most connections of all threads together.
     pub connections_max: usize,
     /// Most connections of one address.

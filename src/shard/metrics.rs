@@ -14,9 +14,10 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, prometheus_text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
-use tokio::sync::{Mutex, oneshot};
+use tokio::sync::{Mutex, oneshot, watch};
 
 use super::inquiry::{Inquirer, Question, ThreadSample};
+use super::live::Live;
 use super::space::Space;
 use crate::db::{Recovered, Sample};
 use crate::host;
@@ -29,12 +30,14 @@ use crate::tally::{BOUNDS_MICROS, Histogram};
 const SCRAPE_TIME: Duration = Duration::from_secs(5);
 pub(super) const SILENT: &str = "a thread does not answer";
 
-/// What does not change while the server runs, and where the disk is.
+/// What is known without asking the threads.
 pub struct Facts {
     /// The data directory.
     pub data_dir: std::fs::File,
     /// The version, the settings and the limits in force, as the page for people shows them.
     pub shown: serde_json::Value,
+    /// Limits that may change.
+    pub live: watch::Receiver<Arc<Live>>,
 }
 
 /// Asks all threads for their figures. Clones share it.
@@ -82,9 +85,23 @@ impl Scraper {
         }
     }
 
-    /// What does not change while the server runs.
-    pub(super) fn facts(&self) -> &serde_json::Value {
-        &self.0.facts.shown
+    /// The version, the settings, and the limits in force now.
+    pub(super) fn facts(&self) -> serde_json::Value {
+        let mut shown = self.0.facts.shown.clone();
+        let live = self.0.facts.live.borrow().clone();
+        let limits = &mut shown["limits"];
+        limits["connections"] = live.connections_max.into();
+        limits["connections_per_address"] = live.connections_per_address_max.into();
+        let times = [
+            ("idle_seconds", live.times.idle),
+            ("head_seconds", live.times.head),
+            ("body_seconds", live.times.body),
+            ("reply_seconds", live.times.reply),
+        ];
+        for (name, time) in times {
+            limits[name] = time.as_secs_f64().into();
+        }
+        shown
     }
 
     /// Everything that a page shows; `None` if a thread does not answer.

@@ -11,6 +11,8 @@ pub enum Phase {
     Opening,
     /// Requests are served.
     Running,
+    /// Requests are served, but the server does not count as ready any more: load balancers are to look elsewhere.
+    Leaving,
     /// No connection is accepted any more. Requests in flight are answered.
     Draining,
     /// Connections that wait for their clients are cut off.

@@ -12,12 +12,12 @@ use crate::tally::{BOUNDS_MICROS, Histogram};
 /// The page. Cancel safety: safe.
 pub(super) async fn page(scraper: Scraper, now: UnixMillis) -> Response {
     match scraper.gather().await {
-        Some(page) => Response::json(show(&page, scraper.facts(), now).to_string()),
+        Some(page) => Response::json(show(&page, &scraper.facts(), now).to_string()),
         None => Response::unavailable(SILENT),
     }
 }
 
-/// The page. `facts` are the fields that do not change.
+/// The page. `facts` are the fields that no thread has to be asked for.
 fn show(page: &Page, facts: &Value, now: UnixMillis) -> Value {
     let (entries, tombstones) = (page.total(|shard| shard.entries), page.total(|shard| shard.tombstones));
     let sst_bytes = page.total(sst_bytes);

@@ -168,13 +168,16 @@ impl Status for Follower {
     }
 
     fn unready(&self) -> Option<&'static str> {
-        if *self.phase.borrow() != Phase::Running {
-            Some("the server is stopping")
-        } else if self.space.is_full() {
-            Some("disk full")
-        } else {
-            None
-        }
+        let refused = self.health.unready();
+        refused.or_else(|| {
+            if *self.phase.borrow() != Phase::Running {
+                Some("the server is stopping")
+            } else if self.space.is_full() {
+                Some("disk full")
+            } else {
+                None
+            }
+        })
     }
 
     fn degraded(&self) -> Option<String> {
@@ -185,7 +188,7 @@ impl Status for Follower {
         let mut phase = self.phase.clone();
         Box::pin(async move {
             // Fails only when the server is gone.
-            let _ = phase.wait_for(|now| Phase::Running < *now).await;
+            let _ = phase.wait_for(|now| Phase::Draining <= *now).await;
         })
     }
 }
@@ -262,7 +265,7 @@ impl Thread {
     async fn serve(&mut self, sockets: Vec<Bound>) -> Result<()> {
         self.wait_for(Phase::Running).await;
         let mut accepting = Vec::new();
-        if *self.phase.borrow() == Phase::Running {
+        if *self.phase.borrow() < Phase::Draining {
             for socket in sockets {
                 let listener = Rc::new(Listener::new(socket)?);
                 let accept = self.connections.clone().accept(listener.clone(), self.phase.clone());
