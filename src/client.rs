@@ -185,7 +185,7 @@ impl Client {
         let attempt = format!("{} {target} of {}", request.method, self.url);
         let failed = |error: io::Error| Error::new(ErrorKind::Io, format!("{attempt}: {error}"));
         let mut stream = BufReader::new(self.connect()?);
-        let sent = stream.get_mut().write_all(&self.head(request));
+        let sent = stream.get_mut().write_all(&self.head(request, false));
         let sent = sent.and_then(|()| stream.get_mut().write_all(request.body));
         // A server that refuses a request answers before it has read all of it.
         let read = sent.and_then(|()| stream.get_mut().flush());
@@ -194,6 +194,15 @@ impl Client {
             (Ok(reply), _) => Ok(reply),
             (Err(_), Err(error)) | (Err(error), Ok(())) => Err(failed(error)),
         }
+    }
+
+    /// A connection that takes many requests.
+    ///
+    /// # Errors
+    /// `Io` if the server cannot be reached.
+    pub fn session(&self) -> Result<Session> {
+        let stream = BufReader::new(self.connect()?);
+        Ok(Session { client: self.clone(), stream, waiting: Vec::new() })
     }
 
     fn connect(&self) -> Result<Box<dyn Stream>> {
@@ -214,13 +223,16 @@ impl Client {
         }
     }
 
-    fn head(&self, request: Request<'_>) -> Vec<u8> {
+    fn head(&self, request: Request<'_>, keep_alive: bool) -> Vec<u8> {
         let host = match &self.url {
             Url::Http(host) | Url::Https(host) => host.to_string(),
             Url::Unix(_) => "localhost".into(),
         };
         let mut head = format!("{} {} HTTP/1.1\r\nhost: {host}\r\n", request.method, request.target);
-        head += "connection: close\r\nuser-agent: ringkeep/";
+        if !keep_alive {
+            head += "connection: close\r\n";
+        }
+        head += "user-agent: ringkeep/";
         head += concat!(env!("CARGO_PKG_VERSION"), "\r\n");
         if let Some(authorization) = &self.authorization {
             head += &format!("authorization: {authorization}\r\n");
@@ -234,6 +246,61 @@ impl Client {
         }
         head += "\r\n";
         head.into_bytes()
+    }
+}
+
+/// A connection that takes many requests, and answers them in order.
+pub struct Session {
+    client: Client,
+    stream: BufReader<Box<dyn Stream>>,
+    /// Requests that are not sent yet.
+    waiting: Vec<u8>,
+}
+
+/// Longest body of a reply of a [`Session`].
+const REPLY_BYTES_MAX: u64 = 64 << 10;
+
+impl Session {
+    /// Adds a request to those that [`Self::flush`] sends.
+    pub fn add(&mut self, request: Request<'_>) {
+        let head = self.client.head(request, true);
+        self.waiting.extend_from_slice(&head);
+        self.waiting.extend_from_slice(request.body);
+    }
+
+    /// Sends what was added. The replies to more than some hundred requests do not fit into the buffers of the kernel, so
+    /// they have to be read before more is sent.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn flush(&mut self) -> Result<()> {
+        let sent = self.stream.get_mut().write_all(&self.waiting);
+        self.waiting.clear();
+        sent.map_err(|error| self.failed(&error))
+    }
+
+    /// The next reply: its status and its body.
+    ///
+    /// # Errors
+    /// `Io` if the connection ends, or if the reply is too long or none.
+    pub fn reply(&mut self) -> Result<(u16, Vec<u8>)> {
+        let read = |stream: &mut BufReader<Box<dyn Stream>>| {
+            let (status, fields) = head(stream)?;
+            let length = fields.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+            let length = length.and_then(|(_, value)| std::str::from_utf8(value).ok()?.parse().ok());
+            let length: u64 = length.ok_or_else(|| strange("the reply has no length"))?;
+            if REPLY_BYTES_MAX < length {
+                return Err(strange("the reply is too long"));
+            }
+            let mut body = vec![0; usize::try_from(length).unwrap_or_default()];
+            stream.read_exact(&mut body)?;
+            Ok((status, body))
+        };
+        read(&mut self.stream).map_err(|error| self.failed(&error))
+    }
+
+    fn failed(&self, error: &io::Error) -> Error {
+        Error::new(ErrorKind::Io, format!("the connection to {}: {error}", self.client.url))
     }
 }
 

@@ -29,7 +29,7 @@
 
 pub mod archive;
 pub mod folder;
-mod pace;
+pub mod pace;
 
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};

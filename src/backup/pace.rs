@@ -1,20 +1,22 @@
-//! How fast files are copied.
+//! How fast data is moved.
 
 use std::time::{Duration, Instant};
 
-/// Slows copies down to a rate.
-pub(super) struct Pace {
+/// Slows work down to a rate.
+pub struct Pace {
     rate: Option<u64>,
     begin: Instant,
     bytes: u64,
 }
 
 impl Pace {
-    pub(super) fn new(rate: Option<u64>) -> Self {
+    /// Without a rate, nothing is slowed down.
+    pub fn new(rate: Option<u64>) -> Self {
         Self { rate, begin: Instant::now(), bytes: 0 }
     }
 
-    pub(super) fn spend(&mut self, bytes: u64) {
+    /// Counts bytes, or whatever the rate counts, and sleeps if there were too many.
+    pub fn spend(&mut self, bytes: u64) {
         self.bytes += bytes;
         if let Some(rate) = self.rate {
             let due = Duration::from_secs_f64(self.bytes as f64 / rate.max(1) as f64);

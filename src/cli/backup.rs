@@ -11,6 +11,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 use serde_json::Value;
 
+use super::owner::own_like;
 use super::{counted, remote, styled};
 use crate::backup::archive::{Writer, unpack};
 use crate::backup::folder::Folder;
@@ -117,6 +118,7 @@ impl Restore {
         let done = target.fill(&contents, source, options, |bytes| bar.inc(bytes), after).await;
         bar.finish_and_clear();
         let done = done?;
+        own_like(&self.to, &self.to)?;
         target.release().await?;
         report("data directory", &self.to, &contents, &done);
         check_damages(contents.damages())

@@ -11,10 +11,16 @@ mod config;
 mod bench;
 mod backup;
 mod check;
+mod dump;
+mod entry;
 mod health;
 mod inspect;
+mod load;
+mod owner;
+mod redis;
 mod remote;
 mod repair;
+mod reshard;
 mod stats;
 
 use std::process::ExitCode;
@@ -87,6 +93,41 @@ enum Command {
     /// Exit status 0: the data directory is complete. 65: the backup is damaged. 73: the directory is not empty. 75: another
     /// process has one of the directories. 78: there is no complete backup.
     Restore(backup::Restore),
+    /// Write the keys and values of a store as lines of JSON
+    ///
+    /// The store is a backup, or a data directory that no server has open; a backup of a running server is made by `ringkeep
+    /// backup`. Keys come in byte order, each on a line: {"key":"k","value":"v"}. Bytes that are not UTF-8 come as key64 and
+    /// value64 in base64, and expires is a Unix time in seconds. The directory may be read-only.
+    ///
+    /// Example: ringkeep dump /backup/monday --output monday.jsonl
+    ///
+    /// Exit status 0: every value is written. 65: the store is damaged. 75: a server has the store open. 78: there is no store.
+    Dump(dump::Dump),
+    /// Set the keys of a file, or the strings of a Redis server, in a running server
+    ///
+    /// Lines are those that `ringkeep dump` writes. Keys that are there already are overwritten, and entries that have expired
+    /// are left out. A server that is overloaded is asked again for a minute. With --resume, a load that was interrupted goes on.
+    ///
+    /// --from-redis takes the strings of Redis, Valkey and servers like them, with their time to live, and lists the keys of
+    /// other types. It reads by SCAN: keys that change meanwhile are taken as they were before or after.
+    ///
+    /// The server needs a token of the role write, if it has tokens. Examples: ringkeep load monday.jsonl;
+    /// ringkeep load --from-redis 127.0.0.1:6379
+    ///
+    /// Exit status 0: everything is loaded, and durable. 1: a line is wrong or was refused, or keys of Redis were not taken; the
+    /// message says which. 77: the token does not suffice.
+    Load(load::Load),
+    /// Give a store another number of shards
+    ///
+    /// No server may have the store open. The new store is built beside the old one, then the two directories change places in
+    /// one step, and the old one is removed; so the disk needs room for both. A crash leaves the old store or the new one. The
+    /// new store has an id of its own: its backups need a directory of their own.
+    ///
+    /// Example: ringkeep reshard /var/lib/ringkeep --shards 16
+    ///
+    /// Exit status 0: done. 65: the store is damaged. 75: a server has the store open. 78: there is no store, or it has this
+    /// number of shards.
+    Reshard(reshard::Reshard),
     /// Show the figures of a running server as a table
     ///
     /// Keys and live bytes are estimates: older versions of a key count until they are merged away. The server needs a token
@@ -146,6 +187,9 @@ pub fn run() -> ExitCode {
         Some(Command::Check(check)) => carry_out(leaf, |_: Start<LogFlags>| check.run()),
         Some(Command::Backup(backup)) => carry_out(leaf, |_: Start<LogFlags>| backup.run()),
         Some(Command::Restore(restore)) => carry_out(leaf, |_: Start<LogFlags>| restore.run()),
+        Some(Command::Dump(dump)) => carry_out(leaf, |_: Start<LogFlags>| dump.run()),
+        Some(Command::Load(load)) => carry_out(leaf, |_: Start<LogFlags>| load.run()),
+        Some(Command::Reshard(reshard)) => carry_out(leaf, |_: Start<LogFlags>| reshard.run()),
         Some(Command::Stats(stats)) => carry_out(leaf, |_: Start<LogFlags>| stats.run()),
         Some(Command::Compact(compact)) => carry_out(leaf, |_: Start<LogFlags>| compact.run()),
         Some(Command::Inspect(inspect)) => carry_out(leaf, |_: Start<LogFlags>| inspect.run()),

@@ -11,7 +11,8 @@
 //!
 //! The other modules orchestrate them: `operate` carries out operations, [`read`] finds a key, [`scan`] walks over a
 //! [`View`], `flush`, `wals` and `compact` are background work, `names` notices files that somebody else has moved or
-//! removed, `snapshot` lends files to backups, `close` is the clean stop, and `recovery` opens a shard.
+//! removed, `snapshot` lends files to backups, [`at_rest`] reads a
+//! shard that nobody serves, `close` is the clean stop, and `recovery` opens a shard.
 //!
 //! A `Db` spawns nothing and reads no clock. Background work is offered as futures that the shard drives (`commit_next`,
 //! `flush_next`, `grow_wal`, `prepare_spare`, `compact_next`, `remove_next`), so that a seeded test can drive them on
@@ -33,6 +34,7 @@
 //! - while the WAL is recycled: it has the old or the new name. No manifest names either, and the next open removes it.
 
 mod admission;
+pub mod at_rest;
 mod catalog;
 mod close;
 pub mod commit;

@@ -23,29 +23,36 @@ use crate::sst::window::ReadAhead;
 use crate::storage::Storage;
 
 /// The visible values of a view, in key order. A [`Source`].
-pub struct Scan<'a, S: Storage> {
-    entries: Newest<Merge<Part<'a, S>>>,
+pub struct Scan<'a, O: OpenSst> {
+    entries: Newest<Merge<Part<'a, O>>>,
     now: UnixMillis,
     version: Rc<Version>,
     /// The walk has come to this key. Every visible value below it was passed.
     position: Vec<u8>,
 }
 
-enum Part<'a, S: Storage> {
+enum Part<'a, O: OpenSst> {
     Memtable(MemtableSource),
-    Files(Box<Run<'a, Db<S>>>),
+    Files(Box<Run<'a, O>>),
 }
 
 impl<S: Storage> Db<S> {
     /// A walk over `view` at `now`. It stands in front of its first entry.
-    pub fn scan(&self, view: &View, now: UnixMillis) -> Scan<'_, S> {
+    pub fn scan(&self, view: &View, now: UnixMillis) -> Scan<'_, Self> {
+        Scan::over(self, view, now)
+    }
+}
+
+impl<'a, O: OpenSst> Scan<'a, O> {
+    /// A walk over `view` at `now`, whose files `opener` opens.
+    pub(super) fn over(opener: &'a O, view: &View, now: UnixMillis) -> Self {
         let memtable = |memtable: &Rc<_>| {
             Part::Memtable(MemtableSource::new(Rc::clone(memtable), view.visible, Wants::FewRuns))
         };
         let mut parts: Vec<_> = view.memtables.iter().map(memtable).collect();
         for (level, files) in view.version.levels() {
             let run = |files: &[Rc<SstMeta>]| {
-                Part::Files(Box::new(Run::new(self, files.iter().cloned(), ReadAhead::Growing)))
+                Part::Files(Box::new(Run::new(opener, files.iter().cloned(), ReadAhead::Growing)))
             };
             if level == 0 {
                 parts.extend(files.iter().map(|file| run(std::slice::from_ref(file))));
@@ -54,11 +61,9 @@ impl<S: Storage> Db<S> {
             }
         }
         let entries = Newest::new(Merge::new(parts), view.visible);
-        Scan { entries, now, version: view.version.clone(), position: Vec::new() }
+        Self { entries, now, version: view.version.clone(), position: Vec::new() }
     }
-}
 
-impl<S: Storage> Scan<'_, S> {
     /// Refuses to go on past keys of which values may be lost (N4). `to` is the key that comes next.
     fn check_damage(&self, to: Option<&[u8]>) -> Result<()> {
         for damage in self.version.damage() {
@@ -73,7 +78,7 @@ impl<S: Storage> Scan<'_, S> {
     }
 }
 
-impl<S: Storage> Source for Scan<'_, S> {
+impl<O: OpenSst> Source for Scan<'_, O> {
     fn seek(&mut self, key: &[u8]) {
         self.entries.seek(key);
         self.position = key.to_vec();
@@ -111,7 +116,7 @@ impl<S: Storage> Source for Scan<'_, S> {
     }
 }
 
-impl<S: Storage> Source for Part<'_, S> {
+impl<O: OpenSst> Source for Part<'_, O> {
     fn seek(&mut self, key: &[u8]) {
         match self {
             Self::Memtable(source) => source.seek(key),

@@ -14,9 +14,9 @@ use super::label::Label;
 use super::part::Part;
 use super::query::{decode, parameters};
 use super::response::ERROR_FIELD;
-use super::{Refusal, Status};
+use super::{Refusal, Status, decimal};
 use crate::config::KEY_BYTES_MAX;
-use crate::key::{Key, KeyHash};
+use crate::key::{Key, KeyHash, UnixMillis};
 use crate::op::Op;
 
 /// A request that is not an operation on keys.
@@ -50,6 +50,7 @@ pub struct Route {
     endpoint: Endpoint,
     key: Option<Key<Text>>,
     value: Option<Text>,
+    expires: Option<UnixMillis>,
 }
 
 /// Bytes that a request gives in its query.
@@ -166,6 +167,24 @@ impl Endpoint {
         matches!(self, Self::Set | Self::Delete | Self::Control(Control::Shutdown | Control::Compact))
     }
 
+    /// Refuses what a page of another site may not ask for.
+    fn keep_pages_out(self, head: &Head, head_bytes: &[u8], grant: &Grant) -> Result<(), Refusal> {
+        if head.foreign && self.need() != Need::Nothing {
+            if self.changes_something() {
+                return Err(FOREIGN);
+            }
+            // Even without the reply, a page learns whether there is one, and how long it is. It cannot add a token.
+            if !grant.by_token && !is_followed_link(head_bytes) {
+                return Err(FOREIGN_READ);
+            }
+        }
+        let stops = self == Endpoint::Control(Control::Shutdown);
+        if stops && head.method == Method::Get && is_of_browser(head_bytes) {
+            return Err(STOP_BY_BROWSER);
+        }
+        Ok(())
+    }
+
     fn has_key(self) -> bool {
         !matches!(self, Self::Part | Self::Control(_))
     }
@@ -182,7 +201,12 @@ impl Route {
         if head.method == Method::Options
             && let Some(allow) = Endpoint::methods_of(target)
         {
-            return Ok(Self { endpoint: Endpoint::Control(Control::Options(allow)), key: None, value: None });
+            return Ok(Self {
+                endpoint: Endpoint::Control(Control::Options(allow)),
+                key: None,
+                value: None,
+                expires: None,
+            });
         }
         let (path, query) = match memchr::memchr(b'?', target) {
             Some(at) => (&target[..at], &target[at + 1..]),
@@ -191,20 +215,7 @@ impl Route {
         let endpoint = Endpoint::of(path);
         grant.check(endpoint.map_or(Need::Role(Role::Read), Endpoint::need))?;
         let endpoint = endpoint.ok_or(UNKNOWN_PATH)?;
-        let head_bytes = &request[..head.bytes];
-        if head.foreign && endpoint.need() != Need::Nothing {
-            if endpoint.changes_something() {
-                return Err(FOREIGN);
-            }
-            // Even without the reply, a page learns whether there is one, and how long it is. It cannot add a token.
-            if !grant.by_token && !is_followed_link(head_bytes) {
-                return Err(FOREIGN_READ);
-            }
-        }
-        let stops = endpoint == Endpoint::Control(Control::Shutdown);
-        if stops && head.method == Method::Get && is_of_browser(head_bytes) {
-            return Err(STOP_BY_BROWSER);
-        }
+        endpoint.keep_pages_out(head, &request[..head.bytes], grant)?;
         let (methods, allow) = endpoint.methods();
         if !methods.contains(&head.method) {
             let message = "the path does not take this method; see the Allow header";
@@ -212,14 +223,15 @@ impl Route {
         }
         if endpoint == Endpoint::Part {
             let control = Control::Part(Part::of(query)?);
-            return Ok(Self { endpoint: Endpoint::Control(control), key: None, value: None });
+            return Ok(Self { endpoint: Endpoint::Control(control), key: None, value: None, expires: None });
         }
-        let (mut key, mut value) = (None, None);
+        let (mut key, mut value, mut expires) = (None, None, None);
         for parameter in parameters(query) {
             let (name, encoded) = parameter?;
             let place = match (endpoint, name) {
                 (Endpoint::Set | Endpoint::Get | Endpoint::Delete, b"key") => &mut key,
                 (Endpoint::Set, b"value") => &mut value,
+                (Endpoint::Set, b"expires") => &mut expires,
                 _ => return Err(Refusal::bad("the path does not take this query parameter")),
             };
             if place.replace(decode(encoded)?).is_some() {
@@ -247,7 +259,8 @@ impl Route {
         if endpoint == Endpoint::Set && value.is_none() && head.framing == Framing::Empty {
             return Err(Refusal::bad("a value is missing: give the query parameter `value`, or a body"));
         }
-        Ok(Self { endpoint, key, value: value.map(text) })
+        let expires = expires.map(|text| expiry(&text)).transpose()?;
+        Ok(Self { endpoint, key, value: value.map(text), expires })
     }
 
     /// What the request asks for.
@@ -310,7 +323,7 @@ impl Route {
                     Some(value) => value.bytes(request),
                     None => body,
                 };
-                Op::Set { key, value, expires: None }
+                Op::Set { key, value, expires: self.expires }
             }
             // A get and a delete have no use for a body: it was read, and is dropped.
             Endpoint::Get => Op::Get { key },
@@ -319,6 +332,17 @@ impl Route {
         })
     }
 }
+
+/// Reads when a value expires: a Unix time in seconds.
+fn expiry(text: &[u8]) -> Result<UnixMillis, Refusal> {
+    let seconds = decimal(text).filter(|seconds| *seconds <= EXPIRES_SECONDS_MAX);
+    let seconds =
+        seconds.ok_or(Refusal::bad("`expires` is not a Unix time in whole seconds, up to the year 9999"))?;
+    Ok(UnixMillis(seconds * 1000))
+}
+
+/// The end of the year 9999.
+const EXPIRES_SECONDS_MAX: u64 = 253_402_300_799;
 
 const UNKNOWN_PATH: Refusal = Refusal::new(
     Status::NotFound,
@@ -370,7 +394,10 @@ mod tests {
             .map(|op| {
                 let key = text(op.key().bytes());
                 match op {
-                    Op::Set { value, .. } => format!("set {key}={}", text(value)),
+                    Op::Set { value, expires: None, .. } => format!("set {key}={}", text(value)),
+                    Op::Set { value, expires: Some(at), .. } => {
+                        format!("set {key}={} until {}", text(value), at.0)
+                    }
                     Op::Get { .. } => format!("get {key}"),
                     Op::Delete { .. } => format!("delete {key}"),
                 }
@@ -405,6 +432,13 @@ mod tests {
             (Post, "/set?key=a&key=b&value=v", None, Err(400)),
             (Post, "/set?key=a&value=v&value=v", None, Err(400)),
             (Post, "/set?key=a&value=v&ttl=1", None, Err(400)),
+            (Post, "/set?key=a&value=v&expires=1700000000", None, Ok("set a=v until 1700000000000")),
+            (Post, "/set?key=a&expires=0", Some("b"), Ok("set a=b until 0")),
+            (Post, "/set?key=a&value=v&expires=", None, Err(400)),
+            (Post, "/set?key=a&value=v&expires=1.5", None, Err(400)),
+            (Post, "/set?key=a&value=v&expires=253402300800", None, Err(400)),
+            (Post, "/set?key=a&value=v&expires=1&expires=1", None, Err(400)),
+            (Get, "/get?key=k&expires=1", None, Err(400)),
             (Post, "/set?key=a&value=%zz", None, Err(400)),
             (Post, "/set?key", None, Err(400)),
             (Get, "/set?key=k&value=v", None, Err(405)),

@@ -1,0 +1,318 @@
+//! `ringkeep load FILE`: lines of JSON, or the strings of a Redis server, into a running server.
+
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use indicatif::ProgressBar;
+
+use super::entry::Entry;
+use super::redis::{Found, Redis};
+use super::{counted, remote, styled};
+use crate::backup::pace::Pace;
+use crate::client::{Client, Patience, Request, Session};
+use crate::error::{Error, ErrorKind, Result};
+use crate::shard::handler::wall_clock;
+
+/// Requests of a connection that are on their way together.
+const PIPELINED: usize = 64;
+/// Bytes of the values that are on their way together.
+const ROUND_BYTES: usize = 16 << 20;
+/// Longest line: a value of 256 MiB in base64, or with escapes.
+const LINE_BYTES_MAX: u64 = 2 << 30;
+const PATIENCE: Duration = Duration::from_secs(60);
+/// A server that is overloaded is asked again so many times, after a second each.
+const TRIES: u32 = 60;
+
+/// Arguments of `ringkeep load`.
+#[derive(Debug, Args)]
+pub(super) struct Load {
+    /// Lines as `ringkeep dump` writes them; - for standard input
+    #[arg(value_name = "FILE", default_value = "-")]
+    input: PathBuf,
+    #[command(flatten)]
+    server: remote::Server,
+    /// Take the strings of a Redis server instead, and list the keys of other types
+    #[arg(long, value_name = "HOST:PORT", conflicts_with_all = ["input", "resume"])]
+    from_redis: Option<String>,
+    /// Number of the database of Redis
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "from_redis")]
+    redis_db: u32,
+    /// File with the password of Redis
+    #[arg(long, value_name = "FILE", requires = "from_redis")]
+    redis_password_file: Option<PathBuf>,
+    /// Keep the progress in FILE.progress, and go on from there; a line that was on its way is sent again
+    #[arg(long, requires = "input")]
+    resume: bool,
+    /// Send at most this many entries in a second
+    #[arg(long, value_name = "N")]
+    rate: Option<u64>,
+    /// Connections to the server
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
+    connections: u16,
+}
+
+/// What was loaded.
+#[derive(Debug, Default)]
+struct Total {
+    loaded: u64,
+    expired: u64,
+    not_taken: u64,
+}
+
+fn wrong(message: String) -> Error {
+    Error::new(ErrorKind::Io, message)
+}
+
+impl Load {
+    pub(super) fn run(self) -> Result<()> {
+        let client = self.server.client(Patience::PerStep(PATIENCE))?;
+        let sessions = (0..self.connections).map(|_| client.session()).collect::<Result<Vec<_>>>()?;
+        let mut sender = Sender { client, sessions, pace: Pace::new(self.rate), total: Total::default() };
+        match &self.from_redis {
+            Some(address) => self.take_redis(address, &mut sender)?,
+            None => self.take_lines(&mut sender)?,
+        }
+        let Total { loaded, expired, not_taken } = sender.total;
+        let _ = writeln!(std::io::stdout(), "{loaded} loaded, {expired} expired, {not_taken} not taken");
+        if 0 < not_taken {
+            let message =
+                format!("{} listed above: only strings can be taken", counted(not_taken as usize, "key"));
+            return Err(wrong(message));
+        }
+        Ok(())
+    }
+
+    fn take_redis(&self, address: &str, sender: &mut Sender) -> Result<()> {
+        let password = match &self.redis_password_file {
+            None => None,
+            Some(path) => {
+                let read = std::fs::read_to_string(path);
+                Some(read.map_err(|error| Error::io(format!("read {}", path.display()), error))?)
+            }
+        };
+        let password = password.as_deref().map(str::trim);
+        let mut redis = Redis::connect(address, password, self.redis_db, || wall_clock().0).map_err(wrong)?;
+        let bar = styled(ProgressBar::no_length(), "{spinner} {pos} entries ({per_sec})");
+        while let Some(page) = redis.next().map_err(wrong)? {
+            let mut round = Vec::new();
+            for found in page {
+                match found {
+                    Found::String(entry) => {
+                        round.push((String::from_utf8_lossy(&entry.key).into_owned(), entry))
+                    }
+                    Found::Other(key, kind) => {
+                        bar.suspend(|| {
+                            eprintln!("not taken: {:?} is a {kind}", String::from_utf8_lossy(&key))
+                        });
+                        sender.total.not_taken += 1;
+                    }
+                }
+            }
+            bar.inc(round.len() as u64);
+            sender.send(round)?;
+        }
+        bar.finish_and_clear();
+        Ok(())
+    }
+
+    fn take_lines(&self, sender: &mut Sender) -> Result<()> {
+        let shown = self.input.display();
+        let failed = |error| Error::io(format!("read {shown}"), error);
+        let progress = Progress::of(&self.input, self.resume);
+        let (mut line_number, mut offset) = progress.read()?;
+        let is_stream = self.input == Path::new("-");
+        let (mut input, bar): (Box<dyn BufRead>, _) = if is_stream {
+            let bar = styled(ProgressBar::no_length(), "{spinner} {bytes} ({bytes_per_sec})");
+            (Box::new(BufReader::new(std::io::stdin())), bar)
+        } else {
+            let mut file = std::fs::File::open(&self.input).map_err(failed)?;
+            let length = file.metadata().map_err(failed)?.len();
+            file.seek(SeekFrom::Start(offset)).map_err(failed)?;
+            let bar = styled(
+                ProgressBar::new(length),
+                "{bar:40} {bytes} of {total_bytes} ({bytes_per_sec}, {eta} left)",
+            );
+            (Box::new(BufReader::with_capacity(1 << 20, file)), bar)
+        };
+        bar.set_position(offset);
+        let round_lines = usize::from(self.connections) * PIPELINED;
+        loop {
+            let (mut round, mut bytes) = (Vec::new(), 0);
+            while round.len() < round_lines && bytes < ROUND_BYTES {
+                let mut line = Vec::new();
+                let count = (&mut input).take(LINE_BYTES_MAX).read_until(b'\n', &mut line).map_err(failed)?;
+                if count == 0 {
+                    break;
+                }
+                line_number += 1;
+                offset += count as u64;
+                let text = std::str::from_utf8(&line).map_err(|error| error.to_string());
+                let entry = text.and_then(|text| match text.trim() {
+                    "" => Ok(None),
+                    text => Entry::parse(text).map(Some),
+                });
+                let place = format!("{shown}:{line_number}");
+                let entry =
+                    entry.map_err(|why| wrong(format!("{place}: {why}; the lines before it are loaded")));
+                match entry {
+                    Ok(Some(entry)) => {
+                        bytes += entry.value.len();
+                        round.push((place, entry));
+                    }
+                    Ok(None) => {}
+                    Err(error) => {
+                        sender.send(round)?;
+                        return Err(error);
+                    }
+                }
+            }
+            if round.is_empty() {
+                break;
+            }
+            sender.send(round)?;
+            progress.write(line_number, offset)?;
+            bar.set_position(offset);
+        }
+        bar.finish_and_clear();
+        progress.remove();
+        Ok(())
+    }
+}
+
+/// Sends entries over several connections.
+struct Sender {
+    client: Client,
+    sessions: Vec<Session>,
+    pace: Pace,
+    total: Total,
+}
+
+impl Sender {
+    /// Sends entries, each with the place that it comes from, and waits until all of them are durable. Entries of one key
+    /// are sent in their order.
+    fn send(&mut self, round: Vec<(String, Entry)>) -> Result<()> {
+        let now = wall_clock().0;
+        let before = round.len();
+        let round: Vec<_> =
+            round.into_iter().filter(|(_, entry)| entry.expires.is_none_or(|at| now < at)).collect();
+        self.total.expired += (before - round.len()) as u64;
+        let mut shares: Vec<Vec<&(String, Entry)>> = self.sessions.iter().map(|_| Vec::new()).collect();
+        let count = shares.len() as u64;
+        for entry in &round {
+            let share = xxhash_rust::xxh3::xxh3_64(&entry.1.key) % count;
+            shares[usize::try_from(share).unwrap_or_default()].push(entry);
+        }
+        let client = &self.client;
+        let results: Vec<Result<()>> = std::thread::scope(|scope| {
+            let tasks: Vec<_> = self
+                .sessions
+                .iter_mut()
+                .zip(shares)
+                .map(|(session, share)| scope.spawn(move || send_all(client, session, &share)))
+                .collect();
+            let ended = |_| Err(wrong("a thread has ended badly".into()));
+            tasks.into_iter().map(|task| task.join().unwrap_or_else(ended)).collect()
+        });
+        results.into_iter().collect::<Result<()>>()?;
+        self.total.loaded += round.len() as u64;
+        self.pace.spend(round.len() as u64);
+        Ok(())
+    }
+}
+
+/// Sends the entries of one connection.
+fn send_all(client: &Client, session: &mut Session, entries: &[&(String, Entry)]) -> Result<()> {
+    for part in entries.chunks(PIPELINED) {
+        let mut left: Vec<&(String, Entry)> = part.to_vec();
+        for tried in 1.. {
+            for (_, entry) in &left {
+                session.add(Request { method: "POST", body: &entry.value, ..Request::get(&target(entry)) });
+            }
+            session.flush()?;
+            let mut refused = Vec::new();
+            for (place, entry) in left.iter().map(|entry| (&entry.0, entry)) {
+                let (status, text) = session.reply()?;
+                match status {
+                    200 => {}
+                    503 if tried < TRIES => refused.push(*entry),
+                    _ => {
+                        let text = String::from_utf8_lossy(&text);
+                        let message =
+                            format!("{place}: {} answers {status} {}", client.url(), text.trim_end());
+                        let kind =
+                            if [401, 403].contains(&status) { ErrorKind::Permission } else { ErrorKind::Io };
+                        return Err(Error::new(kind, message));
+                    }
+                }
+            }
+            if refused.is_empty() {
+                break;
+            }
+            // From the first that was refused on, so that a key does not get an older value after a newer one.
+            let first = left.iter().position(|entry| std::ptr::eq(*entry, refused[0])).unwrap_or_default();
+            left.drain(..first);
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    }
+    Ok(())
+}
+
+/// The request that sets an entry.
+fn target(entry: &Entry) -> String {
+    let mut target = String::from("/set?key=");
+    for byte in &entry.key {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                target.push(char::from(*byte))
+            }
+            _ => target.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    if let Some(millis) = entry.expires {
+        target.push_str(&format!("&expires={}", millis.div_ceil(1000)));
+    }
+    target
+}
+
+/// How far a file is loaded.
+struct Progress(Option<PathBuf>);
+
+impl Progress {
+    fn of(input: &Path, resume: bool) -> Self {
+        let mut name = input.as_os_str().to_owned();
+        name.push(".progress");
+        Self((resume && input != Path::new("-")).then(|| name.into()))
+    }
+
+    /// Lines and bytes that are loaded.
+    fn read(&self) -> Result<(u64, u64)> {
+        let Some(path) = &self.0 else { return Ok((0, 0)) };
+        match std::fs::read_to_string(path) {
+            Ok(text) => {
+                let mut numbers = text.split_ascii_whitespace().map(str::parse);
+                match (numbers.next(), numbers.next()) {
+                    (Some(Ok(lines)), Some(Ok(bytes))) => Ok((lines, bytes)),
+                    _ => Err(wrong(format!("{} is no progress of a load: remove it", path.display()))),
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok((0, 0)),
+            Err(error) => Err(Error::io(format!("read {}", path.display()), error)),
+        }
+    }
+
+    fn write(&self, lines: u64, bytes: u64) -> Result<()> {
+        let Some(path) = &self.0 else { return Ok(()) };
+        let temporary = path.with_extension("progress.tmp");
+        let written = std::fs::write(&temporary, format!("{lines} {bytes}\n"))
+            .and_then(|()| std::fs::rename(&temporary, path));
+        written.map_err(|error| Error::io(format!("write {}", path.display()), error))
+    }
+
+    fn remove(&self) {
+        if let Some(path) = &self.0 {
+            let _ = std::fs::remove_file(path); // there may be none
+        }
+    }
+}
