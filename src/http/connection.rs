@@ -22,6 +22,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::access_log::Chosen;
 use super::body::Chunked;
 use super::head::{Framing, Head};
 use super::input::{Begun, Front, Input, Parsed};
@@ -67,6 +68,7 @@ pub async fn serve<S: Stream, H: Handler>(stream: S, handler: &H, peers: &Peers<
         body: None,
         reading: Phase::Reading,
         has_read: false,
+        chosen: Chosen::default(),
     };
     connection.run().await;
     peers.remove(id);
@@ -237,6 +239,7 @@ struct Connection<'a, S, H> {
     reading: Phase,
     /// Whether anything has arrived.
     has_read: bool,
+    chosen: Chosen,
 }
 
 impl<S: Stream, H: Handler> Connection<'_, S, H> {
@@ -298,9 +301,10 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         turn.parsed.clear();
         let rules = self.peers.rules();
         while turn.parsed.len() < PIPELINE_MAX {
-            match self.input.parse(&rules, self.peer.stream.is_local()) {
+            let log = (|| self.peers.chooses(), &mut self.chosen);
+            match self.input.parse(&rules, self.peer.stream.is_local(), log) {
                 Front::Complete(mut parsed) => {
-                    parsed.wire = self.while_draining(parsed.wire);
+                    parsed.wire = self.begins(parsed.wire);
                     let last = !parsed.wire.keep_alive;
                     turn.parsed.push(parsed);
                     if last {
@@ -308,18 +312,21 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
                     }
                 }
                 Front::Body(mut begun) => {
-                    begun.wire = self.while_draining(begun.wire);
+                    begun.wire = self.begins(begun.wire);
                     return Stop::Body(Box::new(begun));
                 }
-                Front::Refused(refusal, wire) => return Stop::Refused(refusal, self.while_draining(wire)),
+                Front::Refused(refusal, wire) => return Stop::Refused(refusal, self.begins(wire)),
                 Front::Incomplete => return Stop::Incomplete,
             }
         }
         Stop::Full
     }
 
-    /// While the server drains, every reply is the last of its connection.
-    fn while_draining(&self, wire: Wire) -> Wire {
+    /// The request begins. While the server drains, every reply is the last of its connection.
+    fn begins(&mut self, wire: Wire) -> Wire {
+        if wire.logged {
+            self.chosen.begin(self.handler.clock());
+        }
         Wire { keep_alive: wire.keep_alive && !self.peers.is_draining(), ..wire }
     }
 
@@ -474,6 +481,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             // What is left of the body could be taken for a request (H1).
             Err(refusal) => return self.refuse(&refusal, Wire { keep_alive: false, ..wire }, turn).await,
         };
+        self.chosen.add_chunks(wire, &head, body.bytes(&self.input).len());
         let then = if LONG_BODY_BYTES < body.bytes(&self.input).len() && route.control().is_none() {
             self.begin_long(&route, wire, &head, body, turn).await?
         } else {
@@ -586,7 +594,8 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         self.output.begin(self.peers);
         let heads = self.peers.heads();
         self.output.expect_after(&outcome);
-        self.peers.count(wire, wire.status_of(&outcome));
+        let by = (self.peers, &*self.peer, self.handler);
+        self.chosen.replied(by, wire, wire.status_of(&outcome), || wire.bytes_of(&outcome));
         let bytes = outcome.value_bytes();
         if bytes <= OWN_BYTES || wire.head_only {
             heads.put_outcome(&mut self.output.bytes, &outcome, wire);
@@ -611,7 +620,8 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
     /// Puts a reply into the output. Lines are written as they come.
     async fn put(&mut self, response: Response, wire: Wire) -> Result<(), Gone> {
         self.output.begin(self.peers);
-        self.peers.count(wire, response.status);
+        let by = (self.peers, &*self.peer, self.handler);
+        self.chosen.replied(by, wire, response.status, || response.body.bytes());
         self.peers.heads().put_reply(&mut self.output.bytes, &response, wire);
         let Body::Lines(mut lines) = response.body else { return self.flush_if_full().await };
         self.peers.add_watcher();

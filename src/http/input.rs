@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+use super::access_log::{Chosen, shown};
 use super::body::BODY_TOO_LONG;
 use super::head::{Framing, Head, HeadEnd, Method, asks_for_head, parse};
 use super::label::Label;
@@ -59,18 +60,29 @@ impl Input {
         Self { bytes: Vec::with_capacity(IDLE_BUFFER_BYTES), start: 0, head_end: HeadEnd::default() }
     }
 
-    /// Parses the request at the front, of a client that is on this host or not.
-    pub(super) fn parse(&mut self, rules: &Rules, is_local: bool) -> Front {
+    /// Parses the request at the front, of a client that is on this host or not. If `chooses` says so, it is added to those
+    /// that are `chosen` for the log.
+    pub(super) fn parse(
+        &mut self,
+        rules: &Rules,
+        is_local: bool,
+        (chooses, chosen): (impl FnOnce() -> bool, &mut Chosen),
+    ) -> Front {
         let rest = &self.bytes[self.start..];
         let head = match self.head_end.find(rest) {
             Ok(None) => return Front::Incomplete,
             Ok(Some(bytes)) => parse(&rest[..bytes], &rules.address),
             Err(refusal) => Err(refusal),
         };
+        let logged = chooses();
+        if logged {
+            chosen.add(&head, rest);
+        }
         let head = match head {
             Ok(head) => head,
             Err(refusal) => {
-                return Front::Refused(refusal, Wire { head_only: asks_for_head(rest), ..Wire::UNKNOWN }); // H1
+                let head_only = asks_for_head(rest);
+                return Front::Refused(refusal, Wire { head_only, logged, ..Wire::UNKNOWN }); // H1
             }
         };
         let wire = Wire {
@@ -79,6 +91,7 @@ impl Input {
             head_only: head.method == Method::Head,
             range: head.range,
             endpoint: Label::UNKNOWN,
+            logged,
         };
         let body_bytes = match head.framing {
             Framing::Empty => 0,
@@ -97,6 +110,9 @@ impl Input {
             }
         };
         let wire = Wire { endpoint: route.label(), ..wire };
+        if logged {
+            chosen.name_key(route.with_key(rest, shown));
+        }
         if head.framing != Framing::Chunked && (rules.value_bytes_max as u64) < body_bytes {
             return Front::Refused(BODY_TOO_LONG, refused(wire.endpoint));
         }

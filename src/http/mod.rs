@@ -1,8 +1,8 @@
 //! HTTP/1.1: bytes in, operations to a handler, replies out in request order.
 //!
 //! Owns: the wire format, its limits, and connections. The server gives it a [`Handler`] for the operations and a
-//! [`stream::Stream`] for the bytes. Everything except [`connection`], [`peers`] and [`stream`] is a pure function over
-//! bytes.
+//! [`stream::Stream`] for the bytes. Everything except `access_log`, [`connection`], [`peers`] and [`stream`] is a pure
+//! function over bytes.
 //!
 //! ```text
 //!   stream ──► input: head ──► route ──► body ──► Op ──► Handler ──► Outcome ──► response ──► stream
@@ -22,6 +22,7 @@
 //! H7  If there are tokens, everything except `/livez`, `/readyz` and `OPTIONS` needs one whose role suffices.
 
 pub mod access;
+mod access_log;
 pub mod authority;
 pub mod body;
 pub mod connection;

@@ -73,7 +73,7 @@ impl Output {
     }
 
     /// Takes an outcome that is offered with a borrowed value. If it is the `next` to be written, it goes to the output;
-    /// otherwise a copy is put into `kept`. `false` if the value is too long for that.
+    /// otherwise a copy is put into `kept`. `false` if the value is too long for that, or the reply is logged.
     pub(super) fn offer<S: Stream>(
         &mut self,
         outcome: Outcome<&[u8]>,
@@ -82,8 +82,9 @@ impl Output {
         kept: &mut Option<Outcome<Bytes>>,
     ) -> bool {
         let bytes = outcome.value_bytes();
-        if SMALL_BYTES < bytes && (!next || COPY_BYTES_MAX < bytes || !self.has_extra(&peers.memory.buffers))
-        {
+        let is_small = bytes <= SMALL_BYTES
+            || (next && bytes <= COPY_BYTES_MAX && self.has_extra(&peers.memory.buffers));
+        if wire.logged || !is_small {
             return false;
         }
         if next {

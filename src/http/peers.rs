@@ -18,6 +18,7 @@ use super::authority::LastAddress;
 use super::label::Label;
 use super::response::{Heads, Response, Status, Wire};
 use super::stream::Stream;
+use crate::config::AccessLog;
 use crate::key::KeyHash;
 use crate::memory::Memory;
 use crate::tally::{Count, Histogram};
@@ -116,6 +117,9 @@ pub struct Peers<S> {
     accepted: Count,
     durations: [RefCell<Histogram>; TIMED.len()],
     turns: Cell<u32>,
+    /// One request of so many is logged; 0 if none is. And how many are left until the next one.
+    logs_one_in: Cell<u32>,
+    until_logged: Cell<u32>,
     said_at: Cell<Instant>,
     /// Output buffers that no connection uses at the moment: idle connections hold none.
     spare_outputs: RefCell<Vec<Vec<u8>>>,
@@ -209,6 +213,8 @@ impl<S: Stream> Peers<S> {
             accepted: Count::default(),
             durations: Default::default(),
             turns: Cell::new(0),
+            logs_one_in: Cell::new(0),
+            until_logged: Cell::new(0),
             said_at: Cell::new(now),
             spare_outputs: RefCell::new(Vec::new()),
             none_idle_at: Cell::new(None),
@@ -243,11 +249,33 @@ impl<S: Stream> Peers<S> {
         self.rules.borrow().clone()
     }
 
-    /// Changes who may do what, from the next request on, and how long connections may take, from now on.
-    pub fn change(&self, policy: Arc<Policy>, times: Times) {
+    /// Changes who may do what, which requests are logged, from the next request on, and how long connections may take.
+    pub fn change(&self, policy: Arc<Policy>, times: Times, access_log: AccessLog) {
+        self.log_requests(access_log);
         self.times.set(times);
         let rules = Rules { policy, ..(*self.rules()).clone() };
         self.rules.replace(Rc::new(rules));
+    }
+
+    /// Changes which requests are logged.
+    pub fn log_requests(&self, access_log: AccessLog) {
+        let one_in = access_log.one_in().map_or(0, std::num::NonZeroU32::get);
+        self.logs_one_in.set(one_in);
+        self.until_logged.set(one_in);
+    }
+
+    /// Whether the next request is logged.
+    #[inline]
+    pub(super) fn chooses(&self) -> bool {
+        let one_in = self.logs_one_in.get();
+        one_in != 0 && self.counts_down(one_in)
+    }
+
+    #[cold]
+    fn counts_down(&self, one_in: u32) -> bool {
+        let left = self.until_logged.get() - 1;
+        self.until_logged.set(if left == 0 { one_in } else { left });
+        left == 0
     }
 
     pub(super) fn heads(&self) -> Rc<Heads> {

@@ -103,6 +103,16 @@ pub enum Body {
     Lines(UnboundedReceiver<String>),
 }
 
+impl Body {
+    /// Its length, as far as it is known.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len() + 1,
+            Self::Lines(_) => 0,
+        }
+    }
+}
+
 /// A reply that is not the outcome of an operation.
 #[derive(Debug)]
 pub struct Response {
@@ -221,12 +231,20 @@ pub struct Wire {
     pub range: Option<ByteRange>,
     /// What was asked for.
     pub endpoint: Label,
+    /// The reply is logged.
+    pub logged: bool,
 }
 
 impl Wire {
     /// For a request that was not read: nothing is known of the request, and the connection closes.
-    pub const UNKNOWN: Self =
-        Self { old: false, keep_alive: false, head_only: false, range: None, endpoint: Label::UNKNOWN };
+    pub const UNKNOWN: Self = Self {
+        old: false,
+        keep_alive: false,
+        head_only: false,
+        range: None,
+        endpoint: Label::UNKNOWN,
+        logged: false,
+    };
 
     /// The status of the reply to an outcome.
     #[inline]
@@ -238,6 +256,18 @@ impl Wire {
                 None => Status::RangeNotSatisfiable,
             },
             (Outcome::Value { .. } | Outcome::Written { .. }, _) => Status::Ok,
+        }
+    }
+
+    /// Bytes of the body of the reply to an outcome.
+    pub fn bytes_of<B: AsRef<[u8]>>(self, outcome: &Outcome<B>) -> usize {
+        match (outcome, self.range) {
+            (Outcome::Missing, _) => MISSING.len() + 1,
+            (Outcome::Written { .. }, _) => WRITTEN.len() + 1,
+            (Outcome::Value { value, .. }, None) => value.as_ref().len(),
+            (Outcome::Value { value, .. }, Some(range)) => {
+                range.of(value.as_ref().len()).map_or(0, |part| part.len())
+            }
         }
     }
 

@@ -263,6 +263,11 @@ impl Route {
         Ok(Self { endpoint, key, value: value.map(text), expires })
     }
 
+    /// What `of` makes of the key, if the request has one.
+    pub(super) fn with_key<R>(&self, request: &[u8], of: impl FnOnce(&[u8]) -> R) -> Option<R> {
+        self.key.as_ref().map(|key| of(key.map(|text| text.bytes(request)).bytes()))
+    }
+
     /// What the request asks for.
     pub fn label(&self) -> Label {
         self.endpoint.label()

@@ -2,7 +2,7 @@
 //! needs one implementation and no change of the protocol.
 
 use std::io;
-use std::net::Shutdown;
+use std::net::{IpAddr, Shutdown};
 
 use bytes::Bytes;
 
@@ -35,6 +35,9 @@ pub trait Stream {
 
     /// Whether requests can be read. Before that, client and server still agree on how to encrypt them.
     fn is_established(&self) -> bool;
+
+    /// The address of the client; `None` if it has none, as over a Unix socket.
+    fn address(&self) -> Option<IpAddr>;
 
     /// Whether the client is on this host.
     fn is_local(&self) -> bool;

@@ -213,6 +213,10 @@ impl Stream for Socket {
         self.client.tls.as_ref().is_none_or(|tls| tls.session.borrow().is_established())
     }
 
+    fn address(&self) -> Option<IpAddr> {
+        self.client.address
+    }
+
     fn is_local(&self) -> bool {
         self.client.is_local
     }

@@ -242,11 +242,13 @@ impl Thread {
             key_hash,
             address: LastAddress::default(),
         };
+        let peers = Peers::new(rules, now.times, memory, Instant::now(), &http_date());
+        peers.log_requests(now.access_log);
         let connections = Rc::new(Connections {
             id,
             balance,
             connections_max: Cell::new(now.connections_max),
-            peers: Peers::new(rules, now.times, memory, Instant::now(), &http_date()),
+            peers,
             dispatcher: Dispatcher::new((id, router), engines.clone(), mailbox.clone(), follower, others),
             refused: Cell::new(0),
             ended: Notify::new(),
@@ -367,7 +369,7 @@ fn help(
         tokio_uring::spawn(async move {
             while live.changed().await.is_ok() {
                 let now = live.borrow_and_update().clone();
-                told.peers.change(now.policy.clone(), now.times);
+                told.peers.change(now.policy.clone(), now.times, now.access_log);
                 told.change(&now);
             }
         }),

@@ -96,6 +96,10 @@ impl Stream for Client {
         true
     }
 
+    fn address(&self) -> Option<std::net::IpAddr> {
+        None
+    }
+
     fn is_local(&self) -> bool {
         true
     }
