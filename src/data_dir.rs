@@ -18,7 +18,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -64,7 +64,8 @@ impl DataDir {
     /// Opens a directory that exists, and creates nothing.
     ///
     /// # Errors
-    /// `Locked` if another process has the directory; `Permission`; `Io`.
+    /// `Configuration` if it does not exist, or is no directory; `Locked` if another process has the directory;
+    /// `Permission`; `Io`.
     pub fn open(path: &Path) -> Result<Self> {
         Self::open_with(path, File::try_lock)
     }
@@ -82,7 +83,7 @@ impl DataDir {
         let attempt = |what: &str| format!("{what} the data directory {}", path.display());
         loop {
             let directory = Directory::open(path).map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => {
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
                     Error::io(attempt("open"), error).with_kind(ErrorKind::Configuration)
                 }
                 _ => Error::io(attempt("open"), error),
@@ -233,6 +234,19 @@ fn bytes(directory: &Directory, wanted: impl Fn(&str) -> bool) -> u64 {
 }
 
 type TryLock = fn(&File) -> std::result::Result<(), TryLockError>;
+/// The process that holds the lock of a directory, as far as the kernel tells: in a container it may not.
+fn holder(directory: &File) -> Option<u32> {
+    let inode = format!(":{}", directory.metadata().ok()?.ino());
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    // 1: FLOCK  ADVISORY  WRITE 1234 fe:01:5678 0 EOF
+    let of_directory = |line: &str| {
+        let mut words = line.split_whitespace().skip(1);
+        let is_lock = words.next() == Some("FLOCK");
+        let (pid, place) = (words.nth(2)?.parse().ok()?, words.next()?);
+        (is_lock && place.ends_with(&inode) && pid != 0).then_some(pid)
+    };
+    locks.lines().find_map(of_directory)
+}
 
 /// Locks an open directory. The directory stays locked until the last copy of its descriptor is closed (Y2).
 fn lock(directory: &File, path: &Path, try_lock: TryLock) -> Result<()> {
@@ -242,7 +256,9 @@ fn lock(directory: &File, path: &Path, try_lock: TryLock) -> Result<()> {
             Ok(()) => break,
             Err(TryLockError::WouldBlock) if tried < LOCK_TRIES => std::thread::sleep(LOCK_REST),
             Err(TryLockError::WouldBlock) => {
-                let message = format!("the data directory {shown} is in use by another process");
+                let holder =
+                    holder(directory).map_or("another process".into(), |pid| format!("process {pid}"));
+                let message = format!("the data directory {shown} is in use by {holder}");
                 return Err(Error::new(ErrorKind::Locked, message));
             }
             Err(TryLockError::Error(error)) => {
@@ -303,7 +319,10 @@ mod tests {
         let second = DataDir::open_or_create(&path).unwrap();
         assert!(!first.directory().is_in_place().unwrap() && second.directory().is_in_place().unwrap());
         drop(first);
-        assert_eq!(DataDir::open(&path).unwrap_err().kind(), ErrorKind::Locked);
+        let refused = DataDir::open(&path).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Locked);
+        let holder = format!("is in use by process {}", std::process::id());
+        assert!(refused.to_string().contains(&holder), "{refused}");
         drop(second);
         let readers = [(); 2].map(|()| DataDir::open_to_read(&path).unwrap());
         assert_eq!(DataDir::open(&path).unwrap_err().kind(), ErrorKind::Locked);

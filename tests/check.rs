@@ -200,6 +200,10 @@ fn what_is_no_store_is_not_checked() {
     let missing = check(&data);
     assert_eq!(missing.status.code(), Some(78), "{}", text(&missing));
     assert!(text(&missing).contains("cannot open the data directory"), "{}", text(&missing));
+    fs::write(&data, "a file").unwrap();
+    let file = check(&data);
+    assert_eq!(file.status.code(), Some(78), "{}", text(&file));
+    fs::remove_file(&data).unwrap();
     fs::create_dir(&data).unwrap();
     let empty = check(&data);
     assert_eq!(empty.status.code(), Some(78), "{}", text(&empty));

@@ -128,7 +128,7 @@ fn a_dump_of_a_store_at_rest_loads_into_another_and_both_hold_the_same() {
     );
     let mut client = other.client();
     assert_eq!(
-        (client.request("GET", "/get?key=a").text(), client.request("GET", "/get?key=b").status),
+        (client.request("GET", "/get?key=a").text(), client.request("GET", "/get?key=bb").status),
         ("1", 404)
     );
     // So does a line that the server refuses.

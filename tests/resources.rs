@@ -73,7 +73,6 @@ fn r1_without_descriptors_it_neither_spins_nor_floods_the_log_and_files_still_op
     assert_eq!(set(&mut client, "before"), 200);
     let limit = descriptors(&server) + 4;
     server.limit(Resource::Nofile, limit);
-    let starved = Instant::now();
     let waiting: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(server.address).unwrap()).collect();
     until("the descriptors run out", || limit <= descriptors(&server));
     let before = processor_ticks(&server);
@@ -91,10 +90,9 @@ fn r1_without_descriptors_it_neither_spins_nor_floods_the_log_and_files_still_op
             .try_reply(false)
             .is_some_and(|r| r.status == 200)
     });
-    let seconds = starved.elapsed().as_secs();
     let lines = fs::read_to_string(&log).unwrap();
     let complaints = lines.lines().filter(|line| line.contains("cannot accept")).count() as u64;
-    assert!((1..=2 * (1 + seconds / 5)).contains(&complaints), "{complaints} lines in {seconds} s:\n{lines}");
+    assert!((1..=2).contains(&complaints), "each of two threads complains once:\n{lines}");
     server.signal("-TERM");
     assert_eq!(server.wait().code(), Some(0));
     Row { name: "descriptors run out", runs: 1, seconds: begin.elapsed(), ..Row::default() }.report();

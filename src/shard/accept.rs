@@ -25,8 +25,8 @@ use crate::tls::Settings;
 /// How long accepting pauses after an error. If no descriptors are left, for example, trying again at once only costs
 /// processor time.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
-/// Such errors are logged at most this often.
-const ACCEPT_LOG_INTERVAL: Duration = Duration::from_secs(5);
+/// Such errors are over when there was none for so long: at the limit on descriptors, some connections are accepted.
+const ACCEPT_QUIET_TIME: Duration = Duration::from_secs(5);
 /// Connections beyond the limit that are being told so at a time.
 const REFUSED_MAX: usize = 64;
 
@@ -67,8 +67,8 @@ pub(super) struct Connections<T> {
     pub(super) ended: Notify,
     /// What encrypted connections that are accepted now use.
     pub(super) tls: RefCell<Option<Settings>>,
-    /// When a failure to accept was last logged.
-    pub(super) logged_at: Cell<Option<Instant>>,
+    /// When a connection could last not be accepted, until that is over.
+    pub(super) failed_at: Cell<Option<Instant>>,
 }
 
 impl<T: Status + 'static> Connections<T> {
@@ -88,18 +88,26 @@ impl<T: Status + 'static> Connections<T> {
     pub(super) async fn accept(self: Rc<Self>, listener: Rc<Listener>, phase: watch::Receiver<Phase>) {
         while *phase.borrow() < Phase::Draining {
             match listener.accept(|| self.tls.borrow().clone()).await {
-                Ok(socket) => self.clone().place(socket),
+                Ok(socket) => {
+                    self.accepts_again();
+                    self.clone().place(socket);
+                }
                 Err(_) if Phase::Draining <= *phase.borrow() => return,
                 Err(error) => {
-                    let now = Instant::now();
-                    let logged = self.logged_at.get();
-                    if logged.is_none_or(|last| ACCEPT_LOG_INTERVAL <= now.duration_since(last)) {
-                        self.logged_at.set(Some(now));
-                        tracing::warn!(%error, "cannot accept a connection; further failures may not be logged");
+                    if self.failed_at.replace(Some(Instant::now())).is_none() {
+                        tracing::warn!(%error, "cannot accept some connections; it is tried again ten times a second");
                     }
                     tokio::time::sleep(ACCEPT_REST).await;
                 }
             }
+        }
+    }
+
+    /// Takes note that a connection was accepted. The log says so when the last failure is some time ago.
+    fn accepts_again(&self) {
+        if self.failed_at.get().is_some_and(|failed| ACCEPT_QUIET_TIME <= failed.elapsed()) {
+            self.failed_at.set(None);
+            tracing::info!("all connections are accepted again");
         }
     }
 

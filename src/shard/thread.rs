@@ -253,7 +253,7 @@ impl Thread {
             refused: Cell::new(0),
             ended: Notify::new(),
             tls: RefCell::new(now.tls.clone()),
-            logged_at: Cell::new(None),
+            failed_at: Cell::new(None),
         });
         let mut helpers = help(&connections, &mailbox, handed, live, (fatalities, &events));
         let answers = answer(questions, connections.clone(), engines.clone(), commits, opened);
