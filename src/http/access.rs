@@ -376,6 +376,6 @@ mod tests {
             assert!(error.contains(hint) && !error.contains(secret), "{error}");
         }
         let tokens = Tokens::parse(FILE).unwrap();
-        assert_eq!(format!("{tokens:?}"), r#"["reader", "writer", "boss"]"#);
+        assert_eq!(format!("{tokens:?}"), "reader writer boss");
     }
 }
