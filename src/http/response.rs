@@ -503,7 +503,20 @@ mod tests {
         assert!(
             text.contains("\r\ncontent-type: application/yaml\r\n") && text.ends_with("pattern: '\\n$'\n")
         );
-        for path in ["/set", "/get", "/del", "/shutdown", "/livez", "/readyz", "/metrics", "/openapi.yaml"] {
+        for path in [
+            "/set",
+            "/get",
+            "/del",
+            "/shutdown",
+            "/livez",
+            "/readyz",
+            "/metrics",
+            "/stats",
+            "/backup",
+            "/backup/part",
+            "/compact",
+            "/openapi.yaml",
+        ] {
             assert!(text.contains(&format!("\n  {path}:\n")), "{path}");
         }
     }
