@@ -16,6 +16,7 @@ mod entry;
 mod health;
 mod inspect;
 mod load;
+mod manual;
 mod owner;
 mod redis;
 mod remote;
@@ -170,6 +171,10 @@ enum Command {
     /// not ready, and the answer says why; or it does not answer within 5 seconds. 78: a file with a certificate cannot be
     /// used, or https is used without --tls-ca.
     Health(health::Health),
+    /// Print a script that completes commands and flags in a shell
+    Completions(manual::Completions),
+    /// Print the manual page of a command
+    Man(manual::Manual),
 }
 
 /// Carries out what the command line asks for.
@@ -195,6 +200,8 @@ pub fn run() -> ExitCode {
         Some(Command::Inspect(inspect)) => carry_out(leaf, |_: Start<LogFlags>| inspect.run()),
         Some(Command::Repair(repair)) => carry_out(leaf, |_: Start<LogFlags>| repair.run()),
         Some(Command::Health(health)) => carry_out(leaf, |_: Start<LogFlags>| health.run()),
+        Some(Command::Completions(completions)) => carry_out(leaf, |_: Start<LogFlags>| completions.run()),
+        Some(Command::Man(manual)) => carry_out(leaf, |_: Start<LogFlags>| manual.run()),
     }
 }
 
