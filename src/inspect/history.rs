@@ -79,13 +79,14 @@ impl<S: Storage> Shard<S> {
                             found.map(|version| Version { file: name, place: Some(place), ..version })
                         }),
                         (Err(error), None) => Err(error),
-                        (Ok(_), None) => Err(report.damage.unwrap_or_else(|| self.wrong_length(name))),
+                        (Ok(_), None) => Err(report.error.unwrap_or_else(|| self.wrong_length(name))),
                     }
                 }
                 _ => Ok(None),
             };
             match outcome {
                 Ok(version) => history.versions.extend(version),
+                Err(_) if self.is_idle(name) => {}
                 Err(error) => history.errors.push(error),
             }
         }
@@ -101,6 +102,15 @@ impl<S: Storage> Shard<S> {
         let damage = self.state.version.damage().iter().filter(|damage| damage.contains(key));
         history.quarantine = damage.cloned().collect();
         history
+    }
+
+    /// Whether reads never come to the file: it is left over, or another file has replaced it.
+    fn is_idle(&self, name: FileName) -> bool {
+        let named = match name {
+            FileName::Sst(number) => matches!(self.place(number).0, Place::Level(_)),
+            _ => self.state.names(name),
+        };
+        self.is_certain() && !named
     }
 
     fn wrong_length(&self, name: FileName) -> Error {

@@ -230,8 +230,9 @@ pub struct SstReport {
     pub bytes: Option<u64>,
     /// What the manifest says about it, otherwise what it says about itself.
     pub meta: Result<Rc<SstMeta>>,
-    /// What is wrong with its footer or its properties.
-    pub damage: Option<Error>,
+    /// What is wrong with its footer or its properties. In a file that nothing names, that is no damage: a crash leaves files
+    /// that are not complete.
+    pub error: Option<Error>,
 }
 
 /// All blocks of a sorted file.
@@ -414,7 +415,7 @@ impl<S: Storage> Shard<S> {
     ) -> (SstReport, Option<Rc<Sst<S::File>>>) {
         let name = FileName::Sst(number);
         let bytes = self.files.get(&name).copied();
-        let report = |meta, damage| SstReport { number, place, bytes, meta, damage };
+        let report = |meta, error| SstReport { number, place, bytes, meta, error };
         let absent = || Error::new(ErrorKind::Corruption, format!("{} is missing", self.label(name)));
         // A file that is missing or has another length is reported as missing.
         let length = bytes.filter(|found| named.as_ref().is_none_or(|meta| meta.bytes == *found));
@@ -457,11 +458,23 @@ impl<S: Storage> Shard<S> {
     }
 }
 
+impl SstReport {
+    /// What is damaged, and not in quarantine.
+    pub fn damage(&self) -> Option<&Error> {
+        self.error.as_ref().filter(|_| matches!(self.place, Place::Level(_)))
+    }
+}
+
 impl WalReport {
-    /// What is wrong with it.
+    /// What does not verify. In a WAL that nothing names, that is no damage: its creation may not have finished.
     pub fn errors(&self) -> impl Iterator<Item = &Error> {
         // If the groups cannot be read because of the marks, the error is the same.
         self.end.as_ref().err().into_iter().chain(&self.gap)
+    }
+
+    /// What is damaged.
+    pub fn damage(&self) -> impl Iterator<Item = &Error> {
+        self.errors().filter(|_| self.role != Role::Unnamed)
     }
 
     /// Writes in its groups.

@@ -198,7 +198,7 @@ fn sst(report: &SstReport) -> Value {
         "level": level,
         "bytes_on_disk": report.bytes,
         "properties": report.meta.as_ref().ok().map(|found| meta(found)),
-        "error": report.damage.as_ref().map(ToString::to_string),
+        "error": report.error.as_ref().map(ToString::to_string),
     })
 }
 

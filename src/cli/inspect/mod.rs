@@ -177,14 +177,14 @@ impl Part {
     fn errors(&self) -> Vec<&Error> {
         match self {
             Self::Whole { wals, ssts } => {
-                let wals = wals.iter().flat_map(WalReport::errors);
-                wals.chain(ssts.iter().filter_map(|sst| sst.damage.as_ref())).collect()
+                let wals = wals.iter().flat_map(WalReport::damage);
+                wals.chain(ssts.iter().filter_map(SstReport::damage)).collect()
             }
             Self::History(history) => history.errors.iter().collect(),
             Self::Wal(wal) => wal.errors().collect(),
             Self::Sst(survey) => {
                 let blocks = survey.blocks.iter().filter_map(|block| block.as_ref().err());
-                survey.report.damage.iter().chain(blocks).collect()
+                survey.report.error.iter().chain(blocks).collect()
             }
         }
     }

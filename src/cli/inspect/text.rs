@@ -25,6 +25,11 @@ impl Page {
         let _ = writeln!(self.0, "{line}"); // a string takes everything
     }
 
+    /// What does not verify in a file that reads never come to.
+    fn note(&mut self, error: &Error) {
+        self.line(format_args!("    note: {error}"));
+    }
+
     /// What is wrong with the part whose line comes before.
     fn error(&mut self, error: &Error) {
         let what = match error.kind() {
@@ -176,7 +181,10 @@ fn sst(page: &mut Page, report: &SstReport) {
             page.line(format_args!("    {name}: {bytes}"));
         }
     }
-    report.damage.iter().for_each(|error| page.error(error));
+    match &report.error {
+        Some(error) if report.damage().is_none() => page.note(error),
+        error => error.iter().for_each(|error| page.error(error)),
+    }
 }
 
 fn describe(meta: &SstMeta) -> String {
@@ -225,7 +233,10 @@ fn wal(page: &mut Page, report: &WalReport, with_groups: bool) {
             mark.number, mark.durable, mark.limit
         ));
     }
-    report.errors().for_each(|error| page.error(error));
+    match report.role {
+        Role::Unnamed => report.errors().for_each(|error| page.note(error)),
+        _ => report.errors().for_each(|error| page.error(error)),
+    }
     for group in report.groups.iter().filter(|_| with_groups) {
         page.line(format_args!(
             "    group at offset {}: SeqNo {} to {}, {} bytes",
