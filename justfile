@@ -56,6 +56,10 @@ smoke:
     cargo build --locked --release
     scripts/smoke.sh
 
+# The Debian package, the static binary and the root of an image, tried as their users would; as root it checks all of them
+package *ARGS:
+    scripts/package.sh "$@"
+
 # The documentation of the code; `--open` shows it
 doc *ARGS:
     RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps "$@"

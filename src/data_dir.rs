@@ -190,14 +190,12 @@ impl DataDir {
             }
             Some(unfinished) => unfinished,
             None => {
-                let mut id = [0; 8];
-                rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty()).map_err(|error| {
+                let id = random_number().map_err(|error| {
                     let message = format!(
                         "cannot choose an id for the store: the kernel gives no random number: {error}"
                     );
                     Error::new(ErrorKind::Io, message)
                 })?;
-                let id = u64::from_le_bytes(id); // a short read is not possible for so few bytes
                 let store = Store::new(id, wanted.unwrap_or(shards));
                 store.save(root).await?;
                 store

@@ -80,6 +80,16 @@ pub fn raise_open_files() -> usize {
     effective.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
 }
 
+/// A random number of the kernel. It needs no file: a static program may have no `/dev`.
+///
+/// # Errors
+/// If the kernel gives none.
+pub fn random_number() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(u64::from_le_bytes(bytes)) // so few bytes are never given in part
+}
+
 /// What the system counts of this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Process {

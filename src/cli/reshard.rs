@@ -25,6 +25,7 @@ use crate::data_dir::{DataDir, open_storage};
 use crate::db::at_rest::AtRest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::shard_directory;
+use crate::host::random_number;
 use crate::identity::{FileKind, Owner};
 use crate::key::{FileNumber, SeqNo, ShardId, Slot};
 use crate::manifest::{LEVELS, Manifest, State, Version, VersionEdit};
@@ -174,8 +175,7 @@ async fn build(to: &DataDir, old: &[AtRest<UringStorage>], count: u16) -> Result
     let failed = |error| Error::io(format!("write to {}", directory.path().display()), error);
     let device = Device::probe(directory).map_err(failed)?;
     let root = to.storage(device)?;
-    let id = getrandom::u64();
-    let id = id.map_err(|error| Error::new(ErrorKind::Io, format!("no random number: {error}")))?;
+    let id = random_number().map_err(|error| Error::io("choose an id for the new store", error))?;
     let store = Store { ready: true, ..Store::new(id, count) };
     let mut new = Vec::new();
     for shard in (0..count).map(ShardId) {

@@ -31,6 +31,7 @@ use super::Engine;
 use super::inquiry::{Inquirer, LentShard, Question};
 use crate::db::Snapshot;
 use crate::error::{Error, ErrorKind, Result};
+use crate::host::random_number;
 use crate::http::Response;
 use crate::http::part::Part;
 use crate::key::ShardId;
@@ -146,7 +147,7 @@ impl Lender {
 
     /// Asks all threads for their files. `stop` completes when the server stops.
     pub(super) async fn lend(self, stop: impl Future<Output = ()> + 'static) -> Response {
-        let Ok(id) = getrandom::u64() else {
+        let Ok(id) = random_number() else {
             return Response::unavailable("the kernel gives no random number");
         };
         if BACKUPS_MAX <= self.under_way.fetch_add(1, Ordering::Relaxed) {
