@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::{FileName, parse_shard_directory, shard_directory};
+use crate::host::random_number;
 use crate::key::ShardId;
 use crate::storage::device::Device;
 use crate::storage::directory::Directory;

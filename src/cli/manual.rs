@@ -112,9 +112,10 @@ fn ending() -> Roff {
         roff.control("TP", []).text([bold(*status)]).text([roman(*meaning)]);
     }
     roff.control("SH", ["ENVIRONMENT"]);
-    roff.control("TP", []).text([bold("RINGKEEP_LOG")]);
+    roff.control("TP", []).text([bold("RINGKEEP_…")]);
     roff.text([roman(
-        "The least level that is logged on standard error: off, error, warn, info, debug or trace.",
+        "Every flag of serve is a variable as well, as RINGKEEP_MEMORY for --memory. A flag counts more than its variable. \
+         RINGKEEP_LOG and RINGKEEP_LOG_FORMAT are for every command.",
     )]);
     roff.control("SH", ["BUILD"]).text([roman(format!("ringkeep {VERSION}"))]);
     roff
