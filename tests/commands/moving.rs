@@ -1,7 +1,5 @@
 //! Data on its way: dump, load and another number of shards, with the real binary.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -9,7 +7,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use common::{SMALL, Server, contents, encode, folder};
+use crate::common::{SMALL, Server, contents, encode, folder};
 
 fn run(words: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ringkeep")).args(words).output().unwrap()

@@ -1,7 +1,5 @@
 //! The commands' client, and `ringkeep health`, against the real server.
 
-mod common;
-
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -9,8 +7,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use common::certificates::{Certificates, secret_file};
-use common::{PATIENCE, SMALL, Server, encode, folder};
+use crate::common::certificates::{Certificates, secret_file};
+use crate::common::{PATIENCE, SMALL, Server, encode, folder};
 use ringkeep::client::{Client, Patience, Request};
 use ringkeep::error::ErrorKind;
 use ringkeep::tls::client::Settings;

@@ -1,14 +1,12 @@
 //! Settings from a file and the environment: `ringkeep config`, exit statuses, and SIGHUP.
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use common::{PATIENCE, SMALL, Server, folder};
+use crate::common::{PATIENCE, SMALL, Server, folder};
 use rustix::process::Signal;
 
 /// Runs the binary to its end, with an environment of its own. Returns its status, and what it says on standard output and

@@ -1,13 +1,11 @@
 //! `ringkeep inspect` on stores that the real server has written, sound and damaged.
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Instant;
 
-use common::{PATIENCE, SMALL, Server, contents, encode, folder};
+use crate::common::{PATIENCE, SMALL, Server, contents, encode, folder};
 use ringkeep::record::file::FIRST_RECORD;
 use serde_json::Value;
 
@@ -188,7 +186,7 @@ fn the_history_of_a_key_has_every_version_the_newest_first() {
     let (_folder, data) = folder();
     let key = b"a \0%+\xff key";
     let target = |verb: &str| format!("/{verb}?key={}", encode(key));
-    let life = |end: &str, work: &dyn Fn(&mut common::Client)| {
+    let life = |end: &str, work: &dyn Fn(&mut crate::common::Client)| {
         let server = Server::start(&data, SMALL);
         work(&mut server.client());
         match end {
@@ -199,7 +197,7 @@ fn the_history_of_a_key_has_every_version_the_newest_first() {
             }
         }
     };
-    let post = |client: &mut common::Client, bytes| {
+    let post = |client: &mut crate::common::Client, bytes| {
         assert_eq!(client.post(&target("set"), &vec![b'v'; bytes]).status, 200);
     };
     life("-TERM", &|client| post(client, 10));

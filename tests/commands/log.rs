@@ -1,13 +1,11 @@
 //! What the log looks like, and which requests it names.
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Instant;
 
-use common::{PATIENCE, SMALL, Server, folder};
+use crate::common::{PATIENCE, SMALL, Server, folder};
 use rustix::process::Signal;
 use serde_json::Value;
 

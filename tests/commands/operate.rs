@@ -1,7 +1,5 @@
 //! The commands of docs/operate.md, in their order.
 
-mod common;
-
 use std::fmt::Write as _;
 use std::fs;
 use std::net::TcpListener;
@@ -9,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use common::folder;
+use crate::common::folder;
 
 /// Stands for `openssl` where there is none: random text, and a certificate that was made before.
 const SHIM: &str = r#"#!/bin/sh
