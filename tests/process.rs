@@ -6,9 +6,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use common::{SMALL, Server, folder};
+use common::{PATIENCE, SMALL, Server, folder};
 use rustix::process::Signal;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_ringkeep");
@@ -136,4 +136,26 @@ fn nobody_else_may_read_the_store_whatever_the_umask() {
             assert_eq!(found, 0o600, "umask {umask}: {} is {found:o}", file.path().display());
         }
     }
+}
+
+#[test]
+fn a_server_that_stops_serves_on_for_a_while_and_says_that_it_is_not_ready() {
+    let (_folder, data) = folder();
+    let server = Server::start(&data, &[SMALL, &["--shutdown-delay", "1h"]].concat());
+    assert_eq!(server.client().request("GET", "/readyz").status, 200);
+    server.signal("-TERM");
+    let begin = Instant::now();
+    let reply = loop {
+        // A connection of its own each time, as a load balancer makes it.
+        let reply = server.client().request("GET", "/readyz");
+        if reply.status != 200 {
+            break reply;
+        }
+        assert!(begin.elapsed() < PATIENCE);
+    };
+    assert_eq!((reply.status, reply.text()), (503, "the server is stopping\n"));
+    assert_eq!(server.client().request("POST", "/set?key=k&value=v").status, 200);
+    assert_eq!(server.client().request("GET", "/livez").status, 200);
+    server.kill();
+    assert_eq!(Server::start(&data, SMALL).client().request("GET", "/get?key=k").text(), "v");
 }

@@ -158,7 +158,8 @@ impl<'a> Target<'a> {
         let directory = data_dir.directory();
         let shown = directory.path().display();
         let failed = |what: &str| format!("{what} {shown}");
-        let listed = directory.list().map_err(|error| Error::io(failed("list"), error))?;
+        let mut listed = directory.list().map_err(|error| Error::io(failed("list"), error))?;
+        listed.retain(|(name, _)| name != "lost+found"); // of a new file system
         match mark(directory)? {
             Some(found) if found == purpose => {}
             Some(_) | None if listed.is_empty() => write_mark(directory, purpose)?,

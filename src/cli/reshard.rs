@@ -10,6 +10,7 @@
 //!   the next run.
 
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -91,6 +92,14 @@ impl Reshard {
 
 /// The directory in which the new store is built. What an earlier run has left there is removed.
 fn beside(from: &DataDir, path: &Path) -> Result<PathBuf> {
+    let above = from.directory().path().parent().map(std::fs::metadata);
+    if above.is_some_and(|above| above.is_ok_and(|above| above.dev() != from.directory().id().device)) {
+        let message = format!(
+            "{} is a volume of its own, so nothing can change places with it: make the new store elsewhere by --to",
+            path.display()
+        );
+        return Err(Error::new(ErrorKind::Configuration, message));
+    }
     let mut name = from.directory().path().as_os_str().to_owned();
     name.push(".reshard");
     let beside = PathBuf::from(name);

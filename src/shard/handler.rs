@@ -24,7 +24,7 @@ use super::router::{Router, ThreadId};
 use super::stats;
 use crate::db::{SMALL_VALUE_BYTES, Started, Ticket, WaitPosition};
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::{Control, Controlled, Handler, PIPELINE_MAX, Reply, Response};
+use crate::http::{Control, Controlled, Handler, LaterResponse, PIPELINE_MAX, Reply, Response};
 use crate::key::{Key, SeqNo, ShardId, UnixMillis};
 use crate::op::{Op, Outcome, ToBytes};
 
@@ -193,8 +193,9 @@ impl<T: Status> Dispatcher<T> {
         let loans = self.loans.clone();
         match question {
             Question::Sample(_) => {} // answered by the thread, which knows its connections
+            // These own no operation of the ring: a stop need not wait for them.
             Question::Lend(backup, answer) => {
-                self.tasks.spawn(async move {
+                tokio_uring::spawn(async move {
                     let _ = answer.send(loans.begin(backup, engines).await);
                 });
             }
@@ -210,7 +211,7 @@ impl<T: Status> Dispatcher<T> {
             }
             Question::Return(backup) => loans.end(backup),
             Question::Compact(answer) => {
-                self.tasks.spawn(async move {
+                tokio_uring::spawn(async move {
                     let _ = answer.send(compact(engines).await);
                 });
             }
@@ -319,7 +320,7 @@ impl<T: Status> Handler for Dispatcher<T> {
             }
             Control::Backup => {
                 let lent = self.others.lender.clone().lend(self.status.stopping());
-                return Controlled::Later(Box::pin(lent));
+                return Controlled::Later(unless_stopped(self.status.stopping(), lent));
             }
             Control::Part(part) => {
                 let (inquirer, thread) = (self.others.inquirer.clone(), self.router.thread(part.shard));
@@ -335,13 +336,14 @@ impl<T: Status> Handler for Dispatcher<T> {
             }
             Control::Compact => {
                 let inquirer = self.others.inquirer.clone();
-                return Controlled::Later(Box::pin(async move {
+                let compacted = async move {
                     let answers = inquirer.ask_all(Question::Compact).await;
                     match answers.into_iter().find_map(Result::err) {
                         None => Response::OK,
                         Some(error) => Response::error(&error),
                     }
-                }));
+                };
+                return Controlled::Later(unless_stopped(self.status.stopping(), compacted));
             }
             Control::Readyz => match self.status.unready() {
                 None => self.status.degraded().map_or(Response::OK, Response::ok),
@@ -354,6 +356,19 @@ impl<T: Status> Handler for Dispatcher<T> {
             }
         })
     }
+}
+
+/// A response that may take long, and that a stop does not wait for.
+fn unless_stopped(
+    stopping: impl Future<Output = ()> + 'static,
+    response: impl Future<Output = Response> + 'static,
+) -> LaterResponse {
+    Box::pin(async move {
+        tokio::select! {
+            response = response => response,
+            () = stopping => Response::unavailable("the server is stopping"),
+        }
+    })
 }
 
 /// Compacts the shards of a thread, one after the other.

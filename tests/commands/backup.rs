@@ -332,3 +332,18 @@ fn a_compaction_gives_the_space_of_deletes_back_and_statistics_show_it() {
     assert_eq!(client.request("GET", "/get?key=left").text(), "over");
     assert_eq!(client.request("GET", "/get?key=k7").status, 404);
 }
+
+#[test]
+fn a_stop_waits_for_no_backup() {
+    let (_folder, data) = folder();
+    let server = Server::start(&data, &[SMALL, &["--drain-timeout", "1h"]].concat());
+    fill(&mut server.client(), 1);
+    let mut list = server.client();
+    list.send("GET /backup HTTP/1.0\r\nHost: localhost\r\n\r\n");
+    let mut lines = BufReader::new(list.stream.try_clone().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.contains("\"lent\":true")));
+    server.signal("-TERM");
+    assert_eq!(lines.find(|line| !line.is_empty()), None, "the list ends");
+    assert_eq!(server.wait().code(), Some(0));
+    serves(&data, &BTreeMap::new());
+}
