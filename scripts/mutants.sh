@@ -323,6 +323,25 @@ mutant 'an insert empties two pages' src/cache/values.rs \
     '        self.allocate_current();
         let mut oldest' '        let mut oldest'
 
+echo "== backups, stores at rest, compaction on request"
+mutant 'a snapshot does not wait for the flush' src/db/snapshot.rs \
+    'if wanted <= state.flushed {' 'if true {'
+mutant 'files of a snapshot are removed' src/db/snapshot.rs \
+    'Ok(Snapshot { state: state.without_wals() })' 'Ok(Snapshot { state: crate::manifest::State { version: Rc::new((*state.version).clone()), ..state.without_wals() } })' commands
+mutant 'a server goes on in the place of a backup' src/data_dir.rs \
+    'let is_backup = self.directory.contains(' 'let is_backup = Ok::<_, io::Error>(false); let _ = self.directory.contains(' commands
+mutant 'a copy is not verified' src/backup/mod.rs \
+    'None => Ok(()),
+            Some(error) => Err(error),' '_ => Ok(()),' commands
+mutant 'a store at rest is read without its logs' src/db/at_rest.rs \
+    'for &number in state.wals.keys() {' 'for &number in state.kept_wals.keys() {'
+mutant 'a compaction on request leaves tombstones in the last level' src/compaction/picker.rs \
+    '&& (0 < file.tombstones || has_expired)' '&& has_expired' commands
+mutant 'a compaction on request never ends' src/db/compact.rs \
+    'if inner.tree.wanted.take().is_some() {' 'if inner.tree.wanted.get().is_some() {' commands
+mutant 'new SeqNos of a resharded store are below old ones' src/cli/reshard.rs \
+    'let last = old.iter().map(AtRest::last).max().unwrap_or_default();' 'let last = old.iter().map(AtRest::last).min().unwrap_or_default();' commands
+
 echo "== the data directory"
 mutant 'two processes may have one directory' src/data_dir.rs \
     'lock(directory.file(), path, try_lock)?;' 'let _ = lock(directory.file(), path, try_lock);'
