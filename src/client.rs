@@ -147,7 +147,7 @@ impl Client {
         if matches!(url, Url::Https(_)) && tls.is_none() {
             let message = format!(
                 "{url} needs to be told which certificates to trust: give the certificate of the server, or of the \
-                 authority that has signed it"
+                 authority that has signed it, by --tls-ca"
             );
             return Err(Error::new(ErrorKind::Configuration, message));
         }
@@ -517,7 +517,11 @@ impl Reply {
         };
         let attempt = self.attempt.clone();
         let reason = self.text(TEXT_BYTES_MAX).unwrap_or_default();
-        Err(Error::new(kind, format!("{attempt}: the server answers {status} {}", reason.trim_end())))
+        let hint = match status {
+            401 => " (here: --token-file)",
+            _ => "",
+        };
+        Err(Error::new(kind, format!("{attempt}: the server answers {status} {}{hint}", reason.trim_end())))
     }
 }
 

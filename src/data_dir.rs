@@ -151,6 +151,13 @@ impl DataDir {
     /// version wrote it; `Io`.
     pub async fn load_store(&self, root: &UringStorage) -> Result<Option<Store>> {
         let store = Store::load(root).await?;
+        let path = self.directory.path().display();
+        let marked = self.directory.contains(&FileName::Backup.to_string());
+        if store.is_none() && marked.map_err(|error| Error::io(format!("look into {path}"), error))? {
+            let message =
+                format!("{path} is not complete: run `ringkeep backup` or `ringkeep restore` again");
+            return Err(Error::new(ErrorKind::Configuration, message));
+        }
         if store.is_none() && self.has_shard(ShardId(0))? {
             let message = format!(
                 "{} has shards and no {}: the file was lost, or this is not a data directory",

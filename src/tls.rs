@@ -10,6 +10,7 @@
 
 pub mod client;
 
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -27,6 +28,10 @@ use rustls::unbuffered::{
 use rustls::{CertificateError, RootCertStore, ServerConfig};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::host::open_regular;
+
+/// Longest file with a certificate or a key.
+const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Most bytes of what has not arrived in full: a record, or a handshake message. A long chain of certificates fits.
 const INCOMING_BYTES_MAX: usize = 32 << 10;
@@ -115,7 +120,8 @@ fn not_valid_now(certificate: &CertificateDer<'_>) -> Option<String> {
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
-    let read = || CertificateDer::pem_file_iter(path)?.collect::<std::result::Result<Vec<_>, _>>();
+    let read =
+        || CertificateDer::pem_slice_iter(&read_file(path)?).collect::<std::result::Result<Vec<_>, _>>();
     match read() {
         Ok(chain) if chain.is_empty() => Err(wrong("certificate", path, "there is none in the file")),
         Ok(chain) => Ok(chain),
@@ -123,8 +129,17 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     }
 }
 
+/// Reads a file of a few KiB.
+fn read_file(path: &Path) -> std::result::Result<Vec<u8>, pem::Error> {
+    let mut bytes = Vec::new();
+    let read = open_regular(path).and_then(|file| file.take(FILE_BYTES_MAX).read_to_end(&mut bytes));
+    read.map_err(pem::Error::Io)?;
+    Ok(bytes)
+}
+
 fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
-    PrivateKeyDer::from_pem_file(path).map_err(|error| match error {
+    let read = || PrivateKeyDer::from_pem_slice(&read_file(path)?);
+    read().map_err(|error| match error {
         pem::Error::NoItemsFound => wrong("key", path, "there is none in the file, or it has a passphrase"),
         error => wrong("key", path, error),
     })

@@ -128,6 +128,8 @@ pub struct Done {
     pub copied_bytes: u64,
     /// Bytes of all files.
     pub bytes: u64,
+    /// Files that do not verify.
+    pub damaged: u64,
 }
 
 /// How files are copied.
@@ -137,6 +139,8 @@ pub struct Options {
     pub copy: bool,
     /// Bytes in a second at most.
     pub rate: Option<u64>,
+    /// Files that do not verify are taken as they are, and counted.
+    pub damaged: bool,
     /// Source and target are one directory: files are verified, and stay as they are.
     pub in_place: bool,
 }
@@ -185,6 +189,11 @@ impl<'a> Target<'a> {
             return Err(Error::new(ErrorKind::Configuration, message));
         }
         Ok(Self { data_dir, purpose, root, device })
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &Directory {
+        self.data_dir.directory()
     }
 
     /// Copies `contents` from `source`. `progress` is told how many bytes are done, and `after` which files are complete.
@@ -329,12 +338,15 @@ impl Copy<'_> {
         done.bytes += meta.bytes;
         if self.options.in_place {
             done.kept += 1;
-            return self.verify(meta).await;
+            let verified = self.verify(meta).await;
+            return self.accept(verified, done);
         }
         let mut have = list_files(self.storage)?.get(&name).copied();
         if have == Some(meta.bytes) {
-            let known = self.is_known(meta) && self.has_same_end(meta, source)?;
-            if known || self.verify(meta).await.is_ok() {
+            // With `copy`, a link to a file of the store is not what is wanted.
+            let fits = !(self.options.copy && self.is_shared(meta)?);
+            let known = fits && self.is_known(meta) && self.has_same_end(meta, source)?;
+            if known || (fits && self.verify(meta).await.is_ok()) {
                 self.sync(meta)?;
                 done.kept += 1;
                 return Ok(());
@@ -347,10 +359,13 @@ impl Copy<'_> {
             have = None;
         }
         if have.is_none() && !self.options.copy && source.link(self.owner.shard, name, self.directory) {
-            self.verify(meta).await?;
-            self.sync(meta)?;
-            done.linked += 1;
-            return Ok(());
+            if self.verify(meta).await.is_ok() {
+                self.sync(meta)?;
+                done.linked += 1;
+                return Ok(());
+            }
+            // The directory may be that of another host, or the file may be damaged: the server knows.
+            self.remove(meta)?;
         }
         let resumed = have.is_some();
         done.copied_bytes += self.copy(meta, have.unwrap_or_default(), source, pace)?;
@@ -358,12 +373,29 @@ impl Copy<'_> {
             Err(_) if resumed => {
                 self.remove(meta)?; // what an earlier run has left was not what it seemed
                 done.copied_bytes += self.copy(meta, 0, source, pace)?;
-                self.verify(meta).await?;
+                let verified = self.verify(meta).await;
+                self.accept(verified, done)?;
             }
-            verified => verified?,
+            verified => self.accept(verified, done)?,
         }
         done.copied += 1;
         Ok(())
+    }
+
+    /// Lets damage pass, if that is wanted.
+    fn accept(&self, verified: Result<()>, done: &mut Done) -> Result<()> {
+        match verified {
+            Err(error) if self.options.damaged && error.is_damage() => {
+                tracing::warn!(%error, "a file is taken as it is");
+                done.damaged += 1;
+                Ok(())
+            }
+            Err(error) if error.is_damage() => {
+                let message = format!("{error}; with --damaged the file is taken as it is");
+                Err(Error::new(error.kind(), message))
+            }
+            verified => verified,
+        }
     }
 
     /// Whether the manifest of an earlier run describes the same file.

@@ -1,6 +1,7 @@
 //! `ringkeep backup DIR` and `ringkeep restore BACKUP DIR`: a copy of a running store, and the way back.
 
 use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +21,7 @@ use crate::client::{Body, Client, Patience, Request};
 use crate::data_dir::DataDir;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::{FileName, shard_directory};
+use crate::host::random_number;
 use crate::key::ShardId;
 use crate::manifest::{State, VersionEdit};
 use crate::ring;
@@ -46,6 +48,9 @@ pub(super) struct Backup {
     /// Copy at most this much in a second, as in 50MiB
     #[arg(long, value_name = "SIZE")]
     rate: Option<ByteSize>,
+    /// Take files that do not verify as they are; after a restore, repair gives up what is lost
+    #[arg(long)]
+    damaged: bool,
 }
 
 /// Arguments of `ringkeep restore`.
@@ -57,6 +62,9 @@ pub(super) struct Restore {
     /// The new data directory: one that does not exist, or is empty
     #[arg(value_name = "DIR")]
     to: PathBuf,
+    /// Take files that do not verify as they are; run repair on DIR afterwards, before a server
+    #[arg(long)]
+    damaged: bool,
 }
 
 impl Backup {
@@ -66,6 +74,7 @@ impl Backup {
         let options = Options {
             copy: self.copy || is_stream(&self.to),
             rate: self.rate.map(|rate| rate.as_u64()),
+            damaged: self.damaged,
             in_place: false,
         };
         if is_stream(&self.to) {
@@ -75,14 +84,16 @@ impl Backup {
         let damages = runtime.block_on(async {
             let mut source = RemoteStore::open(client)?;
             let contents = source.contents.clone();
+            source.check_apart(&data_dir)?;
             let target = Target::open(&data_dir, Purpose::Backup, Some(&contents.store)).await?;
             let bar = styled(ProgressBar::new(contents.bytes()), TEMPLATE);
             let progress = |bytes| bar.inc(bytes);
             let after = async |_: &Directory, _, _| Ok(());
             let done = target.fill(&contents, &mut source, options, progress, after).await;
             bar.finish_and_clear();
-            report("backup", &self.to, &contents, &done?);
-            Ok::<_, Error>(contents.damages())
+            let done = done?;
+            report("backup", &self.to, &contents, &done);
+            Ok::<_, Error>(contents.damages() as u64 + done.damaged)
         })?;
         check_damages(damages)
     }
@@ -113,15 +124,15 @@ impl Restore {
     async fn fill(&self, target: Target<'_>, source: &mut Folder<'_>, in_place: bool) -> Result<()> {
         let contents = source.contents().await?;
         let bar = styled(ProgressBar::new(contents.bytes()), TEMPLATE);
-        let options = Options { copy: true, rate: None, in_place };
+        let options = Options { copy: true, rate: None, damaged: self.damaged, in_place };
         let after = async |_: &Directory, _, _| Ok(());
         let done = target.fill(&contents, source, options, |bytes| bar.inc(bytes), after).await;
         bar.finish_and_clear();
         let done = done?;
-        own_like(&self.to, &self.to)?;
+        own_like(&self.to, target.directory())?;
         target.release().await?;
         report("data directory", &self.to, &contents, &done);
-        check_damages(contents.damages())
+        check_damages(contents.damages() as u64 + done.damaged)
     }
 }
 
@@ -131,7 +142,7 @@ fn is_stream(path: &Path) -> bool {
 
 /// A closed standard output does not change the exit status.
 fn report(what: &str, path: &Path, contents: &Contents, done: &Done) {
-    let Done { linked, copied, kept, copied_bytes, bytes } = *done;
+    let Done { linked, copied, kept, copied_bytes, bytes, .. } = *done;
     let shards = counted(contents.shards.len(), "shard");
     let _ = writeln!(
         std::io::stdout(),
@@ -144,14 +155,14 @@ fn report(what: &str, path: &Path, contents: &Contents, done: &Done) {
     );
 }
 
-fn check_damages(damages: usize) -> Result<()> {
+fn check_damages(damages: u64) -> Result<()> {
     if damages == 0 {
         return Ok(());
     }
+    let files = counted(usize::try_from(damages).unwrap_or(usize::MAX), "file");
     let message = format!(
-        "the copy is complete, but {} of the store had been damaged before: reads of some keys fail, here as there; \
-         `ringkeep check` lists them",
-        counted(damages, "file")
+        "the copy is complete, but {files} had been damaged before: reads of some keys fail, here as there; `ringkeep check` \
+         lists them, and `ringkeep repair` gives them up in a data directory"
     );
     Err(Error::new(ErrorKind::Corruption, message))
 }
@@ -177,10 +188,10 @@ async fn to_archive(client: Client, options: Options) -> Result<()> {
     };
     let done = target.fill(&contents, &mut source, options, |bytes| bar.inc(bytes), after).await;
     bar.finish_and_clear();
-    done?;
+    let done = done?;
     archive.append(data_dir.directory(), None, FileName::Store)?;
     archive.finish()?;
-    check_damages(contents.damages())
+    check_damages(contents.damages() as u64 + done.damaged)
 }
 
 /// A directory for one file at a time, which is removed at the end.
@@ -188,8 +199,9 @@ struct Spool(PathBuf);
 
 impl Spool {
     fn new() -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("ringkeep-backup-{}", std::process::id()));
-        let made = std::fs::create_dir(&path);
+        let number = random_number().map_err(|error| Error::io("choose a name", error))?;
+        let path = std::env::temp_dir().join(format!("ringkeep-backup-{number:016x}"));
+        let made = std::fs::DirBuilder::new().mode(0o700).create(&path);
         made.map_err(|error| Error::io(format!("create {} (see TMPDIR)", path.display()), error))?;
         Ok(Self(path))
     }
@@ -249,6 +261,21 @@ impl RemoteStore {
         });
         let data_dir = reachable(&first);
         Ok(Self { client, backup, contents: Contents { store, shards }, data_dir, is_over })
+    }
+}
+
+impl RemoteStore {
+    /// Refuses a backup inside the data directory, which would go with it.
+    fn check_apart(&self, to: &DataDir) -> Result<()> {
+        let Some(from) = &self.data_dir else { return Ok(()) };
+        let (from, to) = (from.path().canonicalize(), to.directory().path().canonicalize());
+        match (from, to) {
+            (Ok(from), Ok(to)) if to.starts_with(&from) => {
+                let message = format!("{} is inside the data directory: choose another place", to.display());
+                Err(Error::new(ErrorKind::Configuration, message))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! `ringkeep dump DIR`: the keys and values of a store as lines of JSON.
 
+use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, BufWriter, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -28,18 +30,16 @@ pub(super) struct Dump {
     /// The store: a backup, or a data directory that no server has open
     #[arg(value_name = "DIR")]
     data_dir: PathBuf,
-    /// Where the lines go; - for standard output
+    /// Where the lines go, by way of FILE.part; - for standard output
     #[arg(short, long, value_name = "FILE", default_value = "-")]
     output: PathBuf,
-    /// Go on after the last complete line of FILE
+    /// Go on after the last complete line of FILE.part, which an interrupted dump has left
     #[arg(long, requires = "output")]
     resume: bool,
     /// Write at most this many lines in a second
     #[arg(long, value_name = "N")]
     rate: Option<u64>,
 }
-
-type Output = Box<dyn Write>;
 
 /// Opens every shard of a store that nobody serves.
 pub(super) async fn shards(data_dir: &DataDir) -> Result<(Store, Vec<AtRest<UringStorage>>)> {
@@ -66,59 +66,94 @@ impl Dump {
     pub(super) fn run(self) -> Result<()> {
         let (_, runtime) = ring::probe()?;
         let data_dir = DataDir::open_to_read(&self.data_dir)?;
-        let failed = |error| Error::io(format!("write {}", self.output.display()), error);
-        let (mut output, after) = self.open().map_err(failed)?;
         let lines = runtime.block_on(async {
-            let (_, shards) = shards(&data_dir).await?;
-            let bytes = shards.iter().map(AtRest::bytes).sum();
-            let bar = styled(ProgressBar::new(bytes), "{bar:40} {bytes} of {total_bytes} ({bytes_per_sec})");
-            let now = wall_clock();
-            let mut all = Merge::new(shards.iter().map(|shard| shard.scan(now)).collect());
-            if let Some(after) = &after {
-                all.seek(&[after, &[0][..]].concat()); // the first key above it
+            let (_, shards) = shards(&data_dir).await?; // before an output is touched
+            let mut all = Merge::new(shards.iter().map(|shard| shard.scan(wall_clock())).collect());
+            if self.output == Path::new("-") {
+                let mut output = BufWriter::new(std::io::stdout());
+                let lines = self.write(&mut all, &shards, &mut output).await?;
+                output.flush().map_err(|error| Error::io("write to standard output", error))?;
+                return Ok(lines);
             }
-            let (mut lines, mut pace, mut line) = (0_u64, Pace::new(self.rate), String::new());
-            while all.advance().await? {
-                line.clear();
-                all.read(|entry| {
-                    put_line(&mut line, entry.key, entry.value, entry.kind.expires.map(|at| at.0));
-                });
-                output.write_all(line.as_bytes()).map_err(failed)?;
-                lines += 1;
-                bar.inc(line.len() as u64);
-                pace.spend(1);
-            }
-            bar.finish_and_clear();
+            let part = self.part();
+            let failed = |error| Error::io(format!("write {}", part.display()), error);
+            let file = self.open(&part, &mut all).await?;
+            let mut output = BufWriter::new(file);
+            let lines = self.write(&mut all, &shards, &mut output).await?;
+            output.into_inner().map_err(|error| failed(error.into_error()))?.sync_all().map_err(failed)?;
+            std::fs::rename(&part, &self.output).map_err(|error| {
+                Error::io(format!("rename {} to {}", part.display(), self.output.display()), error)
+            })?;
             Ok::<_, Error>(lines)
         })?;
-        output.flush().map_err(failed)?;
         tracing::info!(lines, "dumped {}", self.data_dir.display());
         Ok(())
     }
 
-    /// The output, and the key after which it goes on.
-    fn open(&self) -> std::io::Result<(Output, Option<Vec<u8>>)> {
-        if self.output == Path::new("-") {
-            return Ok((Box::new(BufWriter::new(std::io::stdout())), None));
+    /// Where lines go until all of them are written: an older dump stays until then.
+    fn part(&self) -> PathBuf {
+        let mut name = self.output.as_os_str().to_owned();
+        name.push(".part");
+        name.into()
+    }
+
+    /// Writes the values that `all` still has to come to. Returns how many there are.
+    async fn write(
+        &self,
+        all: &mut impl Source,
+        shards: &[AtRest<UringStorage>],
+        output: &mut impl Write,
+    ) -> Result<u64> {
+        let bytes = shards.iter().map(AtRest::bytes).sum();
+        let bar = styled(ProgressBar::new(bytes), "{bar:40} {bytes} of {total_bytes} ({bytes_per_sec})");
+        let (mut lines, mut pace, mut line) = (0_u64, Pace::new(self.rate), String::new());
+        while all.advance().await? {
+            line.clear();
+            all.read(|entry| put_line(&mut line, entry.key, entry.value, entry.kind.expires.map(|at| at.0)));
+            let written = output.write_all(line.as_bytes());
+            written.map_err(|error| Error::io(format!("write {}", self.output.display()), error))?;
+            lines += 1;
+            bar.inc(line.len() as u64);
+            pace.spend(1);
         }
-        let mut file = std::fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(!self.resume)
-            .open(&self.output)?;
-        let (mut end, mut last, mut line) = (0, None, Vec::new());
+        bar.finish_and_clear();
+        Ok(lines)
+    }
+
+    /// Opens the file of the lines, which only its owner may read. With `--resume`, moves `all` behind its last line, which
+    /// has to be one of this store.
+    async fn open(&self, part: &Path, all: &mut impl Source) -> Result<File> {
+        let failed = |error| Error::io(format!("write {}", part.display()), error);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(!self.resume).mode(0o600);
+        let mut file = options.open(part).map_err(failed)?;
+        let (mut end, mut last, mut line) = (0, Vec::new(), Vec::new());
         let mut reader = BufReader::new(&file);
-        while 0 < reader.read_until(b'\n', &mut line)? {
-            let text = line.strip_suffix(b"\n").and_then(|line| std::str::from_utf8(line).ok());
-            // A line that was cut is written again.
-            let Some(entry) = text.and_then(|text| Entry::parse(text).ok()) else { break };
+        // A last line that was cut is written again.
+        while 0 < reader.read_until(b'\n', &mut line).map_err(failed)? && line.ends_with(b"\n") {
             end += line.len() as u64;
-            last = Some(entry.key);
+            last.clone_from(&line);
             line.clear();
         }
-        file.set_len(end)?;
-        file.seek(SeekFrom::End(0))?;
-        Ok((Box::new(BufWriter::new(file)), last))
+        if !last.is_empty() {
+            let text = std::str::from_utf8(&last).unwrap_or_default();
+            let mut ours = String::new();
+            if let Ok(entry) = Entry::parse(text) {
+                all.seek(&entry.key);
+                if all.advance().await? {
+                    all.read(|found| {
+                        put_line(&mut ours, found.key, found.value, found.kind.expires.map(|at| at.0));
+                    });
+                }
+            }
+            if ours != text {
+                let message =
+                    format!("the last line of {} is none of this store: remove the file", part.display());
+                return Err(Error::new(ErrorKind::Configuration, message));
+            }
+        }
+        file.set_len(end).map_err(failed)?;
+        file.seek(SeekFrom::End(0)).map_err(failed)?;
+        Ok(file)
     }
 }

@@ -39,6 +39,11 @@ fn put_bytes(out: &mut String, name: &str, bytes: &[u8]) {
 }
 
 impl Entry {
+    /// Whether the entry has expired at `now`, in milliseconds of Unix time.
+    pub(super) fn has_expired(&self, now: u64) -> bool {
+        self.expires.is_some_and(|at| at <= now)
+    }
+
     /// Reads a line.
     ///
     /// # Errors

@@ -1,6 +1,5 @@
 //! The configuration file: TOML, whose keys are the names of the flags.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -9,6 +8,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::definition::{Given, Layer, check, is_list, is_switch, known, suggestion, wrong};
 use crate::error::{Error, ErrorKind, Result};
+use crate::host::open_regular;
 
 /// Longest file: each setting takes a line.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -25,7 +25,7 @@ pub(super) fn read(path: &Path, definition: &Command) -> Result<Layer> {
         if error.kind() == ErrorKind::Permission { error } else { error.with_kind(ErrorKind::Configuration) }
     };
     let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text));
+    let read = open_regular(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text));
     if FILE_BYTES_MAX < read.map_err(attempt)? as u64 {
         return Err(wrong(&path.display().to_string(), &format!("it is longer than {FILE_BYTES_MAX} bytes")));
     }

@@ -69,7 +69,13 @@ impl Load {
     pub(super) fn run(self) -> Result<()> {
         let client = self.server.client(Patience::PerStep(PATIENCE))?;
         let sessions = (0..self.connections).map(|_| client.session()).collect::<Result<Vec<_>>>()?;
-        let mut sender = Sender { client, sessions, pace: Pace::new(self.rate), total: Total::default() };
+        let mut sender = Sender {
+            client,
+            lenient: self.from_redis.is_some(),
+            sessions,
+            pace: Pace::new(self.rate),
+            total: Total::default(),
+        };
         match &self.from_redis {
             Some(address) => self.take_redis(address, &mut sender)?,
             None => self.take_lines(&mut sender)?,
@@ -77,8 +83,10 @@ impl Load {
         let Total { loaded, expired, not_taken } = sender.total;
         let _ = writeln!(std::io::stdout(), "{loaded} loaded, {expired} expired, {not_taken} not taken");
         if 0 < not_taken {
-            let message =
-                format!("{} listed above: only strings can be taken", counted(not_taken as usize, "key"));
+            let message = format!(
+                "{}, as listed above, could not be taken",
+                counted(usize::try_from(not_taken).unwrap_or(usize::MAX), "key")
+            );
             return Err(wrong(message));
         }
         Ok(())
@@ -120,23 +128,20 @@ impl Load {
     fn take_lines(&self, sender: &mut Sender) -> Result<()> {
         let shown = self.input.display();
         let failed = |error| Error::io(format!("read {shown}"), error);
-        let progress = Progress::of(&self.input, self.resume);
-        let (mut line_number, mut offset) = progress.read()?;
-        let is_stream = self.input == Path::new("-");
-        let (mut input, bar): (Box<dyn BufRead>, _) = if is_stream {
+        let progress = Progress::of(&self.input, self.resume, &sender.client)?;
+        let mut at = Place::default();
+        let (mut input, bar): (Box<dyn BufRead>, _) = if self.input == Path::new("-") {
             let bar = styled(ProgressBar::no_length(), "{spinner} {bytes} ({bytes_per_sec})");
             (Box::new(BufReader::new(std::io::stdin())), bar)
         } else {
             let mut file = std::fs::File::open(&self.input).map_err(failed)?;
             let length = file.metadata().map_err(failed)?.len();
-            file.seek(SeekFrom::Start(offset)).map_err(failed)?;
-            let bar = styled(
-                ProgressBar::new(length),
-                "{bar:40} {bytes} of {total_bytes} ({bytes_per_sec}, {eta} left)",
-            );
-            (Box::new(BufReader::with_capacity(1 << 20, file)), bar)
+            at = progress.read(&mut file)?;
+            file.seek(SeekFrom::Start(at.bytes)).map_err(failed)?;
+            let template = "{bar:40} {bytes} of {total_bytes} ({bytes_per_sec}, {eta} left)";
+            (Box::new(BufReader::with_capacity(1 << 20, file)), styled(ProgressBar::new(length), template))
         };
-        bar.set_position(offset);
+        bar.set_position(at.bytes);
         let round_lines = usize::from(self.connections) * PIPELINED;
         loop {
             let (mut round, mut bytes) = (Vec::new(), 0);
@@ -146,14 +151,13 @@ impl Load {
                 if count == 0 {
                     break;
                 }
-                line_number += 1;
-                offset += count as u64;
+                at = at.after(&line);
                 let text = std::str::from_utf8(&line).map_err(|error| error.to_string());
                 let entry = text.and_then(|text| match text.trim() {
                     "" => Ok(None),
                     text => Entry::parse(text).map(Some),
                 });
-                let place = format!("{shown}:{line_number}");
+                let place = format!("{shown}:{}", at.lines);
                 let entry =
                     entry.map_err(|why| wrong(format!("{place}: {why}; the lines before it are loaded")));
                 match entry {
@@ -168,12 +172,14 @@ impl Load {
                     }
                 }
             }
-            if round.is_empty() {
-                break;
-            }
-            sender.send(round)?;
-            progress.write(line_number, offset)?;
-            bar.set_position(offset);
+            let Some((first, _)) = round.first() else { break };
+            let first = first.clone();
+            sender.send(round).map_err(|error| {
+                let message = format!("{error}; what comes before {first} is loaded");
+                Error::new(error.kind(), message)
+            })?;
+            progress.write(at)?;
+            bar.set_position(at.bytes);
         }
         bar.finish_and_clear();
         progress.remove();
@@ -184,6 +190,8 @@ impl Load {
 /// Sends entries over several connections.
 struct Sender {
     client: Client,
+    /// Entries that the server cannot take are listed, and do not end the load.
+    lenient: bool,
     sessions: Vec<Session>,
     pace: Pace,
     total: Total,
@@ -194,10 +202,7 @@ impl Sender {
     /// are sent in their order.
     fn send(&mut self, round: Vec<(String, Entry)>) -> Result<()> {
         let now = wall_clock().0;
-        let before = round.len();
-        let round: Vec<_> =
-            round.into_iter().filter(|(_, entry)| entry.expires.is_none_or(|at| now < at)).collect();
-        self.total.expired += (before - round.len()) as u64;
+        let expired = round.iter().filter(|(_, entry)| entry.has_expired(now)).count() as u64;
         let mut shares: Vec<Vec<&(String, Entry)>> = self.sessions.iter().map(|_| Vec::new()).collect();
         let count = shares.len() as u64;
         for entry in &round {
@@ -205,30 +210,51 @@ impl Sender {
             shares[usize::try_from(share).unwrap_or_default()].push(entry);
         }
         let client = &self.client;
-        let results: Vec<Result<()>> = std::thread::scope(|scope| {
+        let lenient = self.lenient;
+        let results: Vec<Result<u64>> = std::thread::scope(|scope| {
             let tasks: Vec<_> = self
                 .sessions
                 .iter_mut()
                 .zip(shares)
-                .map(|(session, share)| scope.spawn(move || send_all(client, session, &share)))
+                .map(|(session, share)| {
+                    scope.spawn(move || send_all((client, session), &share, now, lenient))
+                })
                 .collect();
             let ended = |_| Err(wrong("a thread has ended badly".into()));
             tasks.into_iter().map(|task| task.join().unwrap_or_else(ended)).collect()
         });
-        results.into_iter().collect::<Result<()>>()?;
-        self.total.loaded += round.len() as u64;
+        let refused: u64 = results.into_iter().sum::<Result<u64>>()?;
+        self.total.not_taken += refused;
+        self.total.expired += expired;
+        self.total.loaded += round.len() as u64 - expired - refused;
         self.pace.spend(round.len() as u64);
         Ok(())
     }
 }
 
-/// Sends the entries of one connection.
-fn send_all(client: &Client, session: &mut Session, entries: &[&(String, Entry)]) -> Result<()> {
+/// Sends the entries of one connection. Returns how many of them the server cannot take, if that may be.
+fn send_all(
+    (client, session): (&Client, &mut Session),
+    entries: &[&(String, Entry)],
+    now: u64,
+    lenient: bool,
+) -> Result<u64> {
+    let mut not_taken = 0;
     for part in entries.chunks(PIPELINED) {
         let mut left: Vec<&(String, Entry)> = part.to_vec();
         for tried in 1.. {
             for (_, entry) in &left {
-                session.add(Request { method: "POST", body: &entry.value, ..Request::get(&target(entry)) });
+                if entry.has_expired(now) {
+                    // An older value must not stay.
+                    let target = format!("/del?key={}", escape(&entry.key));
+                    session.add(Request { method: "POST", ..Request::get(&target) });
+                } else {
+                    session.add(Request {
+                        method: "POST",
+                        body: &entry.value,
+                        ..Request::get(&target(entry))
+                    });
+                }
             }
             session.flush()?;
             let mut refused = Vec::new();
@@ -236,6 +262,12 @@ fn send_all(client: &Client, session: &mut Session, entries: &[&(String, Entry)]
                 let (status, text) = session.reply()?;
                 match status {
                     200 => {}
+                    404 if entry.1.has_expired(now) => {}
+                    400 | 413 | 414 if lenient => {
+                        let why = String::from_utf8_lossy(&text);
+                        eprintln!("not taken: {}: {}", shortened(place), why.trim_end());
+                        not_taken += 1;
+                    }
                     503 if tried < TRIES => refused.push(*entry),
                     _ => {
                         let text = String::from_utf8_lossy(&text);
@@ -256,62 +288,116 @@ fn send_all(client: &Client, session: &mut Session, entries: &[&(String, Entry)]
             std::thread::sleep(Duration::from_secs(1));
         }
     }
-    Ok(())
+    Ok(not_taken)
+}
+
+/// A name that may be very long, or empty, for a message.
+fn shortened(name: &str) -> String {
+    const SHOWN: usize = 64;
+    let more = if name.chars().nth(SHOWN).is_some() { "…" } else { "" };
+    format!("{:?}{more}", name.chars().take(SHOWN).collect::<String>())
 }
 
 /// The request that sets an entry.
 fn target(entry: &Entry) -> String {
-    let mut target = String::from("/set?key=");
-    for byte in &entry.key {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
-                target.push(char::from(*byte))
-            }
-            _ => target.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    if let Some(millis) = entry.expires {
-        target.push_str(&format!("&expires={}", millis.div_ceil(1000)));
-    }
-    target
+    let expires = entry.expires.map(|millis| format!("&expires={}", millis.div_ceil(1000)));
+    format!("/set?key={}{}", escape(&entry.key), expires.unwrap_or_default())
 }
 
-/// How far a file is loaded.
-struct Progress(Option<PathBuf>);
-
-impl Progress {
-    fn of(input: &Path, resume: bool) -> Self {
-        let mut name = input.as_os_str().to_owned();
-        name.push(".progress");
-        Self((resume && input != Path::new("-")).then(|| name.into()))
-    }
-
-    /// Lines and bytes that are loaded.
-    fn read(&self) -> Result<(u64, u64)> {
-        let Some(path) = &self.0 else { return Ok((0, 0)) };
-        match std::fs::read_to_string(path) {
-            Ok(text) => {
-                let mut numbers = text.split_ascii_whitespace().map(str::parse);
-                match (numbers.next(), numbers.next()) {
-                    (Some(Ok(lines)), Some(Ok(bytes))) => Ok((lines, bytes)),
-                    _ => Err(wrong(format!("{} is no progress of a load: remove it", path.display()))),
-                }
+fn escape(key: &[u8]) -> String {
+    let mut escaped = String::with_capacity(key.len());
+    for byte in key {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                escaped.push(char::from(*byte))
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok((0, 0)),
-            Err(error) => Err(Error::io(format!("read {}", path.display()), error)),
+            _ => escaped.push_str(&format!("%{byte:02X}")),
         }
     }
+    escaped
+}
 
-    fn write(&self, lines: u64, bytes: u64) -> Result<()> {
-        let Some(path) = &self.0 else { return Ok(()) };
+/// How far a file is loaded, and into which store: beside the file, in JSON.
+struct Progress {
+    path: Option<PathBuf>,
+    store: String,
+}
+
+/// A place in a file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Place {
+    lines: u64,
+    bytes: u64,
+    /// The length and the hash of the last line.
+    last: (u64, u64),
+}
+
+impl Place {
+    fn after(self, line: &[u8]) -> Self {
+        let length = line.len() as u64;
+        let last = (length, xxhash_rust::xxh3::xxh3_64(line));
+        Self { lines: self.lines + 1, bytes: self.bytes + length, last }
+    }
+}
+
+impl Progress {
+    fn of(input: &Path, resume: bool, client: &Client) -> Result<Self> {
+        if !resume || input == Path::new("-") {
+            return Ok(Self { path: None, store: String::new() });
+        }
+        let mut name = input.as_os_str().to_owned();
+        name.push(".progress");
+        let stats = client.send(Request::get("/stats"))?.expect(&[200])?.bytes(64 << 20)?;
+        let stats: serde_json::Value = serde_json::from_slice(&stats).unwrap_or_default();
+        let store = stats["store"]
+            .as_str()
+            .ok_or_else(|| wrong("the server does not say which store it has".into()))?;
+        Ok(Self { path: Some(name.into()), store: store.to_owned() })
+    }
+
+    /// Where to go on in `file`.
+    fn read(&self, file: &mut std::fs::File) -> Result<Place> {
+        let Some(path) = &self.path else { return Ok(Place::default()) };
+        let shown = path.display();
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Place::default()),
+            Err(error) => return Err(Error::io(format!("read {shown}"), error)),
+        };
+        let refuse = |why: &str| Err(wrong(format!("{shown} {why}: remove it to load everything again")));
+        let found: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        let number = |name: &str| found[name].as_u64();
+        let (Some(lines), Some(bytes), Some(length), Some(hash)) =
+            (number("lines"), number("bytes"), number("last_bytes"), number("last_hash"))
+        else {
+            return refuse("is no progress of a load");
+        };
+        if found["store"] != self.store.as_str() {
+            return refuse("is of a load into another store");
+        }
+        let mut last = vec![0; usize::try_from(length.min(LINE_BYTES_MAX)).unwrap_or_default()];
+        let read =
+            file.seek(SeekFrom::Start(bytes.saturating_sub(length))).and_then(|_| file.read_exact(&mut last));
+        if read.is_err() || bytes < length || xxhash_rust::xxh3::xxh3_64(&last) != hash {
+            return refuse("is of another file, or the file has changed");
+        }
+        Ok(Place { lines, bytes, last: (length, hash) })
+    }
+
+    fn write(&self, place: Place) -> Result<()> {
+        let Some(path) = &self.path else { return Ok(()) };
         let temporary = path.with_extension("progress.tmp");
-        let written = std::fs::write(&temporary, format!("{lines} {bytes}\n"))
+        let Place { lines, bytes, last: (length, hash) } = place;
+        let progress = serde_json::json!({
+            "store": self.store, "lines": lines, "bytes": bytes, "last_bytes": length, "last_hash": hash,
+        });
+        let written = std::fs::write(&temporary, format!("{progress}\n"))
             .and_then(|()| std::fs::rename(&temporary, path));
         written.map_err(|error| Error::io(format!("write {}", path.display()), error))
     }
 
     fn remove(&self) {
-        if let Some(path) = &self.0 {
+        if let Some(path) = &self.path {
             let _ = std::fs::remove_file(path); // there may be none
         }
     }

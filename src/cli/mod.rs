@@ -80,8 +80,8 @@ enum Command {
     ///
     /// The server needs a token of the role admin, if it has tokens. Example: ringkeep backup /backup/monday
     ///
-    /// Exit status 0: the backup is complete. 65: it is complete, but keys of the store are lost to damage, or a file does not
-    /// verify. 73: the directory holds something else. 75: another process has the directory. 77: the token does not suffice.
+    /// Exit status 0: the backup is complete. 65: it is complete, but keys of the store are lost to damage; or it is not
+    /// complete, because a file does not verify and --damaged is not given. The message says which. 73: the directory holds something else. 75: another process has the directory. 77: the token does not suffice.
     /// 78: the directory is a backup of another store. 1: anything else; run the command again to go on.
     Backup(backup::Backup),
     /// Make a data directory of a backup

@@ -83,6 +83,10 @@ impl Redis {
                 Ok([Reply::Bytes(Some(next)), Reply::Array(keys)]) => (next, keys),
                 _ => return Err("Redis answers SCAN with something else".into()),
             },
+            Reply::Error(why) if why.starts_with("NOAUTH") => {
+                return Err("Redis asks for a password: give it by --redis-password-file".into());
+            }
+            Reply::Error(why) => return Err(format!("Redis answers SCAN with an error: {why}")),
             other => return Err(format!("Redis answers SCAN with {other:?}")),
         };
         let keys: Vec<_> =

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::counted;
+use super::owner::own_like;
+use crate::backup::mark;
 use crate::check::check_logs;
 use crate::config::{DbConfig, MANIFEST_BYTES, WAL_STEP_BYTES};
 use crate::data_dir::{DataDir, open_storage};
@@ -38,6 +40,13 @@ impl Repair {
         let (_, runtime) = ring::probe()?;
         // The lock is held to the end of the process.
         let data_dir = &*Box::leak(Box::new(DataDir::open(&self.data_dir)?));
+        if mark(data_dir.directory())?.is_some() && !self.dry_run {
+            let message = format!(
+                "{} is a backup: make a data directory of it by `ringkeep restore --damaged`, and repair that",
+                self.data_dir.display()
+            );
+            return Err(Error::new(ErrorKind::Configuration, message));
+        }
         let mut lines = Vec::new();
         let result = runtime.block_on(repair(data_dir, self.dry_run, &mut lines));
         let mut output = std::io::stdout().lock();
@@ -45,6 +54,7 @@ impl Repair {
             let _ = writeln!(output, "{line}"); // a closed standard output does not change the exit status
         }
         result?;
+        own_like(&self.data_dir, data_dir.directory())?;
         let shown = self.data_dir.display();
         match (lines.len(), self.dry_run) {
             (0, _) => {

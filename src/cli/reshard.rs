@@ -6,8 +6,7 @@
 //! What a crash may leave, and why it is survived:
 //! - before the exchange: the old store, untouched, and beside it a directory with the mark of an unfinished restore, which
 //!   servers refuse. The next run builds it anew;
-//! - after the exchange: the new store, complete and without a mark, and beside it the old one. It is removed by hand, or by
-//!   the next run.
+//! - after the exchange: the new store, complete and without a mark, and beside it the old one, which is removed by hand.
 
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
@@ -20,12 +19,12 @@ use indicatif::ProgressBar;
 use super::dump::shards;
 use super::owner::own_like;
 use super::styled;
-use crate::backup::{Purpose, Target};
+use crate::backup::{Purpose, Target, mark};
 use crate::config::SHARDS_MAX;
 use crate::data_dir::{DataDir, open_storage};
 use crate::db::at_rest::AtRest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::file_name::shard_directory;
+use crate::file_name::{FileName, parse_shard_directory, shard_directory};
 use crate::host::random_number;
 use crate::identity::{FileKind, Owner};
 use crate::key::{FileNumber, SeqNo, ShardId, Slot};
@@ -61,60 +60,92 @@ pub(super) struct Reshard {
 impl Reshard {
     pub(super) fn run(self) -> Result<()> {
         let (_, runtime) = ring::probe()?;
-        let from = DataDir::open(&self.data_dir)?;
+        let path = self.data_dir.canonicalize().unwrap_or_else(|_| self.data_dir.clone());
+        let from = DataDir::open(&path)?;
         let beside = match &self.to {
             Some(path) => path.clone(),
-            None => beside(&from, &self.data_dir)?,
+            None => {
+                check_replaceable(&from)?;
+                beside(&path)?
+            }
         };
         runtime.block_on(async {
             let (store, old) = shards(&from).await?;
             if store.shards == self.shards {
-                let message = format!("{} has {} shards already", self.data_dir.display(), self.shards);
+                let message = format!("{} has {} shards already", path.display(), self.shards);
                 return Err(Error::new(ErrorKind::Configuration, message));
             }
             let to = DataDir::open_or_create(&beside)?;
             let target = Target::open(&to, Purpose::Restore, None).await?;
             let entries = build(&to, &old, self.shards).await?;
-            own_like(from.directory().path(), &beside)?;
+            own_like(&path, to.directory())?;
             target.release().await?;
             if self.to.is_none() {
-                exchange(&self.data_dir, &beside)?;
+                exchange(&path, &beside)?;
                 std::fs::remove_dir_all(&beside).map_err(|error| {
                     Error::io(format!("remove the old store {}", beside.display()), error)
                 })?;
             }
-            let place = self.to.as_ref().unwrap_or(&self.data_dir).display();
+            let place = self.to.as_ref().unwrap_or(&path).display();
             let _ = writeln!(std::io::stdout(), "{place}: {} shards, {entries} keys", self.shards);
             Ok(())
         })
     }
 }
 
-/// The directory in which the new store is built. What an earlier run has left there is removed.
-fn beside(from: &DataDir, path: &Path) -> Result<PathBuf> {
-    let above = from.directory().path().parent().map(std::fs::metadata);
-    if above.is_some_and(|above| above.is_ok_and(|above| above.dev() != from.directory().id().device)) {
-        let message = format!(
-            "{} is a volume of its own, so nothing can change places with it: make the new store elsewhere by --to",
-            path.display()
-        );
-        return Err(Error::new(ErrorKind::Configuration, message));
+/// Refuses a directory that cannot change places with another one, or must not be removed afterwards.
+fn check_replaceable(from: &DataDir) -> Result<()> {
+    let directory = from.directory();
+    let shown = directory.path().display();
+    let refuse = |why: &str| {
+        let message = format!("{shown} {why}; --to makes the new store elsewhere");
+        Err(Error::new(ErrorKind::Configuration, message))
+    };
+    if mark(directory)?.is_some() {
+        return refuse("is a backup, or a restore that has not finished");
     }
-    let mut name = from.directory().path().as_os_str().to_owned();
+    let above = directory.path().parent().map(std::fs::metadata);
+    if above.is_none_or(|above| above.is_ok_and(|above| above.dev() != directory.id().device)) {
+        return refuse("is a volume of its own, so nothing can change places with it");
+    }
+    let failed = |error| Error::io(format!("list {shown}"), error);
+    for (name, _) in directory.list().map_err(failed)? {
+        let foreign = match parse_shard_directory(&name) {
+            Some(shard) => {
+                let files = from.shard(shard)?.list().map_err(failed)?;
+                files.into_iter().map(|(file, _)| file).find(|file| FileName::parse(file).is_none())
+            }
+            None => FileName::parse(&name).is_none().then_some(name),
+        };
+        if let Some(foreign) = foreign {
+            return refuse(&format!(
+                "holds {foreign}, which is no part of the store and would be removed with it"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The directory in which the new store is built. What an earlier run has left there is removed.
+fn beside(path: &Path) -> Result<PathBuf> {
+    let mut name = path.as_os_str().to_owned();
     name.push(".reshard");
     let beside = PathBuf::from(name);
-    let failed = |error| {
-        let message = format!(
-            "make room for {} beside {}; --to makes the new store elsewhere",
-            beside.display(),
-            path.display()
-        );
-        Error::io(message, error)
-    };
-    match std::fs::remove_dir_all(&beside) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed(error)),
-        _ => Ok(beside),
+    if !beside.exists() {
+        return Ok(beside);
     }
+    let left = DataDir::open(&beside)?; // nobody else uses it
+    if mark(left.directory())? != Some(Purpose::Restore) {
+        let message = format!(
+            "{} is in the way: if an earlier reshard has left the old store there, remove it",
+            beside.display()
+        );
+        return Err(Error::new(ErrorKind::CannotCreate, message));
+    }
+    std::fs::remove_dir_all(&beside).map_err(|error| {
+        Error::io(format!("remove {}, which an earlier run has left", beside.display()), error)
+    })?;
+    Ok(beside)
 }
 
 /// Lets two directories change places, durably.
@@ -124,9 +155,8 @@ fn exchange(one: &Path, other: &Path) -> Result<()> {
             format!("exchange {} and {}; the new store is complete", one.display(), other.display());
         Error::io(message, error)
     };
-    let one = one.canonicalize().map_err(failed)?;
     let flags = rustix::fs::RenameFlags::EXCHANGE;
-    rustix::fs::renameat_with(rustix::fs::CWD, &one, rustix::fs::CWD, other, flags)
+    rustix::fs::renameat_with(rustix::fs::CWD, one, rustix::fs::CWD, other, flags)
         .map_err(|error| failed(error.into()))?;
     let parent = one.parent().unwrap_or(Path::new("/"));
     std::fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed)

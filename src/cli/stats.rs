@@ -115,7 +115,11 @@ fn flatten(name: &str, value: &Value, lines: &mut Vec<(String, String)>) {
         Value::Number(number) => {
             let is_bytes = name.split(' ').any(|word| word == "bytes");
             let bytes = number.as_u64().filter(|_| is_bytes).map(|bytes| ByteSize(bytes).to_string());
-            lines.push((name.into(), bytes.unwrap_or_else(|| number.to_string())));
+            let shown = match number.as_f64() {
+                Some(value) if number.is_f64() => format!("{}", (value * 1e4).round() / 1e4),
+                _ => number.to_string(),
+            };
+            lines.push((name.into(), bytes.unwrap_or(shown)));
         }
         value => lines.push((name.into(), value.to_string())),
     }

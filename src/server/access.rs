@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
+use crate::host::open_regular;
 use crate::http::access::{Policy, Tokens};
 use crate::http::peers::Times;
 use crate::shard::live::Live;
@@ -62,7 +63,7 @@ fn wrong(what: &str, path: &Path, why: impl Display) -> Error {
 
 /// Opens a file with a secret, which only its owner, and perhaps a group, may read.
 fn open_secret(what: &str, path: &Path) -> Result<File> {
-    let opened = File::open(path).and_then(|file| Ok((file.metadata()?.permissions().mode(), file)));
+    let opened = open_regular(path).and_then(|file| Ok((file.metadata()?.permissions().mode(), file)));
     let (mode, file) = opened.map_err(|error| {
         let denied = error.kind() == std::io::ErrorKind::PermissionDenied;
         let error = wrong(what, path, error);

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use super::access::{read, warn};
 use super::listen::check_exposure;
 use crate::config::{Config, Listen, LogLevel};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::shard::live::Live;
 
 /// What a user has chosen.
@@ -134,12 +134,31 @@ impl Reload {
         for place in &self.places {
             check_exposure(&next, place)?;
         }
+        self.check_guards(&next)?;
         next.validate()?;
         let live = read(&next)?;
         self.operator.set_log_level(next.log);
         self.tell(&live, &found, shown);
         self.config = next;
         self.live.send_replace(Arc::new(live));
+        Ok(())
+    }
+
+    /// Refuses to let everyone in because a file has become shorter: an editor may just be writing it.
+    fn check_guards(&self, next: &Config) -> Result<()> {
+        let asks = |config: &Config| {
+            let client_ca = config.tls.as_ref().is_some_and(|files| files.client_ca.is_some());
+            [("token-file", config.token_file.is_some()), ("tls-client-ca", client_ca)]
+        };
+        for ((name, before), (_, after)) in asks(&self.config).into_iter().zip(asks(next)) {
+            if before && !after && !next.insecure {
+                let message = format!(
+                    "there is no {name} any more, so everyone who can connect could do everything; if that is meant, set \
+                     insecure, or restart the server"
+                );
+                return Err(Error::new(ErrorKind::Configuration, message));
+            }
+        }
         Ok(())
     }
 

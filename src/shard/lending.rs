@@ -43,7 +43,7 @@ const BACKUPS_MAX: usize = 8;
 /// How long the flush before a backup may take.
 const FLUSH_TIME: Duration = Duration::from_secs(120);
 /// How often a blank line shows whether the client is still there.
-const BLANK_LINE_TIME: Duration = Duration::from_secs(5);
+const BLANK_LINE_TIME: Duration = Duration::from_secs(1);
 /// The longest backup.
 const LOAN_TIME: Duration = Duration::from_secs(24 * 3600);
 
@@ -177,6 +177,7 @@ impl Lender {
         for line in all.chain([format!("{}\n", json!({ "lent": true }))]) {
             let _ = sender.send(line); // the client may have left; the next line shows it
         }
+        tracing::info!(backup = id, "a backup has begun: its files stay until it ends");
         tokio_uring::spawn(keep(loan, sender, stop));
         Response::lines(lines)
     }
@@ -195,6 +196,7 @@ async fn keep(loan: Rc<Loan>, lines: mpsc::UnboundedSender<String>, stop: impl F
         () = stop => {}
         () = tokio::time::sleep(LOAN_TIME) => {}
     }
+    tracing::info!(backup = loan.id, "the backup has ended");
     drop(loan);
 }
 

@@ -101,7 +101,7 @@ fn a_backup_is_what_was_acknowledged_before_it_and_the_next_copies_only_what_is_
     }
     // Nothing is written in between, so the second of these backups has nothing to do.
     for name in ["copied", "copied"] {
-        succeeds(command(&server, &["backup", path(&to(name))]).output().unwrap());
+        succeeds(command(&server, &["backup", "--copy", path(&to(name))]).output().unwrap());
     }
     let said = succeeds(command(&server, &["backup", "--copy", path(&to("copied"))]).output().unwrap());
     assert!(said.contains(" 0 copied (0 B), 0 linked") && !said.contains(" 0 were there"), "{said}");
@@ -235,6 +235,7 @@ fn what_is_in_the_way_or_not_allowed_is_refused_with_a_status() {
         (&["backup", "--token-file", path(&boss), path(folder.path())], 73),
         (&["backup", "--token-file", path(&boss), path(&data)], 75),
         (&["backup", "--token-file", path(&boss), path(&tokens)], 73),
+        (&["backup", "--token-file", path(&boss), path(&data.join("inside"))], 78),
     ] {
         let (found, said) = status(run(words));
         assert_eq!(found, expected, "{words:?}: {said}");
@@ -244,7 +245,9 @@ fn what_is_in_the_way_or_not_allowed_is_refused_with_a_status() {
     let (found, said) = status(command(&other, &["backup", path(&to("a"))]).output().unwrap());
     assert!(found == 78 && said.contains("another store"), "{said}");
     for (words, expected) in [
-        (&["restore", path(&to("a")), path(folder.path())][..], 73),
+        (&["repair", path(&to("a"))][..], 78),
+        (&["reshard", path(&to("a")), "--shards", "9"], 78),
+        (&["restore", path(&to("a")), path(folder.path())], 73),
         (&["restore", path(&to("a")), path(&to("a"))], 75),
         (&["restore", path(&to("nothing")), path(&to("b"))], 78),
         (&["restore", path(&data), path(&to("b"))], 75),
@@ -346,4 +349,34 @@ fn a_stop_waits_for_no_backup() {
     assert_eq!(lines.find(|line| !line.is_empty()), None, "the list ends");
     assert_eq!(server.wait().code(), Some(0));
     serves(&data, &BTreeMap::new());
+}
+
+#[test]
+fn a_damaged_file_ends_a_restore_unless_it_is_to_be_taken_as_it_is_and_repaired() {
+    let (folder, data) = folder();
+    let to = |name: &str| folder.path().join(name);
+    let server = Server::start(&data, &[SMALL, &["--shards", "1"]].concat());
+    let expected = fill(&mut server.client(), 1);
+    succeeds(command(&server, &["backup", "--copy", path(&to("backup"))]).output().unwrap());
+    let file = ssts(&to("backup")).into_iter().next().unwrap();
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[100] ^= 1;
+    fs::write(&file, &bytes).unwrap();
+    let refused = local(&["restore", path(&to("backup")), path(&to("restored"))]);
+    assert!(refused.status.code() == Some(65) && text(&refused).contains("--damaged"), "{}", text(&refused));
+    let taken = local(&["restore", "--damaged", path(&to("backup")), path(&to("restored"))]);
+    assert!(taken.status.code() == Some(65) && text(&taken).contains("complete"), "{}", text(&taken));
+    succeeds(local(&["repair", path(&to("restored"))]));
+    assert!(succeeds(local(&["check", path(&to("restored"))])).contains(": sound;"));
+    let restored = Server::start(&to("restored"), SMALL);
+    let mut client = restored.client();
+    let mut found = 0;
+    for (key, value) in &expected {
+        let reply = client.request("GET", &format!("/get?key={}", encode(key.as_bytes())));
+        if reply.status == 200 {
+            assert_eq!(Some(reply.text()), value.as_deref(), "{key:?}");
+            found += 1;
+        }
+    }
+    assert!(0 < found && found < expected.len(), "{found}");
 }

@@ -102,7 +102,8 @@ fn a_dump_of_a_store_at_rest_loads_into_another_and_both_hold_the_same() {
     // A file that was cut goes on after its last complete line.
     succeeds(run(&["dump", path(&data), "-o", path(&file)]));
     assert_eq!(fs::read_to_string(&file).unwrap(), dumped);
-    fs::write(&file, &dumped[..dumped.len() / 2]).unwrap();
+    let part = folder.path().join("dump.jsonl.part");
+    fs::write(&part, &dumped[..dumped.len() / 2]).unwrap();
     succeeds(run(&["dump", path(&data), "-o", path(&file), "--resume"]));
     assert_eq!(fs::read_to_string(&file).unwrap(), dumped);
 
@@ -157,7 +158,16 @@ fn a_load_goes_on_where_it_was_interrupted() {
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    let done: u64 = fs::read_to_string(&progress).unwrap().split(' ').next().unwrap().parse().unwrap();
+    let found: serde_json::Value = serde_json::from_slice(&fs::read(&progress).unwrap()).unwrap();
+    let done = found["lines"].as_u64().unwrap();
+    // The progress is good for this store and this file only.
+    let other = Server::start(&folder.path().join("other"), SMALL);
+    let refused = load(&other, &["--resume", path(&file)]);
+    assert!(text(&refused).contains("another store"), "{}", text(&refused));
+    let changed = lines.replacen("k0", "k_", 1).replace("k9", "k_");
+    fs::write(&file, changed.split_at(changed.len() / 100).0).unwrap();
+    assert!(text(&load(&server, &["--resume", path(&file)])).contains("another file"));
+    fs::write(&file, &lines).unwrap();
     assert!(0 < done && done < 3_000, "{done}");
     let said = succeeds(load(&server, &["--resume", path(&file)]));
     assert!(said.starts_with(&format!("{} loaded", 3_000 - done)), "{said}");
@@ -202,6 +212,15 @@ fn another_number_of_shards_changes_no_value() {
         assert_eq!(running.status.code(), Some(75), "{}", text(&running));
     }
     assert!(!folder.path().join("data.reshard").exists());
+    // What is not of the store would be removed with it.
+    fs::write(data.join("notes"), "mine").unwrap();
+    let refused = run(&["reshard", path(&data), "--shards", "1"]);
+    assert!(
+        refused.status.code() == Some(78) && text(&refused).contains("holds notes"),
+        "{}",
+        text(&refused)
+    );
+    fs::remove_file(data.join("notes")).unwrap();
     // What a killed run leaves beside the store is in nobody's way.
     fs::create_dir_all(folder.path().join("data.reshard/shard-000")).unwrap();
     fs::write(folder.path().join("data.reshard/BACKUP"), "restore").unwrap();
