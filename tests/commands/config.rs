@@ -184,20 +184,33 @@ fn sighup_applies_what_can_change_and_names_what_cannot() {
 }
 
 #[test]
-fn sighup_does_not_give_up_tokens_where_others_can_connect() {
+fn sighup_does_not_give_up_tokens_and_is_not_blocked_by_a_pipe() {
+    for places in [&["--listen", "127.0.0.1:0", "--listen", "0.0.0.0:0"][..], &["--listen", "127.0.0.1:0"]] {
+        tokens_stay(places);
+    }
+}
+
+fn tokens_stay(places: &[&str]) {
     let (folder, data) = folder();
     let tokens = folder.path().join("tokens");
     fs::write(&tokens, "a admin 0123456789abcdef\n").unwrap();
     fs::set_permissions(&tokens, fs::Permissions::from_mode(0o600)).unwrap();
     let path = file(folder.path(), &format!("token-file = \"{}\"\n", tokens.display()));
     let log = data.with_extension("log");
-    let flags = [SMALL, &["--config", &path, "--listen", "127.0.0.1:0", "--listen", "0.0.0.0:0"]].concat();
+    let flags = [SMALL, &["--config", &path], places].concat();
     let server = Server::start_logged(&data, &flags, &log);
     fs::write(&path, "").unwrap();
     server.raw_signal(Signal::HUP);
     let begin = Instant::now();
     while !fs::read_to_string(&log).unwrap().contains("nothing was changed") {
         assert!(begin.elapsed() < PATIENCE, "the server does not refuse");
+    }
+    assert_eq!(server.client().request("GET", "/get?key=k").status, 401);
+    fs::remove_file(&path).unwrap();
+    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    server.raw_signal(Signal::HUP);
+    while !fs::read_to_string(&log).unwrap().contains("no regular file") {
+        assert!(begin.elapsed() < PATIENCE, "the server waits for the pipe");
     }
     assert_eq!(server.client().request("GET", "/get?key=k").status, 401);
 }
