@@ -6,14 +6,15 @@
 #
 # Results in target/package: ringkeep_*.deb, ringkeep-*.tar.gz (for `cargo binstall` and by hand), rootfs.tar (for the
 # Containerfile). The checks need root, and some programs of Debian; what is missing is named, and its check left out. Status 1
-# if a check fails. The chroot is kept in target/package/chroot; RINGKEEP_MIRROR is where it comes from.
+# if a check fails. The chroot is kept in target/package/chroot; it comes from RINGKEEP_MIRROR, by default the first mirror
+# of apt's sources.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 target=x86_64-unknown-linux-gnu
 bytes_max=$((10 << 20))
 out=target/package
-mirror=${RINGKEEP_MIRROR:-http://deb.debian.org/debian}
+mirror=${RINGKEEP_MIRROR:-}
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 name=ringkeep-$version-$target
 
@@ -87,6 +88,8 @@ check_deb() {
     step "lintian"
     if has lintian; then lintian --fail-on error --allow-root "$out"/ringkeep_*-1_*.deb; else skip "lintian is not installed"; fi
     has debootstrap || { skip "debootstrap is not installed"; return; }
+    # shellcheck disable=SC2016 # the variable is one of apt
+    [ -n "$mirror" ] || mirror=$(apt-get indextargets --format '$(REPO_URI)' | head -1)
     local chroot=$out/chroot
     if [ ! -e "$chroot/complete" ]; then
         step "debootstrap from $mirror"
