@@ -158,10 +158,12 @@ impl Client {
     /// file of a server; it has one token.
     ///
     /// # Errors
-    /// `Configuration`, with the path, if the file cannot be read, lets others read it, or holds no token.
+    /// `Configuration`, with the path, if the file cannot be read, lets others read it, or holds no token; `Permission`.
     pub fn with_token_file(mut self, path: &Path) -> Result<Self> {
         let secret = read_token(path).map_err(|why| {
-            Error::new(ErrorKind::Configuration, format!("the token file {}: {why}", path.display()))
+            let denied = std::fs::File::open(path).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
+            let kind = if denied { ErrorKind::Permission } else { ErrorKind::Configuration };
+            Error::new(kind, format!("the token file {}: {why}", path.display()))
         })?;
         self.authorization = Some(format!("Bearer {secret}"));
         Ok(self)

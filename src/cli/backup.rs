@@ -80,9 +80,9 @@ impl Backup {
         if is_stream(&self.to) {
             return runtime.block_on(to_archive(client, options));
         }
+        let mut source = RemoteStore::open(client)?;
         let data_dir = DataDir::open_or_create(&self.to)?;
         let damages = runtime.block_on(async {
-            let mut source = RemoteStore::open(client)?;
             let contents = source.contents.clone();
             source.check_apart(&data_dir)?;
             let target = Target::open(&data_dir, Purpose::Backup, Some(&contents.store)).await?;
@@ -144,13 +144,13 @@ fn is_stream(path: &Path) -> bool {
 fn report(what: &str, path: &Path, contents: &Contents, done: &Done) {
     let Done { linked, copied, kept, copied_bytes, bytes, .. } = *done;
     let shards = counted(contents.shards.len(), "shard");
+    let files = counted(usize::try_from(linked + copied + kept).unwrap_or(usize::MAX), "file");
     let _ = writeln!(
         std::io::stdout(),
-        "{}: {what} of store {:016x}, {shards}, {} in {} files: {copied} copied ({}), {linked} linked, {kept} were there",
+        "{}: {what} of store {:016x}, {shards}, {} in {files}: {copied} copied ({}), {linked} linked, {kept} were there",
         path.display(),
         contents.store.id,
         ByteSize(bytes),
-        linked + copied + kept,
         ByteSize(copied_bytes),
     );
 }

@@ -69,10 +69,11 @@ impl Dump {
         let lines = runtime.block_on(async {
             let (_, shards) = shards(&data_dir).await?; // before an output is touched
             let mut all = Merge::new(shards.iter().map(|shard| shard.scan(wall_clock())).collect());
-            if self.output == Path::new("-") {
-                let mut output = BufWriter::new(std::io::stdout());
+            if let Some(stream) = self.stream()? {
+                let mut output = BufWriter::new(stream);
                 let lines = self.write(&mut all, &shards, &mut output).await?;
-                output.flush().map_err(|error| Error::io("write to standard output", error))?;
+                let flushed = output.flush();
+                flushed.map_err(|error| Error::io(format!("write {}", self.output.display()), error))?;
                 return Ok(lines);
             }
             let part = self.part();
@@ -88,6 +89,20 @@ impl Dump {
         })?;
         tracing::info!(lines, "dumped {}", self.data_dir.display());
         Ok(())
+    }
+
+    /// Standard output, or what is at the place of the output and is no file: a pipe or a device. Such a thing is written to,
+    /// and never replaced.
+    fn stream(&self) -> Result<Option<Box<dyn Write>>> {
+        if self.output == Path::new("-") {
+            return Ok(Some(Box::new(std::io::stdout())));
+        }
+        if std::fs::metadata(&self.output).is_ok_and(|found| !found.is_file()) {
+            let opened = OpenOptions::new().write(true).open(&self.output);
+            let opened = opened.map_err(|error| Error::io(format!("write {}", self.output.display()), error))?;
+            return Ok(Some(Box::new(opened)));
+        }
+        Ok(None)
     }
 
     /// Where lines go until all of them are written: an older dump stays until then.

@@ -27,7 +27,7 @@ pub enum Role {
     Read,
     /// Set and delete them as well.
     Write,
-    /// Stop the server as well.
+    /// Stop the server, back it up and compact it as well.
     Admin,
 }
 
