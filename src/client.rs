@@ -161,7 +161,8 @@ impl Client {
     /// `Configuration`, with the path, if the file cannot be read, lets others read it, or holds no token; `Permission`.
     pub fn with_token_file(mut self, path: &Path) -> Result<Self> {
         let secret = read_token(path).map_err(|why| {
-            let denied = std::fs::File::open(path).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
+            let denied =
+                std::fs::File::open(path).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
             let kind = if denied { ErrorKind::Permission } else { ErrorKind::Configuration };
             Error::new(kind, format!("the token file {}: {why}", path.display()))
         })?;

@@ -99,7 +99,8 @@ impl Dump {
         }
         if std::fs::metadata(&self.output).is_ok_and(|found| !found.is_file()) {
             let opened = OpenOptions::new().write(true).open(&self.output);
-            let opened = opened.map_err(|error| Error::io(format!("write {}", self.output.display()), error))?;
+            let opened =
+                opened.map_err(|error| Error::io(format!("write {}", self.output.display()), error))?;
             return Ok(Some(Box::new(opened)));
         }
         Ok(None)

@@ -354,7 +354,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         Ok(then)
     }
 
-    /// Begins a request that starts at `at` in the input.
+    /// Begins a request that starts at `at` in the input. What is rare is boxed: an idle connection has no room for it.
     async fn begin(
         &mut self,
         route: &Route,
@@ -372,17 +372,17 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             let is_long = matches!(answer, Answer::Later(_));
             turn.pending.push(Pending { answer, wire });
             if is_long || PIPELINE_MAX <= turn.pending.len() {
-                self.settle(turn).await?; // H3, H5
+                Box::pin(self.settle(turn)).await?; // H3, H5
             }
             return Ok(if route.is_last() { Then::Close } else { Then::GoOn });
         }
         if self.reads_a_written_slot(route, turn) {
-            self.settle(turn).await?; // H4
+            Box::pin(self.settle(turn)).await?; // H4
         }
         let Self { input, output, handler, peers, .. } = self;
         let op = match route.op(input.from(at), body.bytes(input)) {
             Ok(op) => op,
-            Err(refusal) => return self.refuse(&refusal, wire, turn).await,
+            Err(refusal) => return Box::pin(self.refuse(&refusal, wire, turn)).await,
         };
         let answer = start(*handler, op, turn, (output, wire), peers);
         self.follow(answer, route, wire, turn).await
@@ -399,7 +399,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         turn: &mut Turn<H::Pending>,
     ) -> Result<Then, Gone> {
         if self.reads_a_written_slot(route, turn) {
-            self.settle(turn).await?; // H4
+            Box::pin(self.settle(turn)).await?; // H4
         }
         let request = self.input.take_front(head.bytes + body.input_bytes());
         let body = match body {
@@ -412,7 +412,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             Err(refusal) => {
                 drop((request, body));
                 self.give_back();
-                return self.refuse(&refusal, wire, turn).await;
+                return Box::pin(self.refuse(&refusal, wire, turn)).await;
             }
         };
         drop((request, body));
@@ -453,7 +453,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             turn.written.extend(route.key().map(|key| key.slot()));
         }
         if barrier || full || PIPELINE_MAX <= turn.pending.len() {
-            self.settle(turn).await?; // H3, H5
+            Box::pin(self.settle(turn)).await?; // H3, H5
         }
         Ok(Then::GoOn)
     }
