@@ -36,5 +36,5 @@ rm -rf "$folder/probe" "$folder/probe.img"
 
 # A server whose power is cut logs several lines each time.
 export RINGKEEP_LOG=${RINGKEEP_LOG:-off}
-cargo test --locked --profile campaign --test power -- --ignored --nocapture --test-threads 1
+cargo test --locked --profile campaign --test server power:: -- --ignored --nocapture --test-threads 1
 rm -f "$folder"/*.img

@@ -1,5 +1,5 @@
 //! Every decoder of bytes from disk and network, each as a function over any bytes. A decoder must not panic and must
-//! not loop, and what it accepts must be consistent. `tests/decoders.rs` runs the decoders over the corpus, cargo-fuzz
+//! not loop, and what it accepts must be consistent. `tests/engine/decoders.rs` runs the decoders over the corpus, cargo-fuzz
 //! over new inputs.
 
 use std::io::Write;

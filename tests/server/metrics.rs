@@ -1,10 +1,8 @@
 //! The page of metrics, as Prometheus reads it.
 
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::{Server, folder};
+use crate::common::{Server, folder};
 
 /// The page, by sample. Checks what `promtool check metrics` checks: that every sample belongs to a metric with a help text
 /// and a type, that counters end in `_total`, and that no sample comes twice.
@@ -126,7 +124,7 @@ fn every_metric_that_a_dashboard_or_an_alert_names_is_on_the_page() {
         reply.text().lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
     let is_word = |byte: char| byte.is_ascii_alphanumeric() || byte == '_';
     let mut found = 0;
-    for text in [include_str!("../deploy/alerts.yml"), include_str!("../deploy/grafana.json")] {
+    for text in [include_str!("../../deploy/alerts.yml"), include_str!("../../deploy/grafana.json")] {
         for word in text.split(|byte| !is_word(byte)) {
             if word.starts_with("ringkeep_") || word.starts_with("process_") {
                 let parts = ["_bucket", "_sum", "_count"];
@@ -137,8 +135,8 @@ fn every_metric_that_a_dashboard_or_an_alert_names_is_on_the_page() {
         }
     }
     assert!(30 < found, "{found}");
-    let docs = include_str!("../docs/operations.md");
-    for line in include_str!("../deploy/alerts.yml").lines() {
+    let docs = include_str!("../../docs/operations.md");
+    for line in include_str!("../../deploy/alerts.yml").lines() {
         if let Some(alert) = line.trim().strip_prefix("- alert: ") {
             assert!(docs.contains(&format!("- **{alert}**: ")), "{alert} has its paragraph");
         }

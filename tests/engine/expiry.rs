@@ -2,11 +2,9 @@
 //! is (P10). From a minute after the expiry on, a compaction turns the entry into a tombstone, and older values stay
 //! hidden (X4).
 //!
-//! `tests/model.rs` mixes random expiries with all other operations.
+//! `tests/engine/model.rs` mixes random expiries with all other operations.
 
-mod common;
-
-use common::sim::{CONFIG, Shard, operate, read_all};
+use crate::common::sim::{CONFIG, Shard, operate, read_all};
 use futures_executor::block_on;
 use ringkeep::config::DbConfig;
 use ringkeep::db::Found;

@@ -1,14 +1,12 @@
 //! `ringkeep check` on real files, as an operator runs it.
 
-mod common;
-
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
-use common::{PATIENCE, SMALL, Server, contents, folder};
+use crate::common::{PATIENCE, SMALL, Server, contents, folder};
 use ringkeep::codec::crc32;
 use ringkeep::record::file::FIRST_RECORD;
 use ringkeep::record::{HEADER_BYTES, record_bytes};

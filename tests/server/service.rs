@@ -1,13 +1,11 @@
 //! Under a service manager: what it is told, and whether systemd understands the unit files of `deploy`.
 
-mod common;
-
 use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{PATIENCE, SMALL, Server, folder};
+use crate::common::{PATIENCE, SMALL, Server, folder};
 
 #[test]
 fn the_service_manager_is_told_of_the_start_of_every_turn_and_of_the_stop() {

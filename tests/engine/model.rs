@@ -1,16 +1,14 @@
 //! Random operations, flushes, compactions, clean stops and crashes of production code on simulated storage, compared
-//! with a sorted map ([`common::world`]). A failure prints the seed and the shortest list of steps that fails.
-
-mod common;
+//! with a sorted map ([`crate::common::world`]). A failure prints the seed and the shortest list of steps that fails.
 
 use std::cell::Cell;
 use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Waker};
 
-use common::campaign::for_random;
-use common::sim::{CONFIG, NOW, Shard};
-use common::world::{World, config, steps};
+use crate::common::campaign::for_random;
+use crate::common::sim::{CONFIG, NOW, Shard};
+use crate::common::world::{World, config, steps};
 use futures_executor::block_on;
 use ringkeep::db::Progress;
 use ringkeep::storage::sim::Fate;

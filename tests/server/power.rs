@@ -6,8 +6,6 @@
 //! simulated storage (`tests/crash.rs`) check that such a write is synced before it is answered. An answer that arrives
 //! after the call began proves nothing and is not counted. `scripts/power.sh` prepares what these tests need.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
@@ -18,8 +16,8 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::journal::{Journals, Progress};
-use common::{Client, PATIENCE, Row, Server, setting, spawn};
+use crate::common::journal::{Journals, Progress};
+use crate::common::{Client, PATIENCE, Row, Server, setting, spawn};
 use ringkeep::random::Random;
 
 const FLAGS: &[&str] = &[

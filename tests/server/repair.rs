@@ -1,13 +1,11 @@
 //! A damaged block, as an operator meets it: what is served, what `/readyz` and the log say, and what `ringkeep repair` does.
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Instant;
 
-use common::{Client, PATIENCE, SMALL, Server, contents, folder};
+use crate::common::{Client, PATIENCE, SMALL, Server, contents, folder};
 
 fn run(command: &[&str], data: &Path) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ringkeep")).args(command).arg(data).output().unwrap()

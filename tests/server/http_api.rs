@@ -1,12 +1,10 @@
 //! The contract with the user, over a socket, against the real binary.
 
-mod common;
-
 use std::net::TcpListener;
 use std::process::Command;
 use std::thread;
 
-use common::{Client, SMALL, Server, encode, folder, spawn};
+use crate::common::{Client, SMALL, Server, encode, folder, spawn};
 
 fn server() -> (tempfile::TempDir, Server) {
     let (folder, data) = folder();
@@ -438,7 +436,7 @@ fn many_large_values_at_once_are_answered_or_refused_never_mixed() {
 
 #[test]
 fn deletes_of_large_values_that_nobody_has_read_are_all_answered() {
-    let (_folder, data) = common::folder();
+    let (_folder, data) = crate::common::folder();
     let server = Server::start(&data, SMALL);
     for number in 0..12 {
         let target = format!("/set?key=large-{number}");

@@ -1,7 +1,7 @@
 //! Runs every decoder over its fuzzing corpus, and over random changes of that corpus: no decoder may panic or loop for
 //! ever. `scripts/fuzz.sh` lets libFuzzer search further, and watches what the decoders allocate.
 
-#[path = "../fuzz/src/decoders.rs"]
+#[path = "../../fuzz/src/decoders.rs"]
 #[expect(unreachable_pub, reason = "the fuzz targets are another crate")]
 mod decoders;
 

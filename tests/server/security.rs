@@ -1,7 +1,5 @@
 //! Who may do what, and where: places to listen at, tokens, roles, the stop, and TLS.
 
-mod common;
-
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -12,8 +10,8 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
-use common::certificates::{Certificates, secret_file};
-use common::{PATIENCE, SMALL, Server, folder};
+use crate::common::certificates::{Certificates, secret_file};
+use crate::common::{PATIENCE, SMALL, Server, folder};
 use rustix::process::Signal;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};

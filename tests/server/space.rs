@@ -1,9 +1,7 @@
 //! Space comes back, and settings may change: what a shard takes on disk after its data is gone, and how it goes on with
 //! other settings than it was written with.
 
-mod common;
-
-use common::sim::{CONFIG, NOW, Shard};
+use crate::common::sim::{CONFIG, NOW, Shard};
 use futures_executor::block_on;
 use ringkeep::config::DbConfig;
 use ringkeep::error::ErrorKind;

@@ -1,8 +1,6 @@
 //! The load tool against servers that lie, and against the real server. The tool must notice every lie, and find no
 //! fault with the real server.
 
-mod common;
-
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -11,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::Server;
+use crate::common::Server;
 use serde_json::Value;
 
 /// How a server deviates from a correct server. The first number says at which occasions.
@@ -378,7 +376,7 @@ fn an_open_loop_that_asks_for_too_much_still_ends() {
 #[test]
 fn the_real_server_is_filled_once_and_asked_again() {
     let folder = tempfile::tempdir().unwrap();
-    let server = Server::start(folder.path(), common::SMALL);
+    let server = Server::start(folder.path(), crate::common::SMALL);
     let data_dir = folder.path().to_str().unwrap();
     let flags = [
         &["--key-count", "2000", "--key-size", "8..100", "--value-size", "log:0..20000"],

@@ -1,14 +1,12 @@
 //! The manners of the process: signals, limits of the system, what it leaves behind when it cannot start, and its log.
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, SMALL, Server, folder};
+use crate::common::{PATIENCE, SMALL, Server, folder};
 use rustix::process::Signal;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_ringkeep");

@@ -1,14 +1,12 @@
 //! Scans over simulated storage: a scan finds what was visible when its view was taken, whatever happens to the shard
 //! before and between its steps.
 
-mod common;
-
 use std::cell::Cell;
 use std::rc::Rc;
 
-use common::campaign::for_random;
-use common::sim::{CONFIG, NOW, Shard, read_all};
-use common::world::{Map, World, config, key, steps_of_one_life};
+use crate::common::campaign::for_random;
+use crate::common::sim::{CONFIG, NOW, Shard, read_all};
+use crate::common::world::{Map, World, config, key, steps_of_one_life};
 use futures_executor::block_on;
 use proptest::prelude::*;
 use ringkeep::db::{Db, View};

@@ -8,14 +8,12 @@
 //! manifests, stops, and starts again. `RINGKEEP_STATES` says how many disks to look at, `RINGKEEP_SEED` where the
 //! seeds begin.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
-use common::setting;
+use crate::common::setting;
 use futures_executor::block_on;
 use ringkeep::check::check_shard;
 use ringkeep::config::DbConfig;

@@ -1,12 +1,10 @@
 //! Files are taken away from a running server: its directory, its log, its manifest. The process ends with status 74,
 //! acknowledges nothing after that, and does not touch the files that are now at the path.
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{Client, SMALL, Server, contents, folder};
+use crate::common::{Client, SMALL, Server, contents, folder};
 
 /// A server whose log the test reads when the server has ended.
 struct Watched {

@@ -1,11 +1,9 @@
 //! Flushed WALs that a policy keeps, on simulated storage (I1).
 
-mod common;
-
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use common::sim::{CONFIG, NOW, OWNER, Shard};
+use crate::common::sim::{CONFIG, NOW, OWNER, Shard};
 use futures_executor::block_on;
 use ringkeep::check::check_shard;
 use ringkeep::config::DbConfig;
