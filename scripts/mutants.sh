@@ -48,8 +48,9 @@ suites() {
             # This test runs on a loop device, because loop devices count flushes.
             flushes) RINGKEEP_POWER=$work/power timeout 600 \
                 cargo test -q --locked --test server power::p1_every_answer -- --ignored || return 1 ;;
-            # shellcheck disable=SC2046 # two words
-            *) timeout 600 cargo test -q --locked --test $(binary "$suite") || return 1 ;;
+            *)
+                # shellcheck disable=SC2046 # two words
+                timeout 600 cargo test -q --locked --test $(binary "$suite") || return 1 ;;
         esac
     done
 }
