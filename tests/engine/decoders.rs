@@ -3,13 +3,13 @@
 
 #[path = "../../fuzz/src/decoders.rs"]
 #[expect(unreachable_pub, reason = "the fuzz targets are another crate")]
-mod decoders;
+mod targets;
 
 use std::fs;
 use std::path::Path;
 
-use decoders::DECODERS;
 use ringkeep::random::Random;
+use targets::DECODERS;
 
 /// How many random changes of each file of the corpus are tried.
 const CHANGES: u64 = 200;
