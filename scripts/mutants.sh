@@ -340,7 +340,7 @@ mutant 'a snapshot does not wait for the flush' src/db/snapshot.rs \
 mutant 'files of a snapshot are removed' src/db/snapshot.rs \
     'Ok(Snapshot { state: state.without_wals() })' 'Ok(Snapshot { state: crate::manifest::State { version: Rc::new((*state.version).clone()), ..state.without_wals() } })' commands
 mutant 'a server goes on in the place of a backup' src/data_dir.rs \
-    'let is_backup = self.directory.contains(' 'let is_backup = Ok::<_, io::Error>(false); let _ = self.directory.contains(' commands
+    'let marked = self.directory.contains(' 'let marked = Ok::<_, io::Error>(false); let _ = self.directory.contains(' commands
 mutant 'a copy is not verified' src/backup/mod.rs \
     'None => Ok(()),
             Some(error) => Err(error),' '_ => Ok(()),' commands

@@ -160,12 +160,13 @@ impl Client {
     /// # Errors
     /// `Configuration`, with the path, if the file cannot be read, lets others read it, or holds no token; `Permission`.
     pub fn with_token_file(mut self, path: &Path) -> Result<Self> {
-        let secret = read_token(path).map_err(|why| {
-            let denied =
-                std::fs::File::open(path).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
+        let wrong = |kind, why: String| Error::new(kind, format!("the token file {}: {why}", path.display()));
+        let file = std::fs::File::open(path).map_err(|error| {
+            let denied = error.kind() == io::ErrorKind::PermissionDenied;
             let kind = if denied { ErrorKind::Permission } else { ErrorKind::Configuration };
-            Error::new(kind, format!("the token file {}: {why}", path.display()))
+            wrong(kind, error.to_string())
         })?;
+        let secret = read_token(file).map_err(|why| wrong(ErrorKind::Configuration, why))?;
         self.authorization = Some(format!("Bearer {secret}"));
         Ok(self)
     }
@@ -289,8 +290,7 @@ impl Session {
     pub fn reply(&mut self) -> Result<(u16, Vec<u8>)> {
         let read = |stream: &mut BufReader<Box<dyn Stream>>| {
             let (status, fields) = head(stream)?;
-            let length = fields.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
-            let length = length.and_then(|(_, value)| std::str::from_utf8(value).ok()?.parse().ok());
+            let length = field(&fields, "content-length").and_then(|length| length.parse().ok());
             let length: u64 = length.ok_or_else(|| strange("the reply has no length"))?;
             if REPLY_BYTES_MAX < length {
                 return Err(strange("the reply is too long"));
@@ -308,8 +308,7 @@ impl Session {
 }
 
 /// The secret of the only token in a file.
-fn read_token(path: &Path) -> std::result::Result<String, String> {
-    let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
+fn read_token(file: std::fs::File) -> std::result::Result<String, String> {
     let mode = file.metadata().map_err(|error| error.to_string())?.permissions().mode();
     if mode & 0o027 != 0 {
         return Err(format!("its mode {:o} lets others read or change it; use chmod 600", mode & 0o777));
@@ -466,8 +465,7 @@ impl Reply {
 
     /// The value of a field, if there is one and it is text. `name` is in lower case.
     pub fn field(&self, name: &str) -> Option<&str> {
-        let found = self.fields.iter().find(|(field, _)| field.eq_ignore_ascii_case(name));
-        found.and_then(|(_, value)| std::str::from_utf8(value).ok())
+        field(&self.fields, name)
     }
 
     /// The body, without its head.
@@ -529,6 +527,12 @@ impl Reply {
 }
 
 type Fields = Vec<(String, Vec<u8>)>;
+
+/// The value of a field, if there is one and it is text.
+fn field<'a>(fields: &'a Fields, name: &str) -> Option<&'a str> {
+    let found = fields.iter().find(|(field, _)| field.eq_ignore_ascii_case(name));
+    found.and_then(|(_, value)| std::str::from_utf8(value).ok())
+}
 
 /// Reads the head of a reply: its status and its fields.
 fn head(stream: &mut impl BufRead) -> io::Result<(u16, Fields)> {
@@ -718,7 +722,7 @@ mod tests {
         let read = |text: &str, mode| {
             std::fs::write(&path, text).unwrap();
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-            read_token(&path)
+            read_token(std::fs::File::open(&path).unwrap())
         };
         assert_eq!(read("secret-0123456789\n", 0o600).unwrap(), "secret-0123456789");
         assert_eq!(read("# mine\n\nname admin secret-0123456789\n", 0o640).unwrap(), "secret-0123456789");

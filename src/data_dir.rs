@@ -144,6 +144,13 @@ impl DataDir {
         self.directory.contains(&name).map_err(|error| Error::io(format!("look for {name}"), error))
     }
 
+    /// Whether the directory is a backup, or a restore that has not finished.
+    fn is_marked(&self) -> Result<bool> {
+        let path = self.directory.path().display();
+        let marked = self.directory.contains(&FileName::Backup.to_string());
+        marked.map_err(|error| Error::io(format!("look into {path}"), error))
+    }
+
     /// Reads `STORE`; `None` if there is no store.
     ///
     /// # Errors
@@ -152,8 +159,7 @@ impl DataDir {
     pub async fn load_store(&self, root: &UringStorage) -> Result<Option<Store>> {
         let store = Store::load(root).await?;
         let path = self.directory.path().display();
-        let marked = self.directory.contains(&FileName::Backup.to_string());
-        if store.is_none() && marked.map_err(|error| Error::io(format!("look into {path}"), error))? {
+        if store.is_none() && self.is_marked()? {
             let message =
                 format!("{path} is not complete: run `ringkeep backup` or `ringkeep restore` again");
             return Err(Error::new(ErrorKind::Configuration, message));
@@ -176,8 +182,7 @@ impl DataDir {
     /// As [`Self::load_store`]; `Configuration` if the directory is a backup; or any error of the creation.
     pub async fn open_store(&self, root: &UringStorage, wanted: Option<u16>, shards: u16) -> Result<Store> {
         let path = self.directory.path().display();
-        let is_backup = self.directory.contains(&FileName::Backup.to_string());
-        if is_backup.map_err(|error| Error::io(format!("look into {path}"), error))? {
+        if self.is_marked()? {
             let message = format!(
                 "{path} is a backup, or a restore that has not finished: `ringkeep restore` makes a data directory of a \
                  backup"

@@ -9,7 +9,7 @@ use tar::{Archive, Builder, EntryType, Header};
 
 use crate::data_dir::DataDir;
 use crate::error::{Error, ErrorKind, Result};
-use crate::file_name::{FileName, shard_directory};
+use crate::file_name::{FileName, parse_shard_directory, shard_directory};
 use crate::key::ShardId;
 use crate::storage::directory::Directory;
 
@@ -109,9 +109,9 @@ fn place(path: &Path) -> Option<(Option<ShardId>, FileName)> {
     match directory {
         None => [FileName::Store, FileName::Backup].contains(&name).then_some((None, name)),
         Some(directory) => {
-            let shard = ShardId(directory.strip_prefix("shard-")?.parse().ok()?);
+            let shard = parse_shard_directory(directory)?;
             let of_shard = matches!(name, FileName::Current | FileName::Manifest(_) | FileName::Sst(_));
-            (of_shard && shard_directory(shard) == directory).then_some((Some(shard), name))
+            of_shard.then_some((Some(shard), name))
         }
     }
 }

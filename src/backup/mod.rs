@@ -50,11 +50,11 @@ use crate::sst::verify::verify;
 use crate::storage::device::Device;
 use crate::storage::directory::Directory;
 use crate::storage::uring::UringStorage;
-use crate::storage::{Storage, list_files, sync_names};
+use crate::storage::{Files, Storage, list_files, sync_names};
 use crate::store::Store;
 
 /// Least length of a manifest, which takes no edits: a start writes another one.
-const MANIFEST_BYTES: u64 = 64 << 10;
+pub const MANIFEST_BYTES: u64 = 64 << 10;
 /// Bytes that are copied at a time.
 const PART_BYTES: usize = 1 << 20;
 /// After a restore, SeqNos go on this much higher. So none is given out twice that the store gave out after its backup, as
@@ -219,8 +219,14 @@ impl<'a> Target<'a> {
             let directory = self.data_dir.shard(shard)?;
             let storage = open_storage(&directory, self.device, true)?;
             let before = load(&storage, owner).await.unwrap_or_default(); // a damaged one is replaced
-            let copy =
-                Copy { owner, directory: &directory, storage: &storage, before: before.as_ref(), options };
+            let copy = Copy {
+                owner,
+                directory: &directory,
+                storage: &storage,
+                files: list_files(&storage)?,
+                before: before.as_ref(),
+                options,
+            };
             for meta in state.version.files() {
                 copy.bring(meta, source, &mut pace, &mut done).await?;
                 progress(meta.bytes);
@@ -320,7 +326,8 @@ struct Copy<'a> {
     owner: Owner,
     directory: &'a Directory,
     storage: &'a UringStorage,
-    /// What an earlier run has left.
+    /// What an earlier run has left: files, and the manifest.
+    files: Files,
     before: Option<&'a Loaded>,
     options: Options,
 }
@@ -341,7 +348,7 @@ impl Copy<'_> {
             let verified = self.verify(meta).await;
             return self.accept(verified, done);
         }
-        let mut have = list_files(self.storage)?.get(&name).copied();
+        let mut have = self.files.get(&name).copied();
         if have == Some(meta.bytes) {
             // With `copy`, a link to a file of the store is not what is wanted.
             let fits = !(self.options.copy && self.is_shared(meta)?);

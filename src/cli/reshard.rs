@@ -19,7 +19,7 @@ use indicatif::ProgressBar;
 use super::dump::shards;
 use super::owner::own_like;
 use super::styled;
-use crate::backup::{Purpose, Target, mark};
+use crate::backup::{MANIFEST_BYTES, Purpose, Target, mark};
 use crate::config::SHARDS_MAX;
 use crate::data_dir::{DataDir, open_storage};
 use crate::db::at_rest::AtRest;
@@ -41,7 +41,6 @@ use crate::store::Store;
 
 /// Bytes at which a sorted file ends.
 const SST_BYTES: u64 = 64 << 20;
-const MANIFEST_BYTES: u64 = 64 << 10;
 
 /// Arguments of `ringkeep reshard`.
 #[derive(Debug, Args)]

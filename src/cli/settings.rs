@@ -21,7 +21,7 @@ use super::definition::{
 use super::file;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Settings that never give way without a word: whoever may do what depends on them.
+/// Settings that decide who may do what. They are never dropped silently.
 const KEPT: &[&str] = &["token-file"];
 /// What cargo sets for the programs that it runs.
 const BUILD: &str = "RINGKEEP_COMMIT";
@@ -100,7 +100,7 @@ impl Settings {
         Ok((parsed, all))
     }
 
-    /// Whether a setting is left out, because it excludes one of the settings of higher layers.
+    /// Whether a setting is left out because a setting of a higher layer excludes it.
     ///
     /// # Errors
     /// `Configuration` if it must not be left out.

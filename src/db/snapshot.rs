@@ -15,7 +15,7 @@ use crate::key::FileNumber;
 use crate::manifest::{State, Version};
 use crate::storage::{Access, AlignedBuf, File, Storage, open_file};
 
-/// The sorted files of a shard at one moment. As long as it is held, none of them is removed.
+/// The sorted files of a shard at one moment. No file of a snapshot is removed while the snapshot is held.
 pub struct Snapshot {
     state: State,
 }

@@ -35,7 +35,7 @@ use self::reload::Reload;
 pub use self::reload::{Operator, Settings};
 use self::signals::Signals;
 use self::space::{Monitor, memtable_bytes_max};
-use self::start::{Common, OTHER_FILES, probe_device};
+use self::start::{Common, OTHER_FILES, primitive, probe_device};
 use crate::config::{Config, DbConfig, Listen, MEMTABLE_BYTES_MIN, ShutdownMode, SyncMode};
 use crate::data_dir::DataDir;
 use crate::db::Recovered;
@@ -303,10 +303,7 @@ impl Server {
     }
 
     fn log_start(&self, store: &Store, device: Device, places: &[Listen], parts: &Parts) {
-        let primitive = match self.config.sync {
-            SyncMode::Always => device.sync_primitive.to_string(),
-            SyncMode::Interval(_) | SyncMode::Never => "write, acknowledged before its sync".into(),
-        };
+        let primitive = primitive(&self.config, device);
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             listen = shown(places),

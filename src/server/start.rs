@@ -121,10 +121,7 @@ impl Common {
     /// What the page for people shows of this server, and what does not change.
     fn facts(&self, data_dir: &DataDir, store: &Store) -> Result<Facts> {
         let Config { sync, value_bytes_max, .. } = *self.config;
-        let primitive = match sync {
-            SyncMode::Always => self.device.sync_primitive.to_string(),
-            SyncMode::Interval(_) | SyncMode::Never => "write, acknowledged before its sync".into(),
-        };
+        let primitive = primitive(&self.config, self.device);
         let copied = data_dir.directory().file().try_clone();
         let shown = serde_json::json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -142,6 +139,14 @@ impl Common {
         });
         let data_dir = copied.map_err(|error| Error::io("keep the data directory open", error))?;
         Ok(Facts { data_dir, shown, live: self.live.clone() })
+    }
+}
+
+/// What a write waits for, as people are told.
+pub(super) fn primitive(config: &Config, device: Device) -> String {
+    match config.sync {
+        SyncMode::Always => device.sync_primitive.to_string(),
+        SyncMode::Interval(_) | SyncMode::Never => "write, acknowledged before its sync".into(),
     }
 }
 

@@ -3,7 +3,7 @@
 //! The server is always verified, on loopback as well: any program of this host could listen there and take the token.
 //! What is trusted comes from a file, because a server of this kind rarely has a certificate of a public authority. The
 //! file may hold authorities. It may also hold the server's own certificate, self-signed or not: then the server has to
-//! present exactly this certificate, and whoever has its key is the server, whatever its name.
+//! present exactly this certificate. Its name does not matter, because only the server has its key.
 
 use std::io::{Read, Write};
 use std::path::Path;

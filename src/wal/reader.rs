@@ -23,6 +23,13 @@ pub struct Source {
     pub known_end: KnownEnd,
 }
 
+impl Source {
+    fn extent(self, owner: Owner, label: &str) -> Extent<'_> {
+        let Self { number, file_bytes, known_end } = self;
+        Extent { label, identity: owner.identity(FileKind::Wal, number), file_bytes, known_end }
+    }
+}
+
 /// Gives every write to `visit`, in order. `next` is the SeqNo that the first write must have; it is advanced (W1). After
 /// each group, `make_room` is awaited: what was visited may take too much memory by then.
 /// What was replayed is synced before the return, so that it may be shown to readers (P2). Returns the open file as
@@ -115,12 +122,10 @@ pub async fn groups<S: Storage>(
     source: Source,
     mut visit: impl AsyncFnMut(u64, &[u8]) -> Result<()>,
 ) -> Result<(S::File, End)> {
-    let Source { number, file_bytes, known_end } = source;
-    let name = FileName::Wal(number);
+    let name = FileName::Wal(source.number);
     let label = storage.label(name);
     let file = open_file(storage, name, Access::Read).await?;
-    let extent =
-        Extent { label: &label, identity: owner.identity(FileKind::Wal, number), file_bytes, known_end };
+    let extent = source.extent(owner, &label);
     let end = replay_records(storage, &file, extent, async |offset, payload| {
         visit(offset, payload).await?;
         Ok(ControlFlow::Continue(()))
@@ -136,12 +141,10 @@ pub async fn groups<S: Storage>(
 ///
 /// Cancel safety: not safe.
 pub async fn mark<S: Storage>(storage: &S, owner: Owner, source: Source) -> Result<Mark> {
-    let Source { number, file_bytes, known_end } = source;
-    let name = FileName::Wal(number);
+    let name = FileName::Wal(source.number);
     let label = storage.label(name);
     let file = open_file(storage, name, Access::Read).await?;
-    let extent =
-        Extent { label: &label, identity: owner.identity(FileKind::Wal, number), file_bytes, known_end };
+    let extent = source.extent(owner, &label);
     newest_mark(storage, &file, extent).await
 }
 
