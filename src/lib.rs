@@ -53,7 +53,7 @@
 //!
 //! `db` spawns nothing, reads no clock and knows no runtime; `http` knows no engine. Pure modules (`record` except
 //! `record::file` and `record::replay`, `hash_index`, `memtable`, `source`, `sst::block`, `sst::filter`,
-//! `manifest::version`, `compaction::picker`, `db::pressure`, `http` except `access_log`, `connection`, `peers` and
+//! `manifest::version`, `compaction::picker`, `db::pressure`, `http` except `connection`, `followed`, `peers` and
 //! `stream`) do no I/O. So a seeded test can drive production code on a simulated disk ([`storage::sim`]).
 //!
 //! # Code map, in reading order

@@ -98,14 +98,40 @@ fn table(stats: &Value) -> String {
             levels.collect::<Vec<_>>().join(", "),
         );
     }
+    let requests = stats["slowest_requests"].as_array().map_or(&[][..], Vec::as_slice);
+    if !requests.is_empty() {
+        let _ = writeln!(
+            shown,
+            "\nslowest requests, in milliseconds (of one in 64, in the last ten to twenty minutes)"
+        );
+        let _ = writeln!(shown, "total      queue      group      sync       lookup     what");
+    }
+    for request in requests {
+        let millis = |name: &str| {
+            let seconds = request[format!("{name}_seconds")].as_f64();
+            seconds.map_or_else(|| "-".into(), |seconds| format!("{:.3}", seconds * 1e3))
+        };
+        for part in ["total", "queue", "group", "sync", "lookup"] {
+            let _ = write!(shown, "{:<10} ", millis(part));
+        }
+        let _ = writeln!(
+            shown,
+            "{} {}, shard {}, {} in, {} out",
+            request["endpoint"].as_str().unwrap_or("-"),
+            number(&request["status"]),
+            number(&request["shard"]),
+            ByteSize(number(&request["bytes_in"])),
+            ByteSize(number(&request["bytes_out"])),
+        );
+    }
     shown
 }
 
-/// The figures below `value`, with their names, except those of single shards.
+/// The figures below `value`, with their names, except those of single shards and requests.
 fn flatten(name: &str, value: &Value, lines: &mut Vec<(String, String)>) {
     match value {
         Value::Object(fields) => {
-            for (field, value) in fields.iter().filter(|(field, _)| *field != "shards") {
+            for (field, value) in fields.iter().filter(|(_, value)| !value.is_array()) {
                 let name = if name.is_empty() { field.clone() } else { format!("{name} {field}") };
                 flatten(&name.replace('_', " "), value, lines);
             }
@@ -142,6 +168,10 @@ mod tests {
                 "shard": 1, "entries": 5, "tombstones": 2, "memtable_bytes": 1024, "log_bytes": 1048576,
                 "levels": [{ "level": 0, "files": 2, "bytes": 4096 }, { "level": 1, "files": 1, "bytes": 1 }],
             }],
+            "slowest_requests": [{
+                "endpoint": "set", "status": 200, "shard": 1, "bytes_in": 2048, "bytes_out": 3, "unix_seconds": 1.5,
+                "total_seconds": 0.0125, "queue_seconds": 0.001, "group_seconds": 0.0015, "sync_seconds": 0.01,
+            }],
         });
         let shown = table(&stats);
         let lines: Vec<_> =
@@ -154,6 +184,11 @@ mod tests {
         ] {
             assert!(lines.iter().any(|found| found == line), "{line} is not in\n{shown}");
         }
-        assert!(lines.iter().any(|found| found == "1 5 2 1.0 KiB 1.0 MiB L0 2 4.0 KiB, L1 1 1 B"), "{shown}");
+        for row in [
+            "1 5 2 1.0 KiB 1.0 MiB L0 2 4.0 KiB, L1 1 1 B",
+            "12.500 1.000 1.500 10.000 - set 200, shard 1, 2.0 KiB in, 3 B out",
+        ] {
+            assert!(lines.iter().any(|found| found == row), "{row} is not in\n{shown}");
+        }
     }
 }

@@ -18,23 +18,22 @@ use std::io;
 use std::net::Shutdown;
 use std::ops::Range;
 use std::rc::Rc;
-use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::access_log::Chosen;
 use super::body::Chunked;
+use super::followed::Followed;
 use super::head::{Framing, Head};
 use super::input::{Begun, Front, Input, Parsed};
-use super::label::Label;
 use super::output::{OWN_BYTES, Output};
-use super::peers::{Peer, Peers, Phase, TIMED};
+use super::peers::{Peer, Peers, Phase};
 use super::response::{Body, Response, Wire, put_line_chunk};
 use super::route::Route;
 use super::stream::Stream;
+use super::timing::Timing;
 use super::{
-    Controlled, Handler, IDLE_BUFFER_BYTES, LONG_BODY_BYTES, LaterResponse, PIPELINE_MAX, Refusal, Reply,
-    Status,
+    Controlled, Handler, IDLE_BUFFER_BYTES, LONG_BODY_BYTES, LaterResponse, PIPELINE_MAX, Probe, Refusal,
+    Reply, Status,
 };
 use crate::codec::to_usize;
 use crate::error::Result as EngineResult;
@@ -68,7 +67,7 @@ pub async fn serve<S: Stream, H: Handler>(stream: S, handler: &H, peers: &Peers<
         body: None,
         reading: Phase::Reading,
         has_read: false,
-        chosen: Chosen::default(),
+        followed: Followed::default(),
     };
     connection.run().await;
     peers.remove(id);
@@ -147,44 +146,6 @@ struct Turn<P> {
     timing: Timing,
 }
 
-/// How long the operations of a turn take, from the moment the first of them begins to the moment all replies are written.
-/// Reading the clock costs something, so not every turn is timed.
-#[derive(Default)]
-enum Timing {
-    /// No operation has begun.
-    #[default]
-    Idle,
-    /// This turn is not timed.
-    Untimed,
-    /// It is: since when, and how many operations there are of each kind.
-    Since(Instant, [u16; TIMED.len()]),
-}
-
-impl Timing {
-    #[inline]
-    fn note<S: Stream>(&mut self, endpoint: Label, peers: &Peers<S>, handler: &impl Handler) {
-        if let Self::Idle = self {
-            *self = if peers.times_this_turn() {
-                Self::Since(handler.clock(), [0; TIMED.len()])
-            } else {
-                Self::Untimed
-            };
-        }
-        if let Self::Since(_, counts) = self
-            && let Some(index) = TIMED.iter().position(|timed| *timed == endpoint)
-        {
-            counts[index] = counts[index].saturating_add(1);
-        }
-    }
-
-    #[inline]
-    fn end<S: Stream>(&mut self, peers: &Peers<S>, handler: &impl Handler) {
-        if let Self::Since(begin, counts) = std::mem::take(self) {
-            peers.timed(handler.clock().duration_since(begin), counts);
-        }
-    }
-}
-
 /// The body of a request, complete.
 enum RequestBody {
     /// These bytes of the input.
@@ -239,7 +200,7 @@ struct Connection<'a, S, H> {
     reading: Phase,
     /// Whether anything has arrived.
     has_read: bool,
-    chosen: Chosen,
+    followed: Followed,
 }
 
 impl<S: Stream, H: Handler> Connection<'_, S, H> {
@@ -301,8 +262,8 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         turn.parsed.clear();
         let rules = self.peers.rules();
         while turn.parsed.len() < PIPELINE_MAX {
-            let log = (|| self.peers.chooses(), &mut self.chosen);
-            match self.input.parse(&rules, self.peer.stream.is_local(), log) {
+            let followed = (|| self.peers.chooses(), &mut self.followed);
+            match self.input.parse(&rules, self.peer.stream.is_local(), followed) {
                 Front::Complete(mut parsed) => {
                     parsed.wire = self.begins(parsed.wire);
                     let last = !parsed.wire.keep_alive;
@@ -324,8 +285,8 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
 
     /// The request begins. While the server drains, every reply is the last of its connection.
     fn begins(&mut self, wire: Wire) -> Wire {
-        if wire.logged {
-            self.chosen.begin(self.handler.clock());
+        if wire.followed {
+            self.followed.complete(self.handler.clock());
         }
         Wire { keep_alive: wire.keep_alive && !self.peers.is_draining(), ..wire }
     }
@@ -362,6 +323,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         (at, body): (usize, &RequestBody),
         turn: &mut Turn<H::Pending>,
     ) -> Result<Then, Gone> {
+        let probe = self.followed.begin(wire);
         if let Some(control) = route.control() {
             let answer = match self.handler.control(control) {
                 Controlled::Now(response) => Answer::Response(response),
@@ -384,7 +346,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             Ok(op) => op,
             Err(refusal) => return Box::pin(self.refuse(&refusal, wire, turn)).await,
         };
-        let answer = start(*handler, op, turn, (output, wire), peers);
+        let answer = start(*handler, op, turn, (output, wire, probe), peers);
         self.follow(answer, route, wire, turn).await
     }
 
@@ -419,7 +381,8 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         if !route.only_sets() {
             self.give_back(); // nobody must wait for a value and hold what others need for theirs
         }
-        let answer = start(self.handler, op, turn, (&mut self.output, wire), self.peers);
+        let probe = self.followed.begin(wire);
+        let answer = start(self.handler, op, turn, (&mut self.output, wire, probe), self.peers);
         self.follow(answer, route, wire, turn).await
     }
 
@@ -481,7 +444,11 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             // What is left of the body could be taken for a request (H1).
             Err(refusal) => return self.refuse(&refusal, Wire { keep_alive: false, ..wire }, turn).await,
         };
-        self.chosen.add_chunks(wire, &head, body.bytes(&self.input).len());
+        if wire.followed {
+            // What a slow client takes for its body is no time of the request.
+            self.followed.complete(self.handler.clock());
+        }
+        self.followed.add_chunks(wire, &head, body.bytes(&self.input).len());
         let then = if LONG_BODY_BYTES < body.bytes(&self.input).len() && route.control().is_none() {
             self.begin_long(&route, wire, &head, body, turn).await?
         } else {
@@ -595,13 +562,16 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         let heads = self.peers.heads();
         self.output.expect_after(&outcome);
         let by = (self.peers, &*self.peer, self.handler);
-        self.chosen.replied(by, wire, wire.status_of(&outcome), || wire.bytes_of(&outcome));
+        let timing = self.followed.replied(by, wire, wire.status_of(&outcome), || wire.bytes_of(&outcome));
+        let at = self.output.bytes.len();
         let bytes = outcome.value_bytes();
         if bytes <= OWN_BYTES || wire.head_only {
             heads.put_outcome(&mut self.output.bytes, &outcome, wire);
+            self.output.add_timing(at, timing);
             return self.flush_if_full().await;
         }
         let asked = heads.put_outcome_head(&mut self.output.bytes, &outcome, wire);
+        self.output.add_timing(at, timing);
         self.peer.hold(true);
         self.flush().await?;
         self.enter(Phase::Writing);
@@ -621,8 +591,10 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
     async fn put(&mut self, response: Response, wire: Wire) -> Result<(), Gone> {
         self.output.begin(self.peers);
         let by = (self.peers, &*self.peer, self.handler);
-        self.chosen.replied(by, wire, response.status, || response.body.bytes());
+        let timing = self.followed.replied(by, wire, response.status, || response.body.bytes());
+        let at = self.output.bytes.len();
         self.peers.heads().put_reply(&mut self.output.bytes, &response, wire);
+        self.output.add_timing(at, timing);
         let Body::Lines(mut lines) = response.body else { return self.flush_if_full().await };
         self.peers.add_watcher();
         let mut here = self.flush().await;
@@ -766,14 +738,15 @@ fn start<S: Stream, H: Handler, B: ToBytes>(
     handler: &H,
     op: Op<B>,
     turn: &mut Turn<H::Pending>,
-    (output, wire): (&mut Output, Wire),
+    (output, wire, probe): (&mut Output, Wire, Option<Probe>),
     peers: &Peers<S>,
 ) -> Option<(Answer<H::Pending>, bool)> {
     turn.timing.note(wire.endpoint, peers, handler);
     let now = *turn.now.get_or_insert_with(|| handler.now());
     let next = turn.pending.is_empty();
     let mut kept = None;
-    let reply = handler.begin(op, now, |outcome| output.offer(outcome, (next, wire), peers, &mut kept));
+    let reply =
+        handler.begin(op, now, probe, |outcome| output.offer(outcome, (next, wire), peers, &mut kept));
     match reply {
         Reply::Lent => kept.map(|outcome| (Answer::Known(Ok(outcome)), false)),
         Reply::Known(result) => Some((Answer::Known(result), false)),

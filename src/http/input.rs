@@ -8,11 +8,11 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::access_log::{Chosen, shown};
 use super::body::BODY_TOO_LONG;
+use super::followed::{Followed, shown};
 use super::head::{Framing, Head, HeadEnd, Method, asks_for_head, parse};
 use super::label::Label;
-use super::peers::Rules;
+use super::peers::{Choice, Rules};
 use super::response::Wire;
 use super::route::Route;
 use super::{IDLE_BUFFER_BYTES, LONG_BODY_BYTES, Refusal};
@@ -60,13 +60,13 @@ impl Input {
         Self { bytes: Vec::with_capacity(IDLE_BUFFER_BYTES), start: 0, head_end: HeadEnd::default() }
     }
 
-    /// Parses the request at the front, of a client that is on this host or not. If `chooses` says so, it is added to those
-    /// that are `chosen` for the log.
+    /// Parses the request at the front, of a client that is on this host or not. If `chooses` says so, or the
+    /// request asks for it, it is added to those that are `followed`.
     pub(super) fn parse(
         &mut self,
         rules: &Rules,
         is_local: bool,
-        (chooses, chosen): (impl FnOnce() -> bool, &mut Chosen),
+        (chooses, followed): (impl FnOnce() -> Option<Choice>, &mut Followed),
     ) -> Front {
         let rest = &self.bytes[self.start..];
         let head = match self.head_end.find(rest) {
@@ -74,15 +74,17 @@ impl Input {
             Ok(Some(bytes)) => parse(&rest[..bytes], &rules.address),
             Err(refusal) => Err(refusal),
         };
-        let logged = chooses();
-        if logged {
-            chosen.add(&head, rest);
+        let choice = chooses();
+        if let Some(choice) = choice {
+            followed.add(choice, &head, rest);
         }
+        let is_followed = choice.is_some();
         let head = match head {
             Ok(head) => head,
             Err(refusal) => {
                 let head_only = asks_for_head(rest);
-                return Front::Refused(refusal, Wire { head_only, logged, ..Wire::UNKNOWN }); // H1
+                let wire = Wire { head_only, followed: is_followed, ..Wire::UNKNOWN };
+                return Front::Refused(refusal, wire); // H1
             }
         };
         let wire = Wire {
@@ -91,7 +93,7 @@ impl Input {
             head_only: head.method == Method::Head,
             range: head.range,
             endpoint: Label::UNKNOWN,
-            logged,
+            followed: is_followed,
         };
         let body_bytes = match head.framing {
             Framing::Empty => 0,
@@ -109,9 +111,12 @@ impl Input {
                 return Front::Refused(refusal, refused(endpoint));
             }
         };
-        let wire = Wire { endpoint: route.label(), ..wire };
-        if logged {
-            chosen.name_key(route.with_key(rest, shown));
+        let wire = Wire { endpoint: route.label(), followed: is_followed || route.is_timed(), ..wire };
+        if route.is_timed() {
+            followed.show(!is_followed, &head);
+        }
+        if is_followed {
+            followed.name_key(|| route.with_key(rest, shown));
         }
         if head.framing != Framing::Chunked && (rules.value_bytes_max as u64) < body_bytes {
             return Front::Refused(BODY_TOO_LONG, refused(wire.endpoint));

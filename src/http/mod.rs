@@ -1,7 +1,7 @@
 //! HTTP/1.1: bytes in, operations to a handler, replies out in request order.
 //!
 //! Owns: the wire format, its limits, and connections. The server gives it a [`Handler`] for the operations and a
-//! [`stream::Stream`] for the bytes. Everything except `access_log`, [`connection`], [`peers`] and [`stream`] is a pure
+//! [`stream::Stream`] for the bytes. Everything except [`connection`], `followed`, [`peers`] and [`stream`] is a pure
 //! function over bytes.
 //!
 //! ```text
@@ -22,21 +22,23 @@
 //! H7  If there are tokens, everything except `/livez`, `/readyz` and `OPTIONS` needs one whose role suffices.
 
 pub mod access;
-mod access_log;
 pub mod authority;
 pub mod body;
 pub mod connection;
+mod followed;
 pub mod head;
 mod input;
 pub mod label;
 mod output;
 pub mod part;
 pub mod peers;
+pub mod probe;
 pub mod query;
 pub mod range;
 pub mod response;
 pub mod route;
 pub mod stream;
+mod timing;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -44,6 +46,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+pub use probe::Probe;
 pub use response::{Response, Status};
 pub use route::Control;
 
@@ -107,11 +110,12 @@ pub trait Handler {
     fn prefetch(&self, keys: impl Iterator<Item = Key<()>>, sets: bool);
 
     /// Begins an operation. An outcome that is known at once may be offered to `lend`, with a borrowed value. `lend` returns
-    /// whether it has taken the outcome.
+    /// whether it has taken the outcome. If there is a `probe`, the handler notes in it when the operation begins and ends.
     fn begin<B: ToBytes>(
         &self,
         op: Op<B>,
         now: UnixMillis,
+        probe: Option<Probe>,
         lend: impl FnOnce(Outcome<&[u8]>) -> bool,
     ) -> Reply<Self::Pending>;
 

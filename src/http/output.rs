@@ -6,7 +6,7 @@
 use bytes::Bytes;
 
 use super::peers::Peers;
-use super::response::Wire;
+use super::response::{Wire, add_field};
 use super::stream::Stream;
 use crate::memory::{Memory, Permit, Pool};
 use crate::op::Outcome;
@@ -73,7 +73,7 @@ impl Output {
     }
 
     /// Takes an outcome that is offered with a borrowed value. If it is the `next` to be written, it goes to the output;
-    /// otherwise a copy is put into `kept`. `false` if the value is too long for that, or the reply is logged.
+    /// otherwise a copy is put into `kept`. `false` if the value is too long for that, or the request is followed.
     pub(super) fn offer<S: Stream>(
         &mut self,
         outcome: Outcome<&[u8]>,
@@ -84,7 +84,7 @@ impl Output {
         let bytes = outcome.value_bytes();
         let is_small = bytes <= SMALL_BYTES
             || (next && bytes <= COPY_BYTES_MAX && self.has_extra(&peers.memory.buffers));
-        if wire.logged || !is_small {
+        if wire.followed || !is_small {
             return false;
         }
         if next {
@@ -96,6 +96,14 @@ impl Output {
             *kept = Some(outcome.to_owned());
         }
         true
+    }
+
+    /// Adds where the time went to the head that begins at `at`, if its client is told so.
+    #[inline]
+    pub(super) fn add_timing(&mut self, at: usize, timing: Option<String>) {
+        if let Some(timing) = timing {
+            add_field(&mut self.bytes, at, "server-timing", &timing);
+        }
     }
 
     /// Adjusts the length that is expected of the next value to this outcome.

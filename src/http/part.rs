@@ -4,7 +4,6 @@
 //!   /backup/part?backup=ID&shard=N&file=N&offset=BYTES&bytes=BYTES
 //! ```
 
-use super::query::parameters;
 use super::{Refusal, decimal};
 use crate::config::BLOCK_BYTES;
 use crate::key::{FileNumber, ShardId};
@@ -35,23 +34,34 @@ impl Part {
     pub fn bytes(self) -> usize {
         usize::from(self.blocks) * BLOCK_BYTES
     }
+}
 
-    /// Reads the query of a request.
+const NAMES: [&[u8]; 5] = [b"backup", b"shard", b"file", b"offset", b"bytes"];
+
+/// The parameters of a request for a part, as far as they are read.
+#[derive(Default)]
+pub(super) struct PartQuery([Option<u64>; NAMES.len()]);
+
+impl PartQuery {
+    /// Adds a parameter.
     ///
     /// # Errors
-    /// 400 if a parameter is missing, unknown, repeated or out of range.
-    pub(super) fn of(query: &[u8]) -> Result<Self, Refusal> {
-        const NAMES: [&[u8]; 5] = [b"backup", b"shard", b"file", b"offset", b"bytes"];
-        let mut found = [None; NAMES.len()];
-        for parameter in parameters(query) {
-            let (name, value) = parameter?;
-            let place = NAMES.iter().position(|known| *known == name).ok_or(Refusal::bad(UNKNOWN))?;
-            let number = decimal(value).ok_or(Refusal::bad(NO_NUMBER))?;
-            if found[place].replace(number).is_some() {
-                return Err(Refusal::bad("a query parameter is given twice"));
-            }
+    /// 400 if it is unknown, repeated or no number.
+    pub(super) fn add(&mut self, name: &[u8], value: &[u8]) -> Result<(), Refusal> {
+        let place = NAMES.iter().position(|known| *known == name).ok_or(Refusal::bad(UNKNOWN))?;
+        let number = decimal(value).ok_or(Refusal::bad(NO_NUMBER))?;
+        match self.0[place].replace(number) {
+            None => Ok(()),
+            Some(_) => Err(Refusal::bad("a query parameter is given twice")),
         }
-        let [Some(backup), Some(shard), Some(file), Some(offset), Some(bytes)] = found else {
+    }
+
+    /// The part.
+    ///
+    /// # Errors
+    /// 400 if a parameter is missing or out of range.
+    pub(super) fn finish(self) -> Result<Part, Refusal> {
+        let [Some(backup), Some(shard), Some(file), Some(offset), Some(bytes)] = self.0 else {
             return Err(Refusal::bad(MISSING));
         };
         let blocks =
@@ -63,7 +73,7 @@ impl Part {
             .and_then(|blocks| u16::try_from(blocks).ok());
         match (shard, first_block, blocks) {
             (Some(shard), Some(first_block), Some(blocks)) => {
-                Ok(Self { backup, file: FileNumber(file), shard: ShardId(shard), first_block, blocks })
+                Ok(Part { backup, file: FileNumber(file), shard: ShardId(shard), first_block, blocks })
             }
             _ => Err(Refusal::bad(OUT_OF_RANGE)),
         }
@@ -77,11 +87,19 @@ const OUT_OF_RANGE: &str = "a query parameter is out of range: `offset` and `byt
 
 #[cfg(test)]
 mod tests {
+    use super::super::query::parameters;
     use super::*;
 
     #[test]
     fn a_part_is_read_from_its_query_and_anything_else_is_refused() {
-        let of = |query: &str| Part::of(query.as_bytes());
+        let of = |query: &'static str| {
+            let mut part = PartQuery::default();
+            for parameter in parameters(query.as_bytes()) {
+                let (name, value) = parameter?;
+                part.add(name, value)?;
+            }
+            part.finish()
+        };
         let part = of("backup=18446744073709551615&shard=998&file=7&offset=8192&bytes=1048576").unwrap();
         assert_eq!((part.backup, part.shard, part.file), (u64::MAX, ShardId(998), FileNumber(7)));
         assert_eq!((part.offset(), part.bytes()), (8192, 1 << 20));

@@ -16,10 +16,11 @@ use tokio::sync::Notify;
 use super::access::Policy;
 use super::authority::LastAddress;
 use super::label::Label;
+use super::probe::{Measured, Slowest};
 use super::response::{Heads, Response, Status, Wire};
 use super::stream::Stream;
 use crate::config::AccessLog;
-use crate::key::KeyHash;
+use crate::key::{KeyHash, UnixMillis};
 use crate::memory::Memory;
 use crate::tally::{Count, Histogram};
 
@@ -78,6 +79,18 @@ pub(super) const TIMED: [Label; 3] = [Label::GET, Label::SET, Label::DELETE];
 /// One turn in so many is timed.
 const TIMED_EVERY: u32 = 8;
 
+/// One request in so many is measured.
+const MEASURED_EVERY: u32 = 64;
+
+/// Why a request is followed to its reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Choice {
+    /// It is logged.
+    Log,
+    /// It may be one of the slowest.
+    Measure,
+}
+
 /// What the connections of a thread have done since the start.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sample {
@@ -91,6 +104,8 @@ pub struct Sample {
     pub open: u64,
     /// Connections that were refused, or ended because of their clients, by reason.
     pub ended: Vec<(&'static str, u64)>,
+    /// The slowest of the requests that were measured, one in 64, in the last ten to twenty minutes.
+    pub slowest: Vec<Measured>,
 }
 
 /// What all connections of a thread share.
@@ -120,6 +135,9 @@ pub struct Peers<S> {
     /// One request of so many is logged; 0 if none is. And how many are left until the next one.
     logs_one_in: Cell<u32>,
     until_logged: Cell<u32>,
+    /// The same for requests that are measured.
+    until_measured: Cell<u32>,
+    slowest: RefCell<Slowest>,
     said_at: Cell<Instant>,
     /// Output buffers that no connection uses at the moment: idle connections hold none.
     spare_outputs: RefCell<Vec<Vec<u8>>>,
@@ -194,6 +212,14 @@ impl<S: Stream> Peer<S> {
     }
 }
 
+/// Counts one down. `true` once in `one_in` calls.
+#[inline]
+fn counts_down(left: &Cell<u32>, one_in: u32) -> bool {
+    let now = left.get().saturating_sub(1);
+    left.set(if now == 0 { one_in } else { now });
+    now == 0
+}
+
 impl<S: Stream> Peers<S> {
     /// No connections yet. Requests and replies take from `memory`.
     pub fn new(rules: Rules, times: Times, memory: Memory, now: Instant, date: &str) -> Self {
@@ -215,6 +241,8 @@ impl<S: Stream> Peers<S> {
             turns: Cell::new(0),
             logs_one_in: Cell::new(0),
             until_logged: Cell::new(0),
+            until_measured: Cell::new(MEASURED_EVERY),
+            slowest: RefCell::default(),
             said_at: Cell::new(now),
             spare_outputs: RefCell::new(Vec::new()),
             none_idle_at: Cell::new(None),
@@ -264,18 +292,14 @@ impl<S: Stream> Peers<S> {
         self.until_logged.set(one_in);
     }
 
-    /// Whether the next request is logged.
+    /// Whether the next request is followed, and why.
     #[inline]
-    pub(super) fn chooses(&self) -> bool {
+    pub(super) fn chooses(&self) -> Option<Choice> {
         let one_in = self.logs_one_in.get();
-        one_in != 0 && self.counts_down(one_in)
-    }
-
-    #[cold]
-    fn counts_down(&self, one_in: u32) -> bool {
-        let left = self.until_logged.get() - 1;
-        self.until_logged.set(if left == 0 { one_in } else { left });
-        left == 0
+        if one_in != 0 && counts_down(&self.until_logged, one_in) {
+            return Some(Choice::Log);
+        }
+        counts_down(&self.until_measured, MEASURED_EVERY).then_some(Choice::Measure)
     }
 
     pub(super) fn heads(&self) -> Rc<Heads> {
@@ -434,8 +458,13 @@ impl<S: Stream> Peers<S> {
         }
     }
 
+    /// Takes note of a request that was measured.
+    pub(super) fn measured(&self, request: Measured) {
+        self.slowest.borrow_mut().add(request);
+    }
+
     /// What the connections of this thread have done since the start.
-    pub fn sample(&self) -> Sample {
+    pub fn sample(&self, now: UnixMillis) -> Sample {
         let mut replies = Vec::new();
         for (endpoint, counts) in Label::NAMES.iter().zip(&self.replies) {
             for (status, count) in Status::ALL.iter().zip(counts).filter(|(_, count)| 0 < count.get()) {
@@ -452,6 +481,7 @@ impl<S: Stream> Peers<S> {
             accepted: self.accepted.get(),
             open: self.open.borrow().len() as u64,
             ended: self.ended_in_all.borrow().iter().map(|(why, count)| (*why, *count)).collect(),
+            slowest: self.slowest.borrow_mut().of(now),
         }
     }
 

@@ -231,8 +231,8 @@ pub struct Wire {
     pub range: Option<ByteRange>,
     /// What was asked for.
     pub endpoint: Label,
-    /// The reply is logged.
-    pub logged: bool,
+    /// The request is followed to its reply.
+    pub followed: bool,
 }
 
 impl Wire {
@@ -243,7 +243,7 @@ impl Wire {
         head_only: false,
         range: None,
         endpoint: Label::UNKNOWN,
-        logged: false,
+        followed: false,
     };
 
     /// The status of the reply to an outcome.
@@ -431,6 +431,14 @@ fn put_fields(out: &mut Vec<u8>, date: &str, response: &Response, old: bool) {
     }
 }
 
+/// Adds a field to the head that begins at `at`, behind its status line.
+pub(super) fn add_field(out: &mut Vec<u8>, at: usize, name: &str, value: &str) {
+    if let Some(end) = memchr::memchr(b'\n', &out[at..]) {
+        let behind = at + end + 1;
+        out.splice(behind..behind, format!("{name}: {value}\r\n").into_bytes());
+    }
+}
+
 fn put_decimal(out: &mut Vec<u8>, mut number: usize) {
     let mut digits = [0; 20];
     let mut at = digits.len();
@@ -533,6 +541,18 @@ mod tests {
             assert!(reply(&Response::OK, wire).contains(expected));
         }
         assert!(!reply(&Response::OK, WIRE).contains("connection:"));
+    }
+
+    #[test]
+    fn a_field_is_added_to_the_last_head() {
+        let mut out = b"HTTP/1.1 200 OK\r\n\r\n".to_vec();
+        let at = out.len();
+        Heads::new(DATE).put_reply(&mut out, &Response::OK, WIRE);
+        add_field(&mut out, at, "server-timing", "total;dur=1");
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.starts_with(
+            "HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 200 OK\r\nserver-timing: total;dur=1\r\ndate: Thu, 01 Jan"
+        ));
     }
 
     #[test]

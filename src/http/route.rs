@@ -11,7 +11,7 @@ use std::ops::Range;
 use super::access::{Grant, Need, Role};
 use super::head::{Framing, Head, Method, is_followed_link, is_of_browser};
 use super::label::Label;
-use super::part::Part;
+use super::part::{Part, PartQuery};
 use super::query::{decode, parameters};
 use super::response::ERROR_FIELD;
 use super::{Refusal, Status, decimal};
@@ -51,6 +51,7 @@ pub struct Route {
     key: Option<Key<Text>>,
     value: Option<Text>,
     expires: Option<UnixMillis>,
+    is_timed: bool,
 }
 
 /// Bytes that a request gives in its query.
@@ -206,6 +207,7 @@ impl Route {
                 key: None,
                 value: None,
                 expires: None,
+                is_timed: false,
             });
         }
         let (path, query) = match memchr::memchr(b'?', target) {
@@ -221,17 +223,19 @@ impl Route {
             let message = "the path does not take this method; see the Allow header";
             return Err(Refusal::new(Status::MethodNotAllowed, message).with_field("allow", allow));
         }
-        if endpoint == Endpoint::Part {
-            let control = Control::Part(Part::of(query)?);
-            return Ok(Self { endpoint: Endpoint::Control(control), key: None, value: None, expires: None });
-        }
-        let (mut key, mut value, mut expires) = (None, None, None);
+        let (mut key, mut value, mut expires, mut timing) = (None, None, None, None);
+        let mut part = PartQuery::default();
         for parameter in parameters(query) {
             let (name, encoded) = parameter?;
+            if endpoint == Endpoint::Part && name != b"timing" {
+                part.add(name, encoded)?;
+                continue;
+            }
             let place = match (endpoint, name) {
                 (Endpoint::Set | Endpoint::Get | Endpoint::Delete, b"key") => &mut key,
                 (Endpoint::Set, b"value") => &mut value,
                 (Endpoint::Set, b"expires") => &mut expires,
+                (_, b"timing") => &mut timing,
                 _ => return Err(Refusal::bad("the path does not take this query parameter")),
             };
             if place.replace(decode(encoded)?).is_some() {
@@ -260,7 +264,20 @@ impl Route {
             return Err(Refusal::bad("a value is missing: give the query parameter `value`, or a body"));
         }
         let expires = expires.map(|text| expiry(&text)).transpose()?;
-        Ok(Self { endpoint, key, value: value.map(text), expires })
+        let is_timed = timing.is_some();
+        if timing.is_some_and(|timing| *timing != *b"1") {
+            return Err(Refusal::bad("`timing` takes the value 1, and no other"));
+        }
+        let endpoint = match endpoint {
+            Endpoint::Part => Endpoint::Control(Control::Part(part.finish()?)),
+            endpoint => endpoint,
+        };
+        Ok(Self { endpoint, key, value: value.map(text), expires, is_timed })
+    }
+
+    /// Whether the reply says where the time went.
+    pub(super) fn is_timed(&self) -> bool {
+        self.is_timed
     }
 
     /// What `of` makes of the key, if the request has one.

@@ -6,7 +6,6 @@
 //!
 //! A task owns operations of the ring, so it is never dropped: it is told to end, and awaited.
 
-use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -15,13 +14,13 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::Engine;
+use super::commits::Commits;
 use super::handler::wall_clock;
 use super::health::Health;
 use super::space::Space;
 use crate::config::{Config, SyncMode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Memory;
-use crate::tally::Histogram;
 
 /// How long background work that failed waits before it is tried again.
 const RETRY_TIME: Duration = Duration::from_secs(1);
@@ -61,7 +60,7 @@ impl Background {
         db: &Engine,
         config: &Config,
         fatal: &mpsc::UnboundedSender<Error>,
-        (space, memory, health, commits): (&Space, &Memory, &Health, &Rc<RefCell<Histogram>>),
+        (space, memory, health, commits): (&Space, &Memory, &Health, &Rc<Commits>),
     ) -> Self {
         let (stop, stopped) = watch::channel(false);
         let synced = config.sync == SyncMode::Always;
@@ -137,8 +136,8 @@ struct Worker {
     space: Space,
     health: Health,
     flush_interval: Duration,
-    /// How long commits take.
-    commits: Rc<RefCell<Histogram>>,
+    /// Learns how long commits take.
+    commits: Rc<Commits>,
     /// The kind of the last failure, while the work of this task fails.
     failing: Option<ErrorKind>,
 }
@@ -171,11 +170,12 @@ impl Worker {
             if Duration::from_millis(1) <= delay {
                 self.wait(tokio::time::sleep(delay)).await;
             }
-            let begin = Instant::now();
+            let taken = Instant::now();
             if let Err(error) = db.commit_next().await {
                 return self.report(error);
             }
-            self.commits.borrow_mut().observe(begin.elapsed(), 1);
+            // The writers were woken, but none of them has gone on yet.
+            self.commits.add(db.owner().shard, taken.into_std(), Instant::now().into_std());
         }
         // Writes of clients that have left may remain, and a flush may wait for these writes.
         while db.has_uncommitted() {

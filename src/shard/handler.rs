@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::Engine;
+use super::commits::Commits;
 use super::inquiry::{Inquirer, Question};
 use super::lending::{self, Lender, Loans};
 use super::mailbox::{Awaited, Mailbox, Request};
@@ -24,7 +25,7 @@ use super::router::{Router, ThreadId};
 use super::stats;
 use crate::db::{SMALL_VALUE_BYTES, Started, Ticket, WaitPosition};
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::{Control, Controlled, Handler, LaterResponse, PIPELINE_MAX, Reply, Response};
+use crate::http::{Control, Controlled, Handler, LaterResponse, PIPELINE_MAX, Probe, Reply, Response};
 use crate::key::{Key, SeqNo, ShardId, UnixMillis};
 use crate::op::{Op, Outcome, ToBytes};
 
@@ -55,6 +56,8 @@ pub struct Dispatcher<T> {
     router: Router,
     /// The engines of this thread, by shard; `None` for other threads' shards.
     engines: Vec<Option<Engine>>,
+    /// The commits of the engines.
+    commits: Rc<Commits>,
     mailbox: Rc<Mailbox>,
     status: T,
     others: Others,
@@ -159,7 +162,7 @@ impl<T: Status> Dispatcher<T> {
     /// A dispatcher over the engines of this thread.
     pub fn new(
         (id, router): (ThreadId, Router),
-        engines: impl IntoIterator<Item = Engine>,
+        (engines, commits): (impl IntoIterator<Item = Engine>, Rc<Commits>),
         mailbox: Rc<Mailbox>,
         status: T,
         others: Others,
@@ -173,7 +176,7 @@ impl<T: Status> Dispatcher<T> {
             by_shard[shard] = Some(engine);
         }
         let (loans, tasks) = (Rc::default(), Tasks::default());
-        Self { id, router, engines: by_shard, mailbox, status, others, loans, tasks }
+        Self { id, router, engines: by_shard, commits, mailbox, status, others, loans, tasks }
     }
 
     /// Tasks that operations have started and that have not ended.
@@ -184,6 +187,50 @@ impl<T: Status> Dispatcher<T> {
     fn engine(&self, shard: ShardId) -> &Engine {
         let engine = self.engines.get(usize::from(shard.0)).and_then(Option::as_ref);
         engine.expect("the router sends a shard's keys to the thread that has it")
+    }
+
+    /// Begins an operation on a shard of this thread, and measures it if there is a `probe`.
+    #[inline]
+    fn begin_here<B: ToBytes>(
+        &self,
+        shard: ShardId,
+        op: Op<B>,
+        now: UnixMillis,
+        probe: Option<Probe>,
+        lend: impl FnOnce(Outcome<&[u8]>) -> bool,
+    ) -> Reply<Pending> {
+        match probe {
+            None => begin(self.engine(shard), &self.tasks, op, now, lend),
+            Some(probe) => self.measure(shard, op, now, probe, lend),
+        }
+    }
+
+    #[cold]
+    fn measure<B: ToBytes>(
+        &self,
+        shard: ShardId,
+        op: Op<B>,
+        now: UnixMillis,
+        probe: Probe,
+        lend: impl FnOnce(Outcome<&[u8]>) -> bool,
+    ) -> Reply<Pending> {
+        probe.begin(shard, Instant::now());
+        let commits = op.writes().then(|| self.commits.clone());
+        let reply = begin(self.engine(shard), &self.tasks, op, now, lend);
+        let (pending, kind): (_, fn(Pending) -> Reply<Pending>) = match reply {
+            Reply::Later(pending) => (pending, Reply::Later),
+            Reply::Barrier(pending) => (pending, Reply::Barrier),
+            Reply::Lent | Reply::Known(_) => {
+                probe.end(None, Instant::now());
+                return reply;
+            }
+        };
+        kind(Pending::Task(self.tasks.spawn(async move {
+            let result = pending.await;
+            let taken = commits.and_then(|commits| commits.last_taken(shard));
+            probe.end(taken, Instant::now());
+            result
+        })))
     }
 
     /// Answers a question of another thread, or of this one.
@@ -222,7 +269,7 @@ impl<T: Status> Dispatcher<T> {
     pub fn carry_out(&self, requests: Vec<Request>) {
         let now = self.now();
         let mut writes = Vec::new();
-        for Request { shard, op, sender, token } in requests {
+        for Request { shard, op, probe, sender, token } in requests {
             let answer = |result| self.mailbox.answer(sender, token, result);
             let lend = |outcome: Outcome<&[u8]>| {
                 let small = outcome.value_bytes() <= SMALL_VALUE_BYTES;
@@ -231,7 +278,7 @@ impl<T: Status> Dispatcher<T> {
                 }
                 small
             };
-            match begin(self.engine(shard), &self.tasks, op, now, lend) {
+            match self.begin_here(shard, op, now, probe, lend) {
                 Reply::Lent => {}
                 Reply::Known(result) => answer(result),
                 Reply::Later(Pending::Write(ticket, outcome)) => {
@@ -291,17 +338,18 @@ impl<T: Status> Handler for Dispatcher<T> {
         &self,
         op: Op<B>,
         now: UnixMillis,
+        probe: Option<Probe>,
         lend: impl FnOnce(Outcome<&[u8]>) -> bool,
     ) -> Reply<ForClient> {
         let shard = self.router.shard(op.key().slot());
         let thread = self.router.thread(shard);
         if thread != self.id {
-            return match self.mailbox.ask(thread, shard, op) {
+            return match self.mailbox.ask(thread, shard, op, probe) {
                 Ok(awaited) => Reply::Later(ForClient(Pending::Message(awaited))),
                 Err(error) => Reply::Known(Err(error)),
             };
         }
-        match begin(self.engine(shard), &self.tasks, op, now, lend) {
+        match self.begin_here(shard, op, now, probe, lend) {
             Reply::Lent => Reply::Lent,
             Reply::Known(result) => Reply::Known(logged(result)),
             Reply::Later(pending) => Reply::Later(ForClient(pending)),

@@ -29,6 +29,7 @@ use tokio::sync::Notify;
 
 use super::router::ThreadId;
 use crate::error::{Error, ErrorKind, Result};
+use crate::http::Probe;
 use crate::key::ShardId;
 use crate::op::{Op, Outcome, ToBytes};
 
@@ -46,6 +47,8 @@ pub struct Request {
     pub shard: ShardId,
     /// What to do.
     pub op: Op<Bytes>,
+    /// Measures the operation, if it is measured.
+    pub probe: Option<Probe>,
     /// Where the result goes.
     pub sender: ThreadId,
     /// The number by which the sender finds the request again.
@@ -166,7 +169,13 @@ impl Mailbox {
     ///
     /// # Errors
     /// `Overloaded` if too many bytes already wait for that thread.
-    pub fn ask<B: ToBytes>(&self, to: ThreadId, shard: ShardId, op: Op<B>) -> Result<Awaited> {
+    pub fn ask<B: ToBytes>(
+        &self,
+        to: ThreadId,
+        shard: ShardId,
+        op: Op<B>,
+        probe: Option<Probe>,
+    ) -> Result<Awaited> {
         if OUTBOX_BYTES_MAX < self.outboxes.borrow()[to.0].bytes {
             return Err(Error::new(ErrorKind::Overloaded, "too many requests wait for another thread"));
         }
@@ -174,7 +183,8 @@ impl Mailbox {
         self.next_token.set(token + 1);
         let arrival = Rc::new(Arrival::default());
         self.waiting.borrow_mut().insert(token, arrival.clone());
-        self.post(to, Message::Request(Request { shard, op: op.to_owned(), sender: self.id, token }));
+        let op = op.to_owned();
+        self.post(to, Message::Request(Request { shard, op, probe, sender: self.id, token }));
         Ok(Awaited(arrival))
     }
 
@@ -314,7 +324,7 @@ mod tests {
             let ask = |n: u32| {
                 let key = n.to_le_bytes();
                 let op = Op::Get { key: Key::new(&key[..], KeyHash::with_seed(1)) };
-                mailbox.ask(ThreadId(1), ShardId(1), op).map(|awaited| (key, awaited))
+                mailbox.ask(ThreadId(1), ShardId(1), op, None).map(|awaited| (key, awaited))
             };
             let asked: Vec<_> = (0..COUNT).map(|n| ask(n).unwrap()).collect();
             for (key, awaited) in asked {
@@ -364,7 +374,8 @@ mod tests {
     fn q2_what_finds_no_room_waits_up_to_a_bound_and_then_requests_are_refused() {
         let [asker, answerer] = pair();
         let value = vec![0; OUTBOX_BYTES_MAX / 4];
-        let ask = |mailbox: &Mailbox| mailbox.ask(ThreadId(1 - mailbox.id.0), ShardId(0), set(b"k", &value));
+        let ask =
+            |mailbox: &Mailbox| mailbox.ask(ThreadId(1 - mailbox.id.0), ShardId(0), set(b"k", &value), None);
         let mut awaited = ask(&asker).unwrap();
         assert!(asker.flush());
         let [request] = &take_in(&answerer)[..] else { panic!("one request was sent") };
@@ -390,7 +401,7 @@ mod tests {
     fn q2_more_messages_than_a_ring_holds_are_posted_without_a_wait() {
         let [asker, answerer] = pair();
         for key in 0..2 * RING_MESSAGES {
-            asker.ask(ThreadId(1), ShardId(0), set(&key.to_le_bytes(), b"")).unwrap();
+            asker.ask(ThreadId(1), ShardId(0), set(&key.to_le_bytes(), b""), None).unwrap();
         }
         assert!(!asker.flush(), "the ring is full");
         assert_eq!(take_in(&answerer).len(), RING_MESSAGES);
@@ -429,7 +440,9 @@ mod tests {
                     tokio::task::spawn_local(async move {
                         for to in [1, 2, 1] {
                             drop(
-                                sender.ask(ThreadId(to), ShardId(0), set(&task.to_le_bytes(), b"")).unwrap(),
+                                sender
+                                    .ask(ThreadId(to), ShardId(0), set(&task.to_le_bytes(), b""), None)
+                                    .unwrap(),
                             );
                         }
                         assert_eq!(

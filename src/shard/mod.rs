@@ -21,6 +21,7 @@
 pub mod accept;
 pub mod addresses;
 pub mod background;
+pub mod commits;
 pub mod handler;
 pub mod health;
 pub mod inquiry;

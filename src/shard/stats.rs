@@ -1,5 +1,7 @@
 //! The page for people: the same figures as the page of metrics, by shard, with the settings and limits in force.
 
+use std::cmp::Reverse;
+
 use serde_json::{Map, Value, json};
 
 use super::metrics::{Page, SILENT, Scraper};
@@ -8,6 +10,9 @@ use crate::http::Response;
 use crate::key::UnixMillis;
 use crate::manifest::LEVELS;
 use crate::tally::{BOUNDS_MICROS, Histogram};
+
+/// Requests that the page names at most.
+const SLOWEST_SHOWN_MAX: usize = 16;
 
 /// The page. Cancel safety: safe.
 pub(super) async fn page(scraper: Scraper, now: UnixMillis) -> Response {
@@ -73,6 +78,7 @@ fn show(page: &Page, facts: &Value, now: UnixMillis) -> Value {
         },
         "write_stalls": page.total(|shard| shard.stalls),
         "damages": page.total(|shard| shard.damages),
+        "slowest_requests": slowest(page),
         "shards": page.shards().map(of_shard).collect::<Vec<_>>(),
     });
     if let Value::Object(fields) = fields {
@@ -101,6 +107,27 @@ fn of_shard(shard: &Sample) -> Value {
         "log_bytes": shard.wal_bytes,
         "queued_bytes": shard.queued_bytes,
     })
+}
+
+/// The slowest of the requests that were measured, slowest first.
+fn slowest(page: &Page) -> Value {
+    let mut requests: Vec<_> = page.threads.iter().flat_map(|thread| &thread.http.slowest).collect();
+    requests.sort_by_key(|request| Reverse(request.split.total));
+    let shown = requests.into_iter().take(SLOWEST_SHOWN_MAX).map(|request| {
+        let mut shown = json!({
+            "endpoint": request.endpoint,
+            "status": request.status,
+            "shard": request.split.shard.map(|shard| shard.0),
+            "bytes_in": request.bytes_in,
+            "bytes_out": request.bytes_out,
+            "unix_seconds": request.at.0 as f64 / 1e3,
+        });
+        for (name, took) in request.split.parts() {
+            shown[format!("{name}_seconds")] = took.as_secs_f64().into();
+        }
+        shown
+    });
+    shown.collect()
 }
 
 /// Replies by endpoint and status.

@@ -21,7 +21,8 @@ use tokio::task::JoinHandle;
 use super::Engine;
 use super::accept::{Balance, Connections};
 use super::background::Background;
-use super::handler::{Dispatcher, Others, Status, StopLines};
+use super::commits::Commits;
+use super::handler::{Dispatcher, Others, Status, StopLines, wall_clock};
 use super::health::Health;
 use super::inquiry::{Question, Questions, ThreadSample};
 use super::listener::{Bound, Listener};
@@ -46,7 +47,6 @@ use crate::ring;
 use crate::storage::Storage;
 use crate::storage::device::Device;
 use crate::storage::directory::Directory;
-use crate::tally::Histogram;
 
 /// How often the date is renewed and stale connections are looked for.
 const TICK: Duration = Duration::from_secs(1);
@@ -227,7 +227,7 @@ impl Thread {
         let (engines, recovered) = open_all(&config, shards, &memory).await?;
         let opened = (recovered, begin.elapsed());
         let (fatal, fatalities) = mpsc::unbounded_channel();
-        let commits = Rc::<RefCell<Histogram>>::default();
+        let commits = Rc::<Commits>::default();
         let background = engines
             .iter()
             .map(|engine| Background::start(engine, &config, &fatal, (&space, &memory, &health, &commits)))
@@ -249,7 +249,13 @@ impl Thread {
             balance,
             connections_max: Cell::new(now.connections_max),
             peers,
-            dispatcher: Dispatcher::new((id, router), engines.clone(), mailbox.clone(), follower, others),
+            dispatcher: Dispatcher::new(
+                (id, router),
+                (engines.clone(), commits.clone()),
+                mailbox.clone(),
+                follower,
+                others,
+            ),
             refused: Cell::new(0),
             ended: Notify::new(),
             tls: RefCell::new(now.tls.clone()),
@@ -387,15 +393,15 @@ async fn answer(
     questions: Questions,
     connections: Rc<Connections<Follower>>,
     engines: Vec<Engine>,
-    commits: Rc<RefCell<Histogram>>,
+    commits: Rc<Commits>,
     (recovered, opening): (Recovered, Duration),
 ) {
     let each = |question| match question {
         Question::Sample(answer) => {
             let _ = answer.send(ThreadSample {
-                http: connections.peers.sample(),
+                http: connections.peers.sample(wall_clock()),
                 shards: engines.iter().map(Engine::sample).collect(),
-                commits: commits.borrow().clone(),
+                commits: commits.durations(),
                 recovered,
                 opening,
             }); // the client has left

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::common::{Server, folder};
+use crate::common::{Client, Server, folder};
 
 /// The page, by sample. Checks what `promtool check metrics` checks: that every sample belongs to a metric with a help text
 /// and a type, that counters end in `_total`, and that no sample comes twice.
@@ -42,6 +42,66 @@ fn scrape(server: &Server) -> BTreeMap<String, f64> {
         }
     }
     samples
+}
+
+/// The parts of a `Server-Timing` field, in milliseconds.
+fn timing(head: &str) -> Vec<(String, f64)> {
+    let line =
+        head.lines().find_map(|line| line.strip_prefix("server-timing: ")).expect("the reply has the field");
+    let parts = line.split(", ").map(|part| {
+        let (name, took) = part.split_once(";dur=").expect("a part has a duration");
+        (name.to_owned(), took.parse().unwrap())
+    });
+    parts.collect()
+}
+
+#[test]
+fn a_request_that_asks_where_its_time_went_is_told_and_the_slowest_are_named() {
+    let (_folder, data) = folder();
+    // With two threads, about half of the requests are carried out by the other one.
+    let server = Server::start(&data, &["--threads", "2", "--shards", "2"]);
+    let mut client = server.client();
+    let ask = |client: &mut Client, method: &str, target: &str, status: u16, parts: &[&str]| {
+        let reply = client.request(method, target);
+        assert_eq!(reply.status, status, "{target}");
+        let timing = timing(&reply.head);
+        let names: Vec<_> = timing.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, parts, "{target}");
+        let (total, parts) = timing.split_last().unwrap();
+        let sum: f64 = parts.iter().map(|(_, took)| took).sum();
+        assert!(sum <= total.1 + 0.002, "{target}: {timing:?}"); // each part is rounded
+    };
+    let write = ["queue", "group", "sync", "total"];
+    let read = ["queue", "lookup", "total"];
+    for key in 0..8 {
+        ask(&mut client, "POST", &format!("/set?key={key}&value=v&timing=1"), 200, &write);
+        ask(&mut client, "GET", &format!("/get?timing=1&key={key}"), 200, &read);
+        ask(&mut client, "DELETE", &format!("/del?key={key}&timing=1"), 200, &write);
+        ask(&mut client, "DELETE", &format!("/del?key={key}&timing=1"), 404, &write);
+    }
+    for target in ["/livez?timing=1", "/readyz?timing=1", "/metrics?timing=1", "/stats?timing=1"] {
+        ask(&mut client, "GET", target, 200, &["total"]);
+    }
+    assert!(!client.request("GET", "/get?key=1").head.contains("server-timing"));
+    let body = "v".repeat(200_000); // arrives in many pieces
+    client.send(format!(
+        "PUT /set?key=long&timing=1 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 200000\r\n\r\n{body}"
+    ));
+    assert_eq!(timing(&client.reply().head).len(), 4);
+    let long = client.request("GET", "/get?key=long&timing=1");
+    assert_eq!((timing(&long.head).len(), long.body.len()), (3, 200_000));
+
+    let stats: serde_json::Value = serde_json::from_str(&client.request("GET", "/stats").text()).unwrap();
+    let slowest = stats["slowest_requests"].as_array().unwrap();
+    assert_eq!(slowest.len(), 8, "a thread keeps so many");
+    for request in slowest {
+        let parts =
+            ["queue", "lookup", "group", "sync"].map(|part| request[format!("{part}_seconds")].as_f64());
+        let sum: f64 = parts.iter().flatten().sum();
+        assert!(sum <= request["total_seconds"].as_f64().unwrap() + 1e-9, "{request}");
+        assert!(request["shard"].is_u64() && request["endpoint"].is_string(), "{request}");
+    }
+    assert!(!stats.to_string().contains("long"), "keys are not named");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use self::file::{Case, PROBE, SHORT_BYTES, cases};
 use super::session::{Client, peers};
 use crate::error::Result as EngineResult;
 use crate::http::connection::serve;
-use crate::http::{Control, Controlled, Handler, Reply, Response};
+use crate::http::{Control, Controlled, Handler, Probe, Reply, Response};
 use crate::key::{Key, SeqNo, UnixMillis};
 use crate::op::{Op, Outcome, ToBytes};
 
@@ -43,6 +43,7 @@ impl Handler for Map {
         &self,
         op: Op<B>,
         _: UnixMillis,
+        _: Option<Probe>,
         _: impl FnOnce(Outcome<&[u8]>) -> bool,
     ) -> Reply<Self::Pending> {
         let mut values = self.values.borrow_mut();

@@ -22,8 +22,8 @@ use crate::http::authority::LastAddress;
 use crate::http::connection::serve;
 use crate::http::peers::{Peers, Rules, Times};
 use crate::http::stream::Stream;
-use crate::http::{Control, Controlled, Handler, Reply, Response};
-use crate::key::{Key, KeyHash, SeqNo, UnixMillis};
+use crate::http::{Control, Controlled, Handler, Probe, Reply, Response};
+use crate::key::{Key, KeyHash, SeqNo, ShardId, UnixMillis};
 use crate::memory::{Memory, Pool};
 use crate::op::{Op, Outcome, ToBytes};
 
@@ -164,10 +164,16 @@ impl Handler for Store {
         &self,
         op: Op<B>,
         now: UnixMillis,
+        probe: Option<Probe>,
         lend: impl FnOnce(Outcome<&[u8]>) -> bool,
     ) -> Reply<Self::Pending> {
         assert_eq!(now, self.now());
         self.calls.borrow_mut().push(shown(op.as_ref()));
+        if let Some(probe) = probe {
+            // The operation on `k7` seems to wait for seven seconds, so the replies show whose probe each one got.
+            let number = std::str::from_utf8(&op.key().bytes()[1..]).ok().and_then(|text| text.parse().ok());
+            probe.begin(ShardId(0), self.clock() + Duration::from_secs(number.unwrap_or_default()));
+        }
         if let Op::Get { key } = op.as_ref()
             && let Some(value) = self.memory.borrow().get(key.bytes())
         {
@@ -353,7 +359,15 @@ pub(super) fn replies(mut received: &[u8]) -> Vec<String> {
         let length = field("content-length").map_or(0, |length| text(length).parse().unwrap());
         let (body, rest) = received[head_bytes..].split_at(length);
         let connection = field("connection").map_or(String::new(), |value| format!(", {}", text(value)));
-        replies.push(format!("{} {}{connection}", head.code.unwrap(), text(body)).trim_end().to_owned());
+        let timing = field("server-timing").map(|value| {
+            let seconds = text(value)
+                .split_once("queue;dur=")
+                .map(|(_, queue)| queue[..queue.find("000.").unwrap()].to_owned());
+            format!(", timed {}", seconds.unwrap_or_default())
+        });
+        let timing = timing.unwrap_or_default();
+        let reply = format!("{} {}{connection}{timing}", head.code.unwrap(), text(body));
+        replies.push(reply.trim_end().to_owned());
         received = rest;
     }
     replies
