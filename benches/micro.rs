@@ -282,7 +282,7 @@ fn http(criterion: &mut Criterion) {
         let end = HeadEnd::default().find(input).expect("the head is small").expect("the head is complete");
         let head = parse(&input[..end], &address).expect("the head is valid");
         let grant = policy.admit(&head, input, true).expect("the host is known");
-        let route = Route::of(&head, input, &grant, KEY_HASH).expect("the route is valid");
+        let (route, _) = Route::of(&head, input, &grant, KEY_HASH).expect("the route is valid");
         assert!(expected(route.op(input, &input[end..]).expect("the operation is valid")));
     };
     group.bench_function("parse_get", |bencher| {
@@ -351,7 +351,7 @@ fn round_trips(count: u64, window: u64) -> Duration {
             let receiving = tokio_uring::spawn(async move { receive.receive(|_| {}).await });
             let ask = || {
                 let op = Op::Get { key: Key::new(&b"0000000000000042"[..], KEY_HASH) };
-                mailbox.ask(ThreadId(1), ShardId(1), op).expect("the mailbox has room")
+                mailbox.ask(ThreadId(1), ShardId(1), op, None).expect("the mailbox has room")
             };
             ask().await.expect("the message was answered");
             let begin = Instant::now();

@@ -316,7 +316,7 @@ pub fn http_request(data: &[u8]) {
         let tokens = Tokens::parse("fuzz write 0123456789abcdef").expect("the file is valid");
         let policy = Policy { tokens: Some(tokens), hosts: Vec::new(), shutdown: ShutdownMode::Local };
         let _ = policy.admit(&head, rest, false).and_then(|grant| grant.check(Need::Shutdown));
-        if let Ok(route) = Route::of(&head, rest, &Grant::ALL, KeyHash::with_seed(1))
+        if let Ok((route, _)) = Route::of(&head, rest, &Grant::ALL, KeyHash::with_seed(1))
             && route.control().is_none()
             && let Ok(op) = route.op(rest, &rest[bytes..bytes + body])
         {

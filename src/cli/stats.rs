@@ -102,7 +102,7 @@ fn table(stats: &Value) -> String {
     if !requests.is_empty() {
         let _ = writeln!(
             shown,
-            "\nslowest requests, in milliseconds (of one in 64, in the last ten to twenty minutes)"
+            "\nslowest requests, in milliseconds (of one in 128, in the last ten to twenty minutes)"
         );
         let _ = writeln!(shown, "total      queue      group      sync       lookup     what");
     }

@@ -284,9 +284,10 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
     }
 
     /// The request begins. While the server drains, every reply is the last of its connection.
+    #[inline]
     fn begins(&mut self, wire: Wire) -> Wire {
         if wire.followed {
-            self.followed.complete(self.handler.clock());
+            self.followed.complete(self.handler);
         }
         Wire { keep_alive: wire.keep_alive && !self.peers.is_draining(), ..wire }
     }
@@ -405,6 +406,15 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             }
             return Ok(Then::GoOn);
         };
+        let answer = match answer {
+            // It was not lent, so that its end is noted. The replies to the requests behind it need not wait for it.
+            Answer::Known(Ok(outcome)) if wire.followed && turn.pending.is_empty() => {
+                Box::pin(self.put_outcome(outcome, wire)).await?;
+                turn.now = None;
+                return Ok(Then::GoOn);
+            }
+            answer => answer,
+        };
         let held = match &answer {
             Answer::Known(Ok(outcome)) => Some(outcome.value_bytes()),
             Answer::Later(_) if route.only_reads() => None,
@@ -446,7 +456,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         };
         if wire.followed {
             // What a slow client takes for its body is no time of the request.
-            self.followed.complete(self.handler.clock());
+            self.followed.complete(self.handler);
         }
         self.followed.add_chunks(wire, &head, body.bytes(&self.input).len());
         let then = if LONG_BODY_BYTES < body.bytes(&self.input).len() && route.control().is_none() {

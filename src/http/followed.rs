@@ -6,7 +6,6 @@
 //! request, only its method, its path and its key are kept.
 
 use std::collections::VecDeque;
-use std::time::Instant;
 
 use super::head::{Framing, Head, Method};
 use super::peers::{Choice, Peer, Peers};
@@ -77,9 +76,10 @@ impl Followed {
     }
 
     /// The request that was added last has arrived, as far as it is known.
-    pub(super) fn complete(&mut self, now: Instant) {
+    #[cold]
+    pub(super) fn complete(&mut self, handler: &impl Handler) {
         if let Some(entry) = self.entries.back_mut() {
-            entry.probe = Some(Probe::new(now));
+            entry.probe = Some(Probe::new(handler.clock()));
         }
     }
 
@@ -130,6 +130,9 @@ impl Followed {
     ) -> Option<String> {
         let entry = self.entries.pop_front()?;
         self.begun = self.begun.saturating_sub(1); // what is refused has not begun
+        if self.entries.is_empty() {
+            self.entries = VecDeque::new(); // an idle connection holds no memory for them
+        }
         let split = entry.probe.map(|probe| probe.split(handler.clock()));
         let bytes_out = if wire.head_only { 0 } else { bytes };
         if let Some(line) = entry.line {

@@ -14,7 +14,7 @@ use super::head::{Framing, Head, HeadEnd, Method, asks_for_head, parse};
 use super::label::Label;
 use super::peers::{Choice, Rules};
 use super::response::Wire;
-use super::route::Route;
+use super::route::{Route, Timing};
 use super::{IDLE_BUFFER_BYTES, LONG_BODY_BYTES, Refusal};
 use crate::codec::to_usize;
 
@@ -101,25 +101,25 @@ impl Input {
             Framing::Chunked => u64::MAX,
         };
         // After a refusal the connection goes on only if no body follows: a body could be taken for a request (H1).
-        let refused = |endpoint| Wire { keep_alive: wire.keep_alive && body_bytes == 0, endpoint, ..wire };
+        let refused = |wire: Wire| Wire { keep_alive: wire.keep_alive && body_bytes == 0, ..wire };
         let grant = rules.policy.admit(&head, rest, is_local);
-        let route = match grant.and_then(|grant| Route::of(&head, rest, &grant, rules.key_hash)) {
-            Ok(route) => route,
+        let (route, timing) = match grant.and_then(|grant| Route::of(&head, rest, &grant, rules.key_hash)) {
+            Ok(routed) => routed,
             Err(refusal) => {
                 let endpoint = Route::label_of(&rest[head.target.clone()]);
                 self.consume(head.bytes);
-                return Front::Refused(refusal, refused(endpoint));
+                return Front::Refused(refusal, refused(Wire { endpoint, ..wire }));
             }
         };
-        let wire = Wire { endpoint: route.label(), followed: is_followed || route.is_timed(), ..wire };
-        if route.is_timed() {
+        let wire = Wire { endpoint: route.label(), followed: is_followed || timing == Timing::Told, ..wire };
+        if timing == Timing::Told {
             followed.show(!is_followed, &head);
         }
         if is_followed {
             followed.name_key(|| route.with_key(rest, shown));
         }
         if head.framing != Framing::Chunked && (rules.value_bytes_max as u64) < body_bytes {
-            return Front::Refused(BODY_TOO_LONG, refused(wire.endpoint));
+            return Front::Refused(BODY_TOO_LONG, refused(wire));
         }
         if (LONG_BODY_BYTES as u64) < body_bytes || ((rest.len() - head.bytes) as u64) < body_bytes {
             return Front::Body(Begun { route, wire, head });

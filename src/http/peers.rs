@@ -80,7 +80,7 @@ pub(super) const TIMED: [Label; 3] = [Label::GET, Label::SET, Label::DELETE];
 const TIMED_EVERY: u32 = 8;
 
 /// One request in so many is measured.
-const MEASURED_EVERY: u32 = 64;
+const MEASURED_EVERY: u32 = 128;
 
 /// Why a request is followed to its reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,7 +104,7 @@ pub struct Sample {
     pub open: u64,
     /// Connections that were refused, or ended because of their clients, by reason.
     pub ended: Vec<(&'static str, u64)>,
-    /// The slowest of the requests that were measured, one in 64, in the last ten to twenty minutes.
+    /// The slowest of the requests that were measured, one in 128, in the last ten to twenty minutes.
     pub slowest: Vec<Measured>,
 }
 

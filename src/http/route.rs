@@ -51,7 +51,6 @@ pub struct Route {
     key: Option<Key<Text>>,
     value: Option<Text>,
     expires: Option<UnixMillis>,
-    is_timed: bool,
 }
 
 /// Bytes that a request gives in its query.
@@ -191,24 +190,44 @@ impl Endpoint {
     }
 }
 
+/// Whether the reply to a request says where the time went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Timing {
+    /// It does not.
+    #[default]
+    Untold,
+    /// It does.
+    Told,
+}
+
+impl Timing {
+    /// Reads the query parameter.
+    fn ask(&mut self, value: &[u8]) -> Result<(), Refusal> {
+        match (value, std::mem::replace(self, Self::Told)) {
+            (b"1", Self::Untold) => Ok(()),
+            (b"1", Self::Told) => Err(TWICE),
+            _ => Err(Refusal::bad("`timing` takes the value 1, and no other")),
+        }
+    }
+}
+
 impl Route {
-    /// Checks everything except the body. `request` holds the bytes of the request, `head` is its head, and `grant` is what
+    /// Checks everything except the body. Returns also whether the reply says where the time went. `request` holds the bytes of the request, `head` is its head, and `grant` is what
     /// its client may do.
     ///
     /// # Errors
     /// 401, 403, 404, 405, 400 or 414, with a sentence.
-    pub fn of(head: &Head, request: &[u8], grant: &Grant, key_hash: KeyHash) -> Result<Self, Refusal> {
+    pub fn of(
+        head: &Head,
+        request: &[u8],
+        grant: &Grant,
+        key_hash: KeyHash,
+    ) -> Result<(Self, Timing), Refusal> {
         let target = &request[head.target.clone()];
         if head.method == Method::Options
             && let Some(allow) = Endpoint::methods_of(target)
         {
-            return Ok(Self {
-                endpoint: Endpoint::Control(Control::Options(allow)),
-                key: None,
-                value: None,
-                expires: None,
-                is_timed: false,
-            });
+            return Ok((Self::controls(Control::Options(allow)), Timing::Untold));
         }
         let (path, query) = match memchr::memchr(b'?', target) {
             Some(at) => (&target[..at], &target[at + 1..]),
@@ -223,23 +242,25 @@ impl Route {
             let message = "the path does not take this method; see the Allow header";
             return Err(Refusal::new(Status::MethodNotAllowed, message).with_field("allow", allow));
         }
-        let (mut key, mut value, mut expires, mut timing) = (None, None, None, None);
-        let mut part = PartQuery::default();
+        if endpoint == Endpoint::Part {
+            return Self::part(query);
+        }
+        let (mut key, mut value, mut expires) = (None, None, None);
+        let mut timing = Timing::default();
         for parameter in parameters(query) {
             let (name, encoded) = parameter?;
-            if endpoint == Endpoint::Part && name != b"timing" {
-                part.add(name, encoded)?;
-                continue;
-            }
             let place = match (endpoint, name) {
                 (Endpoint::Set | Endpoint::Get | Endpoint::Delete, b"key") => &mut key,
                 (Endpoint::Set, b"value") => &mut value,
                 (Endpoint::Set, b"expires") => &mut expires,
-                (_, b"timing") => &mut timing,
+                (_, b"timing") => {
+                    timing.ask(encoded)?;
+                    continue;
+                }
                 _ => return Err(Refusal::bad("the path does not take this query parameter")),
             };
             if place.replace(decode(encoded)?).is_some() {
-                return Err(Refusal::bad("a query parameter is given twice"));
+                return Err(TWICE);
             }
         }
         // The query lies within the request. Its range remains when the borrow ends.
@@ -264,20 +285,24 @@ impl Route {
             return Err(Refusal::bad("a value is missing: give the query parameter `value`, or a body"));
         }
         let expires = expires.map(|text| expiry(&text)).transpose()?;
-        let is_timed = timing.is_some();
-        if timing.is_some_and(|timing| *timing != *b"1") {
-            return Err(Refusal::bad("`timing` takes the value 1, and no other"));
-        }
-        let endpoint = match endpoint {
-            Endpoint::Part => Endpoint::Control(Control::Part(part.finish()?)),
-            endpoint => endpoint,
-        };
-        Ok(Self { endpoint, key, value: value.map(text), expires, is_timed })
+        Ok((Self { endpoint, key, value: value.map(text), expires }, timing))
     }
 
-    /// Whether the reply says where the time went.
-    pub(super) fn is_timed(&self) -> bool {
-        self.is_timed
+    /// A part of a file, by its own parameters.
+    #[cold]
+    fn part(query: &[u8]) -> Result<(Self, Timing), Refusal> {
+        let (mut part, mut timing) = (PartQuery::default(), Timing::default());
+        for parameter in parameters(query) {
+            match parameter? {
+                (b"timing", value) => timing.ask(value)?,
+                (name, value) => part.add(name, value)?,
+            }
+        }
+        Ok((Self::controls(Control::Part(part.finish()?)), timing))
+    }
+
+    fn controls(control: Control) -> Self {
+        Self { endpoint: Endpoint::Control(control), key: None, value: None, expires: None }
     }
 
     /// What `of` makes of the key, if the request has one.
@@ -384,6 +409,7 @@ const STOP_BY_BROWSER: Refusal = Refusal::new(
     Status::Forbidden,
     "a browser may stop the server by POST only: a GET may be a link, an image or a redirect of any page",
 );
+const TWICE: Refusal = Refusal::bad("a query parameter is given twice");
 const KEY_TOO_LONG: Refusal = Refusal::new(Status::UriTooLong, "the key is longer than 16384 bytes");
 
 #[cfg(test)]
@@ -406,7 +432,7 @@ mod tests {
             bytes: 0,
         };
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let route = Route::of(&head, target.as_bytes(), &Grant::ALL, KeyHash::with_seed(1))
+        let (route, _) = Route::of(&head, target.as_bytes(), &Grant::ALL, KeyHash::with_seed(1))
             .map_err(|refusal| refusal.status.code())?;
         if let Some(control) = route.control() {
             return Ok(format!("{control:?}"));

@@ -199,24 +199,26 @@ impl<T: Status> Dispatcher<T> {
         probe: Option<Probe>,
         lend: impl FnOnce(Outcome<&[u8]>) -> bool,
     ) -> Reply<Pending> {
+        if let Some(probe) = &probe {
+            probe.begin(shard, Instant::now());
+        }
+        let commits = (probe.is_some() && op.writes()).then(|| self.commits.clone());
+        let reply = begin(self.engine(shard), &self.tasks, op, now, lend);
         match probe {
-            None => begin(self.engine(shard), &self.tasks, op, now, lend),
-            Some(probe) => self.measure(shard, op, now, probe, lend),
+            None => reply,
+            Some(probe) => self.measure(reply, shard, commits, probe),
         }
     }
 
+    /// Notes the end of an operation in its `probe`. The `commits` tell of a write when its group was taken.
     #[cold]
-    fn measure<B: ToBytes>(
+    fn measure(
         &self,
+        reply: Reply<Pending>,
         shard: ShardId,
-        op: Op<B>,
-        now: UnixMillis,
+        commits: Option<Rc<Commits>>,
         probe: Probe,
-        lend: impl FnOnce(Outcome<&[u8]>) -> bool,
     ) -> Reply<Pending> {
-        probe.begin(shard, Instant::now());
-        let commits = op.writes().then(|| self.commits.clone());
-        let reply = begin(self.engine(shard), &self.tasks, op, now, lend);
         let (pending, kind): (_, fn(Pending) -> Reply<Pending>) = match reply {
             Reply::Later(pending) => (pending, Reply::Later),
             Reply::Barrier(pending) => (pending, Reply::Barrier),

@@ -91,7 +91,7 @@ fn a_request_that_asks_where_its_time_went_is_told_and_the_slowest_are_named() {
     let long = client.request("GET", "/get?key=long&timing=1");
     assert_eq!((timing(&long.head).len(), long.body.len()), (3, 200_000));
 
-    let stats: serde_json::Value = serde_json::from_str(&client.request("GET", "/stats").text()).unwrap();
+    let stats: serde_json::Value = serde_json::from_str(client.request("GET", "/stats").text()).unwrap();
     let slowest = stats["slowest_requests"].as_array().unwrap();
     assert_eq!(slowest.len(), 8, "a thread keeps so many");
     for request in slowest {

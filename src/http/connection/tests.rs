@@ -145,7 +145,7 @@ fn a_reply_says_where_the_time_went_if_its_request_asks_for_it() {
         assert_eq!(found, expected, "seed {seed}");
         assert!(
             !session.peers.sample(UnixMillis(1)).slowest.is_empty(),
-            "one in 64 is measured, asked for or not"
+            "one in 128 is measured, asked for or not"
         );
     }
     let mut session = Session::new();
