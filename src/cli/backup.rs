@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::owner::own_like;
 use super::{counted, remote, styled};
 use crate::backup::archive::{Writer, unpack};
+use super::escape::from_hexadecimal;
 use crate::backup::folder::Folder;
 use crate::backup::{Contents, Done, Options, Purpose, Source, Target};
 use crate::client::{Body, Client, Patience, Request};
@@ -232,7 +233,7 @@ impl RemoteStore {
         let reply = client.send(Request::get("/backup"))?.expect(&[200])?;
         let mut lines = BufReader::new(reply.into_body());
         let first = next_line(&mut lines, &client)?;
-        let store = unhex(&first["store"]).ok_or_else(|| strange(&client))?;
+        let store = bytes_of(&first["store"]).ok_or_else(|| strange(&client))?;
         let store = Store::of_payload(&store, &format!("the store of {}", client.url()))?;
         let backup = first["backup"].as_u64().ok_or_else(|| strange(&client))?;
         let mut shards = Vec::new();
@@ -241,7 +242,7 @@ impl RemoteStore {
             if line["lent"] == Value::Bool(true) {
                 break;
             }
-            let edit = unhex(&line["state"]).and_then(|bytes| VersionEdit::decode(&bytes).ok());
+            let edit = bytes_of(&line["state"]).and_then(|bytes| VersionEdit::decode(&bytes).ok());
             let state = edit.and_then(|edit| State::default().apply(&edit).ok());
             if line["shard"].as_u64() != Some(shards.len() as u64) {
                 return Err(strange(&client));
@@ -298,14 +299,9 @@ fn strange(client: &Client) -> Error {
     Error::new(ErrorKind::Io, message)
 }
 
-fn unhex(text: &Value) -> Option<Vec<u8>> {
-    let digits = text.as_str()?.as_bytes();
-    let digit = |digit: u8| char::from(digit).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    let pairs = digits.chunks(2).map(|pair| match *pair {
-        [high, low] => Some(digit(high)? << 4 | digit(low)?),
-        _ => None,
-    });
-    pairs.collect()
+/// The bytes that a value of the list has in hexadecimal digits.
+fn bytes_of(value: &Value) -> Option<Vec<u8>> {
+    value.as_str().and_then(from_hexadecimal)
 }
 
 impl Source for RemoteStore {

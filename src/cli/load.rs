@@ -8,6 +8,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 
 use super::entry::Entry;
+use super::escape::escaped;
 use super::redis::{Found, Redis};
 use super::{counted, remote, styled};
 use crate::backup::pace::Pace;
@@ -246,7 +247,7 @@ fn send_all(
             for (_, entry) in &left {
                 if entry.has_expired(now) {
                     // An older value must not stay.
-                    let target = format!("/del?key={}", escape(&entry.key));
+                    let target = format!("/del?key={}", escaped(&entry.key));
                     session.add(Request { method: "POST", ..Request::get(&target) });
                 } else {
                     session.add(Request {
@@ -301,20 +302,7 @@ fn shortened(name: &str) -> String {
 /// The request that sets an entry.
 fn target(entry: &Entry) -> String {
     let expires = entry.expires.map(|millis| format!("&expires={}", millis.div_ceil(1000)));
-    format!("/set?key={}{}", escape(&entry.key), expires.unwrap_or_default())
-}
-
-fn escape(key: &[u8]) -> String {
-    let mut escaped = String::with_capacity(key.len());
-    for byte in key {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
-                escaped.push(char::from(*byte))
-            }
-            _ => escaped.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    escaped
+    format!("/set?key={}{}", escaped(&entry.key), expires.unwrap_or_default())
 }
 
 /// How far a file is loaded, and into which store: beside the file, in JSON.

@@ -9,6 +9,7 @@ mod settings;
 mod serve;
 mod config;
 mod bench;
+mod escape;
 mod backup;
 mod check;
 mod dump;

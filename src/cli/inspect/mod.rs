@@ -1,6 +1,5 @@
 //! `ringkeep inspect DATA`: shows what a store consists of, also if it does not start.
 
-mod escape;
 mod json;
 mod text;
 
@@ -9,6 +8,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::escape::{from_hexadecimal, unescaped};
+use super::values::number;
 use crate::config::{KEY_BYTES_MAX, SHARDS_MAX};
 use crate::data_dir::DataDir;
 use crate::error::{Error, ErrorKind, Result};
@@ -35,10 +36,10 @@ pub(super) struct Inspect {
     #[arg(long, value_name = "NAME", value_parser = file, conflicts_with = "key")]
     file: Option<(Option<ShardId>, FileName)>,
     /// Every version of this key in any log or sorted file; %00 stands for a byte, and %25 for a percent sign
-    #[arg(long, value_name = "KEY", value_parser = escape::key, group = "a_key")]
+    #[arg(long, value_name = "KEY", value_parser = Key::escaped, group = "a_key")]
     key: Option<Key>,
     /// The same, with the key in hexadecimal digits
-    #[arg(long, value_name = "DIGITS", value_parser = escape::hexadecimal, group = "a_key", conflicts_with = "file")]
+    #[arg(long, value_name = "DIGITS", value_parser = Key::hexadecimal, group = "a_key", conflicts_with = "file")]
     key_hex: Option<Key>,
     /// List every commit group of the logs
     #[arg(long, conflicts_with = "a_key")]
@@ -56,6 +57,15 @@ pub(super) struct Inspect {
 struct Key(Vec<u8>);
 
 impl Key {
+    fn escaped(text: &str) -> std::result::Result<Self, String> {
+        unescaped(text).and_then(Self::new)
+    }
+
+    fn hexadecimal(text: &str) -> std::result::Result<Self, String> {
+        let bytes = from_hexadecimal(text).ok_or("expected two hexadecimal digits for each byte")?;
+        Self::new(bytes)
+    }
+
     fn new(bytes: Vec<u8>) -> std::result::Result<Self, String> {
         if bytes.is_empty() || KEY_BYTES_MAX < bytes.len() {
             return Err(format!("a key has 1 to {KEY_BYTES_MAX} bytes"));

@@ -5,9 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use bytesize::ByteSize;
 
-use super::escape::{escaped, shortened};
 use super::{Part, ShardView, View};
 use crate::cli::counted;
+use crate::cli::escape::{escaped, shortened};
 use crate::error::{Error, ErrorKind};
 use crate::file_name::{FileName, shard_directory};
 use crate::inspect::{History, Place, Role, Shard, SstReport, SstSurvey, WalReport};
