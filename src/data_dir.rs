@@ -193,7 +193,7 @@ impl DataDir {
             Some(store) if store.ready => {
                 if wanted.is_some_and(|wanted| wanted != store.shards) {
                     tracing::warn!(
-                        "--shards applies to new stores only; this store has {} shards",
+                        "--shards applies to new stores only; this store has another number: {}",
                         store.shards
                     );
                 }

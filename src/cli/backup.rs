@@ -144,8 +144,8 @@ fn is_stream(path: &Path) -> bool {
 /// A closed standard output does not change the exit status.
 fn report(what: &str, path: &Path, contents: &Contents, done: &Done) {
     let Done { linked, copied, kept, copied_bytes, bytes, .. } = *done;
-    let shards = counted(contents.shards.len(), "shard");
-    let files = counted(usize::try_from(linked + copied + kept).unwrap_or(usize::MAX), "file");
+    let shards = counted(contents.shards.len() as u64, "shard");
+    let files = counted(linked + copied + kept, "file");
     let _ = writeln!(
         std::io::stdout(),
         "{}: {what} of store {:016x}, {shards}, {} in {files}: {copied} copied ({}), {linked} linked, {kept} were there",
@@ -160,7 +160,7 @@ fn check_damages(damages: u64) -> Result<()> {
     if damages == 0 {
         return Ok(());
     }
-    let files = counted(usize::try_from(damages).unwrap_or(usize::MAX), "file");
+    let files = counted(damages, "file");
     let message = format!(
         "the copy is complete, but {files} had been damaged before: reads of some keys fail, here as there; `ringkeep check` \
          lists them, and `ringkeep repair` gives them up in a data directory"

@@ -289,7 +289,11 @@ fn fault(workload: &Workload, outcome: &Outcome, filled: bool) -> Option<String>
     let tally = &outcome.tally;
     let mut found = Vec::new();
     if 0 < tally.lost + tally.wrong {
-        found.push(format!("{} acknowledged writes lost, {} answers wrong", tally.lost, tally.wrong));
+        found.push(format!(
+            "{} lost, {} wrong",
+            counted(tally.lost, "acknowledged write"),
+            counted(tally.wrong, "answer")
+        ));
         if filled {
             found.push(
                 "unless --filled, --key-count or --key-size do not fit what the earlier run wrote".into(),

@@ -84,11 +84,8 @@ impl Load {
         let Total { loaded, expired, not_taken } = sender.total;
         let _ = writeln!(std::io::stdout(), "{loaded} loaded, {expired} expired, {not_taken} not taken");
         if 0 < not_taken {
-            let message = format!(
-                "{}, as listed above, could not be taken",
-                counted(usize::try_from(not_taken).unwrap_or(usize::MAX), "key")
-            );
-            return Err(wrong(message));
+            let keys = counted(not_taken, "key");
+            return Err(wrong(format!("{keys}, as listed above, could not be taken")));
         }
         Ok(())
     }

@@ -243,9 +243,13 @@ fn failed(error: &Error, report: impl FnOnce(&Error)) -> ExitCode {
     ExitCode::from(error.kind().exit_status())
 }
 
-/// A number of things: `1 file`, `2 files`.
-fn counted(count: usize, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+/// A number of things: `1 file`, `2 files`, `2 entries`.
+fn counted(count: u64, what: &str) -> String {
+    match (count, what.strip_suffix("ry")) {
+        (1, _) => format!("1 {what}"),
+        (_, Some(stem)) => format!("{count} {stem}ries"),
+        (_, None) => format!("{count} {what}s"),
+    }
 }
 
 /// Applies a template to a progress bar. The bar is drawn only if standard error is a terminal.
@@ -253,5 +257,24 @@ fn styled(bar: ProgressBar, template: &str) -> ProgressBar {
     match ProgressStyle::with_template(template) {
         Ok(style) => bar.with_style(style),
         Err(_) => bar, // the plain bar shows the same numbers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::counted;
+
+    #[test]
+    fn one_thing_is_no_plural() {
+        for (count, what, text) in [
+            (1, "file", "1 file"),
+            (0, "file", "0 files"),
+            (2, "damaged file", "2 damaged files"),
+            (1, "entry", "1 entry"),
+            (2, "entry", "2 entries"),
+            (2, "key", "2 keys"),
+        ] {
+            assert_eq!(counted(count, what), text);
+        }
     }
 }

@@ -355,7 +355,7 @@ fn the_end_of_a_log_is_judged_and_damage_before_it_leaves_the_groups_before_it()
     let found = report(&shown);
     assert_eq!((status, number(&found["end"]["offset"]), number(&found["end"]["torn_bytes"])), (0, end, 512));
     assert_eq!(found["writes"], 20);
-    assert!(text(&run("inspect", &data, &[])).contains("are the torn end of a crash"));
+    assert!(text(&run("inspect", &data, &[])).contains("the torn end of a crash"));
 
     let groups = list(&whole["groups"]);
     let fifth = number(&groups[4]["offset"]);

@@ -81,6 +81,7 @@ fn w4_a_write_is_witnessed_soon_after_the_last_one_and_its_loss_is_refused() {
     assert_eq!(sound.status.code(), Some(0), "{}", text(&sound));
     let line = format!("ends at offset {end}, and is witnessed up to offset {end}");
     assert!(text(&sound).contains(&line), "{line} is not in\n{}", text(&sound));
+    assert!(text(&sound).contains(" files, 1 entry, 0 notes, "), "{}", text(&sound));
 
     let mut zeroed = fs::read(&path).unwrap();
     zeroed[FIRST_RECORD as usize..].fill(0);

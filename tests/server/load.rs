@@ -227,7 +227,7 @@ fn every_lie_is_noticed_and_called_by_its_name() {
         assert_eq!(output.status.code(), Some(1), "{lie:?}: {error}");
         let found = (sum(&report, "lost"), sum(&report, "wrong"));
         assert_eq!((0 < found.0, 0 < found.1), (lost, wrong), "{lie:?}: {found:?} lost and wrong");
-        assert!(error.contains("acknowledged writes lost"), "{error}");
+        assert!(error.contains("acknowledged write"), "{error}");
         let table = String::from_utf8_lossy(&output.stdout);
         let name = if lost { "LOST" } else { "WRONG" };
         assert!(table.contains(name) && table.contains("the first fault:"), "{table}");

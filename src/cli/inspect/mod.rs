@@ -225,7 +225,7 @@ impl View<'_> {
         let count = |kind| errors.iter().filter(|error| error.kind() == kind).count();
         let (damaged, shown) = (count(ErrorKind::Corruption) + self.quarantined(), &self.data_dir);
         if 0 < damaged {
-            let places = super::counted(damaged, "place");
+            let places = super::counted(damaged as u64, "place");
             let message = format!(
                 "{shown} is damaged in {places}, shown where they belong; `ringkeep check` reads every byte"
             );
@@ -235,7 +235,7 @@ impl View<'_> {
             return Some(Error::clone(later));
         }
         (!errors.is_empty()).then(|| {
-            let parts = super::counted(errors.len(), "part");
+            let parts = super::counted(errors.len() as u64, "part");
             Error::new(ErrorKind::Io, format!("{parts} of {shown} could not be read"))
         })
     }
