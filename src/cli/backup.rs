@@ -1,16 +1,19 @@
 //! `ringkeep backup DIR` and `ringkeep restore BACKUP DIR`: a copy of a running store, and the way back.
 
+use std::future::poll_fn;
 use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::Args;
 use indicatif::ProgressBar;
 use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::owner::own_like;
 use super::{counted, remote, styled};
@@ -195,7 +198,7 @@ async fn to_archive(client: Client, options: Options) -> Result<()> {
     check_damages(contents.damages() as u64 + done.damaged)
 }
 
-/// A directory for one file at a time, which is removed at the end.
+/// A directory for one file at a time, which is removed at the end, and before a signal ends the process.
 struct Spool(PathBuf);
 
 impl Spool {
@@ -203,12 +206,46 @@ impl Spool {
         let number = random_number().map_err(|error| Error::io("choose a name", error))?;
         let path = std::env::temp_dir().join(format!("ringkeep-backup-{number:016x}"));
         let made = std::fs::DirBuilder::new().mode(0o700).create(&path);
+        remove_at_signals(path.clone())?;
         made.map_err(|error| Error::io(format!("create {} (see TMPDIR)", path.display()), error))?;
         Ok(Self(path))
     }
 }
 
 impl Drop for Spool {
+/// Removes a directory when a signal asks for the end of the process, then ends it. The thread that does so is there when
+/// this function returns. It needs a runtime of its own, because the backup blocks that of its thread.
+fn remove_at_signals(path: PathBuf) -> Result<()> {
+    let failed = |error| Error::io("listen for signals", error);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(failed)?;
+    let (tell, told) = std::sync::mpsc::channel();
+    let watch = async move {
+        let listen = |kind: SignalKind| Ok((kind, signal(kind)?));
+        // A signal that is ignored stays so: nohup counts on it.
+        let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+        let kinds = kinds.into_iter().filter(|kind| !is_ignored(kind.as_raw_value()));
+        let mut signals = match kinds.map(listen).collect::<std::io::Result<Vec<_>>>() {
+            Ok(signals) => signals,
+            Err(error) => return drop(tell.send(Err(error))),
+        };
+        drop(tell.send(Ok(()))); // the receiver waits
+        let kind = poll_fn(|context| {
+            let mut signals = signals.iter_mut();
+            let came =
+                signals.find_map(|(kind, signal)| signal.poll_recv(context).is_ready().then_some(*kind));
+            came.map_or(Poll::Pending, Poll::Ready)
+        });
+        let kind = kind.await;
+        // The backup may make another file meanwhile.
+        let is_full = |error: std::io::Error| error.kind() == std::io::ErrorKind::DirectoryNotEmpty;
+        while std::fs::remove_dir_all(&path).is_err_and(is_full) {}
+        end_by(kind.as_raw_value());
+    };
+    let thread = std::thread::Builder::new().name("ringkeep-signals".into());
+    thread.spawn(move || runtime.block_on(watch)).map_err(failed)?;
+    told.recv().unwrap_or_else(|_| Err(std::io::ErrorKind::Other.into())).map_err(failed)
+}
+
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_dir_all(&self.0) {
             tracing::warn!(%error, "cannot remove {}", self.0.display());
