@@ -15,17 +15,18 @@ use indicatif::ProgressBar;
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::escape::from_hexadecimal;
 use super::owner::own_like;
+use super::values::size;
 use super::{counted, remote, styled};
 use crate::backup::archive::{Writer, unpack};
-use super::escape::from_hexadecimal;
 use crate::backup::folder::Folder;
 use crate::backup::{Contents, Done, Options, Purpose, Source, Target};
 use crate::client::{Body, Client, Patience, Request};
 use crate::data_dir::DataDir;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::{FileName, shard_directory};
-use crate::host::random_number;
+use crate::host::{end_by, is_ignored, random_number};
 use crate::key::ShardId;
 use crate::manifest::{State, VersionEdit};
 use crate::ring;
@@ -50,7 +51,7 @@ pub(super) struct Backup {
     #[arg(long)]
     copy: bool,
     /// Copy at most this much in a second, as in 50MiB
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = size(1..=usize::MAX))]
     rate: Option<ByteSize>,
     /// Take files that do not verify as they are; after a restore, repair gives up what is lost
     #[arg(long)]
@@ -205,14 +206,13 @@ impl Spool {
     fn new() -> Result<Self> {
         let number = random_number().map_err(|error| Error::io("choose a name", error))?;
         let path = std::env::temp_dir().join(format!("ringkeep-backup-{number:016x}"));
-        let made = std::fs::DirBuilder::new().mode(0o700).create(&path);
         remove_at_signals(path.clone())?;
+        let made = std::fs::DirBuilder::new().mode(0o700).create(&path);
         made.map_err(|error| Error::io(format!("create {} (see TMPDIR)", path.display()), error))?;
         Ok(Self(path))
     }
 }
 
-impl Drop for Spool {
 /// Removes a directory when a signal asks for the end of the process, then ends it. The thread that does so is there when
 /// this function returns. It needs a runtime of its own, because the backup blocks that of its thread.
 fn remove_at_signals(path: PathBuf) -> Result<()> {
@@ -246,6 +246,7 @@ fn remove_at_signals(path: PathBuf) -> Result<()> {
     told.recv().unwrap_or_else(|_| Err(std::io::ErrorKind::Other.into())).map_err(failed)
 }
 
+impl Drop for Spool {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_dir_all(&self.0) {
             tracing::warn!(%error, "cannot remove {}", self.0.display());

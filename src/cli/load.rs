@@ -10,6 +10,7 @@ use indicatif::ProgressBar;
 use super::entry::Entry;
 use super::escape::escaped;
 use super::redis::{Found, Redis};
+use super::values::number;
 use super::{counted, remote, styled};
 use crate::backup::pace::Pace;
 use crate::client::{Client, Patience, Request, Session};
@@ -38,7 +39,7 @@ pub(super) struct Load {
     #[arg(long, value_name = "HOST:PORT", conflicts_with_all = ["input", "resume"])]
     from_redis: Option<String>,
     /// Number of the database of Redis
-    #[arg(long, value_name = "N", default_value_t = 0, requires = "from_redis")]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = number::<u32>(0..=u64::from(u32::MAX)), requires = "from_redis")]
     redis_db: u32,
     /// File with the password of Redis
     #[arg(long, value_name = "FILE", requires = "from_redis")]
@@ -47,10 +48,10 @@ pub(super) struct Load {
     #[arg(long, requires = "input")]
     resume: bool,
     /// Send at most this many entries in a second
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = number::<u64>(1..=u64::MAX))]
     rate: Option<u64>,
     /// Connections to the server
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, value_name = "N", default_value = "8", value_parser = number::<u16>(1..=256))]
     connections: u16,
 }
 
@@ -150,7 +151,12 @@ impl Load {
                     break;
                 }
                 at = at.after(&line);
-                let text = std::str::from_utf8(&line).map_err(|error| error.to_string());
+                let text = std::str::from_utf8(&line).map_err(|error| {
+                    format!(
+                        "byte {} of the line is not of UTF-8; what is not text comes as key64 or value64, in base64",
+                        error.valid_up_to() + 1
+                    )
+                });
                 let entry = text.and_then(|text| match text.trim() {
                     "" => Ok(None),
                     text => Entry::parse(text).map(Some),

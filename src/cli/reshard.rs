@@ -50,7 +50,7 @@ pub(super) struct Reshard {
     #[arg(value_name = "DIR")]
     data_dir: PathBuf,
     /// The new number of shards
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(SHARDS_MAX)))]
+    #[arg(long, value_name = "N", value_parser = number::<u16>(1..=u64::from(SHARDS_MAX)))]
     shards: u16,
     /// Leave DIR as it is, and make the new data directory here
     #[arg(long, value_name = "NEW")]

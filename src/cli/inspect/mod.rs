@@ -30,7 +30,7 @@ pub(super) struct Inspect {
     #[arg(value_name = "DATA")]
     data_dir: PathBuf,
     /// Only this shard
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(..i64::from(SHARDS_MAX)))]
+    #[arg(long, value_name = "N", value_parser = number::<u16>(0..=u64::from(SHARDS_MAX) - 1))]
     shard: Option<u16>,
     /// Only this log or sorted file, the latter read in full; for example 000009.sst or shard-000/000009.sst
     #[arg(long, value_name = "NAME", value_parser = file, conflicts_with = "key")]
