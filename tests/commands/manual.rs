@@ -29,8 +29,9 @@ fn commands() -> Vec<String> {
 #[test]
 fn every_command_has_a_page_with_its_flags_and_the_exit_statuses() {
     let folder = tempfile::tempdir().unwrap();
-    assert_eq!(text(&["man", "--dir", folder.path().to_str().unwrap()]), "");
-    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+    let pages = folder.path().join("share/man1");
+    assert_eq!(text(&["man", "--dir", path(&pages)]), "", "the directory is created");
+    let read = |name: &str| std::fs::read_to_string(pages.join(name)).unwrap();
     for command in commands() {
         let page = read(&format!("ringkeep-{command}.1"));
         assert_eq!(page, text(&["man", &command]));
@@ -45,8 +46,7 @@ fn every_command_has_a_page_with_its_flags_and_the_exit_statuses() {
     assert!(page.contains("ringkeep\\-inspect(1)") && page.contains("memtable\\-size"), "{page}");
     assert_eq!(run(&["man", "nothing"]).status.code(), Some(78));
     // man itself finds nothing to complain about, where it is installed.
-    if let Ok(output) =
-        Command::new("man").args(["--warnings", "-l"]).arg(folder.path().join("ringkeep.1")).output()
+    if let Ok(output) = Command::new("man").args(["--warnings", "-l"]).arg(pages.join("ringkeep.1")).output()
     {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success() && !said.contains("warning"), "{said}");
@@ -59,6 +59,11 @@ fn every_shell_gets_a_script_that_knows_the_commands() {
         let script = text(&["completions", shell]);
         for command in commands() {
             assert!(script.contains(&command), "{shell}: {command}");
+        // The help does not show it: it only says what is meant instead.
+        assert!(
+            !script.contains("--port") && !script.contains("-l port") && !script.contains("port="),
+            "{shell}"
+        );
         }
         assert!(script.contains("memtable-size"), "{shell}");
     }
