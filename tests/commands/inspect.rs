@@ -5,16 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Instant;
 
+use crate::common::command::text;
 use crate::common::{PATIENCE, SMALL, Server, contents, encode, folder};
 use ringkeep::record::file::FIRST_RECORD;
 use serde_json::Value;
 
 fn run(command: &str, data: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ringkeep")).arg(command).arg(data).args(arguments).output().unwrap()
-}
-
-fn text(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
 /// What is shown with `--json`, and the exit status. Whatever is shown, nothing is changed.
