@@ -48,7 +48,7 @@ serve --listen https://127.0.0.1:8443 --listen http://localhost:8080 --sync 50ms
 ringkeep health https://localhost:8443 --tls-ca "$work/cert.pem"
 token='Authorization: Bearer admin-secret-0123'
 [ "$(curl -sSk -H "$token" -X POST 'https://localhost:8443/set?key=k&value=v')" = OK ] || fail "no OK over TLS"
-curl -sS -H "$token" http://localhost:8080/metrics | grep -q ringkeep_build_info || fail "no metrics"
+curl -sS -H "$token" http://localhost:8080/metrics | grep ringkeep_build_info >/dev/null || fail "no metrics"
 kill -HUP "$pid"
 curl -sS -H "$token" http://localhost:8080/shutdown >/dev/null
 wait "$pid" || fail "the server ends with status $?"
@@ -59,7 +59,21 @@ wait "$pid" 2>/dev/null || true
 pid=
 for command in check inspect repair; do ringkeep "$command" "$work/data"; done
 ringkeep inspect "$work/data" --key k --json
-ringkeep man --dir "$work"
+serve --listen 127.0.0.1:8080
+ringkeep backup "$work/backup"
+ringkeep backup --copy "$work/copy"
+under --strict deploy/seccomp.json "$binary" backup - 2>>"$work/commands.log" >"$work/backup.tar" || fail "backup - ends"
+ringkeep compact
+ringkeep stats
+stop
+ringkeep restore "$work/copy" "$work/restored"
+ringkeep restore - "$work/unpacked" <"$work/backup.tar"
+ringkeep dump "$work/restored" --output "$work/lines"
+ringkeep reshard "$work/restored" --shards 3
+serve --listen 127.0.0.1:8080
+ringkeep load --resume "$work/lines"
+stop
+ringkeep man --dir "$work/man"
 ringkeep completions bash
 if grep -q "killed by\|SIGSYS" "$work"/*.log; then fail "a call was refused"; fi
 echo "ran under the profile: $binary"
