@@ -194,8 +194,8 @@ impl<'a, S: Storage> Check<'a, S> {
             report.unread.push(error.clone());
         } else if let Some(reason) = end.torn_reason {
             report.notes.push(format!(
-                "{label}: {} bytes at offset {} are the torn end of a crash, or were damaged later ({reason})",
-                end.torn_bytes, end.offset
+                "{label}: the torn end of a crash, or later damage, at offset {}, of length {} ({reason})",
+                end.offset, end.torn_bytes
             ));
         } else if open
             && !end.mark.used_before

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::tls::client::Settings;
+use crate::tls::client::{Settings, speaks_no_tls};
 
 /// Where a server is if nothing else is said.
 pub const DEFAULT_URL: &str = "http://127.0.0.1:8080";
@@ -27,6 +27,8 @@ const FIELDS_MAX: usize = 64;
 const LINE_BYTES_MAX: u64 = 1 << 10;
 /// Longest token file, and longest body that counts as the reason of a refusal.
 const TEXT_BYTES_MAX: u64 = 4 << 10;
+/// How an alert of TLS begins: the answer of a server of TLS to a request that is not encrypted.
+const TLS_ALERT: &[u8] = &[0x15, 3];
 
 /// Where a server is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -187,7 +189,7 @@ impl Client {
         let target = request.target;
         assert!(target.starts_with('/') && target.bytes().all(|byte| byte.is_ascii_graphic()), "{target:?}");
         let attempt = format!("{} {target} of {}", request.method, self.url);
-        let failed = |error: io::Error| Error::new(ErrorKind::Io, format!("{attempt}: {error}"));
+        let failed = |error: io::Error| Error::new(ErrorKind::Io, format!("{attempt}: {}", self.why(&error)));
         let mut stream = BufReader::new(self.connect()?);
         let sent = stream.get_mut().write_all(&self.head(request, false));
         let sent = sent.and_then(|()| stream.get_mut().write_all(request.body));
@@ -197,6 +199,21 @@ impl Client {
         match (reply, read) {
             (Ok(reply), _) => Ok(reply),
             (Err(_), Err(error)) | (Err(error), Ok(())) => Err(failed(error)),
+        }
+    }
+
+    /// Why an exchange has failed. One cause is a URL whose scheme is not that of the port.
+    fn why(&self, error: &io::Error) -> String {
+        match &self.url {
+            Url::Https(host) if speaks_no_tls(error) => {
+                format!(
+                    "what answers there does not speak TLS; if it speaks plain HTTP, the URL is http://{host}"
+                )
+            }
+            Url::Http(host) if error.kind() == io::ErrorKind::ConnectionReset => {
+                format!("{error}; if it speaks TLS, the URL is https://{host}")
+            }
+            _ => error.to_string(),
         }
     }
 
@@ -303,7 +320,10 @@ impl Session {
     }
 
     fn failed(&self, error: &io::Error) -> Error {
-        Error::new(ErrorKind::Io, format!("the connection to {}: {error}", self.client.url))
+        Error::new(
+            ErrorKind::Io,
+            format!("the connection to {}: {}", self.client.url, self.client.why(error)),
+        )
     }
 }
 
@@ -542,10 +562,16 @@ fn head(stream: &mut impl BufRead) -> io::Result<(u16, Fields)> {
         if room == 0 {
             return Err(strange("the head of the reply does not end"));
         }
-        if stream.take(room).read_until(b'\n', &mut bytes)? == 0 {
-            let how =
-                if bytes.is_empty() { "the server has closed the connection" } else { "the reply is cut" };
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, how));
+        let read = stream.take(room).read_until(b'\n', &mut bytes)?;
+        if bytes.starts_with(TLS_ALERT) {
+            return Err(io::Error::new(io::ErrorKind::ConnectionReset, "the answer is an alert of TLS"));
+        }
+        if read == 0 && bytes.is_empty() {
+            let how = "the server has closed the connection without an answer";
+            return Err(io::Error::new(io::ErrorKind::ConnectionReset, how));
+        }
+        if read == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the reply is cut"));
         }
     }
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];

@@ -193,7 +193,7 @@ impl DataDir {
             Some(store) if store.ready => {
                 if wanted.is_some_and(|wanted| wanted != store.shards) {
                     tracing::warn!(
-                        "--shards applies to new stores only; this store has {} shards",
+                        "--shards applies to new stores only; this store has another number: {}",
                         store.shards
                     );
                 }
@@ -203,6 +203,7 @@ impl DataDir {
             }
             Some(unfinished) => unfinished,
             None => {
+                self.warn_of_other_files();
                 let id = random_number().map_err(|error| {
                     let message = format!(
                         "cannot choose an id for the store: the kernel gives no random number: {error}"
@@ -220,6 +221,20 @@ impl DataDir {
         }
         sync_names(root).await?;
         Ok(store)
+    }
+
+    /// Warns if a new store is made among other files: another directory may be meant.
+    fn warn_of_other_files(&self) {
+        // A new ext4 volume has this directory.
+        let is_other = |name: &str| FileName::parse(name).is_none() && name != "lost+found";
+        let files = self.directory.list().unwrap_or_default();
+        if let Some((name, _)) = files.iter().filter(|(name, _)| is_other(name)).min() {
+            tracing::warn!(
+                data_dir = %self.directory.path().display(),
+                holds = name,
+                "the data directory holds no store, but is not empty: a new store is made in it"
+            );
+        }
     }
 
     /// Bytes of all sorted files of the store, except those that cannot be looked at.

@@ -174,6 +174,26 @@ pub fn give_back_free_memory() {
     }
 }
 
+/// Whether the process ignores a signal. The program that has started it may have asked for that.
+pub fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    let bit = u32::try_from(signal - 1).ok().and_then(|bit| mask.checked_shr(bit));
+    bit.is_some_and(|mask| mask & 1 == 1)
+}
+
+/// Ends the process by a signal, whatever handler the signal has: whoever has started the process sees how it ended.
+#[expect(unsafe_code, reason = "neither std nor rustix sets the action of a signal")]
+pub fn end_by(signal: i32) -> ! {
+    // SAFETY: the default action of a signal runs no code of this process.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        libc::raise(signal);
+    }
+    std::process::abort() // the signal does not end a process by default
+}
+
 /// The descriptor of a socket, for calls that tokio-uring's own types do not offer.
 #[expect(unsafe_code, reason = "tokio-uring's sockets offer their descriptor as a number only")]
 pub fn descriptor<T: AsRawFd>(socket: &T) -> BorrowedFd<'_> {

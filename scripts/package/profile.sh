@@ -8,9 +8,11 @@ cd "$(dirname "$0")/../.."
 
 binary=$1
 work=$(mktemp -d)
-pid=
+log=$work/server.log
+# shellcheck source=scripts/package/server.sh
+. scripts/package/server.sh
 end() {
-    [ -z "$pid" ] || kill -KILL "$pid" 2>/dev/null || true
+    kill_server
     rm -rf "$work"
 }
 trap end EXIT
@@ -25,23 +27,9 @@ status=0
 { under --strict deploy/seccomp.json /usr/bin/unshare -U /bin/true || status=$?; } 2>/dev/null
 [ "$status" = 159 ] || fail "a call that is not named ends with status $status, not by SIGSYS"
 
-start() {
-    : >"$work/server.log"
-    /usr/bin/python3 -B scripts/package/under_profile.py --strict deploy/seccomp.json "$binary" serve --data-dir "$work/data" \
-        --memtable-size 1MiB --cache-size 8MiB --threads 2 "$@" >>"$work/server.log" 2>&1 &
-    pid=$!
-    for _ in $(seq 300); do
-        grep -q '^listening on ' "$work/server.log" && return
-        kill -0 "$pid" 2>/dev/null || fail "the server has ended"
-        sleep 0.1
-    done
-    fail "the server does not start"
-}
-
-stop() {
-    kill -TERM "$pid"
-    wait "$pid" || fail "the server ends with status $?"
-    pid=
+serve() {
+    start /usr/bin/python3 -B scripts/package/under_profile.py --strict deploy/seccomp.json "$binary" serve \
+        --data-dir "$work/data" --memtable-size 1MiB --cache-size 8MiB --threads 2 "$@"
 }
 
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout "$work/key.pem" -out "$work/cert.pem" \
@@ -49,29 +37,43 @@ openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyou
 echo "a admin admin-secret-0123" >"$work/tokens"
 chmod 600 "$work/key.pem" "$work/tokens"
 
-start --listen 127.0.0.1:8080 --listen "unix:$work/socket" --socket-mode 660 --socket-group root
+serve --listen 127.0.0.1:8080 --listen "unix:$work/socket" --socket-mode 660 --socket-group root
 ringkeep bench fill-unique,ycsb-a,read --key-count 20000 --connections 50 --duration 2s --value-size 16..20000
 ringkeep health
 ringkeep health "unix:$work/socket"
 kill -HUP "$pid"
 stop
-start --listen https://127.0.0.1:8443 --listen http://localhost:8080 --sync 50ms --tls-cert "$work/cert.pem" \
+serve --listen https://127.0.0.1:8443 --listen http://localhost:8080 --sync 50ms --tls-cert "$work/cert.pem" \
     --tls-key "$work/key.pem" --token-file "$work/tokens"
 ringkeep health https://localhost:8443 --tls-ca "$work/cert.pem"
 token='Authorization: Bearer admin-secret-0123'
 [ "$(curl -sSk -H "$token" -X POST 'https://localhost:8443/set?key=k&value=v')" = OK ] || fail "no OK over TLS"
-curl -sS -H "$token" http://localhost:8080/metrics | grep -q ringkeep_build_info || fail "no metrics"
+curl -sS -H "$token" http://localhost:8080/metrics | grep ringkeep_build_info >/dev/null || fail "no metrics"
 kill -HUP "$pid"
 curl -sS -H "$token" http://localhost:8080/shutdown >/dev/null
 wait "$pid" || fail "the server ends with status $?"
-start --listen 127.0.0.1:8080
+serve --listen 127.0.0.1:8080
 [ "$(curl -sS -X POST 'http://127.0.0.1:8080/set?key=k&value=w')" = OK ] || fail "no OK"
 kill -KILL "$pid"
 wait "$pid" 2>/dev/null || true
 pid=
 for command in check inspect repair; do ringkeep "$command" "$work/data"; done
 ringkeep inspect "$work/data" --key k --json
-ringkeep man --dir "$work"
+serve --listen 127.0.0.1:8080
+ringkeep backup "$work/backup"
+ringkeep backup --copy "$work/copy"
+under --strict deploy/seccomp.json "$binary" backup - 2>>"$work/commands.log" >"$work/backup.tar" || fail "backup - ends"
+ringkeep compact
+ringkeep stats
+stop
+ringkeep restore "$work/copy" "$work/restored"
+ringkeep restore - "$work/unpacked" <"$work/backup.tar"
+ringkeep dump "$work/restored" --output "$work/lines"
+ringkeep reshard "$work/restored" --shards 3
+serve --listen 127.0.0.1:8080
+ringkeep load --resume "$work/lines"
+stop
+ringkeep man --dir "$work/man"
 ringkeep completions bash
 if grep -q "killed by\|SIGSYS" "$work"/*.log; then fail "a call was refused"; fi
 echo "ran under the profile: $binary"

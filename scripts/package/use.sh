@@ -16,39 +16,23 @@ done
 shift
 data=${!#}
 log=$(mktemp)
-pid=
+# shellcheck source=scripts/package/server.sh
+. "$(dirname "$0")/server.sh"
 
 end() {
-    [ -z "$pid" ] || kill -KILL "$pid" 2>/dev/null || true
+    kill_server
     rm -f "$log"
 }
 trap end EXIT
 
 fail() { echo "use: $*"; cat "$log"; exit 1; }
 
-start() {
-    "${program[@]}" "$@" >"$log" 2>&1 &
-    pid=$!
-    for _ in $(seq 300); do
-        grep -q '^listening on http://127.0.0.1:8080' "$log" && return
-        kill -0 "$pid" 2>/dev/null || fail "the server has ended"
-        sleep 0.1
-    done
-    fail "the server does not start"
-}
-
-stop() {
-    kill -TERM "$pid"
-    wait "$pid" || fail "the server ends with status $?"
-    pid=
-}
-
 if "${program[@]}" health >>"$log" 2>&1; then fail "a server is healthy before it was started"; fi
-start "$@"
+start "${program[@]}" "$@"
 [ "$(curl -sS -X POST 'http://127.0.0.1:8080/set?key=k&value=v')" = OK ] || fail "no OK"
 [ "$("${program[@]}" health)" = OK ] || fail "not healthy"
 stop
-start "$@"
+start "${program[@]}" "$@"
 [ "$(curl -sS 'http://127.0.0.1:8080/get?key=k')" = v ] || fail "the value is not there"
 stop
 "${program[@]}" check "$data" >>"$log" 2>&1 || fail "check ends with status $?"

@@ -1,18 +1,23 @@
 //! `ringkeep backup DIR` and `ringkeep restore BACKUP DIR`: a copy of a running store, and the way back.
 
+use std::future::poll_fn;
 use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::Args;
 use indicatif::ProgressBar;
 use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
 
+use super::escape::from_hexadecimal;
 use super::owner::own_like;
+use super::values::size;
 use super::{counted, remote, styled};
 use crate::backup::archive::{Writer, unpack};
 use crate::backup::folder::Folder;
@@ -21,7 +26,7 @@ use crate::client::{Body, Client, Patience, Request};
 use crate::data_dir::DataDir;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_name::{FileName, shard_directory};
-use crate::host::random_number;
+use crate::host::{end_by, is_ignored, random_number};
 use crate::key::ShardId;
 use crate::manifest::{State, VersionEdit};
 use crate::ring;
@@ -46,7 +51,7 @@ pub(super) struct Backup {
     #[arg(long)]
     copy: bool,
     /// Copy at most this much in a second, as in 50MiB
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = size(1..=usize::MAX))]
     rate: Option<ByteSize>,
     /// Take files that do not verify as they are; after a restore, repair gives up what is lost
     #[arg(long)]
@@ -143,8 +148,8 @@ fn is_stream(path: &Path) -> bool {
 /// A closed standard output does not change the exit status.
 fn report(what: &str, path: &Path, contents: &Contents, done: &Done) {
     let Done { linked, copied, kept, copied_bytes, bytes, .. } = *done;
-    let shards = counted(contents.shards.len(), "shard");
-    let files = counted(usize::try_from(linked + copied + kept).unwrap_or(usize::MAX), "file");
+    let shards = counted(contents.shards.len() as u64, "shard");
+    let files = counted(linked + copied + kept, "file");
     let _ = writeln!(
         std::io::stdout(),
         "{}: {what} of store {:016x}, {shards}, {} in {files}: {copied} copied ({}), {linked} linked, {kept} were there",
@@ -159,7 +164,7 @@ fn check_damages(damages: u64) -> Result<()> {
     if damages == 0 {
         return Ok(());
     }
-    let files = counted(usize::try_from(damages).unwrap_or(usize::MAX), "file");
+    let files = counted(damages, "file");
     let message = format!(
         "the copy is complete, but {files} had been damaged before: reads of some keys fail, here as there; `ringkeep check` \
          lists them, and `ringkeep repair` gives them up in a data directory"
@@ -194,17 +199,51 @@ async fn to_archive(client: Client, options: Options) -> Result<()> {
     check_damages(contents.damages() as u64 + done.damaged)
 }
 
-/// A directory for one file at a time, which is removed at the end.
+/// A directory for one file at a time, which is removed at the end, and before a signal ends the process.
 struct Spool(PathBuf);
 
 impl Spool {
     fn new() -> Result<Self> {
         let number = random_number().map_err(|error| Error::io("choose a name", error))?;
         let path = std::env::temp_dir().join(format!("ringkeep-backup-{number:016x}"));
+        remove_at_signals(path.clone())?;
         let made = std::fs::DirBuilder::new().mode(0o700).create(&path);
         made.map_err(|error| Error::io(format!("create {} (see TMPDIR)", path.display()), error))?;
         Ok(Self(path))
     }
+}
+
+/// Removes a directory when a signal asks for the end of the process, then ends it. The thread that does so is there when
+/// this function returns. It needs a runtime of its own, because the backup blocks that of its thread.
+fn remove_at_signals(path: PathBuf) -> Result<()> {
+    let failed = |error| Error::io("listen for signals", error);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(failed)?;
+    let (tell, told) = std::sync::mpsc::channel();
+    let watch = async move {
+        let listen = |kind: SignalKind| Ok((kind, signal(kind)?));
+        // A signal that is ignored stays so: nohup counts on it.
+        let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+        let kinds = kinds.into_iter().filter(|kind| !is_ignored(kind.as_raw_value()));
+        let mut signals = match kinds.map(listen).collect::<std::io::Result<Vec<_>>>() {
+            Ok(signals) => signals,
+            Err(error) => return drop(tell.send(Err(error))),
+        };
+        drop(tell.send(Ok(()))); // the receiver waits
+        let kind = poll_fn(|context| {
+            let mut signals = signals.iter_mut();
+            let came =
+                signals.find_map(|(kind, signal)| signal.poll_recv(context).is_ready().then_some(*kind));
+            came.map_or(Poll::Pending, Poll::Ready)
+        });
+        let kind = kind.await;
+        // The backup may make another file meanwhile.
+        let is_full = |error: std::io::Error| error.kind() == std::io::ErrorKind::DirectoryNotEmpty;
+        while std::fs::remove_dir_all(&path).is_err_and(is_full) {}
+        end_by(kind.as_raw_value());
+    };
+    let thread = std::thread::Builder::new().name("ringkeep-signals".into());
+    thread.spawn(move || runtime.block_on(watch)).map_err(failed)?;
+    told.recv().unwrap_or_else(|_| Err(std::io::ErrorKind::Other.into())).map_err(failed)
 }
 
 impl Drop for Spool {
@@ -232,7 +271,7 @@ impl RemoteStore {
         let reply = client.send(Request::get("/backup"))?.expect(&[200])?;
         let mut lines = BufReader::new(reply.into_body());
         let first = next_line(&mut lines, &client)?;
-        let store = unhex(&first["store"]).ok_or_else(|| strange(&client))?;
+        let store = bytes_of(&first["store"]).ok_or_else(|| strange(&client))?;
         let store = Store::of_payload(&store, &format!("the store of {}", client.url()))?;
         let backup = first["backup"].as_u64().ok_or_else(|| strange(&client))?;
         let mut shards = Vec::new();
@@ -241,7 +280,7 @@ impl RemoteStore {
             if line["lent"] == Value::Bool(true) {
                 break;
             }
-            let edit = unhex(&line["state"]).and_then(|bytes| VersionEdit::decode(&bytes).ok());
+            let edit = bytes_of(&line["state"]).and_then(|bytes| VersionEdit::decode(&bytes).ok());
             let state = edit.and_then(|edit| State::default().apply(&edit).ok());
             if line["shard"].as_u64() != Some(shards.len() as u64) {
                 return Err(strange(&client));
@@ -298,14 +337,9 @@ fn strange(client: &Client) -> Error {
     Error::new(ErrorKind::Io, message)
 }
 
-fn unhex(text: &Value) -> Option<Vec<u8>> {
-    let digits = text.as_str()?.as_bytes();
-    let digit = |digit: u8| char::from(digit).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    let pairs = digits.chunks(2).map(|pair| match *pair {
-        [high, low] => Some(digit(high)? << 4 | digit(low)?),
-        _ => None,
-    });
-    pairs.collect()
+/// The bytes that a value of the list has in hexadecimal digits.
+fn bytes_of(value: &Value) -> Option<Vec<u8>> {
+    value.as_str().and_then(from_hexadecimal)
 }
 
 impl Source for RemoteStore {

@@ -12,8 +12,8 @@ use clap::builder::TypedValueParser;
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
-use super::styled;
-use super::values::address;
+use super::values::{address, duration, number};
+use super::{counted, styled};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host;
 use crate::load::choose::Access;
@@ -45,29 +45,29 @@ pub(super) struct Bench {
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8080", value_parser = address)]
     server: SocketAddr,
     /// Connections, of all threads together
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = number::<u64>(1..=60_000))]
     connections: u64,
     /// Load threads; they run on the processors of this process (use taskset to keep these apart from the server's)
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = number::<u64>(1..=1024))]
     threads: u64,
     /// Requests that a connection may have in flight
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = pipeline)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = number::<usize>(1..=1024))]
     pipeline: usize,
     /// Open loop: send N requests per second, whatever the server does. A latency counts from when the request was due
     /// [default: closed loop, each reply is followed by the next request]
     #[arg(long, value_name = "N", value_parser = rate)]
     rate: Option<f64>,
     /// How long a workload sends new requests; a fill ignores it and writes all keys [default: 10s]
-    #[arg(long, value_name = "DURATION", value_parser = some_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration(Duration::from_millis(1)..=DURATION_MAX))]
     duration: Option<Duration>,
     /// How many operations a workload begins [default: a fill one per key, other workloads no limit]
-    #[arg(long, value_name = "N", conflicts_with = "warm_up", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", conflicts_with = "warm_up", value_parser = number::<u64>(1..=u64::MAX))]
     operations: Option<u64>,
     /// Load that runs before the measurement; a fill has no warm-up
-    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration(Duration::ZERO..=DURATION_MAX))]
     warm_up: Duration,
     /// Number of keys
-    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = number::<u64>(1..=1 << 40))]
     key_count: u64,
     /// Bytes of a key: N, A..B (every size equally likely), or log:A..B (many short, few long); for example 16 or
     /// 16..1000
@@ -83,7 +83,7 @@ pub(super) struct Bench {
     #[arg(long, value_name = "HOW", value_enum, default_value = "uniform")]
     distribution: Access,
     /// Decides which keys are requested, and in which order
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = number::<u64>(0..=u64::MAX))]
     seed: u64,
     /// All keys exist: an earlier run wrote the same keys and values with fill-seq or fill-unique, and the clock has
     /// not been set back since
@@ -108,32 +108,11 @@ fn workloads_help() -> String {
     format!("Workloads:\n{}", lines.join("\n"))
 }
 
-fn pipeline(text: &str) -> std::result::Result<usize, String> {
-    match text.parse::<usize>() {
-        Ok(depth) if (1..=1024).contains(&depth) => Ok(depth),
-        _ => Err("expected a number of requests from 1 to 1024".into()),
-    }
-}
-
 fn rate(text: &str) -> std::result::Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if (0.01..=1e7).contains(&rate) => Ok(rate),
         _ => Err("expected a number of requests per second, from 0.01 to 10 million".into()),
     }
-}
-
-fn duration(text: &str) -> std::result::Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(duration) if duration <= DURATION_MAX => Ok(duration),
-        Ok(_) => Err("expected a duration of at most a day, such as 10s or 5m".into()),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-fn some_duration(text: &str) -> std::result::Result<Duration, String> {
-    duration(text).and_then(|found| {
-        if found.is_zero() { Err("expected a duration above zero, such as 10s".into()) } else { Ok(found) }
-    })
 }
 
 fn share(text: &str) -> std::result::Result<f64, String> {
@@ -289,7 +268,11 @@ fn fault(workload: &Workload, outcome: &Outcome, filled: bool) -> Option<String>
     let tally = &outcome.tally;
     let mut found = Vec::new();
     if 0 < tally.lost + tally.wrong {
-        found.push(format!("{} acknowledged writes lost, {} answers wrong", tally.lost, tally.wrong));
+        found.push(format!(
+            "{} lost, {} wrong",
+            counted(tally.lost, "acknowledged write"),
+            counted(tally.wrong, "answer")
+        ));
         if filled {
             found.push(
                 "unless --filled, --key-count or --key-size do not fit what the earlier run wrote".into(),

@@ -35,12 +35,12 @@ impl Check {
         // A closed standard output does not change the exit status.
         let _ = print(&mut output, &self.data_dir, &report);
         let shown = self.data_dir.display();
-        match (report.damage.len(), report.later.first(), report.unread.len()) {
+        match (report.damage.len() as u64, report.later.first(), report.unread.len() as u64) {
             (0, None, 0) => Ok(()),
             (0, None, count) => {
-                let message = format!(
-                    "{count} parts of {shown} could not be read; everything that could be read is sound"
-                );
+                let parts = counted(count, "part");
+                let message =
+                    format!("{parts} of {shown} could not be read; everything that could be read is sound");
                 Err(Error::new(ErrorKind::Io, message))
             }
             (0, Some(later), _) => Err(later.clone()),
@@ -75,11 +75,11 @@ fn print(output: &mut impl Write, data_dir: &Path, report: &Report) -> std::io::
     };
     writeln!(
         output,
-        "{}: {verdict}; {} files, {} entries, {} notes, {} damaged, {} unread",
+        "{}: {verdict}; {}, {}, {}, {} damaged, {} unread",
         data_dir.display(),
-        report.files,
-        report.entries,
-        report.notes.len(),
+        counted(report.files, "file"),
+        counted(report.entries, "entry"),
+        counted(report.notes.len() as u64, "note"),
         report.damage.len(),
         report.unread.len()
     )?;

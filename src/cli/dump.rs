@@ -10,6 +10,7 @@ use indicatif::ProgressBar;
 
 use super::entry::{Entry, put_line};
 use super::styled;
+use super::values::number;
 use crate::backup::pace::Pace;
 use crate::data_dir::{DataDir, open_storage};
 use crate::db::at_rest::{AtRest, damaged};
@@ -37,7 +38,7 @@ pub(super) struct Dump {
     #[arg(long, requires = "output")]
     resume: bool,
     /// Write at most this many lines in a second
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = number::<u64>(1..=u64::MAX))]
     rate: Option<u64>,
 }
 

@@ -7,9 +7,10 @@
 //! `key64` and `value64` are for bytes that are not UTF-8 (base64 with padding, RFC 4648 section 4). `expires` is a Unix time in
 //! seconds; fractions are rounded up.
 
-use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use base64::{DecodeError, Engine};
 use serde_json::Value;
+use serde_json::error::Category;
 
 /// A key, its value, and when it expires, in milliseconds of Unix time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +39,21 @@ fn put_bytes(out: &mut String, name: &str, bytes: &[u8]) {
     }
 }
 
+/// What is wrong with `text`, which is no base64.
+fn why(text: &str, error: &DecodeError) -> String {
+    match *error {
+        DecodeError::InvalidByte(at, _) => {
+            let (before, rest) = text.split_at_checked(at).unwrap_or((text, ""));
+            let found = rest.chars().next().unwrap_or_default();
+            format!("character {} is {found:?}", before.chars().count() + 1)
+        }
+        DecodeError::InvalidLastSymbol { .. } => "the last character has bits that belong to no byte".into(),
+        DecodeError::InvalidLength(_) | DecodeError::InvalidPadding => {
+            "its length is no multiple of four; = fills it up".into()
+        }
+    }
+}
+
 impl Entry {
     /// Whether the entry has expired at `now`, in milliseconds of Unix time.
     pub(super) fn has_expired(&self, now: u64) -> bool {
@@ -49,8 +65,12 @@ impl Entry {
     /// # Errors
     /// What is wrong with it.
     pub(super) fn parse(line: &str) -> Result<Self, String> {
-        let parsed = serde_json::from_str(line).map_err(|error| error.to_string())?;
-        let Value::Object(fields) = parsed else { return Err("it is no JSON object".into()) };
+        const FORM: &str = r#"expected an object such as {"key":"k","value":"v"}"#;
+        let parsed = serde_json::from_str(line).map_err(|error| match error.classify() {
+            Category::Eof => format!("the JSON ends too early; {FORM}"),
+            _ => format!("it is no JSON from column {} on; {FORM}", error.column()),
+        })?;
+        let Value::Object(fields) = parsed else { return Err(format!("it is no JSON object; {FORM}")) };
         let known = ["key", "key64", "value", "value64", "expires"];
         if let Some(unknown) = fields.keys().find(|name| !known.contains(&name.as_str())) {
             return Err(format!("it has an unknown field `{unknown}`"));
@@ -59,19 +79,19 @@ impl Entry {
             let encoded = format!("{name}64");
             match (fields.get(name), fields.get(&encoded)) {
                 (Some(Value::String(text)), None) => Ok(text.clone().into_bytes()),
-                (None, Some(Value::String(text))) => {
-                    STANDARD.decode(text).map_err(|error| format!("`{encoded}` is no base64: {error}"))
-                }
+                (None, Some(Value::String(text))) => STANDARD.decode(text).map_err(|error| {
+                    format!("`{encoded}` is no base64 with padding (RFC 4648): {}", why(text, &error))
+                }),
                 (None, None) => Err(format!("it has neither `{name}` nor `{encoded}`")),
                 (Some(_), Some(_)) => Err(format!("it has both `{name}` and `{encoded}`")),
-                _ => Err(format!("`{name}` is no text")),
+                _ => Err(format!("the value of `{name}` or `{encoded}` is no string")),
             }
         };
         let expires = match fields.get("expires") {
             None | Some(Value::Null) => None,
             Some(value) => {
                 let seconds = value.as_f64().filter(|seconds| (0.0..1e12).contains(seconds));
-                let seconds = seconds.ok_or("`expires` is no Unix time in seconds")?;
+                let seconds = seconds.ok_or("`expires` is no Unix time in seconds, as in 1893456000")?;
                 Some((seconds * 1e3).round() as u64)
             }
         };

@@ -8,7 +8,9 @@ use clap::Args;
 use indicatif::ProgressBar;
 
 use super::entry::Entry;
+use super::escape::escaped;
 use super::redis::{Found, Redis};
+use super::values::number;
 use super::{counted, remote, styled};
 use crate::backup::pace::Pace;
 use crate::client::{Client, Patience, Request, Session};
@@ -37,7 +39,7 @@ pub(super) struct Load {
     #[arg(long, value_name = "HOST:PORT", conflicts_with_all = ["input", "resume"])]
     from_redis: Option<String>,
     /// Number of the database of Redis
-    #[arg(long, value_name = "N", default_value_t = 0, requires = "from_redis")]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = number::<u32>(0..=u64::from(u32::MAX)), requires = "from_redis")]
     redis_db: u32,
     /// File with the password of Redis
     #[arg(long, value_name = "FILE", requires = "from_redis")]
@@ -46,10 +48,10 @@ pub(super) struct Load {
     #[arg(long, requires = "input")]
     resume: bool,
     /// Send at most this many entries in a second
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = number::<u64>(1..=u64::MAX))]
     rate: Option<u64>,
     /// Connections to the server
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, value_name = "N", default_value = "8", value_parser = number::<u16>(1..=256))]
     connections: u16,
 }
 
@@ -83,11 +85,8 @@ impl Load {
         let Total { loaded, expired, not_taken } = sender.total;
         let _ = writeln!(std::io::stdout(), "{loaded} loaded, {expired} expired, {not_taken} not taken");
         if 0 < not_taken {
-            let message = format!(
-                "{}, as listed above, could not be taken",
-                counted(usize::try_from(not_taken).unwrap_or(usize::MAX), "key")
-            );
-            return Err(wrong(message));
+            let keys = counted(not_taken, "key");
+            return Err(wrong(format!("{keys}, as listed above, could not be taken")));
         }
         Ok(())
     }
@@ -152,7 +151,12 @@ impl Load {
                     break;
                 }
                 at = at.after(&line);
-                let text = std::str::from_utf8(&line).map_err(|error| error.to_string());
+                let text = std::str::from_utf8(&line).map_err(|error| {
+                    format!(
+                        "byte {} of the line is not of UTF-8; what is not text comes as key64 or value64, in base64",
+                        error.valid_up_to() + 1
+                    )
+                });
                 let entry = text.and_then(|text| match text.trim() {
                     "" => Ok(None),
                     text => Entry::parse(text).map(Some),
@@ -246,7 +250,7 @@ fn send_all(
             for (_, entry) in &left {
                 if entry.has_expired(now) {
                     // An older value must not stay.
-                    let target = format!("/del?key={}", escape(&entry.key));
+                    let target = format!("/del?key={}", escaped(&entry.key));
                     session.add(Request { method: "POST", ..Request::get(&target) });
                 } else {
                     session.add(Request {
@@ -301,20 +305,7 @@ fn shortened(name: &str) -> String {
 /// The request that sets an entry.
 fn target(entry: &Entry) -> String {
     let expires = entry.expires.map(|millis| format!("&expires={}", millis.div_ceil(1000)));
-    format!("/set?key={}{}", escape(&entry.key), expires.unwrap_or_default())
-}
-
-fn escape(key: &[u8]) -> String {
-    let mut escaped = String::with_capacity(key.len());
-    for byte in key {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
-                escaped.push(char::from(*byte))
-            }
-            _ => escaped.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    escaped
+    format!("/set?key={}{}", escaped(&entry.key), expires.unwrap_or_default())
 }
 
 /// How far a file is loaded, and into which store: beside the file, in JSON.

@@ -17,6 +17,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, reload};
 
+use super::counted;
 use super::line::{Style, escaped};
 use crate::config::LogLevel;
 use crate::error::{Error, Result};
@@ -162,7 +163,8 @@ impl<'a> MakeWriter<'a> for Lines {
         let untold = dropped - self.told.load(Ordering::Relaxed).min(dropped);
         if 0 < untold {
             // This line may be dropped, too; then the next one tells.
-            let message = format!("{untold} lines of the log were dropped, because nobody read it");
+            let lines = counted(untold as u64, "line");
+            let message = format!("nobody read the log: {lines} dropped");
             let _ = queue.write_all(self.style.line(Level::WARN, &message).as_bytes());
             if self.dropped.dropped_lines() == dropped {
                 self.told.fetch_add(untold, Ordering::Relaxed);
@@ -213,9 +215,9 @@ mod tests {
         let told = loop {
             log.make_writer().write_all(b"after\n").unwrap();
             if let Ok(line) = lines.recv()
-                && let Some(number) = line.strip_prefix("<4> WARN ").and_then(|line| {
-                    line.strip_suffix(" lines of the log were dropped, because nobody read it\n")
-                })
+                && let Some(number) = line
+                    .strip_prefix("<4> WARN nobody read the log: ")
+                    .and_then(|line| line.strip_suffix(" lines dropped\n"))
             {
                 break number.parse::<usize>().unwrap();
             }

@@ -44,9 +44,22 @@ pub(super) struct Completions {
 impl Completions {
     pub(super) fn run(self) -> Result<()> {
         let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut Cli::command(), "ringkeep", &mut script);
+        clap_complete::generate(self.shell, &mut shown(&Cli::command()), "ringkeep", &mut script);
         print(&script)
     }
+}
+
+/// A command as its help shows it: without the flags that are hidden, which `clap_complete` would offer.
+fn shown(command: &Command) -> Command {
+    // Names are leaked, because clap keeps references: the process ends after the script is printed.
+    let name: &'static str = command.get_name().to_owned().leak();
+    let arguments = command.get_arguments().filter(|arg| !arg.is_hide_set()).cloned();
+    let commands = command.get_subcommands().filter(|below| !below.is_hide_set()).map(shown);
+    let mut copy = Command::new(name).args(arguments).subcommands(commands);
+    if let Some(about) = command.get_about() {
+        copy = copy.about(about.clone());
+    }
+    if command.get_version().is_some() { copy.version(VERSION) } else { copy }
 }
 
 /// Arguments of `ringkeep man`.
@@ -58,7 +71,7 @@ pub(super) struct Manual {
     /// The command whose page to print [default: the page of ringkeep itself]
     #[arg(value_name = "COMMAND", conflicts_with = "dir")]
     command: Vec<String>,
-    /// Write the pages of all commands into this directory instead
+    /// Write the pages of all commands into this directory instead, which is created if it does not exist
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }
@@ -68,6 +81,8 @@ impl Manual {
         let mut whole = Cli::command().disable_help_subcommand(true);
         whole.build(); // gives each command its whole name
         if let Some(dir) = &self.dir {
+            let made = std::fs::create_dir_all(dir);
+            made.map_err(|error| Error::io(format!("create {}", dir.display()), error))?;
             return write_pages(&whole, dir);
         }
         let mut command = &whole;

@@ -9,6 +9,7 @@ mod settings;
 mod serve;
 mod config;
 mod bench;
+mod escape;
 mod backup;
 mod check;
 mod dump;
@@ -91,8 +92,11 @@ enum Command {
     ///
     /// Example: ringkeep restore /backup/monday /var/lib/ringkeep
     ///
-    /// Exit status 0: the data directory is complete. 65: the backup is damaged. 73: the directory is not empty. 75: another
-    /// process has one of the directories. 78: there is no complete backup.
+    /// Exit status 0: the data directory is complete. 65: the backup is damaged; the message says whether the data directory
+    /// is complete nevertheless, with --damaged. 73: the directory is not empty, or cannot be created. 74: a manifest could
+    /// not be written. 75: another process has one of the directories. 77: permission denied. 78: there is no complete
+    /// backup, or a later version of ringkeep made it. 1: anything else, such as a full disk. After 1 and 74, run the command
+    /// again to go on.
     Restore(backup::Restore),
     /// Write the keys and values of a store as lines of JSON
     ///
@@ -102,7 +106,9 @@ enum Command {
     ///
     /// Example: ringkeep dump /backup/monday --output monday.jsonl
     ///
-    /// Exit status 0: every value is written. 65: the store is damaged. 75: a server has the store open. 78: there is no store.
+    /// Exit status 0: every value is written. 65: the store is damaged. 75: a server has the store open. 77: permission
+    /// denied. 78: there is no store, a later version of ringkeep wrote a part of it, or --resume finds lines of another
+    /// store. 1: anything else, such as an output that cannot be written; --resume goes on.
     Dump(dump::Dump),
     /// Set the keys of a file, or the strings of a Redis server, in a running server
     ///
@@ -115,8 +121,9 @@ enum Command {
     /// The server needs a token of the role write, if it has tokens. Examples: ringkeep load monday.jsonl;
     /// ringkeep load --from-redis 127.0.0.1:6379
     ///
-    /// Exit status 0: everything is loaded, and durable. 1: a line is wrong or was refused, or keys of Redis were not taken; the
-    /// message says which. 77: the token does not suffice.
+    /// Exit status 0: everything is loaded, and durable. 1: a line is wrong or was refused, keys of Redis were not taken, or
+    /// the input, the server or Redis failed; the message says which. 77: the token does not suffice, or a file must not be
+    /// read. 78: a file with a token or a certificate cannot be used, or https is used without --tls-ca.
     Load(load::Load),
     /// Give a store another number of shards
     ///
@@ -126,8 +133,10 @@ enum Command {
     ///
     /// Example: ringkeep reshard /var/lib/ringkeep --shards 16
     ///
-    /// Exit status 0: done. 65: the store is damaged. 75: a server has the store open. 78: there is no store, or it has this
-    /// number of shards.
+    /// Exit status 0: done. 65: the store is damaged. 73: another directory is in the way, is not empty, or cannot be created.
+    /// 74: a manifest of the new store could not be written. 75: a server has the store open. 77: permission denied. 78: there
+    /// is no store, a later version of ringkeep wrote a part of it, it has this number of shards, or its directory cannot be
+    /// replaced. 1: anything else, such as a full disk; the message says so if the new store is complete.
     Reshard(reshard::Reshard),
     /// Show the figures of a running server as a table
     ///
@@ -242,9 +251,13 @@ fn failed(error: &Error, report: impl FnOnce(&Error)) -> ExitCode {
     ExitCode::from(error.kind().exit_status())
 }
 
-/// A number of things: `1 file`, `2 files`.
-fn counted(count: usize, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+/// A number of things: `1 file`, `2 files`, `2 entries`.
+fn counted(count: u64, what: &str) -> String {
+    match (count, what.strip_suffix("ry")) {
+        (1, _) => format!("1 {what}"),
+        (_, Some(stem)) => format!("{count} {stem}ries"),
+        (_, None) => format!("{count} {what}s"),
+    }
 }
 
 /// Applies a template to a progress bar. The bar is drawn only if standard error is a terminal.
@@ -252,5 +265,24 @@ fn styled(bar: ProgressBar, template: &str) -> ProgressBar {
     match ProgressStyle::with_template(template) {
         Ok(style) => bar.with_style(style),
         Err(_) => bar, // the plain bar shows the same numbers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::counted;
+
+    #[test]
+    fn one_thing_is_no_plural() {
+        for (count, what, text) in [
+            (1, "file", "1 file"),
+            (0, "file", "0 files"),
+            (2, "damaged file", "2 damaged files"),
+            (1, "entry", "1 entry"),
+            (2, "entry", "2 entries"),
+            (2, "key", "2 keys"),
+        ] {
+            assert_eq!(counted(count, what), text);
+        }
     }
 }

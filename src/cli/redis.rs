@@ -2,6 +2,7 @@
 //!
 //! Written here, because a client crate would bring more than a dozen others for three commands.
 
+use std::fmt;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
@@ -38,6 +39,18 @@ enum Reply {
     Array(Vec<Reply>),
 }
 
+impl fmt::Display for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => write!(f, "`{text}`"),
+            Self::Error(why) => write!(f, "an error: {why}"),
+            Self::Number(number) => write!(f, "the number {number}"),
+            Self::Bytes(_) => f.write_str("a string"),
+            Self::Array(_) => f.write_str("an array"),
+        }
+    }
+}
+
 type Result<T> = std::result::Result<T, String>;
 
 impl Redis {
@@ -70,7 +83,7 @@ impl Redis {
     fn expect_ok(&mut self, what: &str) -> Result<()> {
         match self.reply(0)? {
             Reply::Text(text) if text == "OK" => Ok(()),
-            other => Err(format!("Redis answers {what} with {other:?}")),
+            other => Err(format!("Redis answers {what} with {other}")),
         }
     }
 
@@ -86,8 +99,7 @@ impl Redis {
             Reply::Error(why) if why.starts_with("NOAUTH") => {
                 return Err("Redis asks for a password: give it by --redis-password-file".into());
             }
-            Reply::Error(why) => return Err(format!("Redis answers SCAN with an error: {why}")),
-            other => return Err(format!("Redis answers SCAN with {other:?}")),
+            other => return Err(format!("Redis answers SCAN with {other}")),
         };
         let keys: Vec<_> =
             keys.into_iter().filter_map(|key| if let Reply::Bytes(key) = key { key } else { None }).collect();
@@ -105,7 +117,7 @@ impl Redis {
                 // It has gone meanwhile.
                 (Reply::Text(kind), _, _) if kind == "none" || kind == "string" => {}
                 (Reply::Text(kind), _, _) => found.push(Found::Other(key, kind)),
-                (kind, _, _) => return Err(format!("Redis answers TYPE with {kind:?}")),
+                (kind, _, _) => return Err(format!("Redis answers TYPE with {kind}")),
             }
         }
         if next != b"0" {

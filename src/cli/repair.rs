@@ -56,7 +56,7 @@ impl Repair {
         result?;
         own_like(&self.data_dir, data_dir.directory())?;
         let shown = self.data_dir.display();
-        match (lines.len(), self.dry_run) {
+        match (lines.len() as u64, self.dry_run) {
             (0, _) => {
                 let _ = writeln!(output, "{shown}: no sorted file is damaged");
             }

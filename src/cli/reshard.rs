@@ -18,7 +18,8 @@ use indicatif::ProgressBar;
 
 use super::dump::shards;
 use super::owner::own_like;
-use super::styled;
+use super::values::number;
+use super::{counted, styled};
 use crate::backup::{MANIFEST_BYTES, Purpose, Target, mark};
 use crate::config::SHARDS_MAX;
 use crate::data_dir::{DataDir, open_storage};
@@ -49,7 +50,7 @@ pub(super) struct Reshard {
     #[arg(value_name = "DIR")]
     data_dir: PathBuf,
     /// The new number of shards
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(SHARDS_MAX)))]
+    #[arg(long, value_name = "N", value_parser = number::<u16>(1..=u64::from(SHARDS_MAX)))]
     shards: u16,
     /// Leave DIR as it is, and make the new data directory here
     #[arg(long, value_name = "NEW")]
@@ -71,7 +72,8 @@ impl Reshard {
         runtime.block_on(async {
             let (store, old) = shards(&from).await?;
             if store.shards == self.shards {
-                let message = format!("{} has {} shards already", path.display(), self.shards);
+                let message =
+                    format!("{} has {} already", path.display(), counted(self.shards.into(), "shard"));
                 return Err(Error::new(ErrorKind::Configuration, message));
             }
             let to = DataDir::open_or_create(&beside)?;
@@ -86,7 +88,12 @@ impl Reshard {
                 })?;
             }
             let place = self.to.as_ref().unwrap_or(&path).display();
-            let _ = writeln!(std::io::stdout(), "{place}: {} shards, {entries} keys", self.shards);
+            let _ = writeln!(
+                std::io::stdout(),
+                "{place}: {}, {}",
+                counted(self.shards.into(), "shard"),
+                counted(entries, "key")
+            );
             Ok(())
         })
     }

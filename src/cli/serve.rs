@@ -11,13 +11,12 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::Args;
-use clap::builder::RangedU64ValueParser;
 
 use super::Start;
 use super::definition::Layer;
 use super::log::{Log, LogFlags};
 use super::settings::{InForce, Settings};
-use super::values::{Place, duration, group, host_name, no_port, octal, place, size};
+use super::values::{Place, any_size, duration, group, host_name, no_port, number, octal, place, size};
 use crate::config::{
     AccessLog, CLIENT_TIME_MAX, CLIENT_TIME_MIN, Config, INTERVAL_MIN, Listen, LogLevel,
     MEMTABLE_BYTES_LIMIT, MEMTABLE_BYTES_MIN, SHARDS_MAX, ShutdownMode, SyncMode, TlsFiles,
@@ -86,10 +85,10 @@ pub(super) struct Serve {
     #[arg(long, value_name = "DIR", default_value = "./ringkeep-data", help_heading = STORE)]
     data_dir: PathBuf,
     /// Number of shards of a new store; an existing store keeps its number [default: number of threads]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(SHARDS_MAX)), help_heading = STORE)]
+    #[arg(long, value_name = "N", value_parser = number::<u16>(1..=u64::from(SHARDS_MAX)), help_heading = STORE)]
     shards: Option<u16>,
     /// Number of threads; as many as processors are pinned, one to each [default: the processors that may be used]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(SHARDS_MAX)), help_heading = STORE)]
+    #[arg(long, value_name = "N", value_parser = number::<u16>(1..=u64::from(SHARDS_MAX)), help_heading = STORE)]
     threads: Option<u16>,
     /// When a write is acknowledged. `always`: after its sync; a DURATION, the time between syncs, or `never`: before
     /// its sync
@@ -102,22 +101,22 @@ pub(super) struct Serve {
     #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = duration(INTERVAL_MIN..=Duration::MAX), help_heading = STORE)]
     compaction_interval: Duration,
     /// Memory of the whole process; the next two have their part in it [default: half of the memory that may be used]
-    #[arg(long, value_name = "SIZE", help_heading = MEMORY)]
+    #[arg(long, value_name = "SIZE", value_parser = any_size, help_heading = MEMORY)]
     memory: Option<ByteSize>,
     /// New writes that a shard keeps in memory before it flushes them to a file; fewer if --memory is small
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size(MEMTABLE_BYTES_MIN..=MEMTABLE_BYTES_LIMIT), help_heading = MEMORY)]
     memtable_size: ByteSize,
     /// Memory for cached values and blocks, of all shards together [default: what other parts of --memory leave]
-    #[arg(long, value_name = "SIZE", help_heading = MEMORY)]
+    #[arg(long, value_name = "SIZE", value_parser = any_size, help_heading = MEMORY)]
     cache_size: Option<ByteSize>,
     /// Longest value that is accepted
     #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = size(1..=VALUE_BYTES_LIMIT), help_heading = LIMITS)]
     max_value_size: ByteSize,
     /// Most connections at a time; a low limit on open files, or little memory, may allow fewer
-    #[arg(long, value_name = "N", default_value = "10000", value_parser = RangedU64ValueParser::<usize>::new().range(1..), help_heading = LIMITS)]
+    #[arg(long, value_name = "N", default_value = "10000", value_parser = number::<usize>(1..=u64::MAX), help_heading = LIMITS)]
     max_connections: usize,
     /// Most connections of one address at a time; of IPv6, of one /64 [default: no bound of its own]
-    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..), help_heading = LIMITS)]
+    #[arg(long, value_name = "N", value_parser = number::<usize>(1..=u64::MAX), help_heading = LIMITS)]
     max_connections_per_address: Option<usize>,
     /// How long a connection may be idle
     #[arg(long, value_name = "DURATION", default_value = "75s", value_parser = client_time(), help_heading = LIMITS)]

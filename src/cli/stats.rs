@@ -60,8 +60,13 @@ fn fetch(client: &Client) -> Result<String> {
 }
 
 fn parse(text: &str) -> Result<Value> {
-    serde_json::from_str(text)
-        .map_err(|error| Error::new(ErrorKind::Io, format!("the server sends no statistics: {error}")))
+    serde_json::from_str(text).map_err(|error| {
+        let (line, column) = (error.line(), error.column());
+        let message = format!(
+            "the reply to /stats is no JSON from line {line}, column {column} on: is it a ringkeep server that answers?"
+        );
+        Error::new(ErrorKind::Io, message)
+    })
 }
 
 fn number(value: &Value) -> u64 {

@@ -91,10 +91,28 @@ pub(super) fn host_name(text: &str) -> Result<String, String> {
     }
 }
 
+/// A whole number within bounds.
+pub(super) fn number<T: TryFrom<u64>>(
+    bounds: RangeInclusive<u64>,
+) -> impl Fn(&str) -> Result<T, String> + Clone {
+    move |text| {
+        let number = text.parse().ok().filter(|number| bounds.contains(number));
+        number.and_then(|number| T::try_from(number).ok()).ok_or_else(|| match *bounds.end() {
+            u64::MAX => format!("expected a whole number, {} or more", bounds.start()),
+            most => format!("expected a whole number from {} to {most}", bounds.start()),
+        })
+    }
+}
+
+/// A size.
+pub(super) fn any_size(text: &str) -> Result<ByteSize, String> {
+    text.parse().map_err(|_| "expected a size, as in 64MiB or 1.5GB".into())
+}
+
 /// A size within bounds.
 pub(super) fn size(bounds: RangeInclusive<usize>) -> impl Fn(&str) -> Result<ByteSize, String> + Clone {
     move |text| {
-        let size: ByteSize = text.parse()?;
+        let size = any_size(text)?;
         let (least, most) = (*bounds.start() as u64, *bounds.end() as u64);
         if (least..=most).contains(&size.as_u64()) {
             Ok(size)
@@ -162,6 +180,14 @@ mod tests {
             (size(1 << 20..=4 << 30), duration(Duration::from_secs(1)..=Duration::from_secs(86_400)));
         assert_eq!(size("4GiB").unwrap().as_u64(), 4 << 30);
         assert_eq!(size("1048575").unwrap_err(), "expected 1.0 MiB to 4.0 GiB");
+        for text in ["", "lots", "-1", "5XB", "1.5.2MiB"] {
+            assert_eq!(size(text).unwrap_err(), "expected a size, as in 64MiB or 1.5GB");
+        }
+        for text in ["", "x", "-1", "0", "65", "1.5"] {
+            assert_eq!(number::<u16>(1..=64)(text).unwrap_err(), "expected a whole number from 1 to 64");
+        }
+        assert_eq!(number::<u64>(1..=u64::MAX)("0").unwrap_err(), "expected a whole number, 1 or more");
+        assert_eq!(number::<u16>(1..=64)("64"), Ok(64));
         assert_eq!(time("1day").unwrap(), Duration::from_secs(86_400));
         assert_eq!(time("25h").unwrap_err(), "expected 1s to 1day");
         assert!(time("10").unwrap_err().contains("as in 100ms"));

@@ -365,11 +365,9 @@ impl Server {
         while 0 < *missing {
             tokio::select! {
                 name = signals.next() => {
-                    let running = *self.phase.borrow() <= Phase::Running;
-                    if running || 1 < signals.seen {
-                        tracing::info!("{name}: the server stops");
-                        return Ok(Gathered::Signal);
-                    }
+                    let at_once = if self.is_stopping() { " at once" } else { "" };
+                    tracing::info!("{name}: the server stops{at_once}");
+                    return Ok(Gathered::Signal);
                 }
                 () = tokio::time::sleep_until(deadline) => return Ok(Gathered::TimedOut),
                 event = self.events.recv() => {
@@ -390,6 +388,9 @@ impl Server {
             Some(Event::Fatal(error)) => Err(self.fail(error).await),
             Some(Event::Failed(error)) => Err(error),
             Some(Event::Stop(watcher)) => {
+                if self.is_stopping() {
+                    tracing::info!("/shutdown: the server stops already");
+                }
                 self.watchers.push(watcher);
                 Ok(())
             }
@@ -412,15 +413,20 @@ impl Server {
                 event = self.events.recv() => self.common(event).await?,
             }
         }
+        signals.asked_otherwise();
         tracing::info!("/shutdown: the server stops");
         Ok(())
+    }
+
+    fn is_stopping(&self) -> bool {
+        Phase::Running < *self.phase.borrow()
     }
 
     /// The graceful stop.
     async fn stop(mut self, signals: &mut Signals) -> Result<()> {
         supervisor::stopping();
         let at_once = || {
-            let message = "a second signal ended the stop at once; the next start replays the WALs";
+            let message = "a signal during the stop ended it at once; the next start replays the WALs";
             Err(Error::new(ErrorKind::Io, message))
         };
         let (delay, drain_timeout) = {

@@ -1,6 +1,6 @@
 //! The signals that a server listens to.
 //!
-//! SIGTERM and SIGINT ask for a stop. SIGHUP asks to read the settings again. SIGUSR1 and SIGUSR2, which would end
+//! SIGTERM and SIGINT ask for a stop, and during a stop for its immediate end. SIGHUP asks to read the settings again. SIGUSR1 and SIGUSR2, which would end
 //! the process without a word, are ignored: a tool that rotates logs must not cost memtables that were not flushed. SIGXFSZ
 //! is held, so that a write beyond the limit on file sizes fails like any other write.
 
@@ -10,8 +10,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::error::{Error, Result};
 
-/// A stop signal this soon after another one is the same request. A tool that passes the signal on, and the terminal that
-/// sends it to the whole group, ask for one stop.
+/// A stop signal this soon after the first request is the same request. A tool that passes the signal on, and the terminal
+/// that sends it to the whole group, ask for one stop. So does a tool that asks for `/shutdown` and then sends the signal.
 const SAME_REQUEST: Duration = Duration::from_secs(1);
 
 fn listen(kind: SignalKind) -> Result<Signal> {
@@ -24,10 +24,8 @@ pub(super) struct Signals {
     interrupt: Signal,
     /// Never waited for: they only keep the default action of the signal away.
     _ignored: Vec<Signal>,
-    /// When the last request came.
-    last: Option<Instant>,
-    /// Requests so far.
-    pub(super) seen: u32,
+    /// When the stop was asked for.
+    asked: Option<Instant>,
 }
 
 impl Signals {
@@ -46,8 +44,7 @@ impl Signals {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
             _ignored: ignored.into_iter().map(listen).collect::<Result<_>>()?,
-            last: None,
-            seen: 0,
+            asked: None,
         })
     }
 
@@ -59,19 +56,24 @@ impl Signals {
         listen(SignalKind::hangup())
     }
 
-    /// Waits for the next request to stop, and returns its name. Cancel safety: safe.
+    /// `/shutdown` has asked for the stop.
+    pub(super) fn asked_otherwise(&mut self) {
+        self.asked.get_or_insert_with(Instant::now);
+    }
+
+    /// Waits for the next request, and returns the name of the signal. Cancel safety: safe.
     pub(super) async fn next(&mut self) -> &'static str {
         loop {
             let name = tokio::select! {
                 _ = self.terminate.recv() => "SIGTERM",
                 _ = self.interrupt.recv() => "SIGINT",
             };
-            let now = Instant::now();
-            if self.last.is_none_or(|last| SAME_REQUEST < now.duration_since(last)) {
-                self.last = Some(now);
-                self.seen += 1;
-                return name;
+            if self.asked.is_some_and(|asked| asked.elapsed() <= SAME_REQUEST) {
+                tracing::info!("{name}: the server stops already");
+                continue;
             }
+            self.asked = Some(Instant::now());
+            return name;
         }
     }
 }

@@ -74,6 +74,12 @@ impl Settings {
     }
 }
 
+/// Whether a transfer has failed because what came is not of TLS.
+pub fn speaks_no_tls(error: &std::io::Error) -> bool {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    matches!(cause, Some(rustls::Error::InvalidMessage(_)))
+}
+
 impl std::fmt::Debug for Settings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Settings") // a private key is in them

@@ -2,35 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
+use ringkeep::host::is_ignored;
+use rustix::process::{Pid, Signal};
+
+use crate::common::command::{path, run, succeeds, text};
 use crate::common::{Client, PATIENCE, SMALL, Server, contents, encode, folder};
 
 fn command(server: &Server, words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ringkeep"));
     command.args(words).arg("--url").arg(format!("http://{}", server.address));
     command
-}
-
-fn local(words: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_ringkeep")).args(words).output().unwrap()
-}
-
-fn text(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
-}
-
-fn succeeds(output: Output) -> String {
-    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
-    text(&output)
-}
-
-fn path(path: &Path) -> &str {
-    path.to_str().unwrap()
 }
 
 fn set(client: &mut Client, key: &str, value: &str) {
@@ -93,10 +81,10 @@ fn a_backup_is_what_was_acknowledged_before_it_and_the_next_copies_only_what_is_
     succeeds(command(&server, &["compact"]).output().unwrap());
     for name in ["linked", "copied"] {
         let backup = to(name);
-        assert!(text(&local(&["check", path(&backup)])).contains(": sound;"));
+        assert!(text(&run(&["check", path(&backup)])).contains(": sound;"));
         let restored = to(&format!("{name} restored"));
-        succeeds(local(&["restore", path(&backup), path(&restored)]));
-        assert!(succeeds(local(&["check", path(&restored)])).contains(": sound;"));
+        succeeds(run(&["restore", path(&backup), path(&restored)]));
+        assert!(succeeds(run(&["check", path(&restored)])).contains(": sound;"));
         serves(&restored, &first);
     }
     // Nothing is written in between, so the second of these backups has nothing to do.
@@ -105,7 +93,7 @@ fn a_backup_is_what_was_acknowledged_before_it_and_the_next_copies_only_what_is_
     }
     let said = succeeds(command(&server, &["backup", "--copy", path(&to("copied"))]).output().unwrap());
     assert!(said.contains(" 0 copied (0 B), 0 linked") && !said.contains(" 0 were there"), "{said}");
-    succeeds(local(&["restore", path(&to("copied")), path(&to("second"))]));
+    succeeds(run(&["restore", path(&to("copied")), path(&to("second"))]));
     serves(&to("second"), &second);
     expect(&mut client, &second);
 }
@@ -141,7 +129,7 @@ fn an_archive_makes_the_same_way_and_a_cut_or_foreign_one_is_refused() {
         let refused = restore(&bytes[..cut], "cut");
         assert_eq!(refused.status.code(), Some(65), "{what}: {}", text(&refused));
     }
-    let refused = local(&["serve", "--data-dir", path(&to("cut")), "--listen", "127.0.0.1:0"]);
+    let refused = run(&["serve", "--data-dir", path(&to("cut")), "--listen", "127.0.0.1:0"]);
     assert_eq!(refused.status.code(), Some(78), "{}", text(&refused));
     assert!(text(&refused).contains("ringkeep restore"));
     let mut flipped = bytes.clone();
@@ -188,13 +176,13 @@ fn a_backup_that_was_interrupted_is_refused_by_servers_and_goes_on() {
         &["serve", "--listen", "127.0.0.1:0", "--data-dir", path(&to)][..],
         &["restore", path(&to), path(&data.with_extension("new"))],
     ] {
-        let refused = local(words);
+        let refused = run(words);
         assert!([65, 78].contains(&refused.status.code().unwrap()), "{}", text(&refused));
     }
     let said = succeeds(command(&server, &["backup", "--copy", path(&to)]).output().unwrap());
     assert!(!said.contains("(0 B)"), "{said}");
     let restored = folder.path().join("restored");
-    succeeds(local(&["restore", path(&to), path(&restored)]));
+    succeeds(run(&["restore", path(&to), path(&restored)]));
     serves(&restored, &expected);
 }
 
@@ -222,7 +210,7 @@ fn what_is_in_the_way_or_not_allowed_is_refused_with_a_status() {
     let (reader, boss) =
         (secret("reader", "0123456789abcdef\n"), secret("boss", "boss admin fedcba9876543210\n"));
     let server = Server::start(&data, &[SMALL, &["--token-file", path(&tokens)]].concat());
-    let run = |words: &[&str]| command(&server, words).output().unwrap();
+    let ask = |words: &[&str]| command(&server, words).output().unwrap();
     let status = |output: Output| (output.status.code().unwrap(), text(&output));
     for (words, expected) in [
         (&["backup", path(&to("a"))][..], 77),
@@ -237,7 +225,7 @@ fn what_is_in_the_way_or_not_allowed_is_refused_with_a_status() {
         (&["backup", "--token-file", path(&boss), path(&tokens)], 73),
         (&["backup", "--token-file", path(&boss), path(&data.join("inside"))], 78),
     ] {
-        let (found, said) = status(run(words));
+        let (found, said) = status(ask(words));
         assert_eq!(found, expected, "{words:?}: {said}");
     }
     let (_other_folder, other) = crate::common::folder();
@@ -252,14 +240,10 @@ fn what_is_in_the_way_or_not_allowed_is_refused_with_a_status() {
         (&["restore", path(&to("nothing")), path(&to("b"))], 78),
         (&["restore", path(&data), path(&to("b"))], 75),
     ] {
-        let (found, said) = status(local(words));
+        let (found, said) = status(run(words));
         assert_eq!(found, expected, "{words:?}: {said}");
     }
-    let dead = Command::new(env!("CARGO_BIN_EXE_ringkeep"))
-        .args(["stats", "--url", "http://127.0.0.1:1"])
-        .output()
-        .unwrap();
-    let (found, said) = status(dead);
+    let (found, said) = status(run(&["stats", "--url", "http://127.0.0.1:1"]));
     assert!(found == 1 && said.contains("does the server run"), "{said}");
 }
 
@@ -362,12 +346,12 @@ fn a_damaged_file_ends_a_restore_unless_it_is_to_be_taken_as_it_is_and_repaired(
     let mut bytes = fs::read(&file).unwrap();
     bytes[100] ^= 1;
     fs::write(&file, &bytes).unwrap();
-    let refused = local(&["restore", path(&to("backup")), path(&to("restored"))]);
+    let refused = run(&["restore", path(&to("backup")), path(&to("restored"))]);
     assert!(refused.status.code() == Some(65) && text(&refused).contains("--damaged"), "{}", text(&refused));
-    let taken = local(&["restore", "--damaged", path(&to("backup")), path(&to("restored"))]);
+    let taken = run(&["restore", "--damaged", path(&to("backup")), path(&to("restored"))]);
     assert!(taken.status.code() == Some(65) && text(&taken).contains("complete"), "{}", text(&taken));
-    succeeds(local(&["repair", path(&to("restored"))]));
-    assert!(succeeds(local(&["check", path(&to("restored"))])).contains(": sound;"));
+    succeeds(run(&["repair", path(&to("restored"))]));
+    assert!(succeeds(run(&["check", path(&to("restored"))])).contains(": sound;"));
     let restored = Server::start(&to("restored"), SMALL);
     let mut client = restored.client();
     let mut found = 0;
@@ -379,4 +363,46 @@ fn a_damaged_file_ends_a_restore_unless_it_is_to_be_taken_as_it_is_and_repaired(
         }
     }
     assert!(0 < found && found < expected.len(), "{found}");
+}
+
+#[test]
+fn a_signal_ends_a_backup_to_standard_output_and_leaves_nothing_behind() {
+    let (folder, data) = folder();
+    let server = Server::start(&data, &[SMALL, &["--shards", "1"]].concat());
+    fill(&mut server.client(), 1);
+    let spools = folder.path().join("tmp");
+    fs::create_dir(&spools).unwrap();
+    let has_a_file = || {
+        let spool = fs::read_dir(&spools).unwrap().next();
+        let shard = spool.and_then(|spool| fs::read_dir(spool.unwrap().path().join("shard-000")).ok());
+        shard.is_some_and(|mut files| files.next().is_some())
+    };
+    // What starts the tests may have them ignore a signal, as nohup does; a child then ignores it as well.
+    let signals = [Signal::INT, Signal::TERM, Signal::HUP];
+    for signal in signals.into_iter().filter(|signal| !is_ignored(signal.as_raw())) {
+        let mut slow = command(&server, &["backup", "-", "--rate", "1KB"]);
+        let mut child = slow.env("TMPDIR", &spools).stdout(Stdio::piped()).spawn().unwrap();
+        let begin = Instant::now();
+        while !has_a_file() {
+            assert!(begin.elapsed() < PATIENCE && child.try_wait().unwrap().is_none());
+        }
+        rustix::process::kill_process(Pid::from_child(&child), signal).unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(signal.as_raw()));
+        assert_eq!(fs::read_dir(&spools).unwrap().count(), 0, "after {signal:?}");
+    }
+    // A signal that is ignored does not end it.
+    let script = "trap '' HUP && exec \"$0\" backup - --url \"$1\"";
+    let url = format!("http://{}", server.address);
+    let mut child = Command::new("sh")
+        .args(["-c", script, env!("CARGO_BIN_EXE_ringkeep"), &url])
+        .env("TMPDIR", &spools)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut archive = child.stdout.take().unwrap();
+    archive.read_exact(&mut [0; 512]).unwrap(); // it has begun
+    rustix::process::kill_process(Pid::from_child(&child), Signal::HUP).unwrap();
+    std::io::copy(&mut archive, &mut std::io::sink()).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(fs::read_dir(&spools).unwrap().count(), 0);
 }

@@ -11,3 +11,4 @@ mod log;
 mod manual;
 mod moving;
 mod operate;
+mod statuses;

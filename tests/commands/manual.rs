@@ -1,10 +1,8 @@
 //! `ringkeep completions` and `ringkeep man`: every command and flag is in them.
 
-use std::process::{Command, Output};
+use std::process::Command;
 
-fn run(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_ringkeep")).args(arguments).output().unwrap()
-}
+use crate::common::command::{path, run};
 
 fn text(arguments: &[&str]) -> String {
     let output = run(arguments);
@@ -29,8 +27,9 @@ fn commands() -> Vec<String> {
 #[test]
 fn every_command_has_a_page_with_its_flags_and_the_exit_statuses() {
     let folder = tempfile::tempdir().unwrap();
-    assert_eq!(text(&["man", "--dir", folder.path().to_str().unwrap()]), "");
-    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+    let pages = folder.path().join("share/man1");
+    assert_eq!(text(&["man", "--dir", path(&pages)]), "", "the directory is created");
+    let read = |name: &str| std::fs::read_to_string(pages.join(name)).unwrap();
     for command in commands() {
         let page = read(&format!("ringkeep-{command}.1"));
         assert_eq!(page, text(&["man", &command]));
@@ -45,8 +44,7 @@ fn every_command_has_a_page_with_its_flags_and_the_exit_statuses() {
     assert!(page.contains("ringkeep\\-inspect(1)") && page.contains("memtable\\-size"), "{page}");
     assert_eq!(run(&["man", "nothing"]).status.code(), Some(78));
     // man itself finds nothing to complain about, where it is installed.
-    if let Ok(output) =
-        Command::new("man").args(["--warnings", "-l"]).arg(folder.path().join("ringkeep.1")).output()
+    if let Ok(output) = Command::new("man").args(["--warnings", "-l"]).arg(pages.join("ringkeep.1")).output()
     {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success() && !said.contains("warning"), "{said}");
@@ -61,6 +59,11 @@ fn every_shell_gets_a_script_that_knows_the_commands() {
             assert!(script.contains(&command), "{shell}: {command}");
         }
         assert!(script.contains("memtable-size"), "{shell}");
+        // The help does not show it: it only says what is meant instead.
+        assert!(
+            !script.contains("--port") && !script.contains("-l port") && !script.contains("port="),
+            "{shell}"
+        );
     }
     // bash accepts its script, and completes with it.
     let complete = "eval \"$(\"$0\" completions bash)\"; COMP_WORDS=(ringkeep insp); COMP_CWORD=1; \

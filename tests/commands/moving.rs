@@ -7,24 +7,8 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use crate::common::command::{path, run, succeeds, text};
 use crate::common::{SMALL, Server, contents, encode, folder};
-
-fn run(words: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_ringkeep")).args(words).output().unwrap()
-}
-
-fn text(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
-}
-
-fn succeeds(output: Output) -> String {
-    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn path(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
 
 /// Keys and values of every kind.
 fn entries() -> BTreeMap<Vec<u8>, Vec<u8>> {

@@ -6,6 +6,8 @@
 pub mod campaign;
 pub mod cases;
 pub mod certificates;
+pub mod command;
+pub mod halt;
 pub mod journal;
 pub mod lives;
 pub mod sim;

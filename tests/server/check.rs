@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
+use crate::common::command::text;
 use crate::common::{PATIENCE, SMALL, Server, contents, folder};
 use ringkeep::codec::crc32;
 use ringkeep::record::file::FIRST_RECORD;
@@ -14,10 +15,6 @@ use ringkeep::storage::BLOCK_BYTES;
 
 fn check(data: &Path) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ringkeep")).arg("check").arg(data).output().unwrap()
-}
-
-fn text(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
 /// The only WAL that holds a group: its path and its bytes.
@@ -81,6 +78,7 @@ fn w4_a_write_is_witnessed_soon_after_the_last_one_and_its_loss_is_refused() {
     assert_eq!(sound.status.code(), Some(0), "{}", text(&sound));
     let line = format!("ends at offset {end}, and is witnessed up to offset {end}");
     assert!(text(&sound).contains(&line), "{line} is not in\n{}", text(&sound));
+    assert!(text(&sound).contains(" files, 1 entry, 0 notes, "), "{}", text(&sound));
 
     let mut zeroed = fs::read(&path).unwrap();
     zeroed[FIRST_RECORD as usize..].fill(0);

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -55,7 +56,7 @@ fn two_stop_signals_at_once_are_one_and_a_later_one_ends_the_stop() {
     thread::sleep(Duration::from_millis(1_100)); // after a second the next signal counts
     server.signal("-TERM");
     assert_eq!(server.wait().code(), Some(1));
-    assert!(fs::read_to_string(&log).unwrap().contains("second signal"));
+    assert!(fs::read_to_string(&log).unwrap().contains("a signal during the stop"));
 }
 
 #[test]
@@ -134,6 +135,69 @@ fn nobody_else_may_read_the_store_whatever_the_umask() {
             assert_eq!(found, 0o600, "umask {umask}: {} is {found:o}", file.path().display());
         }
     }
+}
+
+/// Waits until the log has a line with these words.
+fn wait_for_line(log: &Path, words: &str) {
+    let begin = Instant::now();
+    while !fs::read_to_string(log).unwrap().lines().any(|line| line.contains(words)) {
+        assert!(begin.elapsed() < PATIENCE, "`{words}` is not in {}", fs::read_to_string(log).unwrap());
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_signal_soon_after_a_shutdown_is_a_part_of_it_and_a_later_one_ends_it() {
+    let (_folder, data) = folder();
+    let log = data.with_extension("log");
+    // A client that is in the middle of a request keeps the stop from ending.
+    let flags = [SMALL, &["--drain-timeout", "1h", "--log", "info"]].concat();
+    let server = Server::start_logged(&data, &flags, &log);
+    let mut client = server.client();
+    client.send("POST /set?key=k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nva");
+    assert_eq!(server.client().request("GET", "/livez").status, 200);
+    let mut asker = server.client();
+    asker.send("GET /shutdown HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    wait_for_line(&log, "/shutdown: the server stops");
+    server.signal("-TERM");
+    wait_for_line(&log, "SIGTERM: the server stops already");
+    assert_eq!(client.send("lu").reply().status, 200, "the request in flight is answered");
+    assert_eq!(server.wait().code(), Some(0));
+
+    let server = Server::start_logged(&data, &flags, &log);
+    let mut client = server.client();
+    client.send("POST /set?key=k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nva");
+    assert_eq!(server.client().request("GET", "/livez").status, 200);
+    let mut asker = server.client();
+    asker.send("GET /shutdown HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    wait_for_line(&log, "/shutdown: the server stops");
+    thread::sleep(Duration::from_millis(1_100)); // after a second the signal counts
+    server.signal("-TERM");
+    assert_eq!(server.wait().code(), Some(1));
+    wait_for_line(&log, "SIGTERM: the server stops at once");
+}
+
+#[test]
+fn a_new_store_among_other_files_is_warned_of() {
+    let (_folder, data) = folder();
+    let log = data.with_extension("log");
+    let warns = || {
+        let server = Server::start_logged(&data, SMALL, &log);
+        server.signal("-TERM");
+        assert_eq!(server.wait().code(), Some(0));
+        let lines = fs::read_to_string(&log).unwrap();
+        lines.lines().any(|line| line.contains("holds no store, but is not empty") && line.contains("notes"))
+    };
+    fs::create_dir_all(data.join("lost+found")).unwrap();
+    assert!(!warns(), "a new volume");
+    fs::write(data.join("notes"), "mine").unwrap();
+    assert!(!warns(), "the store is there");
+    fs::remove_file(data.join("STORE")).unwrap();
+    for shard in ["shard-000", "shard-001"] {
+        fs::remove_dir_all(data.join(shard)).unwrap();
+    }
+    assert!(warns());
+    assert_eq!(fs::read_to_string(data.join("notes")).unwrap(), "mine");
 }
 
 #[test]

@@ -5,14 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Instant;
 
+use crate::common::command::text;
 use crate::common::{Client, PATIENCE, SMALL, Server, contents, folder};
 
 fn run(command: &[&str], data: &Path) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ringkeep")).args(command).arg(data).output().unwrap()
-}
-
-fn text(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
 const KEYS: usize = 4_000;

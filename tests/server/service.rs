@@ -1,34 +1,90 @@
 //! Under a service manager: what it is told, and whether systemd understands the unit files of `deploy`.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
+use crate::common::halt::Halted;
 use crate::common::{PATIENCE, SMALL, Server, folder};
+
+/// The socket of a service manager.
+struct Manager {
+    socket: UnixDatagram,
+    variable: String,
+}
+
+impl Manager {
+    /// A manager whose socket is at `path`.
+    fn new(path: &Path) -> Self {
+        let socket = UnixDatagram::bind(path).unwrap();
+        Self { socket, variable: format!("NOTIFY_SOCKET={}", path.display()) }
+    }
+
+    /// Starts a server that has a watchdog.
+    fn start(&self, data: &Path, watchdog: &str) -> Server {
+        Server::start_by(&["env", &self.variable, watchdog], data, SMALL)
+    }
+
+    /// The next message; `None` if none comes within `time`.
+    fn next_within(&self, time: Duration) -> Option<String> {
+        let mut buffer = [0; 1024];
+        self.socket.set_read_timeout(Some(time)).unwrap();
+        match self.socket.recv(&mut buffer) {
+            Ok(count) => Some(String::from_utf8_lossy(&buffer[..count]).into_owned()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn next(&self) -> String {
+        self.next_within(PATIENCE).expect("a message comes")
+    }
+}
 
 #[test]
 fn the_service_manager_is_told_of_the_start_of_every_turn_and_of_the_stop() {
     let (folder, data) = folder();
-    let path = folder.path().join("notify");
-    let socket = UnixDatagram::bind(&path).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    let next = || {
-        let mut buffer = [0; 1024];
-        let count = socket.recv(&mut buffer).expect("a message comes");
-        String::from_utf8_lossy(&buffer[..count]).into_owned()
-    };
-    let notify = format!("NOTIFY_SOCKET={}", path.display());
-    let server = Server::start_by(&["env", &notify, "WATCHDOG_USEC=300000"], &data, SMALL);
-    let ready = next();
+    let manager = Manager::new(&folder.path().join("notify"));
+    let server = manager.start(&data, "WATCHDOG_USEC=300000");
+    let ready = manager.next();
     assert!(ready.starts_with(&format!("READY=1\nSTATUS=serving http://{}", server.address)), "{ready}");
     for _ in 0..3 {
-        assert_eq!(next(), "WATCHDOG=1\n");
+        assert_eq!(manager.next(), "WATCHDOG=1\n");
     }
     server.signal("-TERM");
-    let stopping = std::iter::repeat_with(next).find(|message| message != "WATCHDOG=1\n").unwrap();
+    let stopping =
+        std::iter::repeat_with(|| manager.next()).find(|message| message != "WATCHDOG=1\n").unwrap();
     assert!(stopping.starts_with("STOPPING=1\nSTATUS="), "{stopping}");
     assert!(server.wait().success());
+}
+
+#[test]
+fn a_thread_that_hangs_is_never_fed_for_and_feeding_goes_on_with_the_thread() {
+    let (folder, data) = folder();
+    let manager = Manager::new(&folder.path().join("notify"));
+    let server = manager.start(&data, "WATCHDOG_USEC=150000");
+    assert!(manager.next().starts_with("READY=1\n"));
+    assert_eq!(manager.next(), "WATCHDOG=1\n");
+    let halted = match Halted::new(&server, "ringkeep-1") {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            println!("skipped: this system does not allow ptrace");
+            return;
+        }
+        halted => halted.unwrap(),
+    };
+    // Messages that are in the socket already, and one more: the thread may have answered just before it was halted.
+    while manager.next_within(Duration::from_millis(1)).is_some() {}
+    manager.next_within(Duration::from_millis(600));
+    // The absence of a message takes time to be seen: this is nine periods of the watchdog.
+    assert_eq!(manager.next_within(Duration::from_millis(1_350)), None);
+    drop(halted);
+    for _ in 0..3 {
+        assert_eq!(manager.next(), "WATCHDOG=1\n");
+    }
+    assert_eq!(server.client().request("GET", "/livez").status, 200);
 }
 
 #[test]

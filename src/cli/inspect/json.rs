@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::escape::escaped;
 use super::{Part, ShardView, View};
+use crate::cli::escape::escaped;
 use crate::error::{Error, ErrorKind};
 use crate::file_name::FileName;
 use crate::inspect::{Group, History, Place, Role, Shard, SstReport, SstSurvey, WalReport};

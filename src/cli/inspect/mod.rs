@@ -1,6 +1,5 @@
 //! `ringkeep inspect DATA`: shows what a store consists of, also if it does not start.
 
-mod escape;
 mod json;
 mod text;
 
@@ -9,6 +8,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::escape::{from_hexadecimal, unescaped};
+use super::values::number;
 use crate::config::{KEY_BYTES_MAX, SHARDS_MAX};
 use crate::data_dir::DataDir;
 use crate::error::{Error, ErrorKind, Result};
@@ -29,16 +30,16 @@ pub(super) struct Inspect {
     #[arg(value_name = "DATA")]
     data_dir: PathBuf,
     /// Only this shard
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(..i64::from(SHARDS_MAX)))]
+    #[arg(long, value_name = "N", value_parser = number::<u16>(0..=u64::from(SHARDS_MAX) - 1))]
     shard: Option<u16>,
     /// Only this log or sorted file, the latter read in full; for example 000009.sst or shard-000/000009.sst
     #[arg(long, value_name = "NAME", value_parser = file, conflicts_with = "key")]
     file: Option<(Option<ShardId>, FileName)>,
     /// Every version of this key in any log or sorted file; %00 stands for a byte, and %25 for a percent sign
-    #[arg(long, value_name = "KEY", value_parser = escape::key, group = "a_key")]
+    #[arg(long, value_name = "KEY", value_parser = Key::escaped, group = "a_key")]
     key: Option<Key>,
     /// The same, with the key in hexadecimal digits
-    #[arg(long, value_name = "DIGITS", value_parser = escape::hexadecimal, group = "a_key", conflicts_with = "file")]
+    #[arg(long, value_name = "DIGITS", value_parser = Key::hexadecimal, group = "a_key", conflicts_with = "file")]
     key_hex: Option<Key>,
     /// List every commit group of the logs
     #[arg(long, conflicts_with = "a_key")]
@@ -56,6 +57,15 @@ pub(super) struct Inspect {
 struct Key(Vec<u8>);
 
 impl Key {
+    fn escaped(text: &str) -> std::result::Result<Self, String> {
+        unescaped(text).and_then(Self::new)
+    }
+
+    fn hexadecimal(text: &str) -> std::result::Result<Self, String> {
+        let bytes = from_hexadecimal(text).ok_or("expected two hexadecimal digits for each byte")?;
+        Self::new(bytes)
+    }
+
     fn new(bytes: Vec<u8>) -> std::result::Result<Self, String> {
         if bytes.is_empty() || KEY_BYTES_MAX < bytes.len() {
             return Err(format!("a key has 1 to {KEY_BYTES_MAX} bytes"));
@@ -215,7 +225,7 @@ impl View<'_> {
         let count = |kind| errors.iter().filter(|error| error.kind() == kind).count();
         let (damaged, shown) = (count(ErrorKind::Corruption) + self.quarantined(), &self.data_dir);
         if 0 < damaged {
-            let places = super::counted(damaged, "place");
+            let places = super::counted(damaged as u64, "place");
             let message = format!(
                 "{shown} is damaged in {places}, shown where they belong; `ringkeep check` reads every byte"
             );
@@ -225,7 +235,7 @@ impl View<'_> {
             return Some(Error::clone(later));
         }
         (!errors.is_empty()).then(|| {
-            let parts = super::counted(errors.len(), "part");
+            let parts = super::counted(errors.len() as u64, "part");
             Error::new(ErrorKind::Io, format!("{parts} of {shown} could not be read"))
         })
     }

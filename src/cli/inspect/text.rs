@@ -5,9 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use bytesize::ByteSize;
 
-use super::escape::{escaped, shortened};
 use super::{Part, ShardView, View};
 use crate::cli::counted;
+use crate::cli::escape::{escaped, shortened};
 use crate::error::{Error, ErrorKind};
 use crate::file_name::{FileName, shard_directory};
 use crate::inspect::{History, Place, Role, Shard, SstReport, SstSurvey, WalReport};
@@ -78,7 +78,7 @@ fn shard(page: &mut Page, found: &ShardView<'_>, view: &View<'_>) {
         }
     };
     let bytes: u64 = shard.files.values().sum();
-    let count = counted(shard.files.len(), "file");
+    let count = counted(shard.files.len() as u64, "file");
     page.line(format_args!("{}: {count}, {}", shard_directory(found.shard), ByteSize(bytes)));
     if !matches!(found.part, Some(Part::Whole { .. })) {
         shard.errors().for_each(|error| page.error(error));
@@ -110,10 +110,10 @@ fn manifest<S: Storage>(page: &mut Page, shard: &Shard<S>) {
     }
     let Some(manifest) = &shard.manifest else { return };
     let name = FileName::Manifest(manifest.number);
-    let (edits, bytes) = (manifest.edits, ByteSize(manifest.bytes));
+    let (edits, bytes) = (counted(manifest.edits, "edit"), ByteSize(manifest.bytes));
     let assumed = if manifest.assumed { ", the newest that is there" } else { "" };
     let end = manifest.end.as_ref().map_or(String::new(), ending);
-    page.line(format_args!("  {name}: {bytes}, {edits} edits{end}{assumed}"));
+    page.line(format_args!("  {name}: {bytes}, {edits}{end}{assumed}"));
     if let Err(error) = &manifest.end {
         page.error(error);
         page.line("    what follows is the state before it");
@@ -136,11 +136,8 @@ fn manifest<S: Storage>(page: &mut Page, shard: &Shard<S>) {
 fn ending(end: &End) -> String {
     let mut text = format!(", ends at offset {}, witnessed up to {}", end.offset, end.witnessed);
     if let Some(reason) = end.torn_reason {
-        let bytes = end.torn_bytes;
-        let _ = write!(
-            text,
-            "; {bytes} bytes there are the torn end of a crash, or were damaged later ({reason})"
-        );
+        let bytes = counted(end.torn_bytes, "byte");
+        let _ = write!(text, "; the torn end of a crash, or later damage, takes {bytes} there ({reason})");
     }
     if let Some(reason) = end.bad_slot {
         let _ = write!(text, "; one of the two marks is bad ({reason})");
@@ -155,11 +152,11 @@ fn levels<S: Storage>(page: &mut Page, shard: &Shard<S>, ssts: &[SstReport]) {
     for (level, metas) in shard.state.version.levels().filter(|(_, metas)| !metas.is_empty()) {
         let sum = |field: fn(&SstMeta) -> u64| metas.iter().map(|meta| field(meta)).sum::<u64>();
         page.line(format_args!(
-            "  L{level}: {}, {}, {} entries, {} of them deletes",
-            counted(metas.len(), "file"),
+            "  L{level}: {}, {}, {}, {}",
+            counted(metas.len() as u64, "file"),
             ByteSize(sum(|meta| meta.bytes)),
-            sum(|meta| meta.entries),
-            sum(|meta| meta.tombstones)
+            counted(sum(|meta| meta.entries), "entry"),
+            counted(sum(|meta| meta.tombstones), "delete")
         ));
         for report in ssts.iter().filter(|report| report.place == Place::Level(level)) {
             sst(page, report);
@@ -189,10 +186,10 @@ fn sst(page: &mut Page, report: &SstReport) {
 
 fn describe(meta: &SstMeta) -> String {
     let mut text = format!(
-        "{}, {} entries, {} deletes, SeqNo {} to {}, keys {} to {}",
+        "{}, {}, {}, SeqNo {} to {}, keys {} to {}",
         ByteSize(meta.bytes),
-        meta.entries,
-        meta.tombstones,
+        counted(meta.entries, "entry"),
+        counted(meta.tombstones, "delete"),
         meta.first.0,
         meta.last.0,
         shortened(&meta.smallest),
@@ -200,7 +197,7 @@ fn describe(meta: &SstMeta) -> String {
     );
     if let Some(expiry) = &meta.expiry {
         let (first, last) = (moment(expiry.first), moment(expiry.last));
-        let _ = write!(text, ", {} expire from {first} to {last}", expiry.entries);
+        let _ = write!(text, ", expiry of {} from {first} to {last}", counted(expiry.entries, "entry"));
     }
     text
 }
@@ -221,9 +218,15 @@ fn wal(page: &mut Page, report: &WalReport, with_groups: bool) {
     };
     let range = report.range().map_or(String::new(), |(first, last)| {
         let bytes: u64 = report.groups.iter().map(|group| group.bytes).sum();
-        format!(" of {} writes, SeqNo {} to {}, {}", report.writes(), first.0, last.0, ByteSize(bytes))
+        format!(
+            " of {}, SeqNo {} to {}, {}",
+            counted(report.writes(), "write"),
+            first.0,
+            last.0,
+            ByteSize(bytes)
+        )
     });
-    let groups = counted(report.groups.len(), "group");
+    let groups = counted(report.groups.len() as u64, "group");
     let end = report.end.as_ref().map_or(String::new(), ending);
     let name = FileName::Wal(report.number);
     page.line(format_args!("  {name}: {}, {role}; {groups}{range}{end}", ByteSize(report.bytes)));
@@ -239,8 +242,11 @@ fn wal(page: &mut Page, report: &WalReport, with_groups: bool) {
     }
     for group in report.groups.iter().filter(|_| with_groups) {
         page.line(format_args!(
-            "    group at offset {}: SeqNo {} to {}, {} bytes",
-            group.offset, group.first.0, group.last.0, group.bytes
+            "    group at offset {}: SeqNo {} to {}, {}",
+            group.offset,
+            group.first.0,
+            group.last.0,
+            counted(group.bytes, "byte")
         ));
     }
 }
@@ -279,10 +285,13 @@ fn survey(page: &mut Page, found: &SstSurvey, with_blocks: bool) {
     for (kind, total) in found.totals() {
         let kind = format!("{kind:?}").to_lowercase();
         let ratio = total.raw_bytes as f64 / total.bytes.max(1) as f64;
-        let entries = if total.entries == 0 { String::new() } else { format!(", {} entries", total.entries) };
+        let entries = match total.entries {
+            0 => String::new(),
+            count => format!(", {}", counted(count, "entry")),
+        };
         page.line(format_args!(
             "    {kind}: {}, {} on disk, {} unpacked (ratio {ratio:.2}){entries}",
-            counted(total.blocks, "block"),
+            counted(total.blocks as u64, "block"),
             ByteSize(total.bytes),
             ByteSize(total.raw_bytes)
         ));
@@ -297,8 +306,11 @@ fn survey(page: &mut Page, found: &SstSurvey, with_blocks: bool) {
                     .as_ref()
                     .map_or(String::new(), |key| format!(", from {}", shortened(key)));
                 page.line(format_args!(
-                    "    {kind} at offset {}: {} bytes on disk, {} unpacked, {} entries{key}",
-                    block.handle.offset, block.handle.bytes, block.raw_bytes, block.entries
+                    "    {kind} at offset {}: {} on disk, {} unpacked, {}{key}",
+                    block.handle.offset,
+                    counted(block.handle.bytes as u64, "byte"),
+                    block.raw_bytes,
+                    counted(block.entries, "entry")
                 ));
             }
             Ok(_) => {}
@@ -319,13 +331,14 @@ fn what(kind: EntryKind, value_bytes: u64) -> String {
     let expires = kind.expires.map_or(String::new(), |at| format!(", expires {}", moment(at)));
     match kind.value {
         ValueKind::Tombstone => "delete".into(),
-        ValueKind::Value => format!("set to {value_bytes} bytes{expires}"),
+        ValueKind::Value => format!("set to {}{expires}", counted(value_bytes, "byte")),
     }
 }
 
 fn history<S: Storage>(page: &mut Page, shard: &Shard<S>, found: &History, key: &[u8]) {
-    let count = counted(found.versions.len(), "version");
-    page.line(format_args!("  key {} ({} bytes): {count}", escaped(key), key.len()));
+    let count = counted(found.versions.len() as u64, "version");
+    let bytes = counted(key.len() as u64, "byte");
+    page.line(format_args!("  key {} ({bytes}): {count}", escaped(key)));
     for version in &found.versions {
         page.line(format_args!(
             "    SeqNo {}: {}, in {} at offset {} ({})",

@@ -1,10 +1,10 @@
-//! Keys on a terminal: percent escapes, which `--key` and the queries of the HTTP API read as well.
+//! Bytes as text: keys with percent escapes, which `--key` and the queries of the HTTP API read as well, and hexadecimal
+//! digits. Pure.
 
-use super::Key;
-
-/// The characters that stand for themselves. `+` does not: in a query it is a space.
+/// The characters that stand for themselves. Every URL may have them in its query, and neither shells nor curl give them
+/// another meaning: to curl, `{a}` is a list. In a query, `+` is a space.
 fn is_plain(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~!$'()*,/:;@{}[]|".contains(&byte)
+    byte.is_ascii_alphanumeric() || b"-._~,/:@".contains(&byte)
 }
 
 /// The whole key.
@@ -32,8 +32,8 @@ fn digit(digit: char) -> Option<u8> {
     digit.to_digit(16).and_then(|digit| u8::try_from(digit).ok())
 }
 
-/// Reads a key with percent escapes. Other characters stand for their UTF-8 bytes, `+` and spaces included.
-pub(super) fn key(text: &str) -> Result<Key, String> {
+/// Reads percent escapes. Other characters stand for their UTF-8 bytes, `+` and spaces included.
+pub(super) fn unescaped(text: &str) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let mut rest = text;
     while let Some(at) = rest.find('%') {
@@ -47,15 +47,14 @@ pub(super) fn key(text: &str) -> Result<Key, String> {
         rest = digits.as_str();
     }
     bytes.extend_from_slice(rest.as_bytes());
-    Key::new(bytes)
+    Ok(bytes)
 }
 
-/// Reads a key in hexadecimal digits.
-pub(super) fn hexadecimal(text: &str) -> Result<Key, String> {
-    let digits: Option<Vec<u8>> = text.chars().map(digit).collect();
-    let digits = digits.filter(|digits| digits.len().is_multiple_of(2));
-    let digits = digits.ok_or("expected two hexadecimal digits for each byte")?;
-    Key::new(digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect())
+/// Reads hexadecimal digits, two for each byte.
+pub(super) fn from_hexadecimal(text: &str) -> Option<Vec<u8>> {
+    let digits: Vec<u8> = text.chars().map(digit).collect::<Option<_>>()?;
+    let (pairs, rest) = digits.as_chunks();
+    rest.is_empty().then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
 }
 
 #[cfg(test)]
@@ -65,17 +64,18 @@ mod tests {
     #[test]
     fn every_key_can_be_shown_and_given_back() {
         let bytes: Vec<u8> = (0..=u8::MAX).collect();
-        assert_eq!(key(&escaped(&bytes)).unwrap().0, bytes);
+        assert_eq!(unescaped(&escaped(&bytes)).unwrap(), bytes);
         let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hexadecimal(&digits).unwrap().0, bytes);
-        assert_eq!(key("a+b c%2525ä").unwrap().0, "a+b c%25ä".as_bytes());
+        assert_eq!(from_hexadecimal(&digits).unwrap(), bytes);
+        assert_eq!(unescaped("a+b c%2525ä").unwrap(), "a+b c%25ä".as_bytes());
+        assert_eq!(escaped(b"{user:1}/a,b@c"), "%7Buser:1%7D/a,b@c");
         assert_eq!(escaped(b"a+b&c=%\"\0"), "a%2Bb%26c%3D%25%22%00");
         assert!(escaped("ä".as_bytes()).is_ascii());
-        for text in ["", "%", "%0", "%0g", "%ä", "a%"] {
-            assert!(key(text).is_err(), "{text}");
+        for text in ["%", "%0", "%0g", "%ä", "a%"] {
+            assert!(unescaped(text).is_err(), "{text}");
         }
-        for text in ["", "0", "0g", "012"] {
-            assert!(hexadecimal(text).is_err(), "{text}");
+        for text in ["0", "0g", "012", "ää"] {
+            assert!(from_hexadecimal(text).is_none(), "{text}");
         }
         assert_eq!(shortened(&[b'a'; 40]), "a".repeat(40));
         assert_eq!(shortened(&[b'a'; 41]), format!("{}… (41 bytes)", "a".repeat(40)));
