@@ -27,6 +27,17 @@ use crate::sst::salvage::{Gap, Salvage};
 use crate::sst::verify::verify;
 use crate::storage::{Files, Storage, list_files};
 
+/// A damaged file that was taken out of the way.
+struct Replaced {
+    label: String,
+    /// Entries that a new file has.
+    entries: u64,
+    /// Entries that no file has any more.
+    lost: u64,
+    /// Which keys that concerns, if any entry is lost.
+    damage: Option<Damage>,
+}
+
 impl<S: Storage> Db<S> {
     /// The names of files that have lost entries.
     pub fn damaged_files(&self) -> Vec<String> {
@@ -61,17 +72,33 @@ impl<S: Storage> Db<S> {
 
     /// Reads a file whole, and takes damaged blocks out of the way.
     pub(super) async fn look_at(&self, number: FileNumber) -> Result<()> {
-        self.replace_damaged(number, Length::Right).await
+        match self.replace_damaged(number, Length::Right).await? {
+            None => {}
+            Some(Replaced { label, entries, damage: None, .. }) => {
+                tracing::warn!(file = label, entries, "a damaged file was written anew; nothing was lost");
+            }
+            Some(Replaced { label, entries, lost, damage: Some(damage) }) => tracing::error!(
+                file = label,
+                level = damage.level,
+                salvaged = entries,
+                lost,
+                key_ranges = damage.ranges.len(),
+                first_key = ?String::from_utf8_lossy(&damage.ranges[0].from),
+                "a damaged file has lost entries: reads and deletes of keys in these ranges get 500 until the keys are set \
+                 again"
+            ),
+        }
+        Ok(())
     }
 
-    /// As [`Self::look_at`], for a file of this length.
-    async fn replace_damaged(&self, number: FileNumber, length: Length) -> Result<()> {
+    /// As [`Self::look_at`], for a file of this length. `None` if the file stays.
+    async fn replace_damaged(&self, number: FileNumber, length: Length) -> Result<Option<Replaced>> {
         let inner = &*self.0;
         let version = self.version();
         let found = version.levels().find_map(|(level, files)| {
             files.iter().find(|file| file.number == number).map(|file| (level, file.clone()))
         });
-        let Some((level, meta)) = found else { return Ok(()) }; // it was compacted meanwhile
+        let Some((level, meta)) = found else { return Ok(None) }; // it was compacted meanwhile
         let longest = to_usize(meta.longest);
         let _permit = self.memory_for_merge(longest + memory_bytes(longest)).await?;
         // A file that seems to be sound and fails again is written anew: it may be in a bad place of the device.
@@ -79,37 +106,24 @@ impl<S: Storage> Db<S> {
             && is_sound(&inner.storage, inner.owner, &meta).await?
             && inner.tree.clear(number)
         {
-            return Ok(());
+            return Ok(None);
         }
         let (salvaged, lost) = match length {
             Length::None => (None, vec![Gap::ALL]),
             Length::Right | Length::Wrong => self.salvage(&meta).await?,
         };
         let damage = Damage { level, file: number, last: meta.last, ranges: ranges(&meta, lost) };
+        let damage = (!damage.ranges.is_empty()).then_some(damage);
         let edit = VersionEdit {
             remove_ssts: vec![(level, number)],
             add_ssts: salvaged.iter().map(|meta| (level, Rc::new(meta.clone()))).collect(),
-            add_damage: if damage.ranges.is_empty() { Vec::new() } else { vec![Rc::new(damage.clone())] },
+            add_damage: damage.iter().cloned().map(Rc::new).collect(),
             ..VersionEdit::default()
         };
         self.replace_files(edit, salvaged.iter()).await?;
         let entries = salvaged.map_or(0, |meta| meta.entries);
         let label = inner.storage.label(FileName::Sst(number));
-        if damage.ranges.is_empty() {
-            tracing::warn!(file = label, entries, "a damaged file was written anew; nothing was lost");
-        } else {
-            tracing::error!(
-                file = label,
-                level,
-                salvaged = entries,
-                lost = meta.entries - entries,
-                key_ranges = damage.ranges.len(),
-                first_key = ?String::from_utf8_lossy(&damage.ranges[0].from),
-                "a damaged file has lost entries: reads and deletes of keys in these ranges get 500 until the keys are set \
-                 again"
-            );
-        }
-        Ok(())
+        Ok(Some(Replaced { label, entries, lost: meta.entries - entries, damage }))
     }
 
     /// Looks at every file, takes damage out of the way, and gives up what is in quarantine: older entries of these keys may
@@ -126,20 +140,15 @@ impl<S: Storage> Db<S> {
         let files = list_files(&inner.storage)?;
         let mut failed = None;
         for meta in metas {
-            let number = meta.number;
-            let before = self.version().damage().len();
-            match self.replace_damaged(number, Length::of(&meta, &files)).await {
+            match self.replace_damaged(meta.number, Length::of(&meta, &files)).await {
                 Err(error) if error.kind() == ErrorKind::Poisoned => return Err(error),
                 Err(error) => {
                     failed.get_or_insert(error);
                 }
-                Ok(()) => {}
-            }
-            let version = self.version();
-            let there = version.files().any(|file| file.number == number);
-            if !there && version.damage().len() == before {
-                let label = inner.storage.label(FileName::Sst(number));
-                lines.push(format!("{label}: written anew; every entry was there"));
+                Ok(Some(Replaced { label, damage: None, .. })) => {
+                    lines.push(format!("{label}: written anew; every entry was there"));
+                }
+                Ok(Some(_) | None) => {} // what is lost is told below
             }
         }
         lines.extend(self.damages_known());

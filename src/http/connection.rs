@@ -303,15 +303,16 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
                 self.handler.prefetch(keys.filter_map(|parsed| parsed.route.key()), sets);
             }
         }
-        let mut parsed = std::mem::take(&mut turn.parsed);
+        let mut parsed = std::mem::take(&mut turn.parsed); // by reference: a move of each would cost more
         let mut then = Then::GoOn;
-        for Parsed { route, wire, at, body } in parsed.drain(..) {
-            let body = RequestBody::Input(body);
-            then = self.begin(&route, wire, (at, &body), turn).await?;
+        for Parsed { route, wire, at, body } in &parsed {
+            let body = RequestBody::Input(body.clone());
+            then = self.begin(route, *wire, (*at, &body), turn).await?;
             if then == Then::Close {
                 break;
             }
         }
+        parsed.clear();
         turn.parsed = parsed;
         Ok(then)
     }
