@@ -184,6 +184,11 @@ impl<T: Status> Dispatcher<T> {
         self.tasks.0.get()
     }
 
+    /// Backups that have files of this thread on loan.
+    pub(super) fn backups(&self) -> usize {
+        self.loans.count()
+    }
+
     fn engine(&self, shard: ShardId) -> &Engine {
         let engine = self.engines.get(usize::from(shard.0)).and_then(Option::as_ref);
         engine.expect("the router sends a shard's keys to the thread that has it")

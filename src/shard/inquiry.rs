@@ -24,6 +24,8 @@ pub struct ThreadSample {
     pub(super) shards: Vec<Sample>,
     /// How long commit groups took, from the moment they were taken to the moment they were durable.
     pub(super) commits: Histogram,
+    /// Backups that have files on loan.
+    pub(super) backups: usize,
     /// What the opening of its shards has found, and how long it took.
     pub(super) recovered: Recovered,
     pub(super) opening: Duration,

@@ -84,6 +84,11 @@ impl Loans {
         self.0.borrow_mut().remove(&backup);
     }
 
+    /// Backups that have files on loan, or will.
+    pub(super) fn count(&self) -> usize {
+        self.0.borrow().len()
+    }
+
     /// Whether a part lies in a file that is lent.
     pub(super) fn includes(&self, part: Part) -> bool {
         let loans = self.0.borrow();

@@ -209,6 +209,11 @@ impl Page {
         self.shards().map(of).sum()
     }
 
+    /// Backups that have files on loan. Each has files of every thread.
+    pub(super) fn backups(&self) -> usize {
+        self.threads.iter().map(|thread| thread.backups).max().unwrap_or_default()
+    }
+
     fn engine(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
         for (name, help, of) in COUNTS {
             count(&mut out.encode_descriptor(name, help, None, MetricType::Counter)?, self.total(of))?;
@@ -322,6 +327,7 @@ impl Page {
             ("process_open_fds", "Open descriptors.", self.process.open_files as f64),
             ("ringkeep_shards", "Shards.", self.shards().count() as f64),
             ("ringkeep_threads", "Threads that answered.", self.threads.len() as f64),
+            ("ringkeep_backups", "Backups that keep files from being removed.", self.backups() as f64),
             (
                 "ringkeep_disk_full",
                 "1 while the disk is full and sets are refused.",

@@ -76,6 +76,7 @@ fn show(page: &Page, facts: &Value, now: UnixMillis) -> Value {
             "written_bytes": page.total(|shard| shard.compaction_written_bytes),
             "debt_bytes": page.total(|shard| shard.debt_bytes),
         },
+        "backups": page.backups(),
         "write_stalls": page.total(|shard| shard.stalls),
         "damages": page.total(|shard| shard.damages),
         "slowest_requests": slowest(page),

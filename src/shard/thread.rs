@@ -402,6 +402,7 @@ async fn answer(
                 http: connections.peers.sample(wall_clock()),
                 shards: engines.iter().map(Engine::sample).collect(),
                 commits: commits.durations(),
+                backups: connections.dispatcher.backups(),
                 recovered,
                 opening,
             }); // the client has left

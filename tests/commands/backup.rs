@@ -268,6 +268,11 @@ fn files_on_loan_stay_until_the_connection_of_their_list_ends() {
     };
     let backup = store["backup"].as_u64().unwrap();
     let name = data.join(format!("shard-000/{file:06}.sst"));
+    let backups = |client: &mut Client| {
+        let page = client.request("GET", "/metrics");
+        page.text().lines().find_map(|line| line.strip_prefix("ringkeep_backups ")).unwrap().to_owned()
+    };
+    assert_eq!(backups(&mut client), "1.0");
     // Its entries go to another file.
     fill(&mut client, 2);
     assert_eq!(client.request("POST", "/compact").status, 200);
@@ -287,6 +292,7 @@ fn files_on_loan_stay_until_the_connection_of_their_list_ends() {
         assert!(begin.elapsed() < PATIENCE, "the file is not given back");
     }
     assert_eq!(client.request("GET", &part(backup, 4096)).status, 400);
+    assert_eq!(backups(&mut client), "0.0");
 }
 
 #[test]
