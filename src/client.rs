@@ -29,6 +29,7 @@ const LINE_BYTES_MAX: u64 = 1 << 10;
 const TEXT_BYTES_MAX: u64 = 4 << 10;
 /// How an alert of TLS begins: the answer of a server of TLS to a request that is not encrypted.
 const TLS_ALERT: &[u8] = &[0x15, 3];
+const SPEAKS_TLS: &str = "the server speaks TLS";
 
 /// Where a server is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -202,16 +203,15 @@ impl Client {
         }
     }
 
-    /// Why an exchange has failed. One cause is a URL whose scheme is not that of the port.
+    /// Why the first exchange of a connection has failed. One cause is a URL whose scheme is not that of the port.
     fn why(&self, error: &io::Error) -> String {
         match &self.url {
             Url::Https(host) if speaks_no_tls(error) => {
-                format!(
-                    "what answers there does not speak TLS; if it speaks plain HTTP, the URL is http://{host}"
-                )
+                format!("what answers there does not speak TLS; if it speaks plain HTTP, use http://{host}")
             }
+            Url::Http(host) if error.to_string() == SPEAKS_TLS => format!("{SPEAKS_TLS}: use https://{host}"),
             Url::Http(host) if error.kind() == io::ErrorKind::ConnectionReset => {
-                format!("{error}; if it speaks TLS, the URL is https://{host}")
+                format!("{error}; if the server speaks TLS, use https://{host}")
             }
             _ => error.to_string(),
         }
@@ -223,7 +223,7 @@ impl Client {
     /// `Io` if the server cannot be reached.
     pub fn session(&self) -> Result<Session> {
         let stream = BufReader::new(self.connect()?);
-        Ok(Session { client: self.clone(), stream, waiting: Vec::new() })
+        Ok(Session { client: self.clone(), stream, waiting: Vec::new(), has_answered: false })
     }
 
     fn connect(&self) -> Result<Box<dyn Stream>> {
@@ -276,6 +276,7 @@ pub struct Session {
     stream: BufReader<Box<dyn Stream>>,
     /// Requests that are not sent yet.
     waiting: Vec<u8>,
+    has_answered: bool,
 }
 
 /// Longest body of a reply of a [`Session`].
@@ -316,14 +317,14 @@ impl Session {
             stream.read_exact(&mut body)?;
             Ok((status, body))
         };
-        read(&mut self.stream).map_err(|error| self.failed(&error))
+        let reply = read(&mut self.stream).map_err(|error| self.failed(&error))?;
+        self.has_answered = true;
+        Ok(reply)
     }
 
     fn failed(&self, error: &io::Error) -> Error {
-        Error::new(
-            ErrorKind::Io,
-            format!("the connection to {}: {}", self.client.url, self.client.why(error)),
-        )
+        let why = if self.has_answered { error.to_string() } else { self.client.why(error) };
+        Error::new(ErrorKind::Io, format!("the connection to {}: {why}", self.client.url))
     }
 }
 
@@ -564,7 +565,7 @@ fn head(stream: &mut impl BufRead) -> io::Result<(u16, Fields)> {
         }
         let read = stream.take(room).read_until(b'\n', &mut bytes)?;
         if bytes.starts_with(TLS_ALERT) {
-            return Err(io::Error::new(io::ErrorKind::ConnectionReset, "the answer is an alert of TLS"));
+            return Err(strange(SPEAKS_TLS));
         }
         if read == 0 && bytes.is_empty() {
             let how = "the server has closed the connection without an answer";

@@ -45,9 +45,12 @@ fn why(text: &str, error: &DecodeError) -> String {
         DecodeError::InvalidByte(at, _) => {
             let (before, rest) = text.split_at_checked(at).unwrap_or((text, ""));
             let found = rest.chars().next().unwrap_or_default();
-            format!("character {} is {found:?}", before.chars().count() + 1)
+            let hint = if found == '=' { ", which may only stand at the end" } else { "" };
+            format!("character {} is {found:?}{hint}", before.chars().count() + 1)
         }
-        DecodeError::InvalidLastSymbol { .. } => "the last character has bits that belong to no byte".into(),
+        DecodeError::InvalidLastSymbol { .. } => {
+            "it was cut, or not written by an encoder: its last character stands for no whole byte".into()
+        }
         DecodeError::InvalidLength(_) | DecodeError::InvalidPadding => {
             "its length is no multiple of four; = fills it up".into()
         }
@@ -68,7 +71,7 @@ impl Entry {
         const FORM: &str = r#"expected an object such as {"key":"k","value":"v"}"#;
         let parsed = serde_json::from_str(line).map_err(|error| match error.classify() {
             Category::Eof => format!("the JSON ends too early; {FORM}"),
-            _ => format!("it is no JSON from column {} on; {FORM}", error.column()),
+            _ => format!("it cannot be read from column {} on ({error}); {FORM}", error.column()),
         })?;
         let Value::Object(fields) = parsed else { return Err(format!("it is no JSON object; {FORM}")) };
         let known = ["key", "key64", "value", "value64", "expires"];

@@ -26,6 +26,7 @@ mod reshard;
 mod stats;
 
 use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
 
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -35,6 +36,7 @@ use self::log::{Log, LogFlags};
 use self::serve::Serve;
 use self::settings::Settings;
 use crate::error::{Error, Result};
+use crate::key::UnixMillis;
 
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("RINGKEEP_COMMIT"), ")");
 
@@ -249,6 +251,15 @@ fn carry_out<T: Args + AsRef<LogFlags>>(
 fn failed(error: &Error, report: impl FnOnce(&Error)) -> ExitCode {
     report(error);
     ExitCode::from(error.kind().exit_status())
+}
+
+/// A Unix time, as the log writes it.
+fn moment(at: UnixMillis) -> String {
+    match SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(at.0)) {
+        // The year 9999 is the last that the format has.
+        Some(time) if at.0 < 253_402_300_800_000 => humantime::format_rfc3339_millis(time).to_string(),
+        _ => format!("{} ms after 1970", at.0),
+    }
 }
 
 /// A number of things: `1 file`, `2 files`, `2 entries`.

@@ -8,9 +8,11 @@ use bytesize::ByteSize;
 use clap::Args;
 use serde_json::Value;
 
+use super::moment;
 use super::remote::Server;
 use crate::client::{Client, Patience, Request};
 use crate::error::{Error, ErrorKind, Result};
+use crate::key::UnixMillis;
 
 /// A server that works answers within milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -107,26 +109,30 @@ fn table(stats: &Value) -> String {
     if !requests.is_empty() {
         let _ = writeln!(
             shown,
-            "\nslowest requests, in milliseconds (of one in 128, in the last ten to twenty minutes)"
+            "\nslowest of the requests that were measured in the last ten to twenty minutes, in milliseconds"
         );
-        let _ = writeln!(shown, "total      queue      group      sync       lookup     what");
+        let _ = writeln!(
+            shown,
+            "total      queue      group      sync       lookup     room       reply at                  what"
+        );
     }
     for request in requests {
         let millis = |name: &str| {
             let seconds = request[format!("{name}_seconds")].as_f64();
             seconds.map_or_else(|| "-".into(), |seconds| format!("{:.3}", seconds * 1e3))
         };
-        for part in ["total", "queue", "group", "sync", "lookup"] {
+        for part in ["total", "queue", "group", "sync", "lookup", "room"] {
             let _ = write!(shown, "{:<10} ", millis(part));
         }
         let _ = writeln!(
             shown,
-            "{} {}, shard {}, {} in, {} out",
+            "{:<25} {} {}, {} in, {} out{}",
+            moment(UnixMillis(request["unix_seconds"].as_f64().map_or(0, |at| (at * 1e3) as u64))),
             request["endpoint"].as_str().unwrap_or("-"),
             number(&request["status"]),
-            number(&request["shard"]),
             ByteSize(number(&request["bytes_in"])),
             ByteSize(number(&request["bytes_out"])),
+            request["shard"].as_u64().map_or(String::new(), |shard| format!(", shard {shard}")),
         );
     }
     shown
@@ -191,7 +197,7 @@ mod tests {
         }
         for row in [
             "1 5 2 1.0 KiB 1.0 MiB L0 2 4.0 KiB, L1 1 1 B",
-            "12.500 1.000 1.500 10.000 - set 200, shard 1, 2.0 KiB in, 3 B out",
+            "12.500 1.000 1.500 10.000 - - 1970-01-01T00:00:01.500Z set 200, 2.0 KiB in, 3 B out, shard 1",
         ] {
             assert!(lines.iter().any(|found| found == row), "{row} is not in\n{shown}");
         }

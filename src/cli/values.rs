@@ -98,7 +98,9 @@ pub(super) fn number<T: TryFrom<u64>>(
     move |text| {
         let number = text.parse().ok().filter(|number| bounds.contains(number));
         number.and_then(|number| T::try_from(number).ok()).ok_or_else(|| match *bounds.end() {
-            u64::MAX => format!("expected a whole number, {} or more", bounds.start()),
+            u64::MAX => {
+                format!("expected a whole number of at least {}, and of 64 bits at most", bounds.start())
+            }
             most => format!("expected a whole number from {} to {most}", bounds.start()),
         })
     }
@@ -186,7 +188,10 @@ mod tests {
         for text in ["", "x", "-1", "0", "65", "1.5"] {
             assert_eq!(number::<u16>(1..=64)(text).unwrap_err(), "expected a whole number from 1 to 64");
         }
-        assert_eq!(number::<u64>(1..=u64::MAX)("0").unwrap_err(), "expected a whole number, 1 or more");
+        assert_eq!(
+            number::<u64>(1..=u64::MAX)("0").unwrap_err(),
+            "expected a whole number of at least 1, and of 64 bits at most"
+        );
         assert_eq!(number::<u16>(1..=64)("64"), Ok(64));
         assert_eq!(time("1day").unwrap(), Duration::from_secs(86_400));
         assert_eq!(time("25h").unwrap_err(), "expected 1s to 1day");

@@ -287,7 +287,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
     #[inline]
     fn begins(&mut self, wire: Wire) -> Wire {
         if wire.followed {
-            self.followed.complete(self.handler);
+            self.followed.arrive(self.handler);
         }
         Wire { keep_alive: wire.keep_alive && !self.peers.is_draining(), ..wire }
     }
@@ -408,7 +408,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             return Ok(Then::GoOn);
         };
         let answer = match answer {
-            // It was not lent, so that its end is noted. The replies to the requests behind it need not wait for it.
+            // The replies to the requests behind it need not wait for it.
             Answer::Known(Ok(outcome)) if wire.followed && turn.pending.is_empty() => {
                 Box::pin(self.put_outcome(outcome, wire)).await?;
                 turn.now = None;
@@ -455,10 +455,6 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             // What is left of the body could be taken for a request (H1).
             Err(refusal) => return self.refuse(&refusal, Wire { keep_alive: false, ..wire }, turn).await,
         };
-        if wire.followed {
-            // What a slow client takes for its body is no time of the request.
-            self.followed.complete(self.handler);
-        }
         self.followed.add_chunks(wire, &head, body.bytes(&self.input).len());
         let then = if LONG_BODY_BYTES < body.bytes(&self.input).len() && route.control().is_none() {
             self.begin_long(&route, wire, &head, body, turn).await?
@@ -653,11 +649,18 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         } else if self.peer.phase() != self.reading {
             self.enter(self.reading);
         }
+        // What a client takes for its body is no time of the request.
+        let is_timed = !idle && self.reading == Phase::ReadingBody && !self.followed.is_empty();
+        let begin = is_timed.then(|| self.handler.clock());
         let (result, buffer) = self.peer.stream.read(self.input.lend_for_read(wanted)).await;
         self.input.give_back(buffer);
+        if let Some(begin) = begin {
+            self.followed.leave_out(self.handler.clock().saturating_duration_since(begin));
+        }
         match result {
             Ok(0) if !idle && self.peer.is_late() => {
-                self.put(Response::refusal(&LATE), Wire::UNKNOWN).await?;
+                let followed = !self.followed.is_empty();
+                self.put(Response::refusal(&LATE), Wire { followed, ..Wire::UNKNOWN }).await?;
                 self.flush().await?;
                 self.input = Input::new();
                 self.give_back();

@@ -6,9 +6,10 @@
 //! request, only its method, its path and its key are kept.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use super::head::{Framing, Head, Method};
-use super::peers::{Choice, Peer, Peers};
+use super::peers::{Choice, Peer, Peers, TIMED};
 use super::probe::{Measured, Probe, Split};
 use super::response::{Status, Wire};
 use super::stream::Stream;
@@ -24,7 +25,8 @@ struct Entry {
     /// Whether its reply has a `Server-Timing` field.
     is_shown: bool,
     bytes: usize,
-    /// Since when it is complete.
+    /// When its head had arrived, later by the time that its client took for its body.
+    arrived: Option<Instant>,
     probe: Option<Probe>,
 }
 
@@ -55,14 +57,20 @@ impl Followed {
             Err(_) => Line { method: "", path: String::new(), key: None },
         });
         let bytes = head.as_ref().map_or(0, length);
-        self.entries.push_back(Entry { line, is_shown: false, bytes, probe: None });
+        self.entries.push_back(Entry { line, is_shown: false, bytes, arrived: None, probe: None });
     }
 
     /// The reply to a request has a `Server-Timing` field. The request is new, or was added last.
     #[cold]
     pub(super) fn show(&mut self, is_new: bool, head: &Head) {
         if is_new {
-            self.entries.push_back(Entry { line: None, is_shown: true, bytes: length(head), probe: None });
+            self.entries.push_back(Entry {
+                line: None,
+                is_shown: true,
+                bytes: length(head),
+                arrived: None,
+                probe: None,
+            });
         } else if let Some(entry) = self.entries.back_mut() {
             entry.is_shown = true;
         }
@@ -75,11 +83,23 @@ impl Followed {
         }
     }
 
-    /// The request that was added last has arrived, as far as it is known.
+    /// Whether no request is followed.
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The head of the request that was added last has arrived.
     #[cold]
-    pub(super) fn complete(&mut self, handler: &impl Handler) {
+    pub(super) fn arrive(&mut self, handler: &impl Handler) {
         if let Some(entry) = self.entries.back_mut() {
-            entry.probe = Some(Probe::new(handler.clock()));
+            entry.arrived = Some(handler.clock());
+        }
+    }
+
+    /// Leaves a time out of what the request that was added last takes.
+    pub(super) fn leave_out(&mut self, time: Duration) {
+        if let Some(arrived) = self.entries.back_mut().and_then(|entry| entry.arrived.as_mut()) {
+            *arrived += time;
         }
     }
 
@@ -101,8 +121,9 @@ impl Followed {
 
     #[cold]
     fn begin_next(&mut self) -> Option<Probe> {
-        let entry = self.entries.get(self.begun)?;
+        let entry = self.entries.get_mut(self.begun)?;
         self.begun += 1;
+        entry.probe = entry.arrived.map(Probe::new);
         entry.probe.clone()
     }
 
@@ -133,14 +154,17 @@ impl Followed {
         if self.entries.is_empty() {
             self.entries = VecDeque::new(); // an idle connection holds no memory for them
         }
-        let split = entry.probe.map(|probe| probe.split(handler.clock()));
+        let now = handler.clock();
+        let split = match (entry.probe, entry.arrived) {
+            (Some(probe), _) => Some(probe.split(now)),
+            (None, arrived) => arrived.map(|arrived| Probe::new(arrived).split(now)),
+        };
         let bytes_out = if wire.head_only { 0 } else { bytes };
         if let Some(line) = entry.line {
             line.log(&peer.stream, (wire, status), (entry.bytes, bytes_out), split);
         }
         let split = split?;
-        let is_operation = split.shard.is_some();
-        if is_operation {
+        if TIMED.contains(&wire.endpoint) {
             let what = (wire.endpoint.name(), status);
             peers.measured(Measured::new(what, (entry.bytes, bytes_out), handler.now(), split));
         }

@@ -37,6 +37,7 @@ pub mod query;
 pub mod range;
 pub mod response;
 pub mod route;
+mod sampler;
 pub mod stream;
 mod timing;
 

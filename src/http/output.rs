@@ -73,7 +73,8 @@ impl Output {
     }
 
     /// Takes an outcome that is offered with a borrowed value. If it is the `next` to be written, it goes to the output;
-    /// otherwise a copy is put into `kept`. `false` if the value is too long for that, or the request is followed.
+    /// otherwise a copy is put into `kept`. `false` if the value is too long for that. A request that is followed gets a
+    /// copy, since the end of its operation has not been noted yet.
     pub(super) fn offer<S: Stream>(
         &mut self,
         outcome: Outcome<&[u8]>,
@@ -84,10 +85,10 @@ impl Output {
         let bytes = outcome.value_bytes();
         let is_small = bytes <= SMALL_BYTES
             || (next && bytes <= COPY_BYTES_MAX && self.has_extra(&peers.memory.buffers));
-        if wire.followed || !is_small {
+        if !is_small {
             return false;
         }
-        if next {
+        if next && !wire.followed {
             self.begin(peers);
             self.expect_after(&outcome);
             peers.count(wire, wire.status_of(&outcome));

@@ -80,7 +80,8 @@ impl PartQuery {
     }
 }
 
-const UNKNOWN: &str = "the path takes the query parameters `backup`, `shard`, `file`, `offset` and `bytes`";
+const UNKNOWN: &str =
+    "the path takes the query parameters `backup`, `shard`, `file`, `offset`, `bytes` and `timing`";
 const MISSING: &str = "the query parameters `backup`, `shard`, `file`, `offset` and `bytes` are all needed";
 const NO_NUMBER: &str = "a query parameter is not a decimal number";
 const OUT_OF_RANGE: &str = "a query parameter is out of range: `offset` and `bytes` are multiples of 4096, and `bytes` is 1 MiB at most";

@@ -18,6 +18,7 @@ use super::authority::LastAddress;
 use super::label::Label;
 use super::probe::{Measured, Slowest};
 use super::response::{Heads, Response, Status, Wire};
+use super::sampler::Sampler;
 use super::stream::Stream;
 use crate::config::AccessLog;
 use crate::key::{KeyHash, UnixMillis};
@@ -76,10 +77,10 @@ pub struct Rules {
 
 /// The endpoints whose requests are timed.
 pub(super) const TIMED: [Label; 3] = [Label::GET, Label::SET, Label::DELETE];
-/// One turn in so many is timed.
+/// On average, one turn in so many is timed.
 const TIMED_EVERY: u32 = 8;
 
-/// One request in so many is measured.
+/// On average, one request in so many is measured.
 const MEASURED_EVERY: u32 = 128;
 
 /// Why a request is followed to its reply.
@@ -104,7 +105,8 @@ pub struct Sample {
     pub open: u64,
     /// Connections that were refused, or ended because of their clients, by reason.
     pub ended: Vec<(&'static str, u64)>,
-    /// The slowest of the requests that were measured, one in 128, in the last ten to twenty minutes.
+    /// The slowest of the requests that were measured in the last ten to twenty minutes: one in 128, those that asked for it,
+    /// and those that were logged.
     pub slowest: Vec<Measured>,
 }
 
@@ -131,13 +133,13 @@ pub struct Peers<S> {
     replies: [[Count; Status::ALL.len()]; Label::NAMES.len()],
     accepted: Count,
     durations: [RefCell<Histogram>; TIMED.len()],
-    turns: Cell<u32>,
+    /// Chooses the turns that are timed, and the requests that are measured.
+    timed_turns: Sampler,
+    measured_requests: Sampler,
+    slowest: RefCell<Slowest>,
     /// One request of so many is logged; 0 if none is. And how many are left until the next one.
     logs_one_in: Cell<u32>,
     until_logged: Cell<u32>,
-    /// The same for requests that are measured.
-    until_measured: Cell<u32>,
-    slowest: RefCell<Slowest>,
     said_at: Cell<Instant>,
     /// Output buffers that no connection uses at the moment: idle connections hold none.
     spare_outputs: RefCell<Vec<Vec<u8>>>,
@@ -212,14 +214,6 @@ impl<S: Stream> Peer<S> {
     }
 }
 
-/// Counts one down. `true` once in `one_in` calls.
-#[inline]
-fn counts_down(left: &Cell<u32>, one_in: u32) -> bool {
-    let now = left.get().saturating_sub(1);
-    left.set(if now == 0 { one_in } else { now });
-    now == 0
-}
-
 impl<S: Stream> Peers<S> {
     /// No connections yet. Requests and replies take from `memory`.
     pub fn new(rules: Rules, times: Times, memory: Memory, now: Instant, date: &str) -> Self {
@@ -238,11 +232,11 @@ impl<S: Stream> Peers<S> {
             replies: Default::default(),
             accepted: Count::default(),
             durations: Default::default(),
-            turns: Cell::new(0),
+            timed_turns: Sampler::new(TIMED_EVERY),
+            measured_requests: Sampler::new(MEASURED_EVERY),
+            slowest: RefCell::default(),
             logs_one_in: Cell::new(0),
             until_logged: Cell::new(0),
-            until_measured: Cell::new(MEASURED_EVERY),
-            slowest: RefCell::default(),
             said_at: Cell::new(now),
             spare_outputs: RefCell::new(Vec::new()),
             none_idle_at: Cell::new(None),
@@ -296,10 +290,17 @@ impl<S: Stream> Peers<S> {
     #[inline]
     pub(super) fn chooses(&self) -> Option<Choice> {
         let one_in = self.logs_one_in.get();
-        if one_in != 0 && counts_down(&self.until_logged, one_in) {
+        if one_in != 0 && self.counts_down(one_in) {
             return Some(Choice::Log);
         }
-        counts_down(&self.until_measured, MEASURED_EVERY).then_some(Choice::Measure)
+        self.measured_requests.chooses().then_some(Choice::Measure)
+    }
+
+    #[cold]
+    fn counts_down(&self, one_in: u32) -> bool {
+        let left = self.until_logged.get() - 1;
+        self.until_logged.set(if left == 0 { one_in } else { left });
+        left == 0
     }
 
     pub(super) fn heads(&self) -> Rc<Heads> {
@@ -446,9 +447,7 @@ impl<S: Stream> Peers<S> {
     /// Whether the turn that begins is timed.
     #[inline]
     pub(super) fn times_this_turn(&self) -> bool {
-        let turns = self.turns.get();
-        self.turns.set(turns.wrapping_add(1));
-        turns.is_multiple_of(TIMED_EVERY)
+        self.timed_turns.chooses()
     }
 
     /// Takes note of a turn that took so long, with so many requests of each timed endpoint.

@@ -1,17 +1,18 @@
 //! Where the time of a request goes: measured for one request in many, and for those that ask for it. Pure.
 //!
 //! ```text
-//!   complete ──queue──► begun ──lookup──────────────────────────► done ──► reply        (reads)
-//!                         └────group──► its group is taken ──sync──► done ──► reply     (writes)
+//!   arrived ──queue──► begun ──lookup──────────────────────────► done ──► reply        (reads)
+//!                        ├────group──► its group is taken ──sync──► done ──► reply     (writes)
+//!                        └────room─────────────────────────────────► done ──► reply     (writes that are refused)
 //! ```
 //!
-//! The connection makes a [`Probe`] when a request is complete, and sends it along with the operation. The thread that has the
+//! The connection makes a [`Probe`] when a request begins, and sends it along with the operation. The thread that has the
 //! key notes two moments in it; the connection reads them when it puts the reply together. The idea of a `Server-Timing`
 //! field is from the W3C's Server Timing.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::response::Status;
@@ -21,24 +22,36 @@ use crate::key::{ShardId, UnixMillis};
 #[derive(Debug, Clone)]
 pub struct Probe(Arc<Moments>);
 
-/// In nanoseconds since `complete`; 0 if the moment has not come. The messages between threads order what they write here, so
+/// In nanoseconds since `arrived`; 0 if the moment has not come. The messages between threads order what they write here, so
 /// the atomics need no ordering of their own.
 #[derive(Debug)]
 struct Moments {
-    complete: Instant,
+    arrived: Instant,
     begun: AtomicU64,
     taken: AtomicU64,
     done: AtomicU64,
     shard: AtomicU32,
+    end: AtomicU8,
 }
 
 const NO_SHARD: u32 = u32::MAX;
 
+/// How an operation has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It wrote nothing, and was not meant to.
+    Read,
+    /// Its commit group was taken at this moment.
+    Written(Instant),
+    /// It was a write, and was refused.
+    Refused,
+}
+
 impl Probe {
-    /// For a request that is complete at this moment.
-    pub(super) fn new(complete: Instant) -> Self {
-        let (begun, taken, done) = Default::default();
-        Self(Arc::new(Moments { complete, begun, taken, done, shard: AtomicU32::new(NO_SHARD) }))
+    /// For a request that has arrived at this moment.
+    pub(super) fn new(arrived: Instant) -> Self {
+        let (begun, taken, done, end) = Default::default();
+        Self(Arc::new(Moments { arrived, begun, taken, done, shard: AtomicU32::new(NO_SHARD), end }))
     }
 
     /// The operation begins in this shard.
@@ -47,17 +60,22 @@ impl Probe {
         self.note(&self.0.begun, now);
     }
 
-    /// The operation is done. `taken` is the moment at which the last commit group of the shard was taken, if the operation
-    /// may have been a write. If it lies before the beginning, the operation wrote nothing.
-    pub fn end(&self, taken: Option<Instant>, now: Instant) {
-        if let Some(taken) = taken {
-            self.note(&self.0.taken, taken);
-        }
+    /// The operation is done.
+    pub fn end(&self, end: End, now: Instant) {
+        let number = match end {
+            End::Read => READ,
+            End::Written(taken) => {
+                self.note(&self.0.taken, taken);
+                WRITTEN
+            }
+            End::Refused => REFUSED,
+        };
+        self.0.end.store(number, Ordering::Relaxed);
         self.note(&self.0.done, now);
     }
 
     fn note(&self, moment: &AtomicU64, now: Instant) {
-        let since = now.saturating_duration_since(self.0.complete).as_nanos();
+        let since = now.saturating_duration_since(self.0.arrived).as_nanos();
         moment.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
@@ -65,18 +83,25 @@ impl Probe {
     pub(super) fn split(&self, now: Instant) -> Split {
         let [begun, taken, done] = [&self.0.begun, &self.0.taken, &self.0.done]
             .map(|moment| Duration::from_nanos(moment.load(Ordering::Relaxed)));
-        let total = now.saturating_duration_since(self.0.complete);
+        let total = now.saturating_duration_since(self.0.arrived);
         let shard = u16::try_from(self.0.shard.load(Ordering::Relaxed)).ok().map(ShardId);
-        let stages = match shard {
-            None => Stages::Unknown,
-            Some(_) if begun < taken && taken <= done => {
-                Stages::Write { queue: begun, group: taken - begun, sync: done - taken }
-            }
-            Some(_) => Stages::Read { queue: begun, lookup: done.saturating_sub(begun) },
+        let stages = match (shard, self.0.end.load(Ordering::Relaxed)) {
+            (None, _) => Stages::Unknown,
+            (Some(_), WRITTEN) => Stages::Write {
+                queue: begun,
+                group: taken.saturating_sub(begun),
+                sync: done.saturating_sub(taken.max(begun)),
+            },
+            (Some(_), REFUSED) => Stages::Refused { queue: begun, room: done.saturating_sub(begun) },
+            (Some(_), _) => Stages::Read { queue: begun, lookup: done.saturating_sub(begun) },
         };
         Split { shard, stages, total }
     }
 }
+
+const READ: u8 = 0;
+const WRITTEN: u8 = 1;
+const REFUSED: u8 = 2;
 
 /// Where the time of a request has gone. What the parts leave of `total` is the way back from another thread, and the wait
 /// for the replies to earlier requests of the connection.
@@ -86,7 +111,8 @@ pub struct Split {
     pub shard: Option<ShardId>,
     /// What is known of the parts.
     pub stages: Stages,
-    /// From the last byte of the request to its reply.
+    /// From the moment at which the connection has read the request to its reply. The time that the client took for the
+    /// body is left out.
     pub total: Duration,
 }
 
@@ -95,9 +121,10 @@ pub struct Split {
 pub enum Stages {
     /// The request was no operation, or never reached a shard.
     Unknown,
-    /// The operation wrote nothing.
+    /// The operation was a read.
     Read {
-        /// Until the thread of the shard began the operation.
+        /// Until the thread of the shard began the operation. The request may have waited for earlier requests of its
+        /// connection, for memory, and for that thread.
         queue: Duration,
         /// Until the outcome was known.
         lookup: Duration,
@@ -112,6 +139,13 @@ pub enum Stages {
         /// either part.
         sync: Duration,
     },
+    /// The operation was a write, and was refused.
+    Refused {
+        /// As for a read.
+        queue: Duration,
+        /// Until it was refused: a write may wait for room first.
+        room: Duration,
+    },
 }
 
 impl Split {
@@ -120,6 +154,7 @@ impl Split {
         let parts = match self.stages {
             Stages::Unknown => [None; 3],
             Stages::Read { queue, lookup } => [Some(("queue", queue)), Some(("lookup", lookup)), None],
+            Stages::Refused { queue, room } => [Some(("queue", queue)), Some(("room", room)), None],
             Stages::Write { queue, group, sync } => {
                 [("queue", queue), ("group", group), ("sync", sync)].map(Some)
             }
@@ -228,19 +263,24 @@ mod tests {
         let probe = Probe::new(start);
         assert_eq!(probe.split(at(3)).field(), "total;dur=3.000");
         probe.begin(ShardId(4), at(5));
-        probe.end(None, at(7));
+        probe.end(End::Read, at(7));
         let split = probe.split(at(10));
         assert_eq!((split.shard, split.total), (Some(ShardId(4)), MILLI * 10));
         assert_eq!(split.field(), "queue;dur=5.000, lookup;dur=2.000, total;dur=10.000");
 
-        // A write that was refused has written nothing: the last group was taken before it began.
-        probe.end(Some(at(5)), at(7));
-        assert_eq!(probe.split(at(10)).stages, split.stages);
+        probe.end(End::Refused, at(7));
+        assert_eq!(probe.split(at(10)).field(), "queue;dur=5.000, room;dur=2.000, total;dur=10.000");
 
-        probe.end(Some(at(6)), at(9));
+        probe.end(End::Written(at(6)), at(9));
         assert_eq!(
             probe.split(at(10)).field(),
             "queue;dur=5.000, group;dur=1.000, sync;dur=3.000, total;dur=10.000"
+        );
+        // A group that was taken before the write began cannot be its own.
+        probe.end(End::Written(at(4)), at(9));
+        assert_eq!(
+            probe.split(at(10)).field(),
+            "queue;dur=5.000, group;dur=0.000, sync;dur=4.000, total;dur=10.000"
         );
     }
 

@@ -212,8 +212,8 @@ impl Timing {
 }
 
 impl Route {
-    /// Checks everything except the body. Returns also whether the reply says where the time went. `request` holds the bytes of the request, `head` is its head, and `grant` is what
-    /// its client may do.
+    /// Checks everything except the body. Returns also whether the reply says where the time went. `request` holds the bytes
+    /// of the request, `head` is its head, and `grant` is what its client may do.
     ///
     /// # Errors
     /// 401, 403, 404, 405, 400 or 414, with a sentence.

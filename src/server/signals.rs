@@ -1,8 +1,9 @@
 //! The signals that a server listens to.
 //!
-//! SIGTERM and SIGINT ask for a stop, and during a stop for its immediate end. SIGHUP asks to read the settings again. SIGUSR1 and SIGUSR2, which would end
-//! the process without a word, are ignored: a tool that rotates logs must not cost memtables that were not flushed. SIGXFSZ
-//! is held, so that a write beyond the limit on file sizes fails like any other write.
+//! SIGTERM and SIGINT ask for a stop, and during a stop for its immediate end. SIGHUP asks to read the settings again.
+//! SIGUSR1 and SIGUSR2, which would end the process without a word, are ignored: a tool that rotates logs must not cost
+//! memtables that were not flushed. SIGXFSZ is held, so that a write beyond the limit on file sizes fails like any other
+//! write.
 
 use std::time::{Duration, Instant};
 

@@ -25,7 +25,8 @@ use super::router::{Router, ThreadId};
 use super::stats;
 use crate::db::{SMALL_VALUE_BYTES, Started, Ticket, WaitPosition};
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::{Control, Controlled, Handler, LaterResponse, PIPELINE_MAX, Probe, Reply, Response};
+use crate::http::probe::{End, Probe};
+use crate::http::{Control, Controlled, Handler, LaterResponse, PIPELINE_MAX, Reply, Response};
 use crate::key::{Key, SeqNo, ShardId, UnixMillis};
 use crate::op::{Op, Outcome, ToBytes};
 
@@ -207,35 +208,42 @@ impl<T: Status> Dispatcher<T> {
         if let Some(probe) = &probe {
             probe.begin(shard, Instant::now());
         }
-        let commits = (probe.is_some() && op.writes()).then(|| self.commits.clone());
+        let writes = op.writes();
         let reply = begin(self.engine(shard), &self.tasks, op, now, lend);
         match probe {
             None => reply,
-            Some(probe) => self.measure(reply, shard, commits, probe),
+            Some(probe) => self.measure(reply, shard, writes, probe),
         }
     }
 
-    /// Notes the end of an operation in its `probe`. The `commits` tell of a write when its group was taken.
+    /// Notes in a `probe` when and how an operation ends.
     #[cold]
-    fn measure(
-        &self,
-        reply: Reply<Pending>,
-        shard: ShardId,
-        commits: Option<Rc<Commits>>,
-        probe: Probe,
-    ) -> Reply<Pending> {
+    fn measure(&self, reply: Reply<Pending>, shard: ShardId, writes: bool, probe: Probe) -> Reply<Pending> {
+        let commits = self.commits.clone();
+        let end = move |is_ok: bool| {
+            let now = Instant::now();
+            let end = match (writes, is_ok) {
+                (false, _) => End::Read,
+                (true, true) => End::Written(commits.last_taken(shard).unwrap_or(now)),
+                (true, false) => End::Refused,
+            };
+            probe.end(end, now);
+        };
         let (pending, kind): (_, fn(Pending) -> Reply<Pending>) = match reply {
             Reply::Later(pending) => (pending, Reply::Later),
             Reply::Barrier(pending) => (pending, Reply::Barrier),
-            Reply::Lent | Reply::Known(_) => {
-                probe.end(None, Instant::now());
+            Reply::Lent => {
+                end(true);
                 return reply;
+            }
+            Reply::Known(result) => {
+                end(result.is_ok());
+                return Reply::Known(result);
             }
         };
         kind(Pending::Task(self.tasks.spawn(async move {
             let result = pending.await;
-            let taken = commits.and_then(|commits| commits.last_taken(shard));
-            probe.end(taken, Instant::now());
+            end(result.is_ok());
             result
         })))
     }

@@ -117,14 +117,14 @@ fn only_a_server_that_is_trusted_gets_a_request() {
     let blind = health(&[&places[0]]);
     assert!(blind.status.code() == Some(78) && shown(&blind).contains("trust"), "{}", shown(&blind));
     let plain = health(&[&places[0].replace("https", "http")]);
-    let meant = format!("if it speaks TLS, the URL is {}", places[0]);
+    let meant = format!("use {}", places[0]);
     assert!(plain.status.code() == Some(1) && shown(&plain).contains(&meant), "{}", shown(&plain));
     // A port that does not speak TLS.
     let (_plain_folder, data) = crate::common::folder();
     let server = Server::start(&data, SMALL);
     let url = format!("https://{}", server.address);
     let encrypted = health(&[&[url.as_str(), "--tls-ca", &authority], &identity[..]].concat());
-    let meant = format!("if it speaks plain HTTP, the URL is http://{}", server.address);
+    let meant = format!("if it speaks plain HTTP, use http://{}", server.address);
     assert!(
         encrypted.status.code() == Some(1) && shown(&encrypted).contains(&meant),
         "{}",

@@ -152,7 +152,10 @@ fn every_status_of_load_is_documented_and_what_is_wrong_with_a_line_is_said() {
     let mut load = Tried::new("load");
     for (line, words) in [
         (&b"{\"key\":\"k\""[..], "lines:1: the JSON ends too early"),
-        (b"key,value", "lines:1: it is no JSON from column 1 on; expected an object such as {"),
+        (
+            b"key,value",
+            "lines:1: it cannot be read from column 1 on (expected value at line 1 column 1); expected an object such as {",
+        ),
         (b"[1]", "lines:1: it is no JSON object; expected"),
         (
             b"{\"key\":\"k\",\"value64\":\"a-b=\"}",
@@ -201,16 +204,16 @@ fn a_value_that_is_none_says_what_is_expected() {
         (&["serve", "--memory", "lots"][..], "expected a size, as in 64MiB or 1.5GB"),
         (&["serve", "--cache-size", "5XB"], "expected a size, as in 64MiB or 1.5GB"),
         (&["serve", "--threads", "x"], "expected a whole number from 1 to 999"),
-        (&["serve", "--max-connections", "1.5"], "expected a whole number, 1 or more"),
+        (&["serve", "--max-connections", "1.5"], "expected a whole number of at least 1, and"),
         (&["serve", "--drain-timeout", "5"], "expected a duration, as in 100ms or 5m"),
         (&["backup", "b", "--rate", "fast"], "expected a size, as in 64MiB or 1.5GB"),
         (&["load", "--connections", "0"], "expected a whole number from 1 to 256"),
-        (&["dump", "d", "--rate", "0"], "expected a whole number, 1 or more"),
+        (&["dump", "d", "--rate", "0"], "expected a whole number of at least 1, and"),
         (&["reshard", "d", "--shards", "-"], "expected a whole number from 1 to 999"),
         (&["inspect", "d", "--shard", "x"], "expected a whole number from 0 to 998"),
         (&["bench", "read", "--duration", "10"], "expected a duration, as in 100ms or 5m"),
         (&["bench", "read", "--value-size", "x"], "expected one such as 100 or 64KiB"),
-        (&["bench", "read", "--seed", "x"], "expected a whole number, 0 or more"),
+        (&["bench", "read", "--seed", "x"], "expected a whole number of at least 0, and"),
     ] {
         let output = run(words);
         let said = text(&output);

@@ -1,17 +1,16 @@
 //! The answer for people: a line for each part, and what is wrong with a part below it.
 
 use std::fmt::{Display, Write};
-use std::time::{Duration, SystemTime};
 
 use bytesize::ByteSize;
 
 use super::{Part, ShardView, View};
-use crate::cli::counted;
 use crate::cli::escape::{escaped, shortened};
+use crate::cli::{counted, moment};
 use crate::error::{Error, ErrorKind};
 use crate::file_name::{FileName, shard_directory};
 use crate::inspect::{History, Place, Role, Shard, SstReport, SstSurvey, WalReport};
-use crate::key::{EntryKind, UnixMillis, ValueKind};
+use crate::key::{EntryKind, ValueKind};
 use crate::record::replay::End;
 use crate::sst::SstMeta;
 use crate::storage::Storage;
@@ -156,7 +155,7 @@ fn levels<S: Storage>(page: &mut Page, shard: &Shard<S>, ssts: &[SstReport]) {
             counted(metas.len() as u64, "file"),
             ByteSize(sum(|meta| meta.bytes)),
             counted(sum(|meta| meta.entries), "entry"),
-            counted(sum(|meta| meta.tombstones), "delete")
+            of_them(sum(|meta| meta.tombstones))
         ));
         for report in ssts.iter().filter(|report| report.place == Place::Level(level)) {
             sst(page, report);
@@ -189,7 +188,7 @@ fn describe(meta: &SstMeta) -> String {
         "{}, {}, {}, SeqNo {} to {}, keys {} to {}",
         ByteSize(meta.bytes),
         counted(meta.entries, "entry"),
-        counted(meta.tombstones, "delete"),
+        of_them(meta.tombstones),
         meta.first.0,
         meta.last.0,
         shortened(&meta.smallest),
@@ -202,12 +201,8 @@ fn describe(meta: &SstMeta) -> String {
     text
 }
 
-fn moment(at: UnixMillis) -> String {
-    match SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(at.0)) {
-        // The year 9999 is the last that the format has.
-        Some(time) if at.0 < 253_402_300_800_000 => humantime::format_rfc3339_millis(time).to_string(),
-        _ => format!("{} ms after 1970", at.0),
-    }
+fn of_them(tombstones: u64) -> String {
+    format!("{} of them", counted(tombstones, "delete"))
 }
 
 fn wal(page: &mut Page, report: &WalReport, with_groups: bool) {

@@ -2,6 +2,7 @@
 
 mod cases;
 mod session;
+mod timing;
 
 use std::pin::Pin;
 use std::task::{Context, Waker};
@@ -93,65 +94,6 @@ fn h3_replies_leave_in_the_order_of_their_requests() {
         }
         assert_eq!(found, expected, "seed {seed}");
     }
-}
-
-#[test]
-fn a_reply_says_where_the_time_went_if_its_request_asks_for_it() {
-    for seed in 0..100 {
-        let mut random = Random::new(seed);
-        let mut session = Session::new();
-        let (mut bytes, mut expected) = (String::new(), Vec::new());
-        for number in 1..=200 {
-            let is_timed = random.below(3) == 0;
-            let timing = if is_timed { "&timing=1" } else { "" };
-            let key = format!("k{number}{timing}");
-            let (request, mut reply) = match random.below(6) {
-                0 => (get(&key), "404 key not found".to_owned()),
-                1 => {
-                    session.store.remember(&format!("k{number}"), "value");
-                    (get(&key), "200 value".into())
-                }
-                2 => (set(&key, "v"), "200 OK".into()),
-                3 => (delete(&key), "404 key not found".into()),
-                4 => (set(&format!("{key}&value=w"), "v"), {
-                    "400 there are two values: the query parameter `value`, and a body".into()
-                }),
-                _ => {
-                    (format!("GET /livez?{} HTTP/1.1\r\nHost: x\r\n\r\n", timing.trim_start_matches('&')), {
-                        "200 OK".into()
-                    })
-                }
-            };
-            if is_timed {
-                let reached = !request.contains("value=w") && !request.contains("livez");
-                reply =
-                    format!("{reply}, timed {}", if reached { number.to_string() } else { String::new() });
-            }
-            bytes.push_str(&request);
-            expected.push(reply.trim_end().to_owned());
-        }
-        let (mut found, mut rest) = (Vec::new(), bytes.as_bytes());
-        while !rest.is_empty() || !session.store.under_way().is_empty() {
-            let under_way = session.store.under_way().len();
-            if under_way == 0 || (!rest.is_empty() && random.below(4) == 0) {
-                let (piece, later) = rest.split_at((1 + random.below(3_000) as usize).min(rest.len()));
-                found.extend(session.send(piece));
-                rest = later;
-            } else {
-                session.store.end(random.below(under_way as u64) as usize);
-                found.extend(replies(&session.go_on()));
-            }
-        }
-        assert_eq!(found, expected, "seed {seed}");
-        assert!(
-            !session.peers.sample(UnixMillis(1)).slowest.is_empty(),
-            "one in 128 is measured, asked for or not"
-        );
-    }
-    let mut session = Session::new();
-    let wrong = "400 `timing` takes the value 1, and no other";
-    assert_eq!(session.send(get("k&timing=2") + &get("k&timing=")), [wrong, wrong]);
-    assert_eq!(session.send(get("k&timing=1&timing=1")), ["400 a query parameter is given twice"]);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::io;
 use std::net::Shutdown;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -123,7 +123,7 @@ pub(super) struct Store {
     pub(super) is_full: Cell<bool>,
     /// Every call of the handler, in order, except those that ask for the time.
     calls: RefCell<Vec<String>>,
-    /// The time, as tests set it.
+    /// The time in milliseconds, as tests set it.
     pub(super) clock: Cell<u64>,
     /// Sends the lines of the stop to the client that has asked for it.
     pub(super) stop: RefCell<Option<UnboundedSender<String>>>,
@@ -152,7 +152,8 @@ impl Handler for Store {
     }
 
     fn clock(&self) -> Instant {
-        Instant::now()
+        static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+        *START + Duration::from_millis(self.clock.get())
     }
 
     fn prefetch(&self, keys: impl Iterator<Item = Key<()>>, sets: bool) {
@@ -178,7 +179,11 @@ impl Handler for Store {
             && let Some(value) = self.memory.borrow().get(key.bytes())
         {
             let found = Outcome::Value { value: value.as_slice(), seqno: SeqNo(1), expires: None };
-            return if lend(found) { Reply::Lent } else { Reply::Known(Ok(found.to_owned())) };
+            if lend(found) {
+                return Reply::Lent;
+            }
+            self.calls.borrow_mut().push("copy".into());
+            return Reply::Known(Ok(found.to_owned()));
         }
         let under_way = Rc::new(UnderWay { op: op.to_owned(), result: Cell::new(None) });
         self.under_way.borrow_mut().push(under_way.clone());
@@ -359,13 +364,12 @@ pub(super) fn replies(mut received: &[u8]) -> Vec<String> {
         let length = field("content-length").map_or(0, |length| text(length).parse().unwrap());
         let (body, rest) = received[head_bytes..].split_at(length);
         let connection = field("connection").map_or(String::new(), |value| format!(", {}", text(value)));
-        let timing = field("server-timing").map(|value| {
-            let seconds = text(value)
-                .split_once("queue;dur=")
-                .map(|(_, queue)| queue[..queue.find("000.").unwrap()].to_owned());
-            format!(", timed {}", seconds.unwrap_or_default())
+        let timing = field("server-timing").map_or(String::new(), |value| {
+            let value = text(value);
+            let queue = value.split(", ").find_map(|part| part.strip_prefix("queue;dur="));
+            let seconds = queue.map(|millis| format!(" {:.0}", millis.parse::<f64>().unwrap() / 1e3));
+            format!(", timed{}", seconds.unwrap_or_default())
         });
-        let timing = timing.unwrap_or_default();
         let reply = format!("{} {}{connection}{timing}", head.code.unwrap(), text(body));
         replies.push(reply.trim_end().to_owned());
         received = rest;
