@@ -2,7 +2,7 @@
 # Breaks the code that durability rests on, one place at a time, and runs the quick tests on each broken copy. A
 # mutation that no test notices is a survivor; there must be none.
 #
-#   usage: scripts/mutants.sh [--list] [WORD]       only the mutations whose name contains WORD; default: all
+#   usage: scripts/mutants.sh [--list] [REGEX]      only the mutations whose name matches; default: all
 #
 # Works on a copy of the sources in target/mutants, and takes about an hour on two cores. One mutation can be noticed
 # only with root, loop devices and xfsprogs (as in scripts/power.sh); without them it is left out. --list builds nothing;
@@ -14,7 +14,7 @@ cd "$(dirname "$0")/.."
 list=
 case ${1:-} in
     --list) list=yes; shift ;;
-    -*) echo "usage: scripts/mutants.sh [--list] [WORD]"; exit 2 ;;
+    -*) echo "usage: scripts/mutants.sh [--list] [REGEX]"; exit 2 ;;
 esac
 only=${1:-}
 count=0 survivors=0
@@ -58,7 +58,7 @@ suites() {
 # mutant NAME FILE OLD NEW [FIRST]: replaces the first OLD in FILE by NEW. FIRST is the suite that should notice.
 mutant() {
     local name=$1 file=$2 first=${5:-} begin=$SECONDS
-    [[ $name == *"$only"* ]] || return 0
+    [[ $name =~ $only ]] || return 0
     count=$((count + 1))
     if [ -n "$list" ]; then
         if OLD=$3 perl -0ne '$hits += index($_, $ENV{OLD}) >= 0; END { exit !$hits }' "$file"; then
