@@ -407,15 +407,8 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             }
             return Ok(Then::GoOn);
         };
-        let answer = match answer {
-            // The replies to the requests behind it need not wait for it.
-            Answer::Known(Ok(outcome)) if wire.followed && turn.pending.is_empty() => {
-                Box::pin(self.put_outcome(outcome, wire)).await?;
-                turn.now = None;
-                return Ok(Then::GoOn);
-            }
-            answer => answer,
-        };
+        // It was not lent although it is the next reply. The replies to the requests behind it need not wait for it.
+        let is_next = wire.followed && turn.pending.is_empty() && matches!(answer, Answer::Known(_));
         let held = match &answer {
             Answer::Known(Ok(outcome)) => Some(outcome.value_bytes()),
             Answer::Later(_) if route.only_reads() => None,
@@ -426,7 +419,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         if !route.only_reads() {
             turn.written.extend(route.key().map(|key| key.slot()));
         }
-        if barrier || full || PIPELINE_MAX <= turn.pending.len() {
+        if barrier || full || is_next || PIPELINE_MAX <= turn.pending.len() {
             Box::pin(self.settle(turn)).await?; // H3, H5
         }
         Ok(Then::GoOn)

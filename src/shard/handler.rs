@@ -450,6 +450,7 @@ pub fn wall_clock() -> UnixMillis {
 }
 
 /// Begins an operation on an engine of this thread.
+#[inline]
 fn begin<B: ToBytes>(
     db: &Engine,
     tasks: &Tasks,
