@@ -114,8 +114,8 @@ enum Command {
     Dump(dump::Dump),
     /// Set the keys of a file, or the strings of a Redis server, in a running server
     ///
-    /// Lines are those that `ringkeep dump` writes. Keys that are there already are overwritten, and entries that have expired
-    /// are left out. A server that is overloaded is asked again for a minute. With --resume, a load that was interrupted goes on.
+    /// Lines are those that `ringkeep dump` writes. A key that is there already is overwritten, or deleted if its entry has
+    /// expired. A server that is overloaded is asked again for a minute. With --resume, a load that was interrupted goes on.
     ///
     /// --from-redis takes the strings of Redis, Valkey and servers like them, with their time to live, and lists the keys of
     /// other types. It reads by SCAN: keys that change meanwhile are taken as they were before or after.

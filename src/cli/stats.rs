@@ -113,17 +113,19 @@ fn table(stats: &Value) -> String {
         );
         let _ = writeln!(
             shown,
-            "total      queue      group      sync       lookup     room       reply at                  what"
+            "total      queue      group      sync       lookup     room       rest       reply at                  what"
         );
     }
     for request in requests {
-        let millis = |name: &str| {
-            let seconds = request[format!("{name}_seconds")].as_f64();
-            seconds.map_or_else(|| "-".into(), |seconds| format!("{:.3}", seconds * 1e3))
-        };
+        let seconds = |name: &str| request[format!("{name}_seconds")].as_f64();
+        let millis =
+            |name| seconds(name).map_or_else(|| "-".into(), |seconds| format!("{:.3}", seconds * 1e3));
         for part in ["total", "queue", "group", "sync", "lookup", "room"] {
             let _ = write!(shown, "{:<10} ", millis(part));
         }
+        let parts = ["queue", "group", "sync", "lookup", "room"].map(seconds);
+        let rest = seconds("total").unwrap_or_default() - parts.iter().flatten().sum::<f64>();
+        let _ = write!(shown, "{:<10} ", format!("{:.3}", rest.max(0.0) * 1e3));
         let _ = writeln!(
             shown,
             "{:<25} {} {}, {} in, {} out{}",
@@ -181,7 +183,7 @@ mod tests {
             }],
             "slowest_requests": [{
                 "endpoint": "set", "status": 200, "shard": 1, "bytes_in": 2048, "bytes_out": 3, "unix_seconds": 1.5,
-                "total_seconds": 0.0125, "queue_seconds": 0.001, "group_seconds": 0.0015, "sync_seconds": 0.01,
+                "total_seconds": 0.013, "queue_seconds": 0.001, "group_seconds": 0.0015, "sync_seconds": 0.01,
             }],
         });
         let shown = table(&stats);
@@ -197,7 +199,7 @@ mod tests {
         }
         for row in [
             "1 5 2 1.0 KiB 1.0 MiB L0 2 4.0 KiB, L1 1 1 B",
-            "12.500 1.000 1.500 10.000 - - 1970-01-01T00:00:01.500Z set 200, 2.0 KiB in, 3 B out, shard 1",
+            "13.000 1.000 1.500 10.000 - - 0.500 1970-01-01T00:00:01.500Z set 200, 2.0 KiB in, 3 B out, shard 1",
         ] {
             assert!(lines.iter().any(|found| found == row), "{row} is not in\n{shown}");
         }

@@ -201,8 +201,8 @@ impl Measured {
     }
 }
 
-/// Requests that are kept of each span.
-const SLOWEST_MAX: usize = 8;
+/// Requests that a thread keeps of each span.
+pub const SLOWEST_MAX: usize = 8;
 const SPAN_MILLIS: u64 = 10 * 60 * 1000;
 
 /// The slowest of the measured requests of this span and the one before. So what is slow only at the start, or at night, does

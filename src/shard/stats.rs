@@ -7,12 +7,13 @@ use serde_json::{Map, Value, json};
 use super::metrics::{Page, SILENT, Scraper};
 use crate::db::Sample;
 use crate::http::Response;
+use crate::http::probe::SLOWEST_MAX;
 use crate::key::UnixMillis;
 use crate::manifest::LEVELS;
 use crate::tally::{BOUNDS_MICROS, Histogram};
 
-/// Requests that the page names at most.
-const SLOWEST_SHOWN_MAX: usize = 16;
+/// Requests that the page names. Each thread keeps so many, so they are the slowest of all threads.
+const SLOWEST_SHOWN_MAX: usize = SLOWEST_MAX;
 
 /// The page. Cancel safety: safe.
 pub(super) async fn page(scraper: Scraper, now: UnixMillis) -> Response {
