@@ -235,7 +235,7 @@ impl Start<Serve> {
             ErrorKind::Corruption => {
                 let advice = format!(
                     "nothing was changed; `ringkeep check {shown}` lists every case of damage, and `ringkeep repair \
-                     {shown}` gives up what is lost of sorted files"
+                     {shown}` gives up what is lost of sorted files. If another file is damaged, restore a backup"
                 );
                 Error::new(ErrorKind::Corruption, format!("{error}; {advice}"))
             }

@@ -93,6 +93,8 @@ impl<T: Status + 'static> Connections<T> {
                     self.clone().place(socket);
                 }
                 Err(_) if Phase::Draining <= *phase.borrow() => return,
+                // The process ends at once: all operations of the ring are cancelled.
+                Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => return,
                 Err(error) => {
                     if self.failed_at.replace(Some(Instant::now())).is_none() {
                         tracing::warn!(%error, "cannot accept some connections; it is tried again ten times a second");

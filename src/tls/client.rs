@@ -107,7 +107,10 @@ impl ServerCertVerifier for Verifier {
         }
         let verified = self.authorities.verify_server_cert(certificate, intermediates, name, ocsp, now);
         verified.map_err(|error| match error {
-            rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => rustls::Error::General(
+            // The second is, among others, a certificate that has signed itself, and is not in the file.
+            rustls::Error::InvalidCertificate(
+                CertificateError::UnknownIssuer | CertificateError::Other(_),
+            ) => rustls::Error::General(
                 "no certificate in the file of trusted ones has signed that of the server, or equals it"
                     .into(),
             ),
