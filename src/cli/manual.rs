@@ -11,7 +11,7 @@ use clap_mangen::roff::{Roff, bold, roman};
 use super::{Cli, VERSION};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Exit statuses and what they mean. The commands of a store add details.
+/// Exit statuses of the server and what they mean.
 const STATUSES: &[(&str, &str)] = &[
     ("0", "A clean end."),
     ("1", "Another failure."),
@@ -110,21 +110,25 @@ fn write_pages(command: &Command, dir: &Path) -> Result<()> {
 fn page(command: &Command) -> Vec<u8> {
     let name = command.get_display_name().unwrap_or(command.get_name()).to_owned();
     let man = Man::new(command.clone())
-        .title(name)
+        .title(name.clone())
         .source(format!("ringkeep {}", env!("CARGO_PKG_VERSION")))
         .manual("ringkeep");
     let mut out = Vec::new();
-    let rendered = man.render(&mut out).and_then(|()| ending().to_writer(&mut out));
+    let rendered = man.render(&mut out).and_then(|()| ending(&name).to_writer(&mut out));
     rendered.expect("a vector takes everything");
     out
 }
 
 /// The sections that all pages have.
-fn ending() -> Roff {
+fn ending(name: &str) -> Roff {
     let mut roff = Roff::new();
     roff.control("SH", ["EXIT STATUS"]);
-    for (status, meaning) in STATUSES {
-        roff.control("TP", []).text([bold(*status)]).text([roman(*meaning)]);
+    if ["ringkeep", "ringkeep-serve"].contains(&name) {
+        for (status, meaning) in STATUSES {
+            roff.control("TP", []).text([bold(*status)]).text([roman(*meaning)]);
+        }
+    } else {
+        roff.text([roman("0 after success, 2 for wrong usage. The description tells what others mean.")]);
     }
     roff.control("SH", ["ENVIRONMENT"]);
     roff.control("TP", []).text([bold("RINGKEEP_…")]);

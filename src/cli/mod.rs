@@ -53,6 +53,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve requests (the default if no command is given)
+    ///
+    /// What each exit status means is in the manual page: ringkeep man serve
     Serve(Box<Serve>),
     /// Show, check or write the settings of the server
     #[command(subcommand)]
@@ -144,12 +146,17 @@ enum Command {
     ///
     /// Keys and live bytes are estimates: older versions of a key count until they are merged away. The server needs a token
     /// of the role read, if it has tokens. Example: ringkeep stats --url unix:/run/ringkeep/socket
+    ///
+    /// Exit status 0: done. 77: the server wants a token, or another one. 78: an address, a certificate or a token file cannot be
+    /// used. 1: the server cannot be reached, or does not answer.
     Stats(stats::Stats),
     /// Have a running server give back the space of what was deleted or overwritten, or has expired
     ///
     /// The server does so by itself over time. This command has it merge everything that was written before into one level, and
     /// waits for the end. Reads and writes go on meanwhile; the disk needs room for a few more files. The server needs a token
     /// of the role admin, if it has tokens.
+    ///
+    /// Exit status: as of stats; 1 also if the server could not end the work.
     Compact(stats::Compact),
     /// Show what a store consists of, also if it does not start; change nothing
     ///
