@@ -33,8 +33,8 @@ build() {
 # Everything that is generated: man pages, completions, Debian's changelog.
 generate() {
     step "generate: man pages, completions, archives"
-    rm -rf "${out:?}/man" "$out/completions" "${out:?}/$name" "$out/root"
-    mkdir -p "$out/man" "$out/completions" "$out/$name" "$out/root/data"
+    rm -rf "${out:?}/man" "$out/completions" "${out:?}/$name" "$out/image"
+    mkdir -p "$out/man" "$out/completions" "$out/$name" "$out/image/data"
     strip -o "$out/ringkeep" "target/$target/release/ringkeep"
     readelf -h "$out/ringkeep" | grep -q DYN || fail "the binary is not position-independent"
     if readelf -d "$out/ringkeep" | grep -q NEEDED; then fail "the binary is not static"; fi
@@ -50,9 +50,9 @@ generate() {
         "$(sed -n 's/^maintainer = "\(.*\)"/\1/p' Cargo.toml)" "$(date -uR -d "@$epoch")" >"$out/changelog"
     cp -r "$out/ringkeep" "$out/man" "$out/completions" README.md CHANGELOG.md LICENSE-* docs deploy "$out/$name"
     archive 0 0 -C "$out" "$name" | gzip -n >"$out/$name.tar.gz"
-    cp "$out/ringkeep" "$out/root"
-    archive 0 0 -C "$out/root" ringkeep >"$out/rootfs.tar"
-    archive 65532 65532 -C "$out/root" data >"$out/data.tar"
+    cp "$out/ringkeep" "$out/image"
+    archive 0 0 -C "$out/image" ringkeep >"$out/rootfs.tar"
+    archive 65532 65532 -C "$out/image" data >"$out/data.tar"
     tar -A -f "$out/rootfs.tar" "$out/data.tar"
     rm "$out/data.tar"
 }

@@ -183,7 +183,7 @@ pub fn is_ignored(signal: i32) -> bool {
     bit.is_some_and(|mask| mask & 1 == 1)
 }
 
-/// Ends the process by a signal, whatever handler the signal has: whoever has started the process sees how it ended.
+/// Ends the process by a signal, even if the signal has a handler. The parent process sees which signal it was.
 #[expect(unsafe_code, reason = "neither std nor rustix sets the action of a signal")]
 pub fn end_by(signal: i32) -> ! {
     // SAFETY: the default action of a signal runs no code of this process.

@@ -100,7 +100,7 @@ impl Settings {
         Ok((parsed, all))
     }
 
-    /// Whether a setting is left out because a setting of a higher layer excludes it.
+    /// Whether a setting of a higher layer excludes this one, so that it does not count.
     ///
     /// # Errors
     /// `Configuration` if it must not be left out.

@@ -118,14 +118,12 @@ fn table(stats: &Value) -> String {
     }
     for request in requests {
         let seconds = |name: &str| request[format!("{name}_seconds")].as_f64();
-        let millis =
-            |name| seconds(name).map_or_else(|| "-".into(), |seconds| format!("{:.3}", seconds * 1e3));
-        for part in ["total", "queue", "group", "sync", "lookup", "room"] {
-            let _ = write!(shown, "{:<10} ", millis(part));
+        let (total, parts) = (seconds("total"), ["queue", "group", "sync", "lookup", "room"].map(seconds));
+        let rest = total.map(|total| (total - parts.iter().flatten().sum::<f64>()).max(0.0));
+        for time in [total].into_iter().chain(parts).chain([rest]) {
+            let millis = time.map_or_else(|| "-".into(), |seconds| format!("{:.3}", seconds * 1e3));
+            let _ = write!(shown, "{millis:<10} ");
         }
-        let parts = ["queue", "group", "sync", "lookup", "room"].map(seconds);
-        let rest = seconds("total").unwrap_or_default() - parts.iter().flatten().sum::<f64>();
-        let _ = write!(shown, "{:<10} ", format!("{:.3}", rest.max(0.0) * 1e3));
         let _ = writeln!(
             shown,
             "{:<25} {} {}, {} in, {} out{}",

@@ -303,8 +303,9 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
                 self.handler.prefetch(keys.filter_map(|parsed| parsed.route.key()), sets);
             }
         }
-        let mut parsed = std::mem::take(&mut turn.parsed); // by reference: a move of each would cost more
+        let mut parsed = std::mem::take(&mut turn.parsed);
         let mut then = Then::GoOn;
+        // By reference: a move of each request would cost more.
         for Parsed { route, wire, at, body } in &parsed {
             let body = RequestBody::Input(body.clone());
             then = self.begin(route, *wire, (*at, &body), turn).await?;

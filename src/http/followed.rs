@@ -154,11 +154,8 @@ impl Followed {
         if self.entries.is_empty() {
             self.entries = VecDeque::new(); // an idle connection holds no memory for them
         }
-        let now = handler.clock();
-        let split = match (entry.probe, entry.arrived) {
-            (Some(probe), _) => Some(probe.split(now)),
-            (None, arrived) => arrived.map(|arrived| Probe::new(arrived).split(now)),
-        };
+        let probe = entry.probe.or_else(|| entry.arrived.map(Probe::new)); // what is refused has none
+        let split = probe.map(|probe| probe.split(handler.clock()));
         let bytes_out = if wire.head_only { 0 } else { bytes };
         if let Some(line) = entry.line {
             line.log(&peer.stream, (wire, status), (entry.bytes, bytes_out), split);

@@ -111,8 +111,8 @@ pub struct Split {
     pub shard: Option<ShardId>,
     /// What is known of the parts.
     pub stages: Stages,
-    /// From the moment at which the connection has read the request to its reply. The time that the client took for the
-    /// body is left out.
+    /// From the moment at which the connection has read the head of the request to its reply, without the time in which the
+    /// client sent the body.
     pub total: Duration,
 }
 

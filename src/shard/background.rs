@@ -174,7 +174,7 @@ impl Worker {
             if let Err(error) = db.commit_next().await {
                 return self.report(error);
             }
-            // The writers were woken, but none of them has gone on yet.
+            // No writer of this group has run since the commit ended: this task has not waited since.
             self.commits.add(db.owner().shard, taken.into_std(), Instant::now().into_std());
         }
         // Writes of clients that have left may remain, and a flush may wait for these writes.

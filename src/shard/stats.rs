@@ -12,9 +12,6 @@ use crate::key::UnixMillis;
 use crate::manifest::LEVELS;
 use crate::tally::{BOUNDS_MICROS, Histogram};
 
-/// Requests that the page names. Each thread keeps so many, so they are the slowest of all threads.
-const SLOWEST_SHOWN_MAX: usize = SLOWEST_MAX;
-
 /// The page. Cancel safety: safe.
 pub(super) async fn page(scraper: Scraper, now: UnixMillis) -> Response {
     match scraper.gather().await {
@@ -111,11 +108,11 @@ fn of_shard(shard: &Sample) -> Value {
     })
 }
 
-/// The slowest of the requests that were measured, slowest first.
+/// The slowest of the requests that were measured, slowest first. Each thread keeps as many as are shown, so none is missed.
 fn slowest(page: &Page) -> Value {
     let mut requests: Vec<_> = page.threads.iter().flat_map(|thread| &thread.http.slowest).collect();
     requests.sort_by_key(|request| Reverse(request.split.total));
-    let shown = requests.into_iter().take(SLOWEST_SHOWN_MAX).map(|request| {
+    let shown = requests.into_iter().take(SLOWEST_MAX).map(|request| {
         let mut shown = json!({
             "endpoint": request.endpoint,
             "status": request.status,

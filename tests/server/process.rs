@@ -152,25 +152,23 @@ fn a_signal_soon_after_a_shutdown_is_a_part_of_it_and_a_later_one_ends_it() {
     let log = data.with_extension("log");
     // A client that is in the middle of a request keeps the stop from ending.
     let flags = [SMALL, &["--drain-timeout", "1h", "--log", "info"]].concat();
-    let server = Server::start_logged(&data, &flags, &log);
-    let mut client = server.client();
-    client.send("POST /set?key=k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nva");
-    assert_eq!(server.client().request("GET", "/livez").status, 200);
-    let mut asker = server.client();
-    asker.send("GET /shutdown HTTP/1.1\r\nHost: localhost\r\n\r\n");
-    wait_for_line(&log, "/shutdown: the server stops");
+    // Both clients stay connected.
+    let stops = || {
+        let server = Server::start_logged(&data, &flags, &log);
+        let (mut client, mut asker) = (server.client(), server.client());
+        client.send("POST /set?key=k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nva");
+        assert_eq!(server.client().request("GET", "/livez").status, 200);
+        asker.send("GET /shutdown HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        wait_for_line(&log, "/shutdown: the server stops");
+        (server, client, asker)
+    };
+    let (server, mut client, _asker) = stops();
     server.signal("-TERM");
     wait_for_line(&log, "SIGTERM: the server stops already");
     assert_eq!(client.send("lu").reply().status, 200, "the request in flight is answered");
     assert_eq!(server.wait().code(), Some(0));
 
-    let server = Server::start_logged(&data, &flags, &log);
-    let mut client = server.client();
-    client.send("POST /set?key=k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nva");
-    assert_eq!(server.client().request("GET", "/livez").status, 200);
-    let mut asker = server.client();
-    asker.send("GET /shutdown HTTP/1.1\r\nHost: localhost\r\n\r\n");
-    wait_for_line(&log, "/shutdown: the server stops");
+    let (server, _client, _asker) = stops();
     thread::sleep(Duration::from_millis(1_100)); // after a second the signal counts
     server.signal("-TERM");
     assert_eq!(server.wait().code(), Some(1));

@@ -79,19 +79,9 @@ fn h3_replies_leave_in_the_order_of_their_requests() {
             bytes.push_str(&request);
             expected.push(reply);
         }
-        let (mut found, mut rest) = (Vec::new(), bytes.as_bytes());
-        while !rest.is_empty() || !session.store.under_way().is_empty() {
-            let under_way = session.store.under_way().len();
-            if under_way == 0 || (!rest.is_empty() && random.below(4) == 0) {
-                let (piece, later) = rest.split_at((1 + random.below(3_000) as usize).min(rest.len()));
-                found.extend(session.send(piece));
-                rest = later;
-            } else {
-                session.store.end(random.below(under_way as u64) as usize);
-                found.extend(replies(&session.go_on()));
-            }
-            assert!(expected.starts_with(&found), "seed {seed}: {found:?}");
-        }
+        let found = session.exchange(&mut random, &bytes, 3_000, |found| {
+            assert!(expected.starts_with(found), "seed {seed}: {found:?}");
+        });
         assert_eq!(found, expected, "seed {seed}");
     }
 }

@@ -26,6 +26,7 @@ use crate::http::{Control, Controlled, Handler, Probe, Reply, Response};
 use crate::key::{Key, KeyHash, SeqNo, ShardId, UnixMillis};
 use crate::memory::{Memory, Pool};
 use crate::op::{Op, Outcome, ToBytes};
+use crate::random::Random;
 
 /// Longest value, unless a test says otherwise.
 pub(super) const VALUE_BYTES_MAX: usize = 1 << 20;
@@ -335,6 +336,32 @@ impl Session {
             received.extend(self.go_on());
         }
         replies(&received)
+    }
+
+    /// Sends `bytes` in pieces, and meanwhile ends operations in a random order, until nothing is left of either. `each` sees the
+    /// replies so far after each step. Returns all of them.
+    pub(super) fn exchange(
+        &mut self,
+        random: &mut Random,
+        bytes: &str,
+        piece_bytes_max: u64,
+        each: impl Fn(&[String]),
+    ) -> Vec<String> {
+        let (mut found, mut rest) = (Vec::new(), bytes.as_bytes());
+        while !rest.is_empty() || !self.store.under_way().is_empty() {
+            let under_way = self.store.under_way().len();
+            if under_way == 0 || (!rest.is_empty() && random.below(4) == 0) {
+                let piece_bytes = (1 + random.below(piece_bytes_max) as usize).min(rest.len());
+                let (piece, later) = rest.split_at(piece_bytes);
+                found.extend(self.send(piece));
+                rest = later;
+            } else {
+                self.store.end(random.below(under_way as u64) as usize);
+                found.extend(replies(&self.go_on()));
+            }
+            each(&found);
+        }
+        found
     }
 
     /// Whether the client has sent bytes that the server has not read.

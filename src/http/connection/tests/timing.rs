@@ -58,18 +58,7 @@ fn a_reply_says_where_the_time_of_its_own_request_went() {
             bytes.push_str(&request);
             expected.push(reply + &told);
         }
-        let (mut found, mut rest) = (Vec::new(), bytes.as_bytes());
-        while !rest.is_empty() || !session.store.under_way().is_empty() {
-            let under_way = session.store.under_way().len();
-            if under_way == 0 || (!rest.is_empty() && random.below(4) == 0) {
-                let (piece, later) = rest.split_at((1 + random.below(20_000) as usize).min(rest.len()));
-                found.extend(session.send(piece));
-                rest = later;
-            } else {
-                session.store.end(random.below(under_way as u64) as usize);
-                found.extend(replies(&session.go_on()));
-            }
-        }
+        let found = session.exchange(&mut random, &bytes, 20_000, |_| {});
         assert_eq!(found, expected, "seed {seed}");
     }
     let mut session = Session::new();
