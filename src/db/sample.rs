@@ -1,7 +1,10 @@
 //! What a shard tells of itself: figures of the moment, and counts since it was opened.
 
+use std::rc::Rc;
+
 use super::Db;
-use crate::manifest::LEVELS;
+use crate::manifest::{LEVELS, SharedMeta, Version};
+use crate::memtable::{Keys, Memtable};
 use crate::storage::Storage;
 use crate::tally::Count;
 
@@ -58,7 +61,9 @@ pub struct Sample {
     pub damaged_reads: u64,
     /// Entries of sorted files and memtables, older versions of keys included.
     pub entries: u64,
-    /// Those of them in sorted files that are tombstones.
+    /// Keys that have a value, roughly.
+    pub keys: u64,
+    /// Those of the entries in sorted files that are tombstones.
     pub tombstones: u64,
     /// The last write that is durable.
     pub seqno: u64,
@@ -106,9 +111,24 @@ impl<S: Storage> Db<S> {
             filter_right: counts.filter_right.get(),
             damaged_reads: counts.damaged_reads.get(),
             entries: entries + in_memory,
+            keys: keys(&version, &memtables),
             tombstones: version.files().map(|file| file.tombstones).sum(),
             seqno: self.visible().0,
             levels,
         }
     }
+}
+
+/// Keys that have a value, roughly: from the oldest entries to the newest ones, a tombstone takes one key away. A key that
+/// was set again counts twice until its entries meet in a compaction.
+fn keys(version: &Version, memtables: &[Rc<Memtable>]) -> u64 {
+    let of_files = |files: &[SharedMeta]| {
+        let tombstones = files.iter().map(|file| file.tombstones).sum();
+        Keys { values: files.iter().map(|file| file.entries).sum::<u64>() - tombstones, tombstones }
+    };
+    let levels = (1..LEVELS).rev().map(|level| of_files(version.level(level)));
+    let newest_level = version.level(0).chunks(1).rev().map(of_files);
+    let in_memory = memtables.iter().rev().map(|memtable| memtable.keys());
+    let newer = levels.chain(newest_level).chain(in_memory);
+    newer.fold(0, |keys, newer| keys.saturating_sub(newer.tombstones) + newer.values)
 }

@@ -67,11 +67,30 @@ pub struct Memtable {
     records: RefCell<Records>,
     order: RefCell<Order>,
     entries: Cell<u64>,
+    keys: Cell<Keys>,
     last: Cell<SeqNo>,
     /// Bytes of the longest entry.
     longest: Cell<usize>,
     /// What the memtable holds, on the account of all memtables.
     charge: RefCell<Option<Charge>>,
+}
+
+/// Keys by their newest entry.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Keys {
+    /// Those that were set.
+    pub values: u64,
+    /// Those that were deleted.
+    pub tombstones: u64,
+}
+
+impl Keys {
+    fn of(&mut self, kind: ValueKind) -> &mut u64 {
+        match kind {
+            ValueKind::Value => &mut self.values,
+            ValueKind::Tombstone => &mut self.tombstones,
+        }
+    }
 }
 
 struct Records {
@@ -118,6 +137,7 @@ impl Memtable {
             }),
             order: RefCell::default(),
             entries: Cell::new(0),
+            keys: Cell::default(),
             last: Cell::new(SeqNo(0)),
             longest: Cell::new(0),
             charge: RefCell::new(charge),
@@ -145,6 +165,11 @@ impl Memtable {
         self.entries.get()
     }
 
+    /// The number of keys.
+    pub fn keys(&self) -> Keys {
+        self.keys.get()
+    }
+
     /// SeqNo of the last entry; 0 if there is none.
     pub fn last(&self) -> SeqNo {
         self.last.get()
@@ -164,7 +189,13 @@ impl Memtable {
             "one hash function for all keys of a process"
         );
         let value_bytes = value.as_ref().len();
-        records.insert(key, seqno, kind, value, self.entries.get() == 0);
+        let older = records.insert(key, seqno, kind, value, self.entries.get() == 0);
+        let mut keys = self.keys.get();
+        *keys.of(kind.value) += 1;
+        if let Some(older) = older {
+            *keys.of(older) -= 1;
+        }
+        self.keys.set(keys);
         self.entries.set(self.entries.get() + 1);
         self.last.set(seqno);
         self.longest.set(self.longest.get().max(key.bytes().len() + value_bytes));
@@ -239,7 +270,15 @@ impl Records {
         None
     }
 
-    fn insert(&mut self, key: Key<&[u8]>, seqno: SeqNo, kind: EntryKind, value: NewValue<'_>, first: bool) {
+    /// Adds a record. Returns the kind of the entry that was the newest one of the key.
+    fn insert(
+        &mut self,
+        key: Key<&[u8]>,
+        seqno: SeqNo,
+        kind: EntryKind,
+        value: NewValue<'_>,
+        first: bool,
+    ) -> Option<ValueKind> {
         let (hash, key) = (key.hash(), key.bytes());
         let value_bytes = value.as_ref().len();
         let (flag, index);
@@ -260,7 +299,9 @@ impl Records {
         let expires_bytes = if kind.expires.is_some() { EXPIRES_BYTES } else { 0 };
         let place = self.make_room(HEADER_BYTES + expires_bytes + key.len() + value.len());
         let Self { pages, index, .. } = self;
-        let older = index.insert(hash, place, |other| key_at(pages, other) == key).unwrap_or(NONE);
+        let older = index.insert(hash, place, |other| key_at(pages, other) == key);
+        let older_kind = older.map(|place| value_kind(bytes_from(pages, place)));
+        let older = older.unwrap_or(NONE);
         let page = &mut pages[At::from_number(place).page];
         page.extend_from_slice(&seqno.0.to_le_bytes());
         page.extend_from_slice(&older.to_le_bytes());
@@ -276,6 +317,7 @@ impl Records {
         page.extend_from_slice(key);
         page.extend_from_slice(value);
         page.resize(page.len().next_multiple_of(UNIT_BYTES), 0);
+        older_kind
     }
 
     /// Makes room for a record of `bytes` bytes in a page, and returns the place of that record.
@@ -301,10 +343,7 @@ impl Records {
     fn record(&self, place: u32) -> Record<'_> {
         let bytes = self.bytes_from(place);
         let (header, mut rest) = bytes.split_at(HEADER_BYTES);
-        let mut kind = EntryKind { value: ValueKind::Tombstone, expires: None };
-        if header[18] & !(EXPIRES | LARGE) != 0 {
-            kind.value = ValueKind::Value;
-        }
+        let mut kind = EntryKind { value: value_kind(header), expires: None };
         if header[18] & EXPIRES != 0 {
             let (expires, behind) =
                 rest.split_first_chunk::<EXPIRES_BYTES>().expect("an insert put it there");
@@ -341,6 +380,11 @@ fn key_at(pages: &[Vec<u8>], place: u32) -> &[u8] {
     let bytes = bytes_from(pages, place);
     let from = HEADER_BYTES + if bytes[18] & EXPIRES == 0 { 0 } else { EXPIRES_BYTES };
     &bytes[from..from + key_bytes(bytes)]
+}
+
+#[inline]
+fn value_kind(header: &[u8]) -> ValueKind {
+    if header[18] & !(EXPIRES | LARGE) == 0 { ValueKind::Tombstone } else { ValueKind::Value }
 }
 
 #[inline]
@@ -387,6 +431,23 @@ mod tests {
         assert_eq!(at(3), Some((3, EntryKind::TOMBSTONE, Vec::new())));
         assert_eq!(at(9), Some((4, soon, b"four".to_vec())));
         assert_eq!(get(&memtable, b"", 9), None);
+    }
+
+    #[test]
+    fn keys_count_by_their_newest_entry() {
+        let memtable = Memtable::new(KEY_HASH);
+        for (seqno, key, kind, keys) in [
+            (1, b"a", EntryKind::VALUE, (1, 0)),
+            (2, b"a", EntryKind::VALUE, (1, 0)),
+            (3, b"b", EntryKind::TOMBSTONE, (1, 1)),
+            (4, b"a", EntryKind::TOMBSTONE, (0, 2)),
+            (5, b"a", EntryKind::TOMBSTONE, (0, 2)),
+            (6, b"b", EntryKind::VALUE, (1, 1)),
+        ] {
+            insert(&memtable, key, seqno, kind, b"v");
+            let Keys { values, tombstones } = memtable.keys();
+            assert_eq!((values, tombstones), keys, "after {seqno}");
+        }
     }
 
     #[test]

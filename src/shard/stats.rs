@@ -22,10 +22,8 @@ pub(super) async fn page(scraper: Scraper, now: UnixMillis) -> Response {
 
 /// The page. `facts` are the fields that no thread has to be asked for.
 fn show(page: &Page, facts: &Value, now: UnixMillis) -> Value {
-    let (entries, tombstones) = (page.total(|shard| shard.entries), page.total(|shard| shard.tombstones));
+    let (entries, keys) = (page.total(|shard| shard.entries), page.total(|shard| shard.keys));
     let sst_bytes = page.total(sst_bytes);
-    // Each tombstone hides an entry, as a rule. Older versions of keys are counted until they are merged away.
-    let keys = entries.saturating_sub(2 * tombstones);
     let live = |bytes: u64| (bytes as f64 * keys as f64 / entries.max(1) as f64) as u64;
     let mut commits = Histogram::default();
     page.threads.iter().for_each(|thread| commits.merge(&thread.commits));

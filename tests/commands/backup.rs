@@ -309,6 +309,7 @@ fn a_compaction_gives_the_space_of_deletes_back_and_statistics_show_it() {
     }
     set(&mut client, "left", "over");
     let before: serde_json::Value = serde_json::from_str(client.request("GET", "/stats").text()).unwrap();
+    assert_eq!(before["keys_estimate"].as_u64(), Some(1), "{before}");
     let entries = |stats: &serde_json::Value| -> u64 {
         stats["shards"].as_array().unwrap().iter().map(|shard| shard["entries"].as_u64().unwrap()).sum()
     };
