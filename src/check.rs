@@ -312,7 +312,7 @@ impl<'a, S: Storage> Check<'a, S> {
     async fn ssts(&self, report: &mut Report, progress: &mut impl FnMut(u64)) {
         for damage in self.state().version.damage() {
             let label = self.storage.label(FileName::Sst(damage.file));
-            let message = format!("{}; `ringkeep repair` gives them up", damage.describe(&label));
+            let message = format!("{}; `ringkeep repair` gives them up", damage.describe(&label, None));
             report.damage.push(Error::new(ErrorKind::Corruption, message));
         }
         for meta in self.state().version.files() {

@@ -62,7 +62,7 @@
 //!
 //! | layer | modules |
 //! | --- | --- |
-//! | words that everything shares | [`error`], [`random`], [`codec`], [`key`], [`op`], [`config`], [`file_name`], [`identity`], [`arena`], [`hash_index`], [`memory`], [`host`], [`one_shot`], [`tally`], [`tls`] |
+//! | words that everything shares | [`error`], [`random`], [`codec`], [`escape`], [`key`], [`op`], [`config`], [`file_name`], [`identity`], [`arena`], [`hash_index`], [`memory`], [`host`], [`one_shot`], [`tally`], [`tls`] |
 //! | files, the ring, entries in order | [`storage`], [`ring`], [`source`] |
 //! | bytes with a meaning | [`memtable`], [`record`] |
 //! | files with a meaning | [`sst`], [`wal`] |
@@ -75,6 +75,7 @@
 pub mod error;
 pub mod random;
 pub mod codec;
+pub mod escape;
 pub mod key;
 pub mod op;
 pub mod config;

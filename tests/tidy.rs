@@ -11,6 +11,7 @@ const LAYERS: &[&[&str]] = &[
         "error",
         "random",
         "codec",
+        "escape",
         "key",
         "op",
         "config",

@@ -102,12 +102,15 @@ async fn repair(data_dir: &DataDir, dry_run: bool, lines: &mut Vec<String>) -> R
     for shard in (0..store.shards).map(ShardId) {
         let owner = Owner { store_id: store.id, shard };
         let storage = open_storage(&data_dir.shard(shard)?, device, true)?;
+        let logs = check_logs(&storage, owner, &store.slots).await;
+        if let Some(error) = logs.damage.into_iter().chain(logs.later).chain(logs.unread).next() {
+            return Err(error);
+        }
+        let found = Db::damages(&storage, owner).await;
         if dry_run {
-            let logs = check_logs(&storage, owner, &store.slots).await;
-            if let Some(error) = logs.damage.into_iter().chain(logs.later).chain(logs.unread).next() {
-                return Err(error);
-            }
-            lines.extend(Db::damages(&storage, owner).await?);
+            lines.extend(found?);
+        } else if found.is_ok_and(|found| found.is_empty()) {
+            continue; // opening would begin a new log
         } else {
             let db = Db::open_to_repair(storage, owner, config).await?;
             let repaired = db.repair(lines).await;

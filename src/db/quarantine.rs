@@ -15,6 +15,7 @@ use super::{Db, Work};
 use crate::codec::to_usize;
 use crate::config::SLICE_BYTES;
 use crate::error::{Error, ErrorKind, Result};
+use crate::escape::escaped;
 use crate::file_name::FileName;
 use crate::identity::{FileKind, Owner};
 use crate::key::FileNumber;
@@ -47,8 +48,11 @@ impl<S: Storage> Db<S> {
 
     /// A line for each file that is known to have lost entries.
     pub fn damages_known(&self) -> Vec<String> {
-        let line = |damage: &Rc<Damage>| damage.describe(&self.0.storage.label(FileName::Sst(damage.file)));
-        self.version().damage().iter().map(line).collect()
+        self.version().damage().iter().map(|damage| self.describe(damage, None)).collect()
+    }
+
+    fn describe(&self, damage: &Damage, entries: Option<u64>) -> String {
+        damage.describe(&self.0.storage.label(FileName::Sst(damage.file)), entries)
     }
 
     /// The error of a lookup that has come to damage.
@@ -83,7 +87,7 @@ impl<S: Storage> Db<S> {
                 salvaged = entries,
                 lost,
                 key_ranges = damage.ranges.len(),
-                first_key = ?String::from_utf8_lossy(&damage.ranges[0].from),
+                first_key = escaped(&damage.ranges[0].from),
                 "a damaged file has lost entries: reads and deletes of keys in these ranges get 500 until the keys are set \
                  again"
             ),
@@ -138,6 +142,7 @@ impl<S: Storage> Db<S> {
         let inner = &*self.0;
         let metas: Vec<SharedMeta> = self.version().files().cloned().collect();
         let files = list_files(&inner.storage)?;
+        lines.extend(self.damages_known());
         let mut failed = None;
         for meta in metas {
             match self.replace_damaged(meta.number, Length::of(&meta, &files)).await {
@@ -148,10 +153,12 @@ impl<S: Storage> Db<S> {
                 Ok(Some(Replaced { label, damage: None, .. })) => {
                     lines.push(format!("{label}: written anew; every entry was there"));
                 }
-                Ok(Some(_) | None) => {} // what is lost is told below
+                Ok(Some(Replaced { lost, damage: Some(damage), .. })) => {
+                    lines.push(self.describe(&damage, Some(lost)));
+                }
+                Ok(None) => {}
             }
         }
-        lines.extend(self.damages_known());
         let files: Vec<FileNumber> = self.version().damage().iter().map(|damage| damage.file).collect();
         self.edit(VersionEdit { remove_damage: files.clone(), ..VersionEdit::default() }).await?;
         for number in files {
@@ -167,15 +174,17 @@ impl<S: Storage> Db<S> {
     /// `Corruption` if the manifest is damaged; `Configuration` if a later version wrote a file; `Io`.
     pub async fn damages(storage: &S, owner: Owner) -> Result<Vec<String>> {
         let state = load_in_use(storage, owner).await?.state;
-        let describe = |damage: &Damage| damage.describe(&storage.label(FileName::Sst(damage.file)));
-        let mut lines: Vec<_> = state.version.damage().iter().map(|damage| describe(damage)).collect();
+        let describe =
+            |damage: &Damage, entries| damage.describe(&storage.label(FileName::Sst(damage.file)), entries);
+        let mut lines: Vec<_> = state.version.damage().iter().map(|damage| describe(damage, None)).collect();
         let files = list_files(storage)?;
         for (level, metas) in state.version.levels() {
             for meta in metas {
                 let length = Length::of(meta, &files);
                 if length == Length::None {
                     let ranges = ranges(meta, vec![Gap::ALL]);
-                    lines.push(describe(&Damage { level, file: meta.number, last: meta.last, ranges }));
+                    let damage = Damage { level, file: meta.number, last: meta.last, ranges };
+                    lines.push(describe(&damage, Some(meta.entries)));
                     continue;
                 }
                 if length == Length::Right && is_sound(storage, owner, meta).await? {
@@ -186,12 +195,13 @@ impl<S: Storage> Db<S> {
                 let label = sst.label().to_owned();
                 let mut walk = Salvage::new(sst, meta.clone());
                 while walk.advance().await? {}
+                let entries = meta.entries.saturating_sub(walk.entries());
                 let lost = walk.lost().map_err(|reason| Error::undecodable(&label, 0, reason))?;
                 let ranges = ranges(meta, lost);
                 lines.push(if ranges.is_empty() {
                     format!("{label}: damaged, but every entry is there")
                 } else {
-                    describe(&Damage { level, file: meta.number, last: meta.last, ranges })
+                    describe(&Damage { level, file: meta.number, last: meta.last, ranges }, Some(entries))
                 });
             }
         }

@@ -7,6 +7,7 @@
 
 use crate::codec::{Reader, put_bytes, put_varint};
 use crate::error::CorruptionReason;
+use crate::escape::escaped;
 use crate::key::{FileNumber, SeqNo};
 
 /// Keys from `from` on, and below `to`.
@@ -34,8 +35,8 @@ impl std::fmt::Display for KeyRange {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // A bound that ends in a zero byte nearly always is the successor of a key.
         let bound = |key: &[u8], exact: &str, successor: &str| match key.split_last() {
-            Some((0, key)) => format!("{successor} {:?}", String::from_utf8_lossy(key)),
-            _ => format!("{exact} {:?}", String::from_utf8_lossy(key)),
+            Some((0, key)) => format!("{successor} \"{}\"", escaped(key)),
+            _ => format!("{exact} \"{}\"", escaped(key)),
         };
         write!(f, "{} {}", bound(&self.from, "from", "after"), bound(&self.to, "below", "up to"))
     }
@@ -66,10 +67,15 @@ impl Damage {
         self.ranges.get(at).is_some_and(|range| range.contains(key))
     }
 
-    /// A line about what was lost. `label` is the name of the file.
-    pub fn describe(&self, label: &str) -> String {
+    /// A line about what was lost. `label` is the name of the file, and `entries` is how many it has lost, if that is known.
+    pub fn describe(&self, label: &str, entries: Option<u64>) -> String {
         let ranges: Vec<String> = self.ranges.iter().map(KeyRange::to_string).collect();
-        format!("{label}: entries are lost among the keys {}", ranges.join(", "))
+        let lost = match entries {
+            None => "entries are lost".to_owned(),
+            Some(1) => "1 entry is lost".to_owned(),
+            Some(entries) => format!("{entries} entries are lost"),
+        };
+        format!("{label}: {lost} among the keys {}", ranges.join(", "))
     }
 
     /// Appends all fields except the level.

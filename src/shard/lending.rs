@@ -16,7 +16,6 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::fmt::Write;
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -31,6 +30,7 @@ use super::Engine;
 use super::inquiry::{Inquirer, LentShard, Question};
 use crate::db::Snapshot;
 use crate::error::{Error, ErrorKind, Result};
+use crate::escape::hexadecimal;
 use crate::host::random_number;
 use crate::http::Response;
 use crate::http::part::Part;
@@ -118,15 +118,8 @@ fn line(shard: ShardId, snapshot: &Snapshot) -> LentShard {
         .files()
         .map(|file| json!({ "file": file.number.0, "bytes": file.bytes }))
         .collect();
-    let line = json!({ "shard": shard.0, "files": files, "state": hex(&state) }).to_string();
+    let line = json!({ "shard": shard.0, "files": files, "state": hexadecimal(&state) }).to_string();
     LentShard { shard, line: line + "\n" }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}"); // a string takes everything
-        text
-    })
 }
 
 /// Begins backups. Clones share the count of them.
@@ -142,7 +135,7 @@ impl Lender {
     /// Lends the files of a store in `data_dir`.
     pub fn new(inquirer: Inquirer, store: &Store, data_dir: &Directory) -> Self {
         let store = json!({
-            "store": hex(&store.encode()),
+            "store": hexadecimal(&store.encode()),
             "shards": store.shards,
             "data_dir": data_dir.path().to_str(),
             "inode": [data_dir.id().device, data_dir.id().number],

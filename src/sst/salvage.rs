@@ -114,6 +114,11 @@ impl<F: File> Salvage<F> {
         true
     }
 
+    /// The number of entries that verify, so far.
+    pub fn entries(&self) -> u64 {
+        self.entries
+    }
+
     /// Lends the entry that the walk stands at.
     pub fn read<R>(&self, read: impl FnOnce(Entry<'_>) -> R) -> R {
         read(self.data.as_ref().and_then(Cursor::entry).expect("the walk stands at an entry"))

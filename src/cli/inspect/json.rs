@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::{Part, ShardView, View};
-use crate::cli::escape::escaped;
 use crate::error::{Error, ErrorKind};
+use crate::escape::escaped;
 use crate::file_name::FileName;
 use crate::inspect::{Group, History, Place, Role, Shard, SstReport, SstSurvey, WalReport};
 use crate::key::ValueKind;

@@ -8,11 +8,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::escape::{from_hexadecimal, unescaped};
 use super::values::number;
 use crate::config::{KEY_BYTES_MAX, SHARDS_MAX};
 use crate::data_dir::DataDir;
 use crate::error::{Error, ErrorKind, Result};
+use crate::escape::{from_hexadecimal, unescaped};
 use crate::file_name::{FileName, parse_shard_directory};
 use crate::inspect::{History, Inspection, Shard, SstReport, SstSurvey, WalReport};
 use crate::key::ShardId;

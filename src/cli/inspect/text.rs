@@ -5,9 +5,9 @@ use std::fmt::{Display, Write};
 use bytesize::ByteSize;
 
 use super::{Part, ShardView, View};
-use crate::cli::escape::{escaped, shortened};
 use crate::cli::{counted, moment};
 use crate::error::{Error, ErrorKind};
+use crate::escape::{escaped, shortened};
 use crate::file_name::{FileName, shard_directory};
 use crate::inspect::{History, Place, Role, Shard, SstReport, SstSurvey, WalReport};
 use crate::key::{EntryKind, ValueKind};
@@ -127,7 +127,7 @@ fn manifest<S: Storage>(page: &mut Page, shard: &Shard<S>) {
     ));
     for damage in state.version.damage() {
         let label = shard.label(FileName::Sst(damage.file));
-        page.line(format_args!("  quarantine, L{}: {}", damage.level, damage.describe(&label)));
+        page.line(format_args!("  quarantine, L{}: {}", damage.level, damage.describe(&label, None)));
     }
 }
 

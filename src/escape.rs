@@ -1,6 +1,8 @@
 //! Bytes as text: keys with percent escapes, which `--key` and the queries of the HTTP API read as well, and hexadecimal
 //! digits. Pure.
 
+use std::fmt::Write;
+
 /// The characters that stand for themselves. Every URL may have them in its query, and neither shells nor curl give them
 /// another meaning: to curl, `{a}` is a list. In a query, `+` is a space.
 fn is_plain(byte: u8) -> bool {
@@ -8,19 +10,21 @@ fn is_plain(byte: u8) -> bool {
 }
 
 /// The whole key.
-pub(super) fn escaped(key: &[u8]) -> String {
+pub fn escaped(key: &[u8]) -> String {
     let mut text = String::new();
     for &byte in key {
         match is_plain(byte) {
             true => text.push(char::from(byte)),
-            false => text.push_str(&format!("%{byte:02X}")),
+            false => {
+                let _ = write!(text, "%{byte:02X}"); // a string takes everything
+            }
         }
     }
     text
 }
 
 /// The front of the key, with its length if that is not all of it.
-pub(super) fn shortened(key: &[u8]) -> String {
+pub fn shortened(key: &[u8]) -> String {
     const BYTES_MAX: usize = 40;
     match key.get(..BYTES_MAX) {
         Some(front) if front.len() < key.len() => format!("{}… ({} bytes)", escaped(front), key.len()),
@@ -33,7 +37,10 @@ fn digit(digit: char) -> Option<u8> {
 }
 
 /// Reads percent escapes. Other characters stand for their UTF-8 bytes, `+` and spaces included.
-pub(super) fn unescaped(text: &str) -> Result<Vec<u8>, String> {
+///
+/// # Errors
+/// What is wrong with the text, as a sentence.
+pub fn unescaped(text: &str) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let mut rest = text;
     while let Some(at) = rest.find('%') {
@@ -50,8 +57,16 @@ pub(super) fn unescaped(text: &str) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// Reads hexadecimal digits, two for each byte.
-pub(super) fn from_hexadecimal(text: &str) -> Option<Vec<u8>> {
+/// Two hexadecimal digits for each byte.
+pub fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}"); // a string takes everything
+        text
+    })
+}
+
+/// Reads hexadecimal digits, two for each byte. `None` if the text is anything else.
+pub fn from_hexadecimal(text: &str) -> Option<Vec<u8>> {
     let digits: Vec<u8> = text.chars().map(digit).collect::<Option<_>>()?;
     let (pairs, rest) = digits.as_chunks();
     rest.is_empty().then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
@@ -65,8 +80,8 @@ mod tests {
     fn every_key_can_be_shown_and_given_back() {
         let bytes: Vec<u8> = (0..=u8::MAX).collect();
         assert_eq!(unescaped(&escaped(&bytes)).unwrap(), bytes);
-        let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(from_hexadecimal(&digits).unwrap(), bytes);
+        assert_eq!(hexadecimal(b"\0\x9a\xff"), "009aff");
+        assert_eq!(from_hexadecimal(&hexadecimal(&bytes)).unwrap(), bytes);
         assert_eq!(unescaped("a+b c%2525ä").unwrap(), "a+b c%25ä".as_bytes());
         assert_eq!(escaped(b"{user:1}/a,b@c"), "%7Buser:1%7D/a,b@c");
         assert_eq!(escaped(b"a+b&c=%\"\0"), "a%2Bb%26c%3D%25%22%00");
