@@ -70,13 +70,12 @@ impl Tokens {
         Ok(Self(tokens))
     }
 
-    /// The role of the token with this secret. Every token is compared with it, in constant time.
-    fn role(&self, secret: &[u8]) -> Option<Role> {
-        let compare = |found, token: &Token| {
-            let is_it = bool::from(token.secret.ct_eq(secret));
-            if is_it { Some(token.role) } else { found }
-        };
-        self.0.iter().fold(None, compare)
+    /// The token with this secret. Every token is compared with it, in constant time.
+    fn find(&self, secret: &[u8]) -> Option<&Token> {
+        self.0.iter().fold(
+            None,
+            |found, token| if bool::from(token.secret.ct_eq(secret)) { Some(token) } else { found },
+        )
     }
 }
 
@@ -163,7 +162,8 @@ impl Policy {
             None => (Some(Role::Admin), false),
             Some(tokens) => {
                 let field = head.authorization.clone().map(|range| &request[range]);
-                let role = field.and_then(secret).and_then(|secret| tokens.role(secret));
+                let role =
+                    field.and_then(secret).and_then(|secret| tokens.find(secret)).map(|token| token.role);
                 (role, field.is_some() && role.is_none())
             }
         };
@@ -184,6 +184,13 @@ impl Policy {
             ShutdownMode::Local | ShutdownMode::Token | ShutdownMode::Any => Ok(()),
         };
         Ok(Grant { role, by_token, wrong_token, shutdown })
+    }
+
+    /// The name of the token that a request carries, if it is one of ours.
+    pub(super) fn token_name(&self, head: &Head, request: &[u8]) -> Option<&str> {
+        let tokens = self.tokens.as_ref()?;
+        let field = &request[head.authorization.clone()?];
+        tokens.find(secret(field)?).map(|token| &*token.name)
     }
 
     /// Whether a request may be for the host of this name.
@@ -216,7 +223,8 @@ impl Grant {
         };
         match self.role {
             Some(own) if role <= own => Ok(()), // H7
-            Some(_) => Err(ROLE_TOO_LOW),
+            Some(_) if role == Role::Admin => Err(NO_ADMIN),
+            Some(_) => Err(NO_WRITER),
             None if self.wrong_token => Err(WRONG_TOKEN),
             None => Err(NO_TOKEN),
         }
@@ -247,7 +255,9 @@ const NO_TOKEN: Refusal =
         .with_field("www-authenticate", "Bearer realm=\"ringkeep\"");
 const WRONG_TOKEN: Refusal = Refusal::new(Status::Unauthorized, "the token is not valid")
     .with_field("www-authenticate", "Bearer realm=\"ringkeep\", error=\"invalid_token\"");
-const ROLE_TOO_LOW: Refusal = Refusal::new(Status::Forbidden, "the role of the token does not allow this");
+const NO_WRITER: Refusal =
+    Refusal::new(Status::Forbidden, "the token has the role read; this needs write or admin");
+const NO_ADMIN: Refusal = Refusal::new(Status::Forbidden, "this needs a token of the role admin");
 const SHUTDOWN_OFF: Refusal =
     Refusal::new(Status::Forbidden, "the server is stopped by a signal, not by a request (--shutdown off)");
 const SHUTDOWN_POST: Refusal = Refusal::new(

@@ -306,9 +306,9 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         let mut parsed = std::mem::take(&mut turn.parsed);
         let mut then = Then::GoOn;
         // By reference: a move of each request would cost more.
-        for Parsed { route, wire, at, body } in &parsed {
-            let body = RequestBody::Input(body.clone());
-            then = self.begin(route, *wire, (*at, &body), turn).await?;
+        for request in &parsed {
+            let body = RequestBody::Input(request.body());
+            then = self.begin(&request.route, request.wire, (request.at(), &body), turn).await?;
             if then == Then::Close {
                 break;
             }
@@ -327,11 +327,13 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         turn: &mut Turn<H::Pending>,
     ) -> Result<Then, Gone> {
         let probe = self.followed.begin(wire);
-        if let Some(control) = route.control() {
-            let answer = match self.handler.control(control) {
-                Controlled::Now(response) => Answer::Response(response),
-                Controlled::Later(response) => Answer::LaterResponse(response),
-                Controlled::Outcome(pending) => Answer::Later(pending),
+        if route.key().is_none() {
+            let control = route.control().map(|control| self.handler.control(control));
+            let answer = match (control, route.part_of_file()) {
+                (Some(Controlled::Now(response)), _) => Answer::Response(response),
+                (Some(Controlled::Later(response)), _) => Answer::LaterResponse(response),
+                (None, Some(part)) => Answer::Later(self.handler.fetch(part)),
+                (None, None) => unreachable!("it is none of an operation, a part and a control"),
             };
             let wire = Wire { keep_alive: wire.keep_alive && !route.is_last(), ..wire };
             let is_long = matches!(answer, Answer::Later(_));
@@ -450,7 +452,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             Err(refusal) => return self.refuse(&refusal, Wire { keep_alive: false, ..wire }, turn).await,
         };
         self.followed.add_chunks(wire, &head, body.bytes(&self.input).len());
-        let then = if LONG_BODY_BYTES < body.bytes(&self.input).len() && route.control().is_none() {
+        let then = if LONG_BODY_BYTES < body.bytes(&self.input).len() && route.key().is_some() {
             self.begin_long(&route, wire, &head, body, turn).await?
         } else {
             let at = self.input.start();

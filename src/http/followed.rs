@@ -2,12 +2,13 @@
 //! samples for the page that names the slowest.
 //!
 //! One request of so many is chosen ([`Peers::chooses`]), by counters of its thread: neither a clock nor anything that
-//! threads share decides. A line of the log has the beginning of the key, and never a value, a query or a token: of the
-//! request, only its method, its path and its key are kept.
+//! threads share decides. A line of the log has the beginning of the key and the name of the token, and never a value, a
+//! query or the secret of a token: of the request, only its method, its path, its key and that name are kept.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::access::Policy;
 use super::head::{Framing, Head, Method};
 use super::peers::{Choice, Peer, Peers, TIMED};
 use super::probe::{Measured, Probe, Split};
@@ -34,6 +35,8 @@ struct Line {
     method: &'static str,
     path: String,
     key: Option<String>,
+    /// The name of its token.
+    token: Option<String>,
 }
 
 /// The requests of a connection that are followed and not answered yet, in order.
@@ -47,14 +50,21 @@ pub(super) struct Followed {
 impl Followed {
     /// Adds a request, whose bytes are in `request`. What is no request has neither method nor path.
     #[cold]
-    pub(super) fn add(&mut self, choice: Choice, head: &Result<Head, Refusal>, request: &[u8]) {
+    pub(super) fn add(
+        &mut self,
+        choice: Choice,
+        head: &Result<Head, Refusal>,
+        request: &[u8],
+        policy: &Policy,
+    ) {
         let line = (choice == Choice::Log).then(|| match head {
             Ok(head) => {
                 let target = &request[head.target.clone()];
                 let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
-                Line { method: name(head.method), path: shown(path), key: None }
+                let token = policy.token_name(head, request).map(str::to_owned);
+                Line { method: name(head.method), path: shown(path), key: None, token }
             }
-            Err(_) => Line { method: "", path: String::new(), key: None },
+            Err(_) => Line { method: "", path: String::new(), key: None, token: None },
         });
         let bytes = head.as_ref().map_or(0, length);
         self.entries.push_back(Entry { line, is_shown: false, bytes, arrived: None, probe: None });
@@ -182,6 +192,7 @@ impl Line {
         let took = split.map(|split| split.total.as_micros());
         tracing::info!(
             client,
+            token = self.token,
             method = self.method,
             path = self.path,
             endpoint = wire.endpoint.name(),

@@ -51,6 +51,7 @@ pub use probe::Probe;
 pub use response::{Response, Status};
 pub use route::Control;
 
+use self::part::Part;
 use crate::error::Result as EngineResult;
 use crate::key::{Key, UnixMillis};
 use crate::op::{Op, Outcome, ToBytes};
@@ -85,13 +86,11 @@ pub enum Reply<P> {
 pub type LaterResponse = Pin<Box<dyn Future<Output = Response>>>;
 
 /// The answer to a request that is not an operation.
-pub enum Controlled<P> {
+pub enum Controlled {
     /// It is known.
     Now(Response),
     /// It is not known yet.
     Later(LaterResponse),
-    /// It is bytes that are fetched like a value.
-    Outcome(P),
 }
 
 /// Carries out requests.
@@ -120,8 +119,11 @@ pub trait Handler {
         lend: impl FnOnce(Outcome<&[u8]>) -> bool,
     ) -> Reply<Self::Pending>;
 
-    /// Answers a request that is not an operation.
-    fn control(&self, control: Control) -> Controlled<Self::Pending>;
+    /// Fetches a part of a file that is lent, like a value.
+    fn fetch(&self, part: Part) -> Self::Pending;
+
+    /// Answers any other request.
+    fn control(&self, control: Control) -> Controlled;
 }
 
 /// A number of digits only: `str::parse` would accept a sign. `None` for anything else, and for what 64 bits do not hold.

@@ -34,14 +34,59 @@ pub enum Control {
     Stats,
     /// Lend the files of a backup for as long as the connection lasts.
     Backup,
-    /// A part of a file that is lent.
-    Part(Part),
     /// Give back the space of what was deleted, overwritten, or has expired.
     Compact,
     /// What requests are there?
     Openapi,
-    /// Which methods are there? These, as the `Allow` header names them.
-    Options(&'static str),
+    /// Which methods are there? These.
+    Options(Methods),
+}
+
+/// The methods that a path takes, besides `OPTIONS`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Methods {
+    /// Those of all paths together.
+    All,
+    /// GET and HEAD.
+    Read,
+    /// GET.
+    Fetch,
+    /// POST and PUT.
+    Set,
+    /// DELETE and POST.
+    Delete,
+    /// GET and POST.
+    Stop,
+    /// POST.
+    Act,
+}
+
+impl Methods {
+    fn take(self, method: Method) -> bool {
+        let methods: &[Method] = match self {
+            Self::All => &[Method::Get, Method::Head, Method::Post, Method::Put, Method::Delete],
+            Self::Read => &[Method::Get, Method::Head],
+            Self::Fetch => &[Method::Get],
+            Self::Set => &[Method::Post, Method::Put],
+            Self::Delete => &[Method::Delete, Method::Post],
+            Self::Stop => &[Method::Get, Method::Post],
+            Self::Act => &[Method::Post],
+        };
+        methods.contains(&method)
+    }
+
+    /// The value of the `Allow` header.
+    pub fn allow(self) -> &'static str {
+        match self {
+            Self::All => "GET, HEAD, POST, PUT, DELETE, OPTIONS",
+            Self::Read => "GET, HEAD, OPTIONS",
+            Self::Fetch => "GET, OPTIONS",
+            Self::Set => "POST, PUT, OPTIONS",
+            Self::Delete => "DELETE, POST, OPTIONS",
+            Self::Stop => "GET, POST, OPTIONS",
+            Self::Act => "POST, OPTIONS",
+        }
+    }
 }
 
 /// A request whose head is valid.
@@ -51,6 +96,8 @@ pub struct Route {
     key: Option<Key<Text>>,
     value: Option<Text>,
     expires: Option<UnixMillis>,
+    /// It is rare, and in a box it keeps other routes short.
+    part: Option<Box<Part>>,
 }
 
 /// Bytes that a request gives in its query.
@@ -76,7 +123,7 @@ enum Endpoint {
     Set,
     Get,
     Delete,
-    /// [`Control::Part`], before its query was read.
+    /// A part of a file that is lent.
     Part,
     Control(Control),
 }
@@ -100,10 +147,9 @@ impl Endpoint {
         })
     }
 
-    /// The methods that the path takes, and the value of the `Allow` header that names them.
-    fn methods(self) -> (&'static [Method], &'static str) {
+    fn methods(self) -> Methods {
         match self {
-            Self::Set => (&[Method::Post, Method::Put], "POST, PUT, OPTIONS"),
+            Self::Set => Methods::Set,
             Self::Get
             | Self::Control(
                 Control::Livez
@@ -112,22 +158,33 @@ impl Endpoint {
                 | Control::Stats
                 | Control::Openapi
                 | Control::Options(_),
-            ) => (&[Method::Get, Method::Head], "GET, HEAD, OPTIONS"),
-            Self::Part | Self::Control(Control::Backup | Control::Part(_)) => {
-                (&[Method::Get], "GET, OPTIONS")
-            }
-            Self::Control(Control::Compact) => (&[Method::Post], "POST, OPTIONS"),
-            Self::Delete => (&[Method::Delete, Method::Post], "DELETE, POST, OPTIONS"),
-            Self::Control(Control::Shutdown) => (&[Method::Get, Method::Post], "GET, POST, OPTIONS"),
+            ) => Methods::Read,
+            Self::Part | Self::Control(Control::Backup) => Methods::Fetch,
+            Self::Control(Control::Compact) => Methods::Act,
+            Self::Delete => Methods::Delete,
+            Self::Control(Control::Shutdown) => Methods::Stop,
         }
     }
 
-    /// The `Allow` header for `OPTIONS`: of a path, or of the whole server, which load balancers ask for as `*` or `/`.
-    fn methods_of(target: &[u8]) -> Option<&'static str> {
+    /// The methods that `OPTIONS` asks for: of a path, or of the whole server, which load balancers name `*` or `/`.
+    fn methods_of(target: &[u8]) -> Option<Methods> {
         let path = target.split(|byte| *byte == b'?').next().unwrap_or(target);
         match path {
-            b"*" | b"/" | b"" => Some("GET, HEAD, POST, PUT, DELETE, OPTIONS"),
-            _ => Self::of(path).map(|endpoint| endpoint.methods().1),
+            b"*" | b"/" | b"" => Some(Methods::All),
+            _ => Self::of(path).map(Self::methods),
+        }
+    }
+
+    /// What is said of a query parameter that the path does not take.
+    fn parameters(self) -> &'static str {
+        match self {
+            Self::Set => {
+                "/set takes the query parameters `key`, `value`, `expires` and `timing`, and no other"
+            }
+            Self::Get | Self::Delete => {
+                "the path takes the query parameters `key` and `timing`, and no other"
+            }
+            Self::Part | Self::Control(_) => "the path takes the query parameter `timing`, and no other",
         }
     }
 
@@ -136,9 +193,7 @@ impl Endpoint {
             Self::Get | Self::Control(Control::Metrics | Control::Stats | Control::Openapi) => {
                 Need::Role(Role::Read)
             }
-            Self::Part | Self::Control(Control::Backup | Control::Part(_) | Control::Compact) => {
-                Need::Role(Role::Admin)
-            }
+            Self::Part | Self::Control(Control::Backup | Control::Compact) => Need::Role(Role::Admin),
             Self::Set | Self::Delete => Need::Role(Role::Write),
             Self::Control(Control::Shutdown) => Need::Shutdown,
             Self::Control(Control::Livez | Control::Readyz | Control::Options(_)) => Need::Nothing,
@@ -156,7 +211,7 @@ impl Endpoint {
             Self::Control(Control::Metrics) => Label::METRICS,
             Self::Control(Control::Stats) => Label::STATS,
             Self::Control(Control::Backup) => Label::BACKUP,
-            Self::Part | Self::Control(Control::Part(_)) => Label::PART,
+            Self::Part => Label::PART,
             Self::Control(Control::Compact) => Label::COMPACT,
             Self::Control(Control::Openapi) => Label::OPENAPI,
             Self::Control(Control::Options(_)) => Label::OPTIONS,
@@ -225,9 +280,9 @@ impl Route {
     ) -> Result<(Self, Timing), Refusal> {
         let target = &request[head.target.clone()];
         if head.method == Method::Options
-            && let Some(allow) = Endpoint::methods_of(target)
+            && let Some(methods) = Endpoint::methods_of(target)
         {
-            return Ok((Self::controls(Control::Options(allow)), Timing::Untold));
+            return Ok((Self::new(Endpoint::Control(Control::Options(methods))), Timing::Untold));
         }
         let (path, query) = match memchr::memchr(b'?', target) {
             Some(at) => (&target[..at], &target[at + 1..]),
@@ -237,10 +292,10 @@ impl Route {
         grant.check(endpoint.map_or(Need::Role(Role::Read), Endpoint::need))?;
         let endpoint = endpoint.ok_or(UNKNOWN_PATH)?;
         endpoint.keep_pages_out(head, &request[..head.bytes], grant)?;
-        let (methods, allow) = endpoint.methods();
-        if !methods.contains(&head.method) {
+        let methods = endpoint.methods();
+        if !methods.take(head.method) {
             let message = "the path does not take this method; see the Allow header";
-            return Err(Refusal::new(Status::MethodNotAllowed, message).with_field("allow", allow));
+            return Err(Refusal::new(Status::MethodNotAllowed, message).with_field("allow", methods.allow()));
         }
         if endpoint == Endpoint::Part {
             return Self::part(query);
@@ -257,7 +312,7 @@ impl Route {
                     timing.ask(encoded)?;
                     continue;
                 }
-                _ => return Err(Refusal::bad("the path does not take this query parameter")),
+                _ => return Err(Refusal::bad(endpoint.parameters())),
             };
             if place.replace(decode(encoded)?).is_some() {
                 return Err(TWICE);
@@ -285,7 +340,7 @@ impl Route {
             return Err(Refusal::bad("a value is missing: give the query parameter `value`, or a body"));
         }
         let expires = expires.map(|text| expiry(&text)).transpose()?;
-        Ok((Self { endpoint, key, value: value.map(text), expires }, timing))
+        Ok((Self { key, value: value.map(text), expires, ..Self::new(endpoint) }, timing))
     }
 
     /// A part of a file, by its own parameters.
@@ -298,11 +353,12 @@ impl Route {
                 (name, value) => part.add(name, value)?,
             }
         }
-        Ok((Self::controls(Control::Part(part.finish()?)), timing))
+        let part = Some(Box::new(part.finish()?));
+        Ok((Self { part, ..Self::new(Endpoint::Part) }, timing))
     }
 
-    fn controls(control: Control) -> Self {
-        Self { endpoint: Endpoint::Control(control), key: None, value: None, expires: None }
+    fn new(endpoint: Endpoint) -> Self {
+        Self { endpoint, key: None, value: None, expires: None, part: None }
     }
 
     /// What `of` makes of the key, if the request has one.
@@ -326,7 +382,12 @@ impl Route {
         matches!(self.endpoint, Endpoint::Control(Control::Shutdown | Control::Backup))
     }
 
-    /// What the request asks of the server, if it is not an operation.
+    /// The part of a file that the request asks for, if it does.
+    pub fn part_of_file(&self) -> Option<Part> {
+        self.part.as_deref().copied()
+    }
+
+    /// What the request asks of the server, if that is neither an operation nor a part of a file.
     pub fn control(&self) -> Option<Control> {
         match self.endpoint {
             Endpoint::Control(control) => Some(control),
@@ -334,7 +395,7 @@ impl Route {
         }
     }
 
-    /// The hashes of the key, if the request has one.
+    /// The hashes of the key, if the request is an operation.
     pub fn key(&self) -> Option<Key<()>> {
         self.key.as_ref().map(|key| key.map(|_| ()))
     }
@@ -355,7 +416,7 @@ impl Route {
     /// 400 if there are two values.
     ///
     /// # Panics
-    /// If the request is not an operation (see [`Self::control`]).
+    /// If the request is not an operation (see [`Self::key`]).
     pub fn op<'a>(&'a self, request: &'a [u8], body: &'a [u8]) -> Result<Op<&'a [u8]>, Refusal> {
         let key = self.key.as_ref().expect("an operation has a key");
         let key = key.map(|text| text.bytes(request));
@@ -435,7 +496,13 @@ mod tests {
         let (route, _) = Route::of(&head, target.as_bytes(), &Grant::ALL, KeyHash::with_seed(1))
             .map_err(|refusal| refusal.status.code())?;
         if let Some(control) = route.control() {
-            return Ok(format!("{control:?}"));
+            return Ok(match control {
+                Control::Options(methods) => methods.allow().to_owned(),
+                control => format!("{control:?}"),
+            });
+        }
+        if let Some(part) = route.part_of_file() {
+            return Ok(format!("part at {}", part.offset()));
         }
         route
             .op(target.as_bytes(), body.unwrap_or("").as_bytes())
@@ -460,7 +527,15 @@ mod tests {
             assert_eq!(label.name(), *name);
         }
         assert_eq!(Route::label_of(b"/nowhere"), Label::UNKNOWN);
-        assert_eq!(Endpoint::Control(Control::Options("")).label().name(), "options");
+        assert_eq!(Endpoint::Control(Control::Options(Methods::All)).label().name(), "options");
+    }
+
+    #[test]
+    fn a_part_of_a_file_has_parameters_of_its_own() {
+        let target = "/backup/part?backup=1&shard=0&file=1&offset=4096&bytes=4096&timing=1";
+        assert_eq!(route(Method::Get, target, None).as_deref(), Ok("part at 4096"));
+        assert_eq!(route(Method::Head, target, None), Err(405));
+        assert_eq!(route(Method::Get, &format!("{target}&key=k"), None), Err(400));
     }
 
     #[test]
@@ -518,16 +593,16 @@ mod tests {
             (Post, "/compact", None, Ok("Compact")),
             (Get, "/compact", None, Err(405)),
             (Other, "/readyz", None, Err(405)),
-            (Options, "*", None, Ok("Options(\"GET, HEAD, POST, PUT, DELETE, OPTIONS\")")),
-            (Options, "/", None, Ok("Options(\"GET, HEAD, POST, PUT, DELETE, OPTIONS\")")),
-            (Options, "/set?key=k", None, Ok("Options(\"POST, PUT, OPTIONS\")")),
+            (Options, "*", None, Ok("GET, HEAD, POST, PUT, DELETE, OPTIONS")),
+            (Options, "/", None, Ok("GET, HEAD, POST, PUT, DELETE, OPTIONS")),
+            (Options, "/set?key=k", None, Ok("POST, PUT, OPTIONS")),
             (Options, "/nowhere", None, Err(404)),
             (Get, "*", None, Err(404)),
             (Get, "/", None, Err(404)),
             (Get, "//get?key=k", None, Err(404)),
             (Get, "/get/?key=k", None, Err(404)),
             (Get, "/%67et?key=k", None, Err(404)),
-            (Options, "", None, Ok("Options(\"GET, HEAD, POST, PUT, DELETE, OPTIONS\")")),
+            (Options, "", None, Ok("GET, HEAD, POST, PUT, DELETE, OPTIONS")),
             (Get, "", None, Err(404)),
         ] {
             assert_eq!(route(method, target, body), expected.map(str::to_owned), "{method:?} {target}");

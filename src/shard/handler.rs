@@ -25,6 +25,7 @@ use super::router::{Router, ThreadId};
 use super::stats;
 use crate::db::{SMALL_VALUE_BYTES, Started, Ticket, WaitPosition};
 use crate::error::{Error, ErrorKind, Result};
+use crate::http::part::Part;
 use crate::http::probe::{End, Probe};
 use crate::http::{Control, Controlled, Handler, LaterResponse, PIPELINE_MAX, Reply, Response};
 use crate::key::{Key, SeqNo, ShardId, UnixMillis};
@@ -372,10 +373,19 @@ impl<T: Status> Handler for Dispatcher<T> {
         }
     }
 
-    fn control(&self, control: Control) -> Controlled<ForClient> {
+    fn fetch(&self, part: Part) -> ForClient {
+        let (inquirer, thread) = (self.others.inquirer.clone(), self.router.thread(part.shard));
+        let part = async move {
+            let value = lending::part(&inquirer, thread, part).await?;
+            Ok(Outcome::Value { value, seqno: SeqNo::default(), expires: None })
+        };
+        ForClient(Pending::Task(self.tasks.spawn(part)))
+    }
+
+    fn control(&self, control: Control) -> Controlled {
         Controlled::Now(match control {
             Control::Livez => Response::OK,
-            Control::Options(methods) => Response::allow(methods),
+            Control::Options(methods) => Response::allow(methods.allow()),
             Control::Openapi => Response::OPENAPI,
             Control::Metrics => {
                 let scraper = self.others.scraper.clone();
@@ -384,14 +394,6 @@ impl<T: Status> Handler for Dispatcher<T> {
             Control::Backup => {
                 let lent = self.others.lender.clone().lend(self.status.stopping());
                 return Controlled::Later(unless_stopped(self.status.stopping(), lent));
-            }
-            Control::Part(part) => {
-                let (inquirer, thread) = (self.others.inquirer.clone(), self.router.thread(part.shard));
-                let part = async move {
-                    let value = lending::part(&inquirer, thread, part).await?;
-                    Ok(Outcome::Value { value, seqno: SeqNo::default(), expires: None })
-                };
-                return Controlled::Outcome(ForClient(Pending::Task(self.tasks.spawn(part))));
             }
             Control::Stats => {
                 let page = stats::page(self.others.scraper.clone(), wall_clock());

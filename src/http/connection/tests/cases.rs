@@ -16,6 +16,7 @@ use self::file::{Case, PROBE, SHORT_BYTES, cases};
 use super::session::{Client, peers};
 use crate::error::Result as EngineResult;
 use crate::http::connection::serve;
+use crate::http::part::Part;
 use crate::http::{Control, Controlled, Handler, Probe, Reply, Response};
 use crate::key::{Key, SeqNo, UnixMillis};
 use crate::op::{Op, Outcome, ToBytes};
@@ -63,13 +64,17 @@ impl Handler for Map {
         }))
     }
 
-    fn control(&self, control: Control) -> Controlled<Self::Pending> {
+    fn fetch(&self, _: Part) -> Self::Pending {
+        unreachable!("no case asks for a part of a file")
+    }
+
+    fn control(&self, control: Control) -> Controlled {
         Controlled::Now(match control {
             Control::Openapi => Response::OPENAPI,
             Control::Metrics => Response::metrics(String::new()),
             Control::Livez | Control::Readyz | Control::Stats | Control::Compact => Response::OK,
-            Control::Backup | Control::Part(_) => Response::unavailable("this store is not on disk"),
-            Control::Options(methods) => Response::allow(methods),
+            Control::Backup => Response::unavailable("this store is not on disk"),
+            Control::Options(methods) => Response::allow(methods.allow()),
             Control::Shutdown => {
                 self.has_stopped.set(true);
                 Response::lines(unbounded_channel().1)

@@ -20,6 +20,7 @@ use crate::error::Result as EngineResult;
 use crate::http::access::Policy;
 use crate::http::authority::LastAddress;
 use crate::http::connection::serve;
+use crate::http::part::Part;
 use crate::http::peers::{Peers, Rules, Times};
 use crate::http::stream::Stream;
 use crate::http::{Control, Controlled, Handler, Probe, Reply, Response};
@@ -195,7 +196,11 @@ impl Handler for Store {
         }
     }
 
-    fn control(&self, control: Control) -> Controlled<Self::Pending> {
+    fn fetch(&self, _: Part) -> Self::Pending {
+        unreachable!("no session asks for a part of a file")
+    }
+
+    fn control(&self, control: Control) -> Controlled {
         self.calls.borrow_mut().push(format!("{control:?}"));
         if control != Control::Shutdown {
             return Controlled::Now(Response::OK);
