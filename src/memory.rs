@@ -78,22 +78,22 @@ impl Parts {
         // The body is a part of the fifth that belongs to requests, as far as it fits.
         let requests = (total / 5).saturating_sub(body).max(total / 16);
         let left = total.saturating_sub(requests + body);
-        let for_caches = left / 5 * 2;
+        // While one memtable of a shard takes writes, two may wait for their flush; one more is for the change.
+        let memtables_most = (left / 20 * 9).min(4 * usize::from(shards) * memtable_bytes);
+        let both = left / 10 * 7;
+        // What memtables do not need is free for caches.
+        let caches_most = (left / 5 * 2).max(both - memtables_most);
         if let Some(wanted) = cache_bytes
-            && for_caches < wanted
+            && caches_most < wanted
         {
             return refuse(format!(
                 "--cache-size {} is too large for --memory {}: it may be {} at most",
                 ByteSize(wanted as u64),
                 ByteSize(total as u64),
-                ByteSize(for_caches as u64)
+                ByteSize(caches_most as u64)
             ));
         }
-        // While one memtable of a shard takes writes, two may wait for their flush; one more is for the change.
-        let both = left / 10 * 7;
-        let memtables = (left / 20 * 9)
-            .min(both - cache_bytes.unwrap_or_default())
-            .min(4 * usize::from(shards) * memtable_bytes);
+        let memtables = memtables_most.min(both - cache_bytes.unwrap_or_default());
         Ok(Self {
             total,
             memtables,

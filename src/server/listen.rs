@@ -71,7 +71,7 @@ impl Drop for SocketFile {
 /// that is taken.
 ///
 /// # Errors
-/// `AddressInUse`; `Configuration` if the places are open to everyone; `Permission`; `Io`.
+/// `AddressInUse`; `Configuration` if the places are open to everyone, or a path is that of another file; `Permission`; `Io`.
 pub(super) async fn bind(config: &Config, threads: usize) -> Result<Sockets> {
     for listen in &config.listen {
         check_exposure(config, listen)?;
@@ -94,6 +94,14 @@ pub(super) async fn bind(config: &Config, threads: usize) -> Result<Sockets> {
     }
     for listen in &config.listen {
         let attempt = |error| Error::io(format!("listen on {listen}"), error);
+        if let Listen::Unix(path) = listen
+            && path.symlink_metadata().is_ok_and(|found| !found.file_type().is_socket())
+        {
+            let message = format!(
+                "cannot listen on {listen}: what is there is no socket: remove it, or choose another path"
+            );
+            return Err(Error::new(ErrorKind::Configuration, message));
+        }
         let mut tried = 1;
         let first = loop {
             match reserve(listen) {

@@ -125,6 +125,14 @@ fn warn(config: &Config) {
             ByteSize(usable)
         );
     }
+    let processors = processors().len();
+    if let Some(threads) = config.threads
+        && processors < usize::from(threads)
+    {
+        tracing::warn!(
+            "--threads {threads} is more than the processors, {processors}: threads that share one wait for each other"
+        );
+    }
     if config.insecure {
         tracing::warn!("--insecure: everyone who can connect may read, write and delete everything");
     }
@@ -243,12 +251,12 @@ impl Server {
         let device = probe_device(data_dir)?;
         let root = data_dir.storage(device)?;
         let mut store = data_dir.open_store(&root, config.shards, shards).await?;
-        log_store(data_dir, &store);
         let (config, parts) = fit_to_memory(fit_to_volume(config, data_dir), store.shards)?;
         bound_buffers(&sockets, &parts, config.connections_max)?;
         let reload = Reload::new(operator.clone(), &config, chosen, &sockets.places, live);
         let memory = Memory::new(&parts, store.shards);
         let (monitor, space) = Monitor::open(data_dir, &root, &config, &store).await?;
+        log_store(data_dir, &store);
         let (stop_monitor, stopped) = watch::channel(false);
         let monitor = tokio_uring::spawn(monitor.run(stopped));
         let (phase, follow) = watch::channel(Phase::Opening);
@@ -289,17 +297,30 @@ impl Server {
             store.save(&root).await?;
         }
         server.log_start(&store, device, &sockets.places, &parts);
-        server.phase.send_replace(Phase::Running);
-        let mut missing = server.threads.len();
-        let listening = |event: &Event| matches!(event, Event::Listening);
-        if server.gather(&mut signals, &mut missing, None, listening).await? != Gathered::All {
-            return server.stop(&mut signals).await;
+        let listening = || {
+            operator.announce(&sockets.places);
+            supervisor::ready(&shown(&sockets.places));
+            tokio_uring::spawn(supervisor::feed_watchdog(scraper));
+        };
+        let ended = server.serve(&mut signals, listening).await;
+        if ended.is_err() {
+            // The process is about to end. If the watchers of the stop were dropped, their replies would end as if the
+            // stop were complete.
+            std::mem::forget(server);
         }
-        operator.announce(&sockets.places);
-        supervisor::ready(&shown(&sockets.places));
-        tokio_uring::spawn(supervisor::feed_watchdog(scraper));
-        server.wait_for_stop(&mut signals).await?;
-        server.stop(&mut signals).await
+        ended
+    }
+
+    /// Serves until a stop is asked for, and stops. Calls `listening` when clients can connect.
+    async fn serve(&mut self, signals: &mut Signals, listening: impl FnOnce()) -> Result<()> {
+        self.phase.send_replace(Phase::Running);
+        let mut missing = self.threads.len();
+        let counts = |event: &Event| matches!(event, Event::Listening);
+        if self.gather(signals, &mut missing, None, counts).await? == Gathered::All {
+            listening();
+            self.wait_for_stop(signals).await?;
+        }
+        self.stop(signals).await
     }
 
     fn log_start(&self, store: &Store, device: Device, places: &[Listen], parts: &Parts) {
@@ -423,7 +444,7 @@ impl Server {
     }
 
     /// The graceful stop.
-    async fn stop(mut self, signals: &mut Signals) -> Result<()> {
+    async fn stop(&mut self, signals: &mut Signals) -> Result<()> {
         supervisor::stopping();
         let at_once = || {
             let message = "a signal during the stop ended it at once; the next start replays the WALs";

@@ -179,12 +179,16 @@ impl Reload {
                 needing_restart.push(name);
                 continue;
             }
-            tracing::info!("{name}: {} → {value}", before.map_or("none", String::as_str));
-            self.shown.insert(name, value);
-        }
-        if self.connections_max < found.connections_max {
+            let before = before.map_or("none", String::as_str);
             let most = self.connections_max;
-            tracing::info!("max-connections stays {most} until a restart, which divides the memory anew");
+            if name == "max-connections" && most < found.connections_max {
+                tracing::warn!(
+                    "{name}: {before} → {most}, and {value} after a restart, which divides the memory anew"
+                );
+            } else {
+                tracing::info!("{name}: {before} → {value}");
+            }
+            self.shown.insert(name, value);
         }
         if !needing_restart.is_empty() {
             tracing::warn!("changed, but in force only after a restart: {}", needing_restart.join(", "));

@@ -1,6 +1,8 @@
 //! The manners of the process: signals, limits of the system, what it leaves behind when it cannot start, and its log.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
@@ -155,24 +157,32 @@ fn a_signal_soon_after_a_shutdown_is_a_part_of_it_and_a_later_one_ends_it() {
     // Both clients stay connected.
     let stops = || {
         let server = Server::start_logged(&data, &flags, &log);
-        let (mut client, mut asker) = (server.client(), server.client());
+        let (mut client, mut asker) = (server.client(), TcpStream::connect(server.address).unwrap());
         client.send("POST /set?key=k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nva");
         assert_eq!(server.client().request("GET", "/livez").status, 200);
-        asker.send("GET /shutdown HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        asker.write_all(b"GET /shutdown HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
         wait_for_line(&log, "/shutdown: the server stops");
         (server, client, asker)
     };
-    let (server, mut client, _asker) = stops();
+    let ends_whole = |mut asker: TcpStream| {
+        let mut reply = Vec::new();
+        let _ = asker.read_to_end(&mut reply); // the process may end with a reset
+        assert!(reply.starts_with(b"HTTP/1.1 200 OK\r\n"), "{}", reply.escape_ascii());
+        reply.ends_with(b"\r\n0\r\n\r\n")
+    };
+    let (server, mut client, asker) = stops();
     server.signal("-TERM");
     wait_for_line(&log, "SIGTERM: the server stops already");
     assert_eq!(client.send("lu").reply().status, 200, "the request in flight is answered");
     assert_eq!(server.wait().code(), Some(0));
+    assert!(ends_whole(asker));
 
-    let (server, _client, _asker) = stops();
+    let (server, _client, asker) = stops();
     thread::sleep(Duration::from_millis(1_100)); // after a second the signal counts
     server.signal("-TERM");
     assert_eq!(server.wait().code(), Some(1));
     wait_for_line(&log, "SIGTERM: the server stops at once");
+    assert!(!ends_whole(asker), "the client learns that the stop was not complete");
 }
 
 #[test]

@@ -249,6 +249,10 @@ fn a_server_listens_at_several_places_and_a_unix_socket_has_its_mode_and_goes_aw
     assert!(reply.contains("stopped"), "{reply}");
     assert_eq!(server.wait().code(), Some(0));
     assert!(!path.exists());
+    fs::write(&path, "mine").unwrap();
+    let (code, said) = refusal(&folder.path().join("other"), &["--listen", &place]);
+    assert!(code == Some(78) && said.contains("is no socket"), "{said}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
 }
 
 #[test]
