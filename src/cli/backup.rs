@@ -15,7 +15,6 @@ use indicatif::ProgressBar;
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::escape::from_hexadecimal;
 use super::owner::own_like;
 use super::values::size;
 use super::{counted, remote, styled};
@@ -25,6 +24,7 @@ use crate::backup::{Contents, Done, Options, Purpose, Source, Target};
 use crate::client::{Body, Client, Patience, Request};
 use crate::data_dir::DataDir;
 use crate::error::{Error, ErrorKind, Result};
+use crate::escape::from_hexadecimal;
 use crate::file_name::{FileName, shard_directory};
 use crate::host::{end_by, is_ignored, random_number};
 use crate::key::ShardId;
@@ -97,7 +97,7 @@ impl Backup {
             let done = target.fill(&contents, &mut source, options, progress, after).await;
             bar.finish_and_clear();
             let done = done?;
-            report("backup", &self.to, &contents, &done);
+            report("backup", &self.to, &contents, &done, "were there");
             Ok::<_, Error>(contents.damages() as u64 + done.damaged)
         })?;
         check_damages(damages)
@@ -116,6 +116,12 @@ impl Restore {
                 bar.finish_and_clear();
                 unpacked?;
                 return self.fill(target, &mut Folder(&to), true).await;
+            }
+            if self.from.is_file() {
+                let (from, to) = (self.from.display(), self.to.display());
+                let message =
+                    format!("{from} is a file: restore an archive by `ringkeep restore - {to} < {from}`");
+                return Err(Error::new(ErrorKind::Configuration, message));
             }
             let from = DataDir::open(&self.from)?;
             let mut source = Folder(&from);
@@ -136,7 +142,8 @@ impl Restore {
         let done = done?;
         own_like(&self.to, target.directory())?;
         target.release().await?;
-        report("data directory", &self.to, &contents, &done);
+        let kept_why = if in_place { "unpacked" } else { "were there" };
+        report("data directory", &self.to, &contents, &done, kept_why);
         check_damages(contents.damages() as u64 + done.damaged)
     }
 }
@@ -146,13 +153,13 @@ fn is_stream(path: &Path) -> bool {
 }
 
 /// A closed standard output does not change the exit status.
-fn report(what: &str, path: &Path, contents: &Contents, done: &Done) {
+fn report(what: &str, path: &Path, contents: &Contents, done: &Done, kept_why: &str) {
     let Done { linked, copied, kept, copied_bytes, bytes, .. } = *done;
     let shards = counted(contents.shards.len() as u64, "shard");
     let files = counted(linked + copied + kept, "file");
     let _ = writeln!(
         std::io::stdout(),
-        "{}: {what} of store {:016x}, {shards}, {} in {files}: {copied} copied ({}), {linked} linked, {kept} were there",
+        "{}: {what} of store {:016x}, {shards}, {} in {files}: {copied} copied ({}), {linked} linked, {kept} {kept_why}",
         path.display(),
         contents.store.id,
         ByteSize(bytes),

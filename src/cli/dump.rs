@@ -9,8 +9,8 @@ use clap::Args;
 use indicatif::ProgressBar;
 
 use super::entry::{Entry, put_line};
-use super::styled;
 use super::values::number;
+use super::{misused, styled};
 use crate::backup::pace::Pace;
 use crate::data_dir::{DataDir, open_storage};
 use crate::db::at_rest::{AtRest, damaged};
@@ -65,6 +65,9 @@ pub(super) async fn shards(data_dir: &DataDir) -> Result<(Store, Vec<AtRest<Urin
 
 impl Dump {
     pub(super) fn run(self) -> Result<()> {
+        if self.resume && self.is_stream() {
+            misused("--resume needs a file, and the output is none");
+        }
         let (_, runtime) = ring::probe()?;
         let data_dir = DataDir::open_to_read(&self.data_dir)?;
         let lines = runtime.block_on(async {
@@ -92,13 +95,17 @@ impl Dump {
         Ok(())
     }
 
-    /// Standard output, or what is at the place of the output and is no file: a pipe or a device. Such a thing is written to,
-    /// and never replaced.
+    /// Whether the output is standard output, or what is at its place is no file: a pipe or a device. Such a thing is written
+    /// to, and never replaced.
+    fn is_stream(&self) -> bool {
+        self.output == Path::new("-") || std::fs::metadata(&self.output).is_ok_and(|found| !found.is_file())
+    }
+
     fn stream(&self) -> Result<Option<Box<dyn Write>>> {
         if self.output == Path::new("-") {
             return Ok(Some(Box::new(std::io::stdout())));
         }
-        if std::fs::metadata(&self.output).is_ok_and(|found| !found.is_file()) {
+        if self.is_stream() {
             let opened = OpenOptions::new().write(true).open(&self.output);
             let opened =
                 opened.map_err(|error| Error::io(format!("write {}", self.output.display()), error))?;

@@ -8,13 +8,13 @@ use clap::Args;
 use indicatif::ProgressBar;
 
 use super::entry::Entry;
-use super::escape::escaped;
 use super::redis::{Found, Redis};
-use super::values::number;
-use super::{counted, remote, styled};
+use super::values::{host_and_port, number};
+use super::{counted, misused, remote, styled};
 use crate::backup::pace::Pace;
 use crate::client::{Client, Patience, Request, Session};
 use crate::error::{Error, ErrorKind, Result};
+use crate::escape::escaped;
 use crate::shard::handler::wall_clock;
 
 /// Requests of a connection that are on their way together.
@@ -36,7 +36,7 @@ pub(super) struct Load {
     #[command(flatten)]
     server: remote::Server,
     /// Take the strings of a Redis server instead, and list the keys of other types
-    #[arg(long, value_name = "HOST:PORT", conflicts_with_all = ["input", "resume"])]
+    #[arg(long, value_name = "HOST:PORT", value_parser = host_and_port, conflicts_with_all = ["input", "resume"])]
     from_redis: Option<String>,
     /// Number of the database of Redis
     #[arg(long, value_name = "N", default_value = "0", value_parser = number::<u32>(0..=u64::from(u32::MAX)), requires = "from_redis")]
@@ -69,6 +69,9 @@ fn wrong(message: String) -> Error {
 
 impl Load {
     pub(super) fn run(self) -> Result<()> {
+        if self.resume && self.input == Path::new("-") {
+            misused("--resume needs a file, and standard input is none");
+        }
         let client = self.server.client(Patience::PerStep(PATIENCE))?;
         let sessions = (0..self.connections).map(|_| client.session()).collect::<Result<Vec<_>>>()?;
         let mut sender = Sender {
@@ -179,7 +182,8 @@ impl Load {
             let Some((first, _)) = round.first() else { break };
             let first = first.clone();
             sender.send(round).map_err(|error| {
-                let message = format!("{error}; what comes before {first} is loaded");
+                let message =
+                    format!("{error}; every line before {first} is loaded, and some after it may be");
                 Error::new(error.kind(), message)
             })?;
             progress.write(at)?;

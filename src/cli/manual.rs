@@ -8,15 +8,15 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 
-use super::{Cli, VERSION};
-use crate::error::{Error, ErrorKind, Result};
+use super::{Cli, VERSION, misused};
+use crate::error::{Error, Result};
 
 /// Exit statuses of the server and what they mean.
 const STATUSES: &[(&str, &str)] = &[
     ("0", "A clean end."),
     ("1", "Another failure."),
     ("2", "Wrong usage."),
-    ("65", "Something on disk is damaged; the message names the file and the offset."),
+    ("65", "Something on disk is damaged; the message names it, and ringkeep check lists all of it."),
     ("69", "Another process listens on the address."),
     ("73", "The data directory cannot be created."),
     ("74", "A log or a manifest could not be written, or was taken away."),
@@ -87,11 +87,9 @@ impl Manual {
         }
         let mut command = &whole;
         for name in &self.command {
-            command = command.find_subcommand(name).ok_or_else(|| {
-                let message =
-                    format!("there is no command {:?}: see `ringkeep --help`", self.command.join(" "));
-                Error::new(ErrorKind::Configuration, message)
-            })?;
+            command = command
+                .find_subcommand(name)
+                .unwrap_or_else(|| misused(&format!("there is no command {:?}", self.command.join(" "))));
         }
         print(&page(command))
     }

@@ -9,7 +9,6 @@ mod settings;
 mod serve;
 mod config;
 mod bench;
-mod escape;
 mod backup;
 mod check;
 mod dump;
@@ -174,8 +173,9 @@ enum Command {
     /// Give up what is damaged in sorted files, and keep everything else
     ///
     /// No server may have the store open. Each damaged file is replaced by a file with every entry that verifies. For
-    /// each of them a line on standard output says what was given up. After that, a read of such a key may find an older
-    /// value, or none: restore a backup if that must not happen.
+    /// each of them a line on standard output says how many entries were given up, and among which keys; keys are shown
+    /// with percent escapes, as the --key of inspect takes them. Sound shards are left as they are. After a repair, a read of
+    /// such a key may find an older value, or none: restore a backup if that must not happen.
     ///
     /// Exit status 0: no sorted file is damaged any more. 65: a log or a manifest is damaged, which this command does not
     /// repair; with --dry-run also: something would be given up. 75: a server has the store open. 78: there is no store, or
@@ -253,6 +253,11 @@ fn carry_out<T: Args + AsRef<LogFlags>>(
             run(start).map_or_else(|error| failed(&error, |error| log.failure(error)), |()| ExitCode::SUCCESS)
         }
     }
+}
+
+/// Ends the process as clap does after wrong usage, with status 2.
+fn misused(why: &str) -> ! {
+    Cli::command().error(clap::error::ErrorKind::ValueValidation, why).exit()
 }
 
 fn failed(error: &Error, report: impl FnOnce(&Error)) -> ExitCode {

@@ -77,10 +77,18 @@ impl Reshard {
                 return Err(Error::new(ErrorKind::Configuration, message));
             }
             let to = DataDir::open_or_create(&beside)?;
-            let target = Target::open(&to, Purpose::Restore, None).await?;
-            let entries = build(&to, &old, self.shards).await?;
-            own_like(&path, to.directory())?;
-            target.release().await?;
+            let built = async {
+                let target = Target::open(&to, Purpose::Restore, None).await?;
+                let entries = build(&to, &old, self.shards).await?;
+                own_like(&path, to.directory())?;
+                target.release().await?;
+                Ok(entries)
+            };
+            let entries = built.await.inspect_err(|_| {
+                if self.to.is_none() {
+                    let _ = std::fs::remove_dir_all(&beside); // otherwise the next run removes it
+                }
+            })?;
             if self.to.is_none() {
                 exchange(&path, &beside)?;
                 std::fs::remove_dir_all(&beside).map_err(|error| {

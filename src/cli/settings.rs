@@ -35,13 +35,19 @@ pub(super) struct InForce {
     pub(super) name: String,
     /// `None` if there is neither a value nor a default.
     pub(super) values: Option<Vec<String>>,
+    /// What its help says of the default, if that is no value.
+    meaning: Option<String>,
     pub(super) source: String,
 }
 
 impl InForce {
     /// The value in one line.
     pub(super) fn shown(&self) -> String {
-        self.values.as_ref().map_or_else(|| "none".into(), |values| values.join(","))
+        match (&self.values, &self.meaning) {
+            (Some(values), _) => values.join(","),
+            (None, Some(meaning)) => format!("({meaning})"),
+            (None, None) => "none".into(),
+        }
     }
 }
 
@@ -151,7 +157,14 @@ impl Settings {
                     (if fixed.is_empty() { computed(name) } else { Some(fixed) }, source)
                 }
             };
-            InForce { name: name.to_owned(), values, source }
+            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+            let meaning = help.split_once("[default: ").and_then(|(_, rest)| rest.split_once(']'));
+            InForce {
+                name: name.to_owned(),
+                values,
+                meaning: meaning.map(|(meaning, _)| meaning.to_owned()),
+                source,
+            }
         });
         found.collect()
     }

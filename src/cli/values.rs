@@ -57,6 +57,14 @@ pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
     addresses.next().ok_or_else(|| "the host name has no address".into())
 }
 
+/// A host and a port, which is not looked up yet.
+pub(super) fn host_and_port(text: &str) -> Result<String, String> {
+    match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(text.to_owned()),
+        _ => Err("expected a host and a port, as in 127.0.0.1:6379".into()),
+    }
+}
+
 pub(super) fn no_port(port: &str) -> Result<String, String> {
     Err(format!("the port is a part of the address: --listen 127.0.0.1:{port}"))
 }

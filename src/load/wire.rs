@@ -46,6 +46,9 @@ pub struct Head {
     pub closes: bool,
 }
 
+/// How an alert of TLS begins.
+const TLS_ALERT: &[u8] = &[0x15, 3];
+
 /// Parses the head of the reply at the start of `input`; `None` if the head has not arrived in full.
 ///
 /// # Errors
@@ -58,6 +61,11 @@ pub fn parse(input: &[u8]) -> Result<Option<Head>> {
         Ok(httparse::Status::Complete(bytes)) => bytes,
         Ok(httparse::Status::Partial) if input.len() < HEAD_BYTES_MAX => return Ok(None),
         Ok(httparse::Status::Partial) => return Err(refused("has a head that does not end".into())),
+        Err(_) if input.starts_with(TLS_ALERT) => {
+            return Err(refused(
+                "is an alert of TLS: choose an address of the server that is not encrypted".into(),
+            ));
+        }
         Err(error) => return Err(refused(format!("is not HTTP: {error}"))),
     };
     let (mut body_bytes, mut closes) = (None, false);
@@ -115,6 +123,8 @@ mod tests {
         {
             assert!(parse(nonsense.as_bytes()).is_err(), "{nonsense}");
         }
+        let encrypted = parse(&[0x15, 3, 3, 0, 2, 2, 10]).unwrap_err().to_string();
+        assert!(encrypted.contains("is an alert of TLS"), "{encrypted}");
         assert!(parse(&[b"HTTP/1.1 200 OK\r\nx: ".as_slice(), &[b'a'; HEAD_BYTES_MAX]].concat()).is_err());
     }
 }

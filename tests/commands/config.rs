@@ -44,10 +44,10 @@ fn show_names_the_source_of_each_value() {
         ("threads", "1", "RINGKEEP_THREADS"),
         ("sync", "never", "--sync"),
         ("max-connections", "10000", "default"),
-        ("token-file", "none", "default"),
     ] {
         assert_eq!(line_of(&shown, name), [name, value, source]);
     }
+    assert_eq!(line_of(&shown, "token-file").join(" "), "token-file (requests need no token) default");
     let (_, shown, _) = run(&variables, &["config", "show", "--json", "--insecure"]);
     let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
     let of = |name: &str| {

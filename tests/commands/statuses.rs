@@ -107,6 +107,8 @@ fn every_status_of_restore_is_documented() {
     restore.expect(&[path(&backup), path(folder.path())], 73, "not empty");
     restore.expect(&[path(&backup), "/proc/nowhere"], 73, "/proc/nowhere");
     restore.expect(&[path(&to("nothing")), path(&to("b"))], 78, "nothing");
+    fs::write(to("archive"), "").unwrap();
+    restore.expect(&[path(&to("archive")), path(&to("b"))], 78, "ringkeep restore - ");
     in_the_way(&to("odd"));
     restore.expect(&[path(&backup), path(&to("odd"))], 1, "shard-000");
     restore.expect_denial(&backup, &[path(&backup), path(&to("c"))]);
@@ -195,6 +197,7 @@ fn every_status_of_reshard_is_documented() {
     server.kill();
     damaged(&to("damaged"));
     reshard.expect(&[path(&to("damaged")), "--shards", "2"], 65, "damaged");
+    assert!(!to("damaged.reshard").exists(), "what was built of the new store takes no room");
     reshard.expect_documented(&[74]);
 }
 
@@ -208,6 +211,7 @@ fn a_value_that_is_none_says_what_is_expected() {
         (&["serve", "--drain-timeout", "5"], "expected a duration, as in 100ms or 5m"),
         (&["backup", "b", "--rate", "fast"], "expected a size, as in 64MiB or 1.5GB"),
         (&["load", "--connections", "0"], "expected a whole number from 1 to 256"),
+        (&["load", "--from-redis", "localhost"], "expected a host and a port, as in 127.0.0.1:6379"),
         (&["dump", "d", "--rate", "0"], "expected a whole number of at least 1, and"),
         (&["reshard", "d", "--shards", "-"], "expected a whole number from 1 to 999"),
         (&["inspect", "d", "--shard", "x"], "expected a whole number from 0 to 998"),
@@ -219,5 +223,14 @@ fn a_value_that_is_none_says_what_is_expected() {
         let said = text(&output);
         assert!(output.status.code() == Some(2) && said.contains(expected), "{words:?}: {said}");
         assert!(said.contains(&format!("'{}'", words[words.len() - 1])), "{words:?}: {said}");
+    }
+    for (words, expected) in [
+        (&["load", "--resume", "-"][..], "--resume needs a file"),
+        (&["dump", "d", "--resume", "--output", "/dev/null"], "--resume needs a file"),
+        (&["man", "nosuch"], "there is no command \"nosuch\""),
+    ] {
+        let output = run(words);
+        let said = text(&output);
+        assert!(output.status.code() == Some(2) && said.contains(expected), "{words:?}: {said}");
     }
 }

@@ -45,7 +45,7 @@ fn a_flag_counts_more_than_a_variable_a_variable_more_than_the_file_and_the_file
     assert_eq!(value("threads"), ("2".into(), "RINGKEEP_THREADS".into()));
     assert_eq!(value("listen"), ("127.0.0.1:1,unix:/s".into(), format!("{path}:4")));
     assert_eq!(value("max-connections"), ("10000".into(), "default".into()));
-    assert_eq!(value("shards"), ("none".into(), "default".into()));
+    assert_eq!(value("shards"), ("(number of threads)".into(), "default".into()));
     assert_eq!(value("config"), (path.clone(), "RINGKEEP_CONFIG".into()));
     let (serve, _) = settings.read::<Serve>().unwrap();
     let config = serve.config().unwrap();
