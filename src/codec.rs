@@ -53,6 +53,29 @@ pub const fn align_up(value: u64, align: u64) -> u64 {
     (value + align - 1) & !(align - 1)
 }
 
+/// From this length on, `memchr` finds a byte with fewer instructions than a loop does. Most keys are shorter.
+const LONG_BYTES: usize = 32;
+
+/// Where `byte` is in `bytes`.
+#[inline]
+pub fn find(byte: u8, bytes: &[u8]) -> Option<usize> {
+    if bytes.len() < LONG_BYTES {
+        bytes.iter().position(|other| *other == byte)
+    } else {
+        memchr::memchr(byte, bytes)
+    }
+}
+
+/// Where the first of two bytes is in `bytes`.
+#[inline]
+pub fn find_either(one: u8, other: u8, bytes: &[u8]) -> Option<usize> {
+    if bytes.len() < LONG_BYTES {
+        bytes.iter().position(|byte| [one, other].contains(byte))
+    } else {
+        memchr::memchr2(one, other, bytes)
+    }
+}
+
 /// Reads fields from the front of a slice.
 #[derive(Clone, Copy)]
 pub struct Reader<'a> {
@@ -161,6 +184,22 @@ impl<'a> Reader<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_byte_is_found_in_short_and_in_long_bytes() {
+        for length in 0..2 * LONG_BYTES {
+            for at in 0..=length {
+                let mut bytes = vec![b'.'; length];
+                bytes[at..].fill(b'a');
+                if let Some(last) = bytes[at..].last_mut() {
+                    *last = b'b';
+                }
+                let (one, other) = ((at + 1 < length).then_some(at), (at < length).then(|| length - 1));
+                assert_eq!((find(b'a', &bytes), find(b'b', &bytes)), (one, other));
+                assert_eq!(find_either(b'b', b'a', &bytes), one.or(other));
+            }
+        }
+    }
 
     #[test]
     fn varints_round_trip_at_every_length() {

@@ -13,7 +13,7 @@ use std::hash::{BuildHasher, RandomState};
 use bytes::Bytes;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use crate::codec::{Reader, VARINT_BYTES_MAX, to_usize, varint};
+use crate::codec::{Reader, VARINT_BYTES_MAX, find, to_usize, varint};
 use crate::error::CorruptionReason;
 
 /// Slots that keys are spread over; each slot belongs to one shard (the slot map is in `STORE`).
@@ -94,8 +94,8 @@ impl Slot {
 const _: () = assert!(SLOT_COUNT <= 1 << 16, "a slot has 16 bits");
 
 fn hash_tag(key: &[u8]) -> Option<&[u8]> {
-    let behind = &key[memchr::memchr(b'{', key)? + 1..];
-    let end = memchr::memchr(b'}', behind)?;
+    let behind = &key[find(b'{', key)? + 1..];
+    let end = find(b'}', behind)?;
     (0 < end).then(|| &behind[..end])
 }
 

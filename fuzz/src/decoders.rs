@@ -317,7 +317,7 @@ pub fn http_request(data: &[u8]) {
         let policy = Policy { tokens: Some(tokens), hosts: Vec::new(), shutdown: ShutdownMode::Local };
         let _ = policy.admit(&head, rest, false).and_then(|grant| grant.check(Need::Shutdown));
         if let Ok((route, _)) = Route::of(&head, rest, &Grant::ALL, KeyHash::with_seed(1))
-            && route.key().is_some()
+            && route.is_operation()
             && let Ok(op) = route.op(rest, &rest[bytes..bytes + body])
         {
             assert!(!op.key().bytes().is_empty() && route.only_reads() != op.writes());

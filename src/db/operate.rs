@@ -111,6 +111,7 @@ impl<S: Storage> Db<S> {
     /// `InvalidRequest` or `TooLarge` for an operation that can never succeed. A write that may succeed later is
     /// refused with `Overloaded` or `DiskFull`; the caller can wait for its turn with [`Self::wait_for_room`].
     /// `ShuttingDown`; `Poisoned`; `Corruption` if a cached block does not decode.
+    #[inline]
     pub fn start<B: ToBytes>(
         &self,
         op: &Op<B>,

@@ -306,9 +306,9 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         let mut parsed = std::mem::take(&mut turn.parsed);
         let mut then = Then::GoOn;
         // By reference: a move of each request would cost more.
-        for request in &parsed {
-            let body = RequestBody::Input(request.body());
-            then = self.begin(&request.route, request.wire, (request.at(), &body), turn).await?;
+        for Parsed { route, wire, at, body } in &parsed {
+            let body = RequestBody::Input(body.clone());
+            then = self.begin(route, *wire, (*at, &body), turn).await?;
             if then == Then::Close {
                 break;
             }
@@ -327,7 +327,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
         turn: &mut Turn<H::Pending>,
     ) -> Result<Then, Gone> {
         let probe = self.followed.begin(wire);
-        if route.key().is_none() {
+        if !route.is_operation() {
             let control = route.control().map(|control| self.handler.control(control));
             let answer = match (control, route.part_of_file()) {
                 (Some(Controlled::Now(response)), _) => Answer::Response(response),
@@ -452,7 +452,7 @@ impl<S: Stream, H: Handler> Connection<'_, S, H> {
             Err(refusal) => return self.refuse(&refusal, Wire { keep_alive: false, ..wire }, turn).await,
         };
         self.followed.add_chunks(wire, &head, body.bytes(&self.input).len());
-        let then = if LONG_BODY_BYTES < body.bytes(&self.input).len() && route.key().is_some() {
+        let then = if LONG_BODY_BYTES < body.bytes(&self.input).len() && route.is_operation() {
             self.begin_long(&route, wire, &head, body, turn).await?
         } else {
             let at = self.input.start();

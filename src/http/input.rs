@@ -31,29 +31,9 @@ pub(super) struct Parsed {
     pub(super) route: Route,
     pub(super) wire: Wire,
     /// Where the request begins.
-    at: u32,
+    pub(super) at: usize,
     /// Where the body is.
-    body: Range<u32>,
-}
-
-// The compiler copies anything longer by a call.
-const _: () = assert!(size_of::<Parsed>() <= 128);
-
-impl Parsed {
-    /// Where the request begins in the input.
-    pub(super) fn at(&self) -> usize {
-        self.at as usize
-    }
-
-    /// Where its body is in the input.
-    pub(super) fn body(&self) -> Range<usize> {
-        self.body.start as usize..self.body.end as usize
-    }
-}
-
-/// A position in the input.
-fn position(at: usize) -> u32 {
-    u32::try_from(at).expect("an input has a few requests, or one value")
+    pub(super) body: Range<usize>,
 }
 
 /// A request whose head has arrived and whose body still has to be read.
@@ -147,7 +127,6 @@ impl Input {
         let at = self.start;
         let body = at + head.bytes..at + head.bytes + to_usize(body_bytes);
         self.consume(head.bytes + body.len());
-        let (at, body) = (position(at), position(body.start)..position(body.end));
         Front::Complete(Parsed { route, wire, at, body })
     }
 

@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 
 use super::Refusal;
+use crate::codec::{find, find_either};
 
 /// Splits a query at `&` and `=`, names and values still encoded.
 ///
@@ -15,7 +16,7 @@ use super::Refusal;
 pub fn parameters(query: &[u8]) -> impl Iterator<Item = Result<(&[u8], &[u8]), Refusal>> {
     let parts = (!query.is_empty()).then(|| query.split(|byte| *byte == b'&'));
     parts.into_iter().flatten().map(|part| {
-        let at = memchr::memchr(b'=', part)
+        let at = find(b'=', part)
             .ok_or(Refusal::bad("a query parameter has no `=`; an `&` within a value is written %26"))?;
         Ok((&part[..at], &part[at + 1..]))
     })
@@ -26,7 +27,7 @@ pub fn parameters(query: &[u8]) -> impl Iterator<Item = Result<(&[u8], &[u8]), R
 /// # Errors
 /// 400 for a bad escape.
 pub fn decode(text: &[u8]) -> Result<Cow<'_, [u8]>, Refusal> {
-    let Some(first) = memchr::memchr2(b'%', b'+', text) else { return Ok(Cow::Borrowed(text)) };
+    let Some(first) = find_either(b'%', b'+', text) else { return Ok(Cow::Borrowed(text)) };
     let wrong = Refusal::bad("a `%` in the query is not followed by two hexadecimal digits");
     let mut decoded = text[..first].to_vec();
     let mut rest = &text[first..];

@@ -284,7 +284,8 @@ impl Route {
         {
             return Ok((Self::new(Endpoint::Control(Control::Options(methods))), Timing::Untold));
         }
-        let (path, query) = match memchr::memchr(b'?', target) {
+        // In most targets, it comes after a few bytes.
+        let (path, query) = match target.iter().position(|byte| *byte == b'?') {
             Some(at) => (&target[..at], &target[at + 1..]),
             None => (target, &[][..]),
         };
@@ -382,6 +383,11 @@ impl Route {
         matches!(self.endpoint, Endpoint::Control(Control::Shutdown | Control::Backup))
     }
 
+    /// Whether the request is an operation on a key.
+    pub fn is_operation(&self) -> bool {
+        self.endpoint.has_key()
+    }
+
     /// The part of a file that the request asks for, if it does.
     pub fn part_of_file(&self) -> Option<Part> {
         self.part.as_deref().copied()
@@ -416,7 +422,7 @@ impl Route {
     /// 400 if there are two values.
     ///
     /// # Panics
-    /// If the request is not an operation (see [`Self::key`]).
+    /// If the request is not an operation (see [`Self::is_operation`]).
     pub fn op<'a>(&'a self, request: &'a [u8], body: &'a [u8]) -> Result<Op<&'a [u8]>, Refusal> {
         let key = self.key.as_ref().expect("an operation has a key");
         let key = key.map(|text| text.bytes(request));
