@@ -55,7 +55,7 @@ impl DataDir {
                 return Error::new(ErrorKind::CannotCreate, format!("{shown} is not a directory"));
             }
             let denied = error.kind() == io::ErrorKind::PermissionDenied;
-            let error = Error::io(format!("create the data directory {shown}"), error);
+            let error = Error::io(format!("create the directory {shown}"), error);
             if denied { error } else { error.with_kind(ErrorKind::CannotCreate) }
         })?;
         sync_names_above(path).map_err(|error| Error::io(format!("sync the name of {shown}"), error))?;
@@ -81,7 +81,7 @@ impl DataDir {
     }
 
     fn open_with(path: &Path, try_lock: TryLock) -> Result<Self> {
-        let attempt = |what: &str| format!("{what} the data directory {}", path.display());
+        let attempt = |what: &str| format!("{what} the directory {}", path.display());
         loop {
             let directory = Directory::open(path).map_err(|error| match error.kind() {
                 io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
@@ -184,7 +184,7 @@ impl DataDir {
         let path = self.directory.path().display();
         if self.is_marked()? {
             let message = format!(
-                "{path} is a backup, or a restore that has not finished: `ringkeep restore` makes a data directory of a \
+                "{path} is a backup, or a restore that has not finished: `ringkeep restore` makes a data directory from a \
                  backup"
             );
             return Err(Error::new(ErrorKind::Configuration, message));

@@ -90,7 +90,7 @@ impl Parts {
                 "--cache-size {} is too large for --memory {}: it may be {} at most",
                 ByteSize(wanted as u64),
                 ByteSize(total as u64),
-                ByteSize(caches_most as u64)
+                format_args!("{}MiB", caches_most >> 20) // rounded down, so that it can be given
             ));
         }
         let memtables = memtables_most.min(both - cache_bytes.unwrap_or_default());

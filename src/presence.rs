@@ -19,7 +19,8 @@ pub fn missing<S: Storage>(storage: &S, state: &State, files: &Files) -> Vec<(Fi
         let label = storage.label(name);
         let error = match files.get(&name) {
             None => {
-                let message = format!("{label} is missing, but the manifest names it");
+                let message =
+                    format!("{label} is missing, but the manifest names it: put it back if it was moved");
                 Some(Error::new(ErrorKind::Corruption, message))
             }
             Some(found) if *found < expected || (expected < *found && !may_grow) => {

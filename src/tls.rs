@@ -74,8 +74,11 @@ impl Settings {
                     .with_client_cert_verifier(verifier.map_err(|error| wrong("certificate", path, error))?)
             }
         };
-        let mut config = builder.with_single_cert(chain, key_der).map_err(|error| {
-            wrong("certificate", certificate, format!("{error}; the key is {}", key.display()))
+        let mut config = builder.with_single_cert(chain, key_der).map_err(|error| match error {
+            rustls::Error::InconsistentKeys(_) => {
+                wrong("certificate", certificate, format!("the key {} is not its key", key.display()))
+            }
+            error => wrong("certificate", certificate, format!("{error}; the key is {}", key.display())),
         })?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         // Sessions are resumed from what the client keeps, so they take no memory here.

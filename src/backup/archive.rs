@@ -57,7 +57,12 @@ impl<W: Write> Writer<W> {
 /// # Errors
 /// `Corruption` if the archive has an entry that no backup has, or is cut; `Io`.
 pub fn unpack(from: impl Read, to: &DataDir, mut progress: impl FnMut(u64)) -> Result<()> {
-    let strange = |what: String| Error::new(ErrorKind::Corruption, format!("this is no backup: {what}"));
+    let strange = |what: String| {
+        Error::new(
+            ErrorKind::Corruption,
+            format!("this is not a backup, as a tar archive without compression: {what}"),
+        )
+    };
     let failed =
         |error: io::Error| Error::new(ErrorKind::Corruption, format!("the archive is damaged: {error}"));
     let mut is_complete = false;

@@ -59,7 +59,7 @@ pub const MANIFEST_BYTES: u64 = 64 << 10;
 const PART_BYTES: usize = 1 << 20;
 /// After a restore, SeqNos go on this much higher. So none is given out twice that the store gave out after its backup, as
 /// long as there were fewer writes than that.
-const SEQNO_GAP: u64 = 1 << 32;
+pub const SEQNO_GAP: u64 = 1 << 32;
 
 /// What is copied.
 #[derive(Debug, Clone)]
@@ -108,7 +108,7 @@ impl Purpose {
     fn mark(self) -> &'static str {
         match self {
             Self::Backup => {
-                "backup\nA backup made by `ringkeep backup`. `ringkeep restore` makes a data directory of it.\n"
+                "backup\nA backup made by `ringkeep backup`. `ringkeep restore` makes a data directory from it.\n"
             }
             Self::Restore => "restore\nA restore that has not finished. Run `ringkeep restore` again.\n",
         }
@@ -185,7 +185,9 @@ impl<'a> Target<'a> {
         if let (Some(found), Some(store)) = (Store::load(&root).await?, store)
             && found.id != store.id
         {
-            let message = format!("{shown} is a backup of another store: choose an empty directory");
+            let message = format!(
+                "{shown} is a backup of another store (a reshard makes another one as well): choose an empty directory"
+            );
             return Err(Error::new(ErrorKind::Configuration, message));
         }
         Ok(Self { data_dir, purpose, root, device })

@@ -87,7 +87,7 @@ impl Backup {
         }
         let mut source = RemoteStore::open(client)?;
         let data_dir = DataDir::open_or_create(&self.to)?;
-        let damages = runtime.block_on(async {
+        runtime.block_on(async {
             let contents = source.contents.clone();
             source.check_apart(&data_dir)?;
             let target = Target::open(&data_dir, Purpose::Backup, Some(&contents.store)).await?;
@@ -98,9 +98,8 @@ impl Backup {
             bar.finish_and_clear();
             let done = done?;
             report("backup", &self.to, &contents, &done, "were there");
-            Ok::<_, Error>(contents.damages() as u64 + done.damaged)
-        })?;
-        check_damages(damages)
+            check_damages(&contents, &done)
+        })
     }
 }
 
@@ -144,7 +143,7 @@ impl Restore {
         target.release().await?;
         let kept_why = if in_place { "unpacked" } else { "were there" };
         report("data directory", &self.to, &contents, &done, kept_why);
-        check_damages(contents.damages() as u64 + done.damaged)
+        check_damages(&contents, &done)
     }
 }
 
@@ -167,14 +166,22 @@ fn report(what: &str, path: &Path, contents: &Contents, done: &Done, kept_why: &
     );
 }
 
-fn check_damages(damages: u64) -> Result<()> {
-    if damages == 0 {
-        return Ok(());
-    }
-    let files = counted(damages, "file");
+/// Says what damage the copy has, if it has any: what its source had in quarantine, and what `--damaged` has let pass.
+fn check_damages(contents: &Contents, done: &Done) -> Result<()> {
+    let why = match (contents.damages() as u64, done.damaged) {
+        (0, 0) => return Ok(()),
+        (lost, 0) => format!("{} had lost entries before, there as here", counted(lost, "file")),
+        (0, damaged) => format!("{} of the source did not verify", counted(damaged, "file")),
+        (lost, damaged) => {
+            let lost = counted(lost, "file");
+            format!(
+                "{lost} had lost entries before, there as here, and {damaged} more of the source did not verify"
+            )
+        }
+    };
     let message = format!(
-        "the copy is complete, but {files} had been damaged before: reads of some keys fail, here as there; `ringkeep check` \
-         lists them, and `ringkeep repair` gives them up in a data directory"
+        "the copy is complete, but {why}: reads of some of its keys fail; `ringkeep check` lists them, and `ringkeep repair` \
+         gives them up in a data directory"
     );
     Err(Error::new(ErrorKind::Corruption, message))
 }
@@ -203,7 +210,7 @@ async fn to_archive(client: Client, options: Options) -> Result<()> {
     let done = done?;
     archive.append(data_dir.directory(), None, FileName::Store)?;
     archive.finish()?;
-    check_damages(contents.damages() as u64 + done.damaged)
+    check_damages(&contents, &done)
 }
 
 /// A directory for one file at a time, which is removed at the end, and before a signal ends the process.

@@ -46,7 +46,10 @@ impl Check {
             (0, Some(later), _) => Err(later.clone()),
             (count, _, _) => {
                 let places = counted(count, "place");
-                let message = format!("{shown} is damaged in {places}, listed on standard output");
+                let message = format!(
+                    "{shown} is damaged in {places}, listed on standard output; put back what was moved, or restore a backup. \
+                     Of sorted files alone, `ringkeep repair` can give up what is lost: --dry-run says what that would be"
+                );
                 Err(Error::new(ErrorKind::Corruption, message))
             }
         }

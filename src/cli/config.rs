@@ -27,7 +27,7 @@ pub(super) enum Config {
     /// Takes the flags of `ringkeep serve`, reads the same environment and the same file, and also the token file and the
     /// certificate. Binds no address, and does not look at the data directory.
     ///
-    /// Exit status 0: a start would accept them. 77: a file must not be read. 78: something is wrong; the message says
+    /// Exit status 0: a start would accept them. 77: a file may not be read. 78: something is wrong; the message says
     /// what, and where.
     Check(Box<Serve>),
     /// Print a configuration file with every setting, its help and its default, all commented out
@@ -55,7 +55,11 @@ impl Config {
             Self::Check(_) => carry_out(leaf, |start: Start<Serve>| {
                 start.warn();
                 server::check(&start.chosen.config()?)?;
-                print("configuration is valid\n")
+                let from = start.settings.file.as_ref().map(|file| format!(": {}", file.display()));
+                print(&format!(
+                    "configuration is valid{}\n",
+                    from.unwrap_or_else(|| ", without a file".into())
+                ))
             }),
             Self::Default => {
                 let printed = print(&default_file());
@@ -107,7 +111,7 @@ fn default_file() -> String {
     let definition = definition::<Serve>();
     let mut text = String::from(
         "# Settings of ringkeep: ringkeep --config FILE. All of them are commented out, and show their defaults, or\n\
-         # examples where the default is none. Flags and variables of the environment count more than this file.\n\
+         # examples where the default is none. Flags and variables of the environment take precedence over this file.\n\
          # `ringkeep config check --config FILE` says whether a start would accept it; SIGHUP reads it again.\n",
     );
     let mut heading = None;

@@ -34,7 +34,7 @@ pub(super) struct Dump {
     /// Where the lines go, by way of FILE.part; - for standard output
     #[arg(short, long, value_name = "FILE", default_value = "-")]
     output: PathBuf,
-    /// Go on after the last complete line of FILE.part, which an interrupted dump has left
+    /// Go on after the last complete line of FILE.part, which an interrupted dump has left; the store must be as it was
     #[arg(long, requires = "output")]
     resume: bool,
     /// Write at most this many lines in a second
@@ -63,6 +63,19 @@ pub(super) async fn shards(data_dir: &DataDir) -> Result<(Store, Vec<AtRest<Urin
     Ok((store, shards))
 }
 
+/// The store, and how far its shards have come: what lines of one dump must have in common.
+fn state_of(store: &Store, shards: &[AtRest<UringStorage>]) -> String {
+    let seqnos: Vec<u64> = shards.iter().map(|shard| shard.last().0).collect();
+    serde_json::json!({ "store": format!("{:016x}", store.id), "seqnos": seqnos }).to_string()
+}
+
+/// The file beside an unfinished dump that says of which state it is.
+fn state_path(part: &Path) -> PathBuf {
+    let mut name = part.as_os_str().to_owned();
+    name.push(".state");
+    name.into()
+}
+
 impl Dump {
     pub(super) fn run(self) -> Result<()> {
         if self.resume && self.is_stream() {
@@ -71,7 +84,7 @@ impl Dump {
         let (_, runtime) = ring::probe()?;
         let data_dir = DataDir::open_to_read(&self.data_dir)?;
         let lines = runtime.block_on(async {
-            let (_, shards) = shards(&data_dir).await?; // before an output is touched
+            let (store, shards) = shards(&data_dir).await?; // before an output is touched
             let mut all = Merge::new(shards.iter().map(|shard| shard.scan(wall_clock())).collect());
             if let Some(stream) = self.stream()? {
                 let mut output = BufWriter::new(stream);
@@ -82,13 +95,14 @@ impl Dump {
             }
             let part = self.part();
             let failed = |error| Error::io(format!("write {}", part.display()), error);
-            let file = self.open(&part, &mut all).await?;
+            let (file, there) = self.open(&part, &state_of(&store, &shards), &mut all).await?;
             let mut output = BufWriter::new(file);
-            let lines = self.write(&mut all, &shards, &mut output).await?;
+            let lines = there + self.write(&mut all, &shards, &mut output).await?;
             output.into_inner().map_err(|error| failed(error.into_error()))?.sync_all().map_err(failed)?;
             std::fs::rename(&part, &self.output).map_err(|error| {
                 Error::io(format!("rename {} to {}", part.display(), self.output.display()), error)
             })?;
+            let _ = std::fs::remove_file(state_path(&part)); // the next dump replaces it
             Ok::<_, Error>(lines)
         })?;
         tracing::info!(lines, "dumped {}", self.data_dir.display());
@@ -144,18 +158,30 @@ impl Dump {
         Ok(lines)
     }
 
-    /// Opens the file of the lines, which only its owner may read. With `--resume`, moves `all` behind its last line, which
-    /// has to be one of this store.
-    async fn open(&self, part: &Path, all: &mut impl Source) -> Result<File> {
+    /// Opens the file of the lines, which only its owner may read. With `--resume`, moves `all` behind its last line, and
+    /// returns how many lines there are: they must be of the same state of the store.
+    async fn open(&self, part: &Path, state: &str, all: &mut impl Source) -> Result<(File, u64)> {
         let failed = |error| Error::io(format!("write {}", part.display()), error);
+        let state_path = state_path(part);
+        if self.resume && part.exists() {
+            if std::fs::read_to_string(&state_path).ok().as_deref() != Some(state) {
+                let message =
+                    format!("{} is not of this store as it is now: remove the file", part.display());
+                return Err(Error::new(ErrorKind::Configuration, message));
+            }
+        } else {
+            std::fs::write(&state_path, state)
+                .map_err(|error| Error::io(format!("write {}", state_path.display()), error))?;
+        }
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(!self.resume).mode(0o600);
         let mut file = options.open(part).map_err(failed)?;
-        let (mut end, mut last, mut line) = (0, Vec::new(), Vec::new());
+        let (mut end, mut count, mut last, mut line) = (0, 0, Vec::new(), Vec::new());
         let mut reader = BufReader::new(&file);
         // A last line that was cut is written again.
         while 0 < reader.read_until(b'\n', &mut line).map_err(failed)? && line.ends_with(b"\n") {
             end += line.len() as u64;
+            count += 1;
             last.clone_from(&line);
             line.clear();
         }
@@ -172,12 +198,12 @@ impl Dump {
             }
             if ours != text {
                 let message =
-                    format!("the last line of {} is none of this store: remove the file", part.display());
+                    format!("the last line of {} is not one of this store: remove the file", part.display());
                 return Err(Error::new(ErrorKind::Configuration, message));
             }
         }
         file.set_len(end).map_err(failed)?;
         file.seek(SeekFrom::End(0)).map_err(failed)?;
-        Ok(file)
+        Ok((file, count))
     }
 }

@@ -94,7 +94,7 @@ impl Entry {
             None | Some(Value::Null) => None,
             Some(value) => {
                 let seconds = value.as_f64().filter(|seconds| (0.0..1e12).contains(seconds));
-                let seconds = seconds.ok_or("`expires` is no Unix time in seconds, as in 1893456000")?;
+                let seconds = seconds.ok_or("`expires` is not a Unix time in seconds, as in 1893456000")?;
                 Some((seconds * 1e3).round() as u64)
             }
         };

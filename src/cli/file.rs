@@ -56,7 +56,7 @@ pub(super) fn parse(text: &str, file: &str, definition: &Command) -> Result<Laye
         };
         let given = values(arg, value.get_ref()).map(|values| Given { values, source: source.clone() });
         let given = given.map_err(|expected| {
-            wrong(&source, &format!("`{name}` is {}, but has to be {expected}", value.get_ref().type_str()))
+            wrong(&source, &format!("`{name}` is {}, but must be {expected}", value.get_ref().type_str()))
         })?;
         check(definition, name, &given)?;
         if known(definition).any(|(known, _)| known == name) {

@@ -11,6 +11,7 @@ use super::entry::Entry;
 use super::redis::{Found, Redis};
 use super::values::{host_and_port, number};
 use super::{counted, misused, remote, styled};
+use crate::backup::SEQNO_GAP;
 use crate::backup::pace::Pace;
 use crate::client::{Client, Patience, Request, Session};
 use crate::error::{Error, ErrorKind, Result};
@@ -39,10 +40,10 @@ pub(super) struct Load {
     #[arg(long, value_name = "HOST:PORT", value_parser = host_and_port, conflicts_with_all = ["input", "resume"])]
     from_redis: Option<String>,
     /// Number of the database of Redis
-    #[arg(long, value_name = "N", default_value = "0", value_parser = number::<u32>(0..=u64::from(u32::MAX)), requires = "from_redis")]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = number::<u32>(0..=u64::from(u32::MAX)), requires = "from_redis", conflicts_with = "input")]
     redis_db: u32,
     /// File with the password of Redis
-    #[arg(long, value_name = "FILE", requires = "from_redis")]
+    #[arg(long, value_name = "FILE", requires = "from_redis", conflicts_with = "input")]
     redis_password_file: Option<PathBuf>,
     /// Keep the progress in FILE.progress, and go on from there; a line that was on its way is sent again
     #[arg(long, requires = "input")]
@@ -61,6 +62,8 @@ struct Total {
     loaded: u64,
     expired: u64,
     not_taken: u64,
+    /// Lines that an earlier run has loaded.
+    there: u64,
 }
 
 fn wrong(message: String) -> Error {
@@ -85,8 +88,10 @@ impl Load {
             Some(address) => self.take_redis(address, &mut sender)?,
             None => self.take_lines(&mut sender)?,
         }
-        let Total { loaded, expired, not_taken } = sender.total;
-        let _ = writeln!(std::io::stdout(), "{loaded} loaded, {expired} expired, {not_taken} not taken");
+        let Total { loaded, expired, not_taken, there } = sender.total;
+        let from = if there == 0 { String::new() } else { format!(", from line {} on", there + 1) };
+        let _ =
+            writeln!(std::io::stdout(), "{loaded} loaded, {expired} expired, {not_taken} not taken{from}");
         if 0 < not_taken {
             let keys = counted(not_taken, "key");
             return Err(wrong(format!("{keys}, as listed above, could not be taken")));
@@ -139,7 +144,10 @@ impl Load {
             let mut file = std::fs::File::open(&self.input).map_err(failed)?;
             let length = file.metadata().map_err(failed)?.len();
             at = progress.read(&mut file)?;
-            file.seek(SeekFrom::Start(at.bytes)).map_err(failed)?;
+            if 0 < at.bytes {
+                file.seek(SeekFrom::Start(at.bytes)).map_err(failed)?;
+                sender.total.there = at.lines;
+            }
             let template = "{bar:40} {bytes} of {total_bytes} ({bytes_per_sec}, {eta} left)";
             (Box::new(BufReader::with_capacity(1 << 20, file)), styled(ProgressBar::new(length), template))
         };
@@ -186,7 +194,7 @@ impl Load {
                     format!("{error}; every line before {first} is loaded, and some after it may be");
                 Error::new(error.kind(), message)
             })?;
-            progress.write(at)?;
+            progress.write(at, sender.total.loaded)?;
             bar.set_position(at.bytes);
         }
         bar.finish_and_clear();
@@ -316,6 +324,8 @@ fn target(entry: &Entry) -> String {
 struct Progress {
     path: Option<PathBuf>,
     store: String,
+    /// The SeqNos of all shards together, when the command began.
+    writes: u64,
 }
 
 /// A place in a file.
@@ -338,7 +348,7 @@ impl Place {
 impl Progress {
     fn of(input: &Path, resume: bool, client: &Client) -> Result<Self> {
         if !resume || input == Path::new("-") {
-            return Ok(Self { path: None, store: String::new() });
+            return Ok(Self { path: None, store: String::new(), writes: 0 });
         }
         let mut name = input.as_os_str().to_owned();
         name.push(".progress");
@@ -347,7 +357,9 @@ impl Progress {
         let store = stats["store"]
             .as_str()
             .ok_or_else(|| wrong("the server does not say which store it has".into()))?;
-        Ok(Self { path: Some(name.into()), store: store.to_owned() })
+        let shards = stats["shards"].as_array().map_or(&[][..], Vec::as_slice);
+        let writes = shards.iter().filter_map(|shard| shard["seqno"].as_u64()).sum();
+        Ok(Self { path: Some(name.into()), store: store.to_owned(), writes })
     }
 
     /// Where to go on in `file`.
@@ -362,13 +374,17 @@ impl Progress {
         let refuse = |why: &str| Err(wrong(format!("{shown} {why}: remove it to load everything again")));
         let found: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
         let number = |name: &str| found[name].as_u64();
-        let (Some(lines), Some(bytes), Some(length), Some(hash)) =
-            (number("lines"), number("bytes"), number("last_bytes"), number("last_hash"))
+        let (Some(lines), Some(bytes), Some(length), Some(hash), Some(writes)) =
+            (number("lines"), number("bytes"), number("last_bytes"), number("last_hash"), number("writes"))
         else {
-            return refuse("is no progress of a load");
+            return refuse("is not the progress of a load");
         };
         if found["store"] != self.store.as_str() {
             return refuse("is of a load into another store");
+        }
+        // A restore leaves a gap.
+        if !(writes..writes.saturating_add(SEQNO_GAP)).contains(&self.writes) {
+            return refuse("is of a load into this store before it was restored");
         }
         let mut last = vec![0; usize::try_from(length.min(LINE_BYTES_MAX)).unwrap_or_default()];
         let read =
@@ -379,12 +395,12 @@ impl Progress {
         Ok(Place { lines, bytes, last: (length, hash) })
     }
 
-    fn write(&self, place: Place) -> Result<()> {
+    fn write(&self, place: Place, loaded: u64) -> Result<()> {
         let Some(path) = &self.path else { return Ok(()) };
         let temporary = path.with_extension("progress.tmp");
         let Place { lines, bytes, last: (length, hash) } = place;
         let progress = serde_json::json!({
-            "store": self.store, "lines": lines, "bytes": bytes, "last_bytes": length, "last_hash": hash,
+            "store": self.store, "writes": self.writes + loaded, "lines": lines, "bytes": bytes, "last_bytes": length, "last_hash": hash,
         });
         let written = std::fs::write(&temporary, format!("{progress}\n"))
             .and_then(|()| std::fs::rename(&temporary, path));

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 const STATUSES: &[(&str, &str)] = &[
     ("0", "A clean end."),
     ("1", "Another failure."),
-    ("2", "Wrong usage."),
+    ("2", "A mistake on the command line."),
     ("65", "Something on disk is damaged; the message names it, and ringkeep check lists all of it."),
     ("69", "Another process listens on the address."),
     ("73", "The data directory cannot be created."),
@@ -126,12 +126,12 @@ fn ending(name: &str) -> Roff {
             roff.control("TP", []).text([bold(*status)]).text([roman(*meaning)]);
         }
     } else {
-        roff.text([roman("0 after success, 2 for wrong usage. The description tells what others mean.")]);
+        roff.text([roman("0 after success, 2 for wrong usage. Other statuses are explained above.")]);
     }
     roff.control("SH", ["ENVIRONMENT"]);
     roff.control("TP", []).text([bold("RINGKEEP_…")]);
     roff.text([roman(
-        "Every flag of serve is a variable as well, as RINGKEEP_MEMORY for --memory. A flag counts more than its variable. \
+        "Every flag of serve is a variable as well, as RINGKEEP_MEMORY for --memory. A flag takes precedence over its variable. \
          RINGKEEP_LOG and RINGKEEP_LOG_FORMAT are for every command.",
     )]);
     roff.control("SH", ["BUILD"]).text([roman(format!("ringkeep {VERSION}"))]);

@@ -85,18 +85,19 @@ enum Command {
     /// The server needs a token of the role admin, if it has tokens. Example: ringkeep backup /backup/monday
     ///
     /// Exit status 0: the backup is complete. 65: it is complete, but keys of the store are lost to damage; or it is not
-    /// complete, because a file does not verify and --damaged is not given. The message says which. 73: the directory holds something else. 75: another process has the directory. 77: the token does not suffice.
+    /// complete, because a file does not verify and --damaged is not given. The message says which. 73: the directory holds
+    /// something else. 75: another process has the directory. 77: the token does not have the role, or permission denied.
     /// 78: the directory is a backup of another store. 1: anything else; run the command again to go on.
     Backup(backup::Backup),
-    /// Make a data directory of a backup
+    /// Make a data directory from a backup
     ///
     /// Every file is copied and verified. A restore that was interrupted goes on when it is run again; a server refuses the
     /// directory until the restore is complete. With - the backup comes from standard input, as a tar archive.
     ///
     /// Example: ringkeep restore /backup/monday /var/lib/ringkeep
     ///
-    /// Exit status 0: the data directory is complete. 65: the backup is damaged; the message says whether the data directory
-    /// is complete nevertheless, with --damaged. 73: the directory is not empty, or cannot be created. 74: a manifest could
+    /// Exit status 0: the data directory is complete. 65: the backup is damaged; the data directory is complete nevertheless
+    /// if the message says so. 73: the directory is not empty, or cannot be created. 74: a manifest could
     /// not be written. 75: another process has one of the directories. 77: permission denied. 78: there is no complete
     /// backup, or a later version of ringkeep made it. 1: anything else, such as a full disk. After 1 and 74, run the command
     /// again to go on.
@@ -125,7 +126,7 @@ enum Command {
     /// ringkeep load --from-redis 127.0.0.1:6379
     ///
     /// Exit status 0: everything is loaded, and durable. 1: a line is wrong or was refused, keys of Redis were not taken, or
-    /// the input, the server or Redis failed; the message says which. 77: the token does not suffice, or a file must not be
+    /// the input, the server or Redis failed; the message says which. 77: the token does not have the role, or a file may not be
     /// read. 78: a file with a token or a certificate cannot be used, or https is used without --tls-ca.
     Load(load::Load),
     /// Give a store another number of shards
@@ -146,16 +147,16 @@ enum Command {
     /// Keys and live bytes are estimates: older versions of a key count until they are merged away. The server needs a token
     /// of the role read, if it has tokens. Example: ringkeep stats --url unix:/run/ringkeep/socket
     ///
-    /// Exit status 0: done. 77: the server wants a token, or another one. 78: an address, a certificate or a token file cannot be
+    /// Exit status 0: done. 77: the server needs a token, or a different one. 78: an address, a certificate or a token file cannot be
     /// used. 1: the server cannot be reached, or does not answer.
     Stats(stats::Stats),
-    /// Have a running server give back the space of what was deleted or overwritten, or has expired
+    /// Make a running server reclaim the space of what was deleted or overwritten, or has expired
     ///
     /// The server does so by itself over time. This command has it merge everything that was written before into one level, and
     /// waits for the end. Reads and writes go on meanwhile; the disk needs room for a few more files. The server needs a token
     /// of the role admin, if it has tokens.
     ///
-    /// Exit status: as of stats; 1 also if the server could not end the work.
+    /// Exit status: as for stats; 1 also if the server could not end the work.
     Compact(stats::Compact),
     /// Show what a store consists of, also if it does not start; change nothing
     ///
@@ -173,13 +174,14 @@ enum Command {
     /// Give up what is damaged in sorted files, and keep everything else
     ///
     /// No server may have the store open. Each damaged file is replaced by a file with every entry that verifies. For
-    /// each of them a line on standard output says how many entries were given up, and among which keys; keys are shown
-    /// with percent escapes, as the --key of inspect takes them. Sound shards are left as they are. After a repair, a read of
-    /// such a key may find an older value, or none: restore a backup if that must not happen.
+    /// each of them a line on standard output says among which keys entries were given up, and how many; of what a server
+    /// had found before, its log has the number. Keys are shown with percent escapes, as the --key of inspect takes them.
+    /// Sound shards are left as they are. After a repair, a read of such a key may find an older value, or none: restore a
+    /// backup if that must not happen. If a file is missing, put it back before anything is given up.
     ///
     /// Exit status 0: no sorted file is damaged any more. 65: a log or a manifest is damaged, which this command does not
-    /// repair; with --dry-run also: something would be given up. 75: a server has the store open. 78: there is no store, or
-    /// a later version of ringkeep wrote a part of it.
+    /// repair, and nothing was changed; with --dry-run also: something would be given up. 75: a server has the store open.
+    /// 78: there is no store, or a later version of ringkeep wrote a part of it. 1: anything else, such as a full disk.
     Repair(repair::Repair),
     /// Ask a running server whether it is ready, and print its answer
     ///

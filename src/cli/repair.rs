@@ -42,7 +42,7 @@ impl Repair {
         let data_dir = &*Box::leak(Box::new(DataDir::open(&self.data_dir)?));
         if mark(data_dir.directory())?.is_some() && !self.dry_run {
             let message = format!(
-                "{} is a backup: make a data directory of it by `ringkeep restore --damaged`, and repair that",
+                "{} is a backup: make a data directory from it by `ringkeep restore --damaged`, and repair that",
                 self.data_dir.display()
             );
             return Err(Error::new(ErrorKind::Configuration, message));
@@ -99,24 +99,36 @@ async fn repair(data_dir: &DataDir, dry_run: bool, lines: &mut Vec<String>) -> R
         manifest_bytes: MANIFEST_BYTES,
         key_hash: KeyHash::random(),
     };
+    // Every shard is looked at before one is changed: what cannot be repaired in one of them must not cost entries of others.
+    let (mut damaged, mut found, mut failed) = (Vec::new(), Vec::new(), None);
     for shard in (0..store.shards).map(ShardId) {
         let owner = Owner { store_id: store.id, shard };
         let storage = open_storage(&data_dir.shard(shard)?, device, true)?;
         let logs = check_logs(&storage, owner, &store.slots).await;
-        if let Some(error) = logs.damage.into_iter().chain(logs.later).chain(logs.unread).next() {
-            return Err(error);
+        failed = failed.or(logs.damage.into_iter().chain(logs.later).chain(logs.unread).next());
+        match Db::damages(&storage, owner).await {
+            Ok(lines) if lines.is_empty() => {} // opening the shard would begin a new log
+            Ok(lines) => {
+                found.extend(lines);
+                damaged.push((storage, owner));
+            }
+            Err(error) => failed = failed.or(Some(error)),
         }
-        let found = Db::damages(&storage, owner).await;
-        if dry_run {
-            lines.extend(found?);
-        } else if found.is_ok_and(|found| found.is_empty()) {
-            continue; // opening would begin a new log
-        } else {
-            let db = Db::open_to_repair(storage, owner, config).await?;
-            let repaired = db.repair(lines).await;
-            db.close(|_| {}).await?;
-            repaired?;
-        }
+    }
+    if dry_run {
+        lines.append(&mut found);
+    }
+    match failed {
+        Some(error) if dry_run => return Err(error),
+        Some(error) => return Err(Error::new(error.kind(), format!("{error}; nothing was changed"))),
+        None if dry_run => return Ok(()),
+        None => {}
+    }
+    for (storage, owner) in damaged {
+        let db = Db::open_to_repair(storage, owner, config).await?;
+        let repaired = db.repair(lines).await;
+        db.close(|_| {}).await?;
+        repaired?;
     }
     Ok(())
 }

@@ -98,7 +98,7 @@ impl Reshard {
             let place = self.to.as_ref().unwrap_or(&path).display();
             let _ = writeln!(
                 std::io::stdout(),
-                "{place}: {}, {}",
+                "{place}: {}, {}; its backups need a directory of their own",
                 counted(self.shards.into(), "shard"),
                 counted(entries, "key")
             );

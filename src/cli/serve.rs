@@ -127,7 +127,7 @@ pub(super) struct Serve {
     /// How long the body of a request may make no progress; each KiB gives a second more
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = client_time(), help_heading = LIMITS)]
     body_timeout: Duration,
-    /// How long a client may take to agree with the server on how to encrypt
+    /// How long the TLS handshake of a client may take
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = client_time(), help_heading = LIMITS)]
     handshake_timeout: Duration,
     /// How long a client may receive nothing of a reply; each KiB gives a second more
@@ -149,9 +149,9 @@ pub(super) struct Serve {
 const AFTER_HELP: &str = "\
 Sizes are written as in 64MiB or 1.5GB, durations as in 100ms or 5m.
 
-Every flag is also a variable of the environment, RINGKEEP_MAX_CONNECTIONS for --max-connections, and a key of the
-file, max-connections. A flag counts more than a variable, a variable more than the file. `ringkeep config show` tells
-where each value comes from.";
+Every flag is also a variable of the environment and a key of the file: --max-connections is
+RINGKEEP_MAX_CONNECTIONS and max-connections. A flag takes precedence over a variable, and a
+variable over the file. `ringkeep config show` tells where each value comes from.";
 
 impl AsRef<LogFlags> for Serve {
     fn as_ref(&self) -> &LogFlags {
@@ -220,7 +220,7 @@ impl Start<Serve> {
     /// Warns of variables that may have been meant as settings.
     pub(super) fn warn(&self) {
         for variable in &self.settings.unknown {
-            tracing::warn!("{variable} in the environment is no setting");
+            tracing::warn!("{variable} in the environment is not a setting");
         }
     }
 
@@ -234,8 +234,8 @@ impl Start<Serve> {
         result.map_err(|error| match error.kind() {
             ErrorKind::Corruption => {
                 let advice = format!(
-                    "nothing was changed; `ringkeep check {shown}` lists every case of damage, and `ringkeep repair \
-                     {shown}` gives up what is lost of sorted files. If another file is damaged, restore a backup"
+                    "nothing was changed; `ringkeep check {shown}` lists every case of damage. Restore a backup, or, if only \
+                     sorted files (.sst) are damaged or lost, see what `ringkeep repair --dry-run {shown}` would give up"
                 );
                 Error::new(ErrorKind::Corruption, format!("{error}; {advice}"))
             }

@@ -59,7 +59,7 @@ pub(super) struct Settings {
     variables: Layer,
     credentials: Layer,
     /// The configuration file.
-    file: Option<PathBuf>,
+    pub(super) file: Option<PathBuf>,
     /// Variables that begin like ours and are not.
     pub(super) unknown: Vec<String>,
 }

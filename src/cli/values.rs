@@ -60,7 +60,11 @@ pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
 /// A host and a port, which is not looked up yet.
 pub(super) fn host_and_port(text: &str) -> Result<String, String> {
     match text.rsplit_once(':') {
-        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(text.to_owned()),
+        Some((host, port))
+            if !host.is_empty() && !host.contains('/') && number::<u16>(1..=65_535)(port).is_ok() =>
+        {
+            Ok(text.to_owned())
+        }
         _ => Err("expected a host and a port, as in 127.0.0.1:6379".into()),
     }
 }

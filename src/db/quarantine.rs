@@ -15,7 +15,6 @@ use super::{Db, Work};
 use crate::codec::to_usize;
 use crate::config::SLICE_BYTES;
 use crate::error::{Error, ErrorKind, Result};
-use crate::escape::escaped;
 use crate::file_name::FileName;
 use crate::identity::{FileKind, Owner};
 use crate::key::FileNumber;
@@ -87,9 +86,9 @@ impl<S: Storage> Db<S> {
                 salvaged = entries,
                 lost,
                 key_ranges = damage.ranges.len(),
-                first_key = escaped(&damage.ranges[0].from),
+                first_range = %damage.ranges[0],
                 "a damaged file has lost entries: reads and deletes of keys in these ranges get 500 until the keys are set \
-                 again"
+                 again, a backup is restored, or `ringkeep repair` gives them up"
             ),
         }
         Ok(())

@@ -120,7 +120,8 @@ impl<S: Storage> Db<S> {
 }
 
 /// Keys that have a value, roughly: from the oldest entries to the newest ones, a tombstone takes one key away. A key that
-/// was set again counts twice until its entries meet in a compaction.
+/// was set again counts once for each file that has it, until its entries meet in a compaction. A key that was new when it
+/// was deleted takes another key away, once its tombstone is in a file.
 fn keys(version: &Version, memtables: &[Rc<Memtable>]) -> u64 {
     let of_files = |files: &[SharedMeta]| {
         let tombstones = files.iter().map(|file| file.tombstones).sum();

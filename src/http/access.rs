@@ -31,6 +31,18 @@ pub enum Role {
     Admin,
 }
 
+impl Role {
+    const ALL: [Self; 3] = [Self::Read, Self::Write, Self::Admin];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Admin => "admin",
+        }
+    }
+}
+
 /// A token.
 #[derive(Clone, PartialEq, Eq)]
 struct Token {
@@ -79,6 +91,31 @@ impl Tokens {
     }
 }
 
+impl Tokens {
+    /// What is different in `after`, in words, by the names of the tokens.
+    pub fn changes(&self, after: &Self) -> Vec<String> {
+        let named =
+            |tokens: &'_ Self, name: &str| tokens.0.iter().find(|token| *token.name == *name).cloned();
+        let mut changes = Vec::new();
+        for Token { name, role, secret } in &after.0 {
+            match named(self, name) {
+                None => changes.push(format!("{name}: new, {}", role.name())),
+                Some(before) => {
+                    if before.role != *role {
+                        changes.push(format!("{name}: {} → {}", before.role.name(), role.name()));
+                    }
+                    if before.secret != *secret {
+                        changes.push(format!("{name}: another secret"));
+                    }
+                }
+            }
+        }
+        let gone = self.0.iter().filter(|token| named(after, &token.name).is_none());
+        changes.extend(gone.map(|token| format!("{}: no longer valid", token.name)));
+        changes
+    }
+}
+
 impl std::fmt::Debug for Tokens {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         std::fmt::Display::fmt(self, f)
@@ -97,18 +134,14 @@ fn token(words: &[&str]) -> Result<Token, String> {
         return Err("expected NAME ROLE SECRET".into());
     };
     let is_secret = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
-    let role = match role {
-        "read" => Role::Read,
-        "write" => Role::Write,
-        "admin" => Role::Admin,
-        _ => return Err("the role has to be `read`, `write` or `admin`".into()),
-    };
+    let role = Role::ALL.into_iter().find(|known| known.name() == role);
+    let role = role.ok_or("the role must be `read`, `write` or `admin`")?;
     if !NAME_BYTES.contains(&name.len()) {
         return Err(format!("the name has more than {} bytes", NAME_BYTES.end()));
     }
     if !SECRET_BYTES.contains(&secret.len()) || !secret.bytes().all(is_secret) {
         return Err(format!(
-            "the secret has to have {} to {} letters, digits, or characters of `-._~+/=`",
+            "the secret must have {} to {} letters, digits, or characters of `-._~+/=`",
             SECRET_BYTES.start(),
             SECRET_BYTES.end()
         ));
@@ -272,6 +305,18 @@ mod tests {
     use super::*;
     use crate::http::authority::LastAddress;
     use crate::http::head::parse;
+
+    #[test]
+    fn changes_of_tokens_are_told_without_their_secrets() {
+        let before = Tokens::parse(FILE).unwrap();
+        assert_eq!(before.changes(&before), [""; 0]);
+        let after =
+            "reader admin 0123456789abcdef\nwriter write 0000111122223333\nnew read 4444555566667777\n";
+        assert_eq!(
+            before.changes(&Tokens::parse(after).unwrap()),
+            ["reader: read → admin", "writer: another secret", "new: new, read", "boss: no longer valid"]
+        );
+    }
 
     const FILE: &str = "# for tests\n\nreader read 0123456789abcdef\n  writer\twrite  fedcba9876543210==\n\
         boss admin 0123456789-._~+/\n";

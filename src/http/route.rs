@@ -6,7 +6,7 @@
 //! body arrives; then [`Route::op`] puts the operation together.
 
 use std::borrow::Cow;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use super::access::{Grant, Need, Role};
 use super::head::{Framing, Head, Method, is_followed_link, is_of_browser};
@@ -449,14 +449,16 @@ impl Route {
 
 /// Reads when a value expires: a Unix time in seconds.
 fn expiry(text: &[u8]) -> Result<UnixMillis, Refusal> {
-    let seconds = decimal(text).filter(|seconds| *seconds <= EXPIRES_SECONDS_MAX);
-    let seconds =
-        seconds.ok_or(Refusal::bad("`expires` is not a Unix time in whole seconds, up to the year 9999"))?;
+    let seconds = decimal(text).filter(|seconds| EXPIRES_SECONDS.contains(seconds));
+    let seconds = seconds.ok_or(Refusal::bad(
+        "`expires` is not a Unix time in whole seconds, from the year 2001 to the year 9999; add a time to live to \
+         the present time",
+    ))?;
     Ok(UnixMillis(seconds * 1000))
 }
 
-/// The end of the year 9999.
-const EXPIRES_SECONDS_MAX: u64 = 253_402_300_799;
+/// From ten digits on, to the end of the year 9999. A smaller number is a time to live, given by mistake.
+const EXPIRES_SECONDS: RangeInclusive<u64> = 1_000_000_000..=253_402_300_799;
 
 const UNKNOWN_PATH: Refusal = Refusal::new(
     Status::NotFound,
@@ -562,8 +564,8 @@ mod tests {
             (Post, "/set?key=a&value=v&value=v", None, Err(400)),
             (Post, "/set?key=a&value=v&ttl=1", None, Err(400)),
             (Post, "/set?key=a&value=v&expires=1700000000", None, Ok("set a=v until 1700000000000")),
-            (Post, "/set?key=a&expires=0", Some("b"), Ok("set a=b until 0")),
-            (Post, "/set?key=a&value=v&expires=", None, Err(400)),
+            (Post, "/set?key=a&expires=1000000000", Some("b"), Ok("set a=b until 1000000000000")),
+            (Post, "/set?key=a&expires=999999999", Some("b"), Err(400)),
             (Post, "/set?key=a&value=v&expires=1.5", None, Err(400)),
             (Post, "/set?key=a&value=v&expires=253402300800", None, Err(400)),
             (Post, "/set?key=a&value=v&expires=1&expires=1", None, Err(400)),

@@ -55,6 +55,8 @@ const LARGE: u8 = 0x20;
 const LARGE_INDEX_BYTES: usize = 4;
 /// Tables of the index: each growth moves 1/64 of the entries (M3).
 const TABLES: usize = 64;
+/// Set in the kind byte of a record whose key began with a value in this memtable.
+const NEW: u8 = 0x40;
 /// Bytes of a cache line. The processor fetches lines in pairs, so touching every other line is enough.
 const CACHE_LINE_BYTES: usize = 64;
 /// No record.
@@ -80,15 +82,44 @@ pub struct Memtable {
 pub struct Keys {
     /// Those that were set.
     pub values: u64,
-    /// Those that were deleted.
+    /// Those that were deleted, and were there before this memtable. A key that was set first and deleted later is no longer
+    /// counted: most such keys are new.
     pub tombstones: u64,
 }
 
+/// What a key has in a memtable.
+#[derive(Clone, Copy)]
+struct KeyState {
+    newest: ValueKind,
+    /// Whether its first entry has a value.
+    is_new: bool,
+}
+
+impl KeyState {
+    /// After an entry of the kind `newest`.
+    fn of(before: Option<Self>, newest: ValueKind) -> Self {
+        Self { newest, is_new: before.map_or(newest == ValueKind::Value, |before| before.is_new) }
+    }
+
+    fn of_record(header: &[u8]) -> Self {
+        Self { newest: value_kind(header), is_new: header[18] & NEW != 0 }
+    }
+}
+
 impl Keys {
-    fn of(&mut self, kind: ValueKind) -> &mut u64 {
-        match kind {
-            ValueKind::Value => &mut self.values,
-            ValueKind::Tombstone => &mut self.tombstones,
+    fn add(&mut self, key: KeyState) {
+        match key {
+            KeyState { newest: ValueKind::Value, .. } => self.values += 1,
+            KeyState { newest: ValueKind::Tombstone, is_new: false } => self.tombstones += 1,
+            KeyState { newest: ValueKind::Tombstone, is_new: true } => {}
+        }
+    }
+
+    fn remove(&mut self, key: KeyState) {
+        match key {
+            KeyState { newest: ValueKind::Value, .. } => self.values -= 1,
+            KeyState { newest: ValueKind::Tombstone, is_new: false } => self.tombstones -= 1,
+            KeyState { newest: ValueKind::Tombstone, is_new: true } => {}
         }
     }
 }
@@ -191,9 +222,9 @@ impl Memtable {
         let value_bytes = value.as_ref().len();
         let older = records.insert(key, seqno, kind, value, self.entries.get() == 0);
         let mut keys = self.keys.get();
-        *keys.of(kind.value) += 1;
+        keys.add(KeyState::of(older, kind.value));
         if let Some(older) = older {
-            *keys.of(older) -= 1;
+            keys.remove(older);
         }
         self.keys.set(keys);
         self.entries.set(self.entries.get() + 1);
@@ -270,7 +301,7 @@ impl Records {
         None
     }
 
-    /// Adds a record. Returns the kind of the entry that was the newest one of the key.
+    /// Adds a record. Returns what the key had before.
     fn insert(
         &mut self,
         key: Key<&[u8]>,
@@ -278,7 +309,7 @@ impl Records {
         kind: EntryKind,
         value: NewValue<'_>,
         first: bool,
-    ) -> Option<ValueKind> {
+    ) -> Option<KeyState> {
         let (hash, key) = (key.hash(), key.bytes());
         let value_bytes = value.as_ref().len();
         let (flag, index);
@@ -300,7 +331,8 @@ impl Records {
         let place = self.make_room(HEADER_BYTES + expires_bytes + key.len() + value.len());
         let Self { pages, index, .. } = self;
         let older = index.insert(hash, place, |other| key_at(pages, other) == key);
-        let older_kind = older.map(|place| value_kind(bytes_from(pages, place)));
+        let before = older.map(|place| KeyState::of_record(bytes_from(pages, place)));
+        let flag = flag | if KeyState::of(before, kind.value).is_new { NEW } else { 0 };
         let older = older.unwrap_or(NONE);
         let page = &mut pages[At::from_number(place).page];
         page.extend_from_slice(&seqno.0.to_le_bytes());
@@ -317,7 +349,7 @@ impl Records {
         page.extend_from_slice(key);
         page.extend_from_slice(value);
         page.resize(page.len().next_multiple_of(UNIT_BYTES), 0);
-        older_kind
+        before
     }
 
     /// Makes room for a record of `bytes` bytes in a page, and returns the place of that record.
@@ -384,7 +416,7 @@ fn key_at(pages: &[Vec<u8>], place: u32) -> &[u8] {
 
 #[inline]
 fn value_kind(header: &[u8]) -> ValueKind {
-    if header[18] & !(EXPIRES | LARGE) == 0 { ValueKind::Tombstone } else { ValueKind::Value }
+    if header[18] & !(EXPIRES | LARGE | NEW) == 0 { ValueKind::Tombstone } else { ValueKind::Value }
 }
 
 #[inline]
@@ -440,9 +472,11 @@ mod tests {
             (1, b"a", EntryKind::VALUE, (1, 0)),
             (2, b"a", EntryKind::VALUE, (1, 0)),
             (3, b"b", EntryKind::TOMBSTONE, (1, 1)),
-            (4, b"a", EntryKind::TOMBSTONE, (0, 2)),
-            (5, b"a", EntryKind::TOMBSTONE, (0, 2)),
-            (6, b"b", EntryKind::VALUE, (1, 1)),
+            (4, b"a", EntryKind::TOMBSTONE, (0, 1)),
+            (5, b"a", EntryKind::TOMBSTONE, (0, 1)),
+            (6, b"b", EntryKind::VALUE, (1, 0)),
+            (7, b"b", EntryKind::TOMBSTONE, (0, 1)),
+            (8, b"a", EntryKind::VALUE, (1, 1)),
         ] {
             insert(&memtable, key, seqno, kind, b"v");
             let Keys { values, tombstones } = memtable.keys();

@@ -168,6 +168,9 @@ impl Reload {
         let certificate = live.tls.is_some();
         tracing::info!(tokens, certificate, "SIGHUP: settings, tokens and certificate were read again");
         warn(live);
+        if let (Some(before), Some(after)) = (&self.live.borrow().policy.tokens, &live.policy.tokens) {
+            before.changes(after).iter().for_each(|change| tracing::info!("token {change}"));
+        }
         let mut needing_restart = Vec::new();
         for (name, value) in shown {
             let before = self.shown.get(&name);
@@ -175,6 +178,10 @@ impl Reload {
                 continue;
             }
             let switches_tls = name.starts_with("tls-") && self.config.tls.is_some() != found.tls.is_some();
+            if name == "shards" {
+                tracing::warn!("shards: the setting is for new stores only");
+                continue;
+            }
             if !LIVE.iter().any(|(live, _)| *live == name) || switches_tls {
                 needing_restart.push(name);
                 continue;
@@ -183,12 +190,13 @@ impl Reload {
             let most = self.connections_max;
             if name == "max-connections" && most < found.connections_max {
                 tracing::warn!(
-                    "{name}: {before} → {most}, and {value} after a restart, which divides the memory anew"
+                    "{name}: {before} → {most}; {value} takes a restart, which divides the memory anew"
                 );
+                self.shown.insert(name, most.to_string());
             } else {
                 tracing::info!("{name}: {before} → {value}");
+                self.shown.insert(name, value);
             }
-            self.shown.insert(name, value);
         }
         if !needing_restart.is_empty() {
             tracing::warn!("changed, but in force only after a restart: {}", needing_restart.join(", "));

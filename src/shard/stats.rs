@@ -24,6 +24,8 @@ pub(super) async fn page(scraper: Scraper, now: UnixMillis) -> Response {
 fn show(page: &Page, facts: &Value, now: UnixMillis) -> Value {
     let (entries, keys) = (page.total(|shard| shard.entries), page.total(|shard| shard.keys));
     let sst_bytes = page.total(sst_bytes);
+    let mut shards: Vec<_> = page.shards().collect();
+    shards.sort_by_key(|shard| shard.shard);
     let live = |bytes: u64| (bytes as f64 * keys as f64 / entries.max(1) as f64) as u64;
     let mut commits = Histogram::default();
     page.threads.iter().for_each(|thread| commits.merge(&thread.commits));
@@ -76,7 +78,7 @@ fn show(page: &Page, facts: &Value, now: UnixMillis) -> Value {
         "write_stalls": page.total(|shard| shard.stalls),
         "damages": page.total(|shard| shard.damages),
         "slowest_requests": slowest(page),
-        "shards": page.shards().map(of_shard).collect::<Vec<_>>(),
+        "shards": shards.into_iter().map(of_shard).collect::<Vec<_>>(),
     });
     if let Value::Object(fields) = fields {
         shown.extend(fields);

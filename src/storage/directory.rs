@@ -59,11 +59,10 @@ impl Directory {
     /// Opens the directory at `path`.
     pub fn open(path: &Path) -> io::Result<Self> {
         let path = std::path::absolute(path)?;
-        let file = File::open(&path)?;
+        // Anything else is refused before it is opened: a pipe would wait for its other end.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::open(&path, flags, Mode::empty())?);
         let found = fstat(&file)?;
-        if !file.metadata()?.is_dir() {
-            return Err(io::ErrorKind::NotADirectory.into());
-        }
         Ok(Self { file, paths: vec![(path, InodeId::from(&found))], prefix: String::new() })
     }
 

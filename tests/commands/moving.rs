@@ -86,10 +86,32 @@ fn a_dump_of_a_store_at_rest_loads_into_another_and_both_hold_the_same() {
     // A file that was cut goes on after its last complete line.
     succeeds(run(&["dump", path(&data), "-o", path(&file)]));
     assert_eq!(fs::read_to_string(&file).unwrap(), dumped);
-    let part = folder.path().join("dump.jsonl.part");
+    let (part, state) = (folder.path().join("dump.jsonl.part"), folder.path().join("dump.jsonl.part.state"));
+    assert!(!part.exists() && !state.exists());
+    let words = ["dump", path(&data), "-o", path(&file), "--rate", "1"];
+    let interrupt = || {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_ringkeep")).args(words).spawn().unwrap();
+        while !part.exists() {
+            assert!(child.try_wait().unwrap().is_none(), "it is slow enough to be interrupted");
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    };
+    interrupt();
     fs::write(&part, &dumped[..dumped.len() / 2]).unwrap();
-    succeeds(run(&["dump", path(&data), "-o", path(&file), "--resume"]));
+    let resume = || run(&["dump", path(&data), "-o", path(&file), "--resume"]);
+    succeeds(resume());
     assert_eq!(fs::read_to_string(&file).unwrap(), dumped);
+    assert!(!part.exists() && !state.exists());
+    // Lines of another state of the store are not continued.
+    interrupt();
+    let server = Server::start(&data, SMALL);
+    assert_eq!(server.client().request("POST", "/set?key=later&value=v").status, 200);
+    assert_eq!(server.client().request("DELETE", "/del?key=later").status, 200);
+    server.kill();
+    let refused = resume();
+    assert_eq!(refused.status.code(), Some(78), "{}", text(&refused));
+    assert!(text(&refused).contains("is not of this store as it is now"), "{}", text(&refused));
 
     let other = Server::start(&folder.path().join("other"), SMALL);
     let said = succeeds(load(&other, &[path(&file)]));
@@ -152,10 +174,24 @@ fn a_load_goes_on_where_it_was_interrupted() {
     fs::write(&file, changed.split_at(changed.len() / 100).0).unwrap();
     assert!(text(&load(&server, &["--resume", path(&file)])).contains("another file"));
     fs::write(&file, &lines).unwrap();
+    // Nor is it good for what a backup has restored.
+    let (backup, restored) = (folder.path().join("backup"), folder.path().join("restored"));
+    succeeds(run(&["backup", "--url", &url, path(&backup)]));
+    succeeds(run(&["restore", path(&backup), path(&restored)]));
+    let restored = Server::start(&restored, SMALL);
+    let refused = load(&restored, &["--resume", path(&file)]);
+    assert!(text(&refused).contains("before it was restored"), "{}", text(&refused));
     assert!(0 < done && done < 3_000, "{done}");
     let said = succeeds(load(&server, &["--resume", path(&file)]));
-    assert!(said.starts_with(&format!("{} loaded", 3_000 - done)), "{said}");
+    let expected = format!("{} loaded, 0 expired, 0 not taken, from line {} on\n", 3_000 - done, done + 1);
+    assert_eq!(said, expected);
     assert!(!progress.exists());
+    // A pipe is read as a file is.
+    let mut pipe = Command::new(env!("CARGO_BIN_EXE_ringkeep"));
+    let pipe = pipe.args(["load", "--url", &url, "/dev/stdin"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = pipe.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    assert_eq!(succeeds(child.wait_with_output().unwrap()), "3000 loaded, 0 expired, 0 not taken\n");
     let mut client = server.client();
     for number in 0..3_000 {
         assert_eq!(client.request("GET", &format!("/get?key=k{number}")).status, 200, "{number}");

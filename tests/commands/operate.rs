@@ -71,7 +71,7 @@ fn every_command_of_the_operators_page_works() {
         "/backup/copy: sound;",
         "ringkeep-restored: data directory of store",
         "ringkeep-from-tar: data directory of store",
-        "3 shards, 1 key\n",
+        "3 shards, 1 key; its backups",
         "1 loaded, 0 expired, 0 not taken",
     ] {
         assert!(said.contains(expected), "`{expected}` is not in\n{said}\n{log}");

@@ -195,7 +195,7 @@ fn what_is_no_store_is_not_checked() {
     let (_folder, data) = folder();
     let missing = check(&data);
     assert_eq!(missing.status.code(), Some(78), "{}", text(&missing));
-    assert!(text(&missing).contains("cannot open the data directory"), "{}", text(&missing));
+    assert!(text(&missing).contains("cannot open the directory"), "{}", text(&missing));
     fs::write(&data, "a file").unwrap();
     let file = check(&data);
     assert_eq!(file.status.code(), Some(78), "{}", text(&file));

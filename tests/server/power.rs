@@ -147,7 +147,7 @@ fn p1_every_answer_of_a_lone_client_is_flushed_by_the_device() {
         server.kill();
         disk.unmount();
     }
-    let name = "a flush for every answer of a lone client";
+    let name = "a device flush before every answer to a lone client";
     Row { name, runs: 40, acknowledged, seconds: begin.elapsed(), ..Row::default() }.report();
 }
 

@@ -107,7 +107,7 @@ fn a_failing_start_prints_its_reason_whatever_the_level_of_the_log() {
         let before = format!("export RINGKEEP_LOG={level};");
         let (status, error) = run(&before, &["--data-dir", "/proc/nowhere/data", "--listen", "127.0.0.1:0"]);
         assert_eq!(status, Some(73), "{level}");
-        assert!(error.contains("cannot create the data directory /proc/nowhere/data"), "{level}: {error}");
+        assert!(error.contains("cannot create the directory /proc/nowhere/data"), "{level}: {error}");
     }
     let (status, error) = run("export RINGKEEP_LOG=verbose;", &["--data-dir", "/proc/nowhere/data"]);
     assert_eq!(status, Some(78));

@@ -197,6 +197,50 @@ fn a_damaged_log_is_refused_by_a_dry_run_as_by_a_repair() {
     assert!(contents(&data) == before, "nothing was changed");
 }
 
+#[test]
+fn a_damaged_log_of_one_shard_keeps_the_entries_of_others_from_being_given_up() {
+    let (_folder, data) = folder();
+    let server = Server::start(&data, &[SMALL, &["--shards", "2"]].concat());
+    let mut client = server.client();
+    for round in ["sorted", "logged"] {
+        for number in 0..200 {
+            assert_eq!(client.request("POST", &format!("/set?key={round}{number}&value=v")).status, 200);
+        }
+        if round == "sorted" {
+            assert_eq!(client.request("POST", "/compact").status, 200);
+        }
+    }
+    server.kill();
+    // Each shard in turn has the damaged log.
+    let sound = contents(&data);
+    for shards in [["shard-000", "shard-001"], ["shard-001", "shard-000"]] {
+        let mut names = Vec::new();
+        for (shard, end, at) in [(shards[0], "wal", 8192 + 20), (shards[1], "sst", 20)] {
+            let found = sound.iter().filter(|(path, bytes)| {
+                path.to_str().unwrap().contains(shard)
+                    && path.extension().is_some_and(|found| found == end)
+                    && bytes[at] != 0
+            });
+            let (path, bytes) = found.max_by_key(|(path, _)| (*path).clone()).unwrap();
+            let mut bytes = bytes.clone();
+            bytes[at] ^= 1;
+            fs::write(path, bytes).unwrap();
+            names.push(path.file_name().unwrap().to_str().unwrap().to_owned());
+        }
+        let damaged = contents(&data);
+        let output = run(&["repair", "--dry-run"], &data);
+        assert!(output.status.code() == Some(65), "{}", text(&output));
+        assert!(names.iter().all(|name| text(&output).contains(name)), "both are told: {}", text(&output));
+        let output = run(&["repair"], &data);
+        assert!(output.status.code() == Some(65), "{}", text(&output));
+        assert!(text(&output).contains("nothing was changed"), "{}", text(&output));
+        assert!(contents(&data) == damaged, "nothing was changed");
+        for (path, bytes) in &sound {
+            fs::write(path, bytes).unwrap();
+        }
+    }
+}
+
 /// Starts a server that has to refuse, and returns what it says.
 fn start(data: &Path, flags: &[&str], log: &Path) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_ringkeep"))

@@ -96,7 +96,7 @@ fn h7_a_token_decides_what_its_holder_may_do_and_changes_on_sighup() {
     fs::write(&tokens, "r read short\n").unwrap();
     server.raw_signal(Signal::HUP);
     let begin = Instant::now();
-    while !fs::read_to_string(&log).unwrap().contains("line 1: the secret has to have") {
+    while !fs::read_to_string(&log).unwrap().contains("line 1: the secret must have") {
         assert!(begin.elapsed() < PATIENCE, "the mistake is not reported");
     }
     assert_eq!(get(READER), 200);
