@@ -63,6 +63,18 @@ pub(super) async fn shards(data_dir: &DataDir) -> Result<(Store, Vec<AtRest<Urin
     Ok((store, shards))
 }
 
+/// Says what can be done about a block that does not verify.
+fn advise(error: Error) -> Error {
+    if error.kind() != ErrorKind::Corruption {
+        return error;
+    }
+    let message = format!(
+        "{error}; for a dump of everything else, run `ringkeep repair` on the store first, or restore the backup with \
+         --damaged and repair that"
+    );
+    Error::new(ErrorKind::Corruption, message)
+}
+
 /// The store, and how far its shards have come: what lines of one dump must have in common.
 fn state_of(store: &Store, shards: &[AtRest<UringStorage>]) -> String {
     let seqnos: Vec<u64> = shards.iter().map(|shard| shard.last().0).collect();
@@ -145,7 +157,7 @@ impl Dump {
         let bytes = shards.iter().map(AtRest::bytes).sum();
         let bar = styled(ProgressBar::new(bytes), "{bar:40} {bytes} of {total_bytes} ({bytes_per_sec})");
         let (mut lines, mut pace, mut line) = (0_u64, Pace::new(self.rate), String::new());
-        while all.advance().await? {
+        while all.advance().await.map_err(advise)? {
             line.clear();
             all.read(|entry| put_line(&mut line, entry.key, entry.value, entry.kind.expires.map(|at| at.0)));
             let written = output.write_all(line.as_bytes());

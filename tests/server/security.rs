@@ -109,6 +109,9 @@ fn h7_a_token_decides_what_its_holder_may_do_and_changes_on_sighup() {
     assert_eq!(get(READER), 401);
     server.signal("-TERM");
     assert_eq!(server.wait().code(), Some(0));
+    let lines = fs::read_to_string(&log).unwrap();
+    assert!(lines.contains("token new: new, read") && lines.contains("token r: no longer valid"), "{lines}");
+    assert!(!lines.contains(READER), "{lines}");
 }
 
 #[test]
