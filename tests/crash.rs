@@ -64,25 +64,25 @@ const LARGE: Scene = Scene {
 
 #[test]
 fn p1_p2_p4_a_power_cut_at_every_operation() {
-    let states = setting("RINGKEEP_STATES", 30_000);
+    let states = setting("RINGKEEP_STATES", 20_000);
     campaign("power cut at every operation", states, |seed| power_cuts(SMALL, seed));
 }
 
 #[test]
 fn p4_a_power_cut_at_every_operation_with_a_sync_now_and_then() {
-    let states = setting("RINGKEEP_STATES", 30_000) / 4;
+    let states = setting("RINGKEEP_STATES", 20_000) / 4;
     campaign("power cut at every operation, synced now and then", states, |seed| power_cuts(INTERVAL, seed));
 }
 
 #[test]
 fn p4_a_power_cut_at_every_operation_with_files_of_several_writes() {
-    let states = setting("RINGKEEP_STATES", 30_000) / 10;
+    let states = setting("RINGKEEP_STATES", 20_000) / 10;
     campaign("power cut at every operation, files of several writes", states, |seed| power_cuts(LARGE, seed));
 }
 
 #[test]
 fn p6_every_operation_fails_once_and_for_ever() {
-    campaign("failure of every operation", setting("RINGKEEP_STATES", 30_000) / 10, failures);
+    campaign("failure of every operation", setting("RINGKEEP_STATES", 20_000) / 10, failures);
 }
 
 /// The fates with which each state of the disk is tried.

@@ -3,7 +3,7 @@
 //!
 //! After each damage the store refuses to start, refuses to answer, or answers correctly; and `ringkeep check` finds
 //! the damage. A WAL under load is damaged as well: nothing that a mark covers is ever cut as a torn end (W4).
-//! `RINGKEEP_FLIPS` is the number of bits to flip (default 30,000); 0 flips all of them.
+//! `RINGKEEP_FLIPS` is the number of bits to flip (default 20,000); 0 flips all of them.
 
 mod common;
 
@@ -236,7 +236,7 @@ fn a_check_that_cannot_read_says_so_and_calls_nothing_damaged() {
 #[test]
 fn p5_every_flipped_bit() {
     let begin = Instant::now();
-    let wanted = setting("RINGKEEP_FLIPS", 30_000);
+    let wanted = setting("RINGKEEP_FLIPS", 20_000);
     let totals: Vec<Counts> = std::thread::scope(|scope| {
         let handles = [false, true].map(|stopped| {
             scope.spawn(move || {

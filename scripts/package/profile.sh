@@ -40,12 +40,12 @@ chmod 600 "$work/key.pem" "$work/tokens"
 serve --listen 127.0.0.1:8080 --listen "unix:$work/socket" --socket-mode 660 --socket-group root
 ringkeep bench fill-unique,ycsb-a,read --key-count 20000 --connections 50 --duration 2s --value-size 16..20000
 ringkeep health
-ringkeep health "unix:$work/socket"
+ringkeep health --url "unix:$work/socket"
 kill -HUP "$pid"
 stop
 serve --listen https://127.0.0.1:8443 --listen http://localhost:8080 --sync 50ms --tls-cert "$work/cert.pem" \
     --tls-key "$work/key.pem" --token-file "$work/tokens"
-ringkeep health https://localhost:8443 --tls-ca "$work/cert.pem"
+ringkeep health --url https://localhost:8443 --tls-ca "$work/cert.pem"
 token='Authorization: Bearer admin-secret-0123'
 [ "$(curl -sSk -H "$token" -X POST 'https://localhost:8443/set?key=k&value=v')" = OK ] || fail "no OK over TLS"
 curl -sS -H "$token" http://localhost:8080/metrics | grep ringkeep_build_info >/dev/null || fail "no metrics"

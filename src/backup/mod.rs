@@ -92,6 +92,9 @@ pub trait Source {
     /// # Errors
     /// Any.
     fn read(&mut self, shard: ShardId, file: FileName, offset: u64, bytes: usize) -> Result<Vec<u8>>;
+
+    /// A whole copy of a file does not verify: the source may want to know.
+    fn suspect(&mut self, _: ShardId, _: FileName) {}
 }
 
 /// What the directory is for.
@@ -378,15 +381,16 @@ impl Copy<'_> {
         }
         let resumed = have.is_some();
         done.copied_bytes += self.copy(meta, have.unwrap_or_default(), source, pace)?;
-        match self.verify(meta).await {
-            Err(_) if resumed => {
-                self.remove(meta)?; // what an earlier run has left was not what it seemed
-                done.copied_bytes += self.copy(meta, 0, source, pace)?;
-                let verified = self.verify(meta).await;
-                self.accept(verified, done)?;
-            }
-            verified => self.accept(verified, done)?,
+        let mut verified = self.verify(meta).await;
+        if verified.is_err() && resumed {
+            self.remove(meta)?; // what an earlier run has left was not what it seemed
+            done.copied_bytes += self.copy(meta, 0, source, pace)?;
+            verified = self.verify(meta).await;
         }
+        if verified.as_ref().is_err_and(Error::is_damage) {
+            source.suspect(self.owner.shard, name);
+        }
+        self.accept(verified, done)?;
         done.copied += 1;
         Ok(())
     }

@@ -22,6 +22,7 @@ use crate::backup::archive::{Writer, unpack};
 use crate::backup::folder::Folder;
 use crate::backup::{Contents, Done, Options, Purpose, Source, Target};
 use crate::client::{Body, Client, Patience, Request};
+use crate::config::BLOCK_BYTES;
 use crate::data_dir::DataDir;
 use crate::error::{Error, ErrorKind, Result};
 use crate::escape::from_hexadecimal;
@@ -381,5 +382,16 @@ impl Source for RemoteStore {
             return Err(Error::new(ErrorKind::Io, message));
         }
         self.client.send(Request::get(&target))?.expect(&[200])?.bytes(bytes as u64)
+    }
+
+    fn suspect(&mut self, shard: ShardId, file: FileName) {
+        let number = file.number().unwrap_or_default().0;
+        let target = format!(
+            "/backup/part?backup={}&shard={}&file={number}&offset=0&bytes={BLOCK_BYTES}&suspect=1",
+            self.backup, shard.0
+        );
+        if let Err(error) = self.client.send(Request::get(&target)).and_then(|reply| reply.expect(&[200])) {
+            tracing::warn!(%error, "the server was not told of the damage");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! `ringkeep health [URL]`: asks a running server whether it is ready.
+//! `ringkeep health`: asks a running server whether it is ready.
 
 use std::io::Write;
 use std::time::Duration;
@@ -16,8 +16,8 @@ const ANSWER_BYTES_MAX: u64 = 1 << 20;
 
 /// Arguments of `ringkeep health`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  ringkeep health\n  ringkeep health unix:/run/ringkeep/socket\n  \
-                        ringkeep health https://localhost:8443 --tls-ca /etc/ringkeep/cert.pem")]
+#[command(after_help = "Examples:\n  ringkeep health\n  ringkeep health --url unix:/run/ringkeep/socket\n  \
+                        ringkeep health --url https://localhost:8443 --tls-ca /etc/ringkeep/cert.pem")]
 pub(super) struct Health {
     #[command(flatten)]
     remote: Remote,

@@ -8,17 +8,17 @@ use crate::client::{Client, DEFAULT_URL, Patience, Url};
 use crate::error::Result;
 use crate::tls::client::Settings;
 
-/// A running server, as the only argument of a command.
+/// A running server, for a command that needs no token.
 #[derive(Debug, Args)]
 pub(super) struct Remote {
     /// The server: http://HOST:PORT, https://HOST:PORT or unix:PATH
-    #[arg(value_name = "URL", default_value = DEFAULT_URL)]
+    #[arg(long, value_name = "URL", default_value = DEFAULT_URL)]
     url: Url,
     #[command(flatten)]
     trust: Trust,
 }
 
-/// A running server, for commands that have another argument, and need a token.
+/// A running server, for commands that need a token.
 #[derive(Debug, Args)]
 pub(super) struct Server {
     /// The server: http://HOST:PORT, https://HOST:PORT or unix:PATH

@@ -66,11 +66,17 @@ impl<S: Storage> Db<S> {
     /// Takes note that reading a file has failed. If the error means damage, the file will be looked at.
     pub(super) fn suspect(&self, number: FileNumber, error: Error) -> Error {
         if error.is_damage() {
-            self.0.counts.damaged_reads.add(1);
-            self.0.tree.suspect(number);
-            self.0.catalog.look_again();
+            self.look_again_at(number);
         }
         error
+    }
+
+    /// Has a file looked at, because somebody who has read it found that it does not verify. A file that is sound stays as it
+    /// is.
+    pub fn look_again_at(&self, number: FileNumber) {
+        self.0.counts.damaged_reads.add(1);
+        self.0.tree.suspect(number);
+        self.0.catalog.look_again();
     }
 
     /// Reads a file whole, and takes damaged blocks out of the way.

@@ -256,7 +256,6 @@ impl Server {
         let reload = Reload::new(operator.clone(), &config, chosen, &sockets.places, live);
         let memory = Memory::new(&parts, store.shards);
         let (monitor, space) = Monitor::open(data_dir, &root, &config, &store).await?;
-        log_store(data_dir, &store);
         let (stop_monitor, stopped) = watch::channel(false);
         let monitor = tokio_uring::spawn(monitor.run(stopped));
         let (phase, follow) = watch::channel(Phase::Opening);
@@ -292,6 +291,7 @@ impl Server {
             tracing::info!("stopped before the shards were open");
             return Ok(());
         }
+        log_store(data_dir, &store);
         if !store.ready {
             store.ready = true;
             store.save(&root).await?;

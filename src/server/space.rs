@@ -217,10 +217,10 @@ impl Monitor {
         if self.reported_at.is_some_and(|reported| reported.elapsed() < self.hold_off) {
             return;
         }
-        let wanted = self.wanted();
-        if 2 * wanted <= self.available() && self.allocate(wanted).await {
+        let (wanted, available) = (self.wanted(), self.available()); // of which a part becomes the reserve
+        if 2 * wanted <= available && self.allocate(wanted).await {
             self.ended_at = Some(Instant::now());
-            tracing::info!(available = %ByteSize(self.available()), "the disk has space again: sets are accepted");
+            tracing::info!(available = %ByteSize(available), "the disk has space again: sets are accepted");
             self.space.announce(false);
         }
     }

@@ -264,6 +264,9 @@ impl<T: Status> Dispatcher<T> {
             }
             Question::Part(part, answer) if loans.includes(part) => {
                 let engine = self.engine(part.shard).clone();
+                if part.is_suspect {
+                    engine.look_again_at(part.file);
+                }
                 self.tasks.spawn(async move {
                     let _ = answer.send(engine.read_part(part.file, part.offset(), part.bytes()).await);
                 });

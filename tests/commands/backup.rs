@@ -343,6 +343,32 @@ fn a_stop_waits_for_no_backup() {
 }
 
 #[test]
+fn damage_that_a_backup_finds_is_known_to_the_server() {
+    let (folder, data) = folder();
+    let to = |name: &str| folder.path().join(name);
+    let server = Server::start(&data, &[SMALL, &["--shards", "1"]].concat());
+    fill(&mut server.client(), 1);
+    succeeds(command(&server, &["compact"]).output().unwrap());
+    let file = ssts(&data).into_iter().max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[100] ^= 1;
+    fs::write(&file, &bytes).unwrap(); // in place
+    let refused = command(&server, &["backup", path(&to("backup"))]).output().unwrap();
+    assert!(refused.status.code() == Some(65) && text(&refused).contains("--damaged"), "{}", text(&refused));
+    let begin = Instant::now();
+    while !server.client().request("GET", "/readyz").text().starts_with("degraded: ") {
+        assert!(begin.elapsed() < PATIENCE, "the server does not know of the damage");
+    }
+    // Now the store serves around it, and so does its backup.
+    let complete = command(&server, &["backup", path(&to("backup"))]).output().unwrap();
+    assert!(
+        complete.status.code() == Some(65) && text(&complete).contains("the copy is complete"),
+        "{}",
+        text(&complete)
+    );
+}
+
+#[test]
 fn a_damaged_file_ends_a_restore_unless_it_is_to_be_taken_as_it_is_and_repaired() {
     let (folder, data) = folder();
     let to = |name: &str| folder.path().join(name);

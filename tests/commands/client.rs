@@ -16,7 +16,7 @@ use ringkeep::tls::client::Settings;
 const READER: &str = "reader-secret-0123";
 
 fn health(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_ringkeep")).arg("health").args(arguments).output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_ringkeep")).args(["health", "--url"]).args(arguments).output().unwrap()
 }
 
 fn shown(output: &Output) -> String {

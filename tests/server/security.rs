@@ -64,7 +64,8 @@ fn h7_a_token_decides_what_its_holder_may_do_and_changes_on_sighup() {
     let text = format!("r read {READER}\nw write {WRITER}\na admin {ADMIN}\n");
     let tokens = token_file(folder.path(), &text);
     let log = data.with_extension("log");
-    let server = Server::start_logged(&data, &[SMALL, &["--token-file", &tokens]].concat(), &log);
+    let flags = [SMALL, &["--token-file", &tokens, "--log", "info"]].concat();
+    let server = Server::start_logged(&data, &flags, &log);
     for (request, expected) in [
         ("GET /livez", [200, 200, 200, 200, 200]),
         ("GET /readyz", [200, 200, 200, 200, 200]),
