@@ -338,7 +338,10 @@ echo "== backups, stores at rest, compaction on request"
 mutant 'a snapshot does not wait for the flush' src/db/snapshot.rs \
     'if wanted <= state.flushed {' 'if true {'
 mutant 'files of a snapshot are removed' src/db/snapshot.rs \
-    'Ok(Snapshot { state: state.without_wals() })' 'Ok(Snapshot { state: crate::manifest::State { version: Rc::new((*state.version).clone()), ..state.without_wals() } })' commands
+    'return Ok(Snapshot { state: state.without_wals() });' 'let mut copy = Vec::new();
+                state.without_wals().snapshot().encode(&mut copy);
+                let copy = crate::manifest::VersionEdit::decode(&copy).unwrap();
+                return Ok(Snapshot { state: State::default().apply(&copy).unwrap() });'
 mutant 'a server goes on in the place of a backup' src/data_dir.rs \
     'let marked = self.directory.contains(' 'let marked = Ok::<_, io::Error>(false); let _ = self.directory.contains(' commands
 mutant 'a copy is not verified' src/backup/mod.rs \
