@@ -350,7 +350,7 @@ mutant 'a copy is not verified' src/backup/mod.rs \
 mutant 'a store at rest is read without its logs' src/db/at_rest.rs \
     'for &number in state.wals.keys() {' 'for &number in state.kept_wals.keys() {'
 mutant 'a compaction on request leaves tombstones in the last level' src/compaction/picker.rs \
-    '&& (0 < file.tombstones || has_expired)' '&& has_expired' commands
+    '&& (0 < file.tombstones || has_expired)' '&& has_expired'
 mutant 'a compaction on request never ends' src/db/compact.rs \
     'if inner.tree.wanted.take().is_some() {' 'if inner.tree.wanted.get().is_some() {' commands
 mutant 'new SeqNos of a resharded store are below old ones' src/cli/reshard.rs \

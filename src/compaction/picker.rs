@@ -351,6 +351,7 @@ pub fn debt_bytes_to_come(version: &Version, limits: &Limits, stuck: &Stuck) -> 
 mod tests {
     use super::*;
     use crate::manifest::version::tests::{meta, version};
+    use crate::sst::SstMeta;
 
     const LIMITS: Limits = Limits { base_bytes: 1000, sst_bytes: 100, merge_bytes: usize::MAX };
 
@@ -415,6 +416,23 @@ mod tests {
                 pick(&version(&[(level, dead.clone())]), &LIMITS, Effort::Due, &Stuck::new()).unwrap();
             assert!(!picked.is_move() && picked.level == level, "{picked:?}");
         }
+    }
+
+    #[test]
+    fn on_request_a_file_of_the_last_level_is_rewritten_if_it_holds_what_nobody_needs() {
+        let picked = |file: &SstMeta, up_to| {
+            let effort = Effort::Everything { up_to: SeqNo(up_to), now: UnixMillis(50) };
+            pick(&version(&[(2, file.clone())]), &LIMITS, effort, &Stuck::new())
+                .map(|picked| (picked.level, picked.inputs.len(), picked.overlapping[0].number.0))
+        };
+        let sound = meta(1, "a", "f", 1_000);
+        let first = sound.first.0;
+        assert_eq!(picked(&sound, first), None);
+        // A single tombstone among many entries is not due by itself.
+        let dead = SstMeta { tombstones: 1, entries: 100, ..sound };
+        assert_eq!(picked(&dead, first), Some((1, 0, 1)));
+        assert_eq!(picked(&dead, first - 1), None, "it was written after the request");
+        assert_eq!(pick(&version(&[(2, dead)]), &LIMITS, Effort::Due, &Stuck::new()), None);
     }
 
     #[test]
