@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::tls::client::{Settings, speaks_no_tls};
+use crate::tls::client::{ALERT, Settings, speaks_no_tls};
 
 /// Where a server is if nothing else is said.
 pub const DEFAULT_URL: &str = "http://127.0.0.1:8080";
@@ -27,8 +27,6 @@ const FIELDS_MAX: usize = 64;
 const LINE_BYTES_MAX: u64 = 1 << 10;
 /// Longest token file, and longest body that counts as the reason of a refusal.
 const TEXT_BYTES_MAX: u64 = 4 << 10;
-/// How an alert of TLS begins: the answer of a server of TLS to a request that is not encrypted.
-const TLS_ALERT: &[u8] = &[0x15, 3];
 const SPEAKS_TLS: &str = "the server speaks TLS";
 
 /// Where a server is.
@@ -564,7 +562,7 @@ fn head(stream: &mut impl BufRead) -> io::Result<(u16, Fields)> {
             return Err(strange("the head of the reply does not end"));
         }
         let read = stream.take(room).read_until(b'\n', &mut bytes)?;
-        if bytes.starts_with(TLS_ALERT) {
+        if bytes.starts_with(ALERT) {
             return Err(strange(SPEAKS_TLS));
         }
         if read == 0 && bytes.is_empty() {

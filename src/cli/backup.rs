@@ -319,6 +319,12 @@ impl RemoteStore {
 }
 
 impl RemoteStore {
+    /// The request for a part of a file.
+    fn part(&self, shard: ShardId, file: FileName, offset: u64, bytes: usize) -> String {
+        let (backup, number) = (self.backup, file.number().unwrap_or_default().0);
+        format!("/backup/part?backup={backup}&shard={}&file={number}&offset={offset}&bytes={bytes}", shard.0)
+    }
+
     /// Refuses a backup inside the data directory, which would go with it.
     fn check_apart(&self, to: &DataDir) -> Result<()> {
         let Some(from) = &self.data_dir else { return Ok(()) };
@@ -371,11 +377,7 @@ impl Source for RemoteStore {
     }
 
     fn read(&mut self, shard: ShardId, file: FileName, offset: u64, bytes: usize) -> Result<Vec<u8>> {
-        let number = file.number().unwrap_or_default().0;
-        let target = format!(
-            "/backup/part?backup={}&shard={}&file={number}&offset={offset}&bytes={bytes}",
-            self.backup, shard.0
-        );
+        let target = self.part(shard, file, offset, bytes);
         if self.is_over.load(Ordering::Relaxed) {
             let message =
                 format!("{} has ended the backup: run the command again to go on", self.client.url());
@@ -385,11 +387,7 @@ impl Source for RemoteStore {
     }
 
     fn suspect(&mut self, shard: ShardId, file: FileName) {
-        let number = file.number().unwrap_or_default().0;
-        let target = format!(
-            "/backup/part?backup={}&shard={}&file={number}&offset=0&bytes={BLOCK_BYTES}&suspect=1",
-            self.backup, shard.0
-        );
+        let target = self.part(shard, file, 0, BLOCK_BYTES) + "&suspect=1";
         if let Err(error) = self.client.send(Request::get(&target)).and_then(|reply| reply.expect(&[200])) {
             tracing::warn!(%error, "the server was not told of the damage");
         }

@@ -10,7 +10,7 @@ use indicatif::ProgressBar;
 
 use super::entry::{Entry, put_line};
 use super::values::number;
-use super::{misused, styled};
+use super::{beside, misused, styled};
 use crate::backup::pace::Pace;
 use crate::data_dir::{DataDir, open_storage};
 use crate::db::at_rest::{AtRest, damaged};
@@ -24,6 +24,9 @@ use crate::source::merge::Merge;
 use crate::storage::device::Device;
 use crate::storage::uring::UringStorage;
 use crate::store::Store;
+
+/// The ending of the file beside an unfinished dump that says of which state it is.
+const STATE: &str = ".state";
 
 /// Arguments of `ringkeep dump`.
 #[derive(Debug, Args)]
@@ -81,13 +84,6 @@ fn state_of(store: &Store, shards: &[AtRest<UringStorage>]) -> String {
     serde_json::json!({ "store": format!("{:016x}", store.id), "seqnos": seqnos }).to_string()
 }
 
-/// The file beside an unfinished dump that says of which state it is.
-fn state_path(part: &Path) -> PathBuf {
-    let mut name = part.as_os_str().to_owned();
-    name.push(".state");
-    name.into()
-}
-
 impl Dump {
     pub(super) fn run(self) -> Result<()> {
         if self.resume && self.is_stream() {
@@ -114,7 +110,7 @@ impl Dump {
             std::fs::rename(&part, &self.output).map_err(|error| {
                 Error::io(format!("rename {} to {}", part.display(), self.output.display()), error)
             })?;
-            let _ = std::fs::remove_file(state_path(&part)); // the next dump replaces it
+            let _ = std::fs::remove_file(beside(&part, STATE)); // the next dump replaces it
             Ok::<_, Error>(lines)
         })?;
         tracing::info!(lines, "dumped {}", self.data_dir.display());
@@ -142,9 +138,7 @@ impl Dump {
 
     /// Where lines go until all of them are written: an older dump stays until then.
     fn part(&self) -> PathBuf {
-        let mut name = self.output.as_os_str().to_owned();
-        name.push(".part");
-        name.into()
+        beside(&self.output, ".part")
     }
 
     /// Writes the values that `all` still has to come to. Returns how many there are.
@@ -174,7 +168,7 @@ impl Dump {
     /// returns how many lines there are: they must be of the same state of the store.
     async fn open(&self, part: &Path, state: &str, all: &mut impl Source) -> Result<(File, u64)> {
         let failed = |error| Error::io(format!("write {}", part.display()), error);
-        let state_path = state_path(part);
+        let state_path = beside(part, STATE);
         if self.resume && part.exists() {
             if std::fs::read_to_string(&state_path).ok().as_deref() != Some(state) {
                 let message =

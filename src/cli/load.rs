@@ -10,7 +10,7 @@ use indicatif::ProgressBar;
 use super::entry::Entry;
 use super::redis::{Found, Redis};
 use super::values::{host_and_port, number};
-use super::{counted, misused, remote, styled};
+use super::{beside, counted, misused, remote, styled};
 use crate::backup::SEQNO_GAP;
 use crate::backup::pace::Pace;
 use crate::client::{Client, Patience, Request, Session};
@@ -350,8 +350,6 @@ impl Progress {
         if !resume || input == Path::new("-") {
             return Ok(Self { path: None, store: String::new(), writes: 0 });
         }
-        let mut name = input.as_os_str().to_owned();
-        name.push(".progress");
         let stats = client.send(Request::get("/stats"))?.expect(&[200])?.bytes(64 << 20)?;
         let stats: serde_json::Value = serde_json::from_slice(&stats).unwrap_or_default();
         let store = stats["store"]
@@ -359,7 +357,7 @@ impl Progress {
             .ok_or_else(|| wrong("the server does not say which store it has".into()))?;
         let shards = stats["shards"].as_array().map_or(&[][..], Vec::as_slice);
         let writes = shards.iter().filter_map(|shard| shard["seqno"].as_u64()).sum();
-        Ok(Self { path: Some(name.into()), store: store.to_owned(), writes })
+        Ok(Self { path: Some(beside(input, ".progress")), store: store.to_owned(), writes })
     }
 
     /// Where to go on in `file`.

@@ -24,6 +24,7 @@ mod repair;
 mod reshard;
 mod stats;
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
@@ -274,6 +275,13 @@ fn moment(at: UnixMillis) -> String {
         Some(time) if at.0 < 253_402_300_800_000 => humantime::format_rfc3339_millis(time).to_string(),
         _ => format!("{} ms after 1970", at.0),
     }
+}
+
+/// What a command keeps beside a file or a directory: the same name, and more.
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
 }
 
 /// A number of things: `1 file`, `2 files`, `2 entries`.

@@ -117,12 +117,10 @@ async fn repair(data_dir: &DataDir, dry_run: bool, lines: &mut Vec<String>) -> R
     }
     if dry_run {
         lines.append(&mut found);
+        return failed.map_or(Ok(()), Err);
     }
-    match failed {
-        Some(error) if dry_run => return Err(error),
-        Some(error) => return Err(Error::new(error.kind(), format!("{error}; nothing was changed"))),
-        None if dry_run => return Ok(()),
-        None => {}
+    if let Some(error) = failed {
+        return Err(Error::new(error.kind(), format!("{error}; nothing was changed")));
     }
     for (storage, owner) in damaged {
         let db = Db::open_to_repair(storage, owner, config).await?;

@@ -19,7 +19,7 @@ use indicatif::ProgressBar;
 use super::dump::shards;
 use super::owner::own_like;
 use super::values::number;
-use super::{counted, styled};
+use super::{beside, counted, styled};
 use crate::backup::{MANIFEST_BYTES, Purpose, Target, mark};
 use crate::config::SHARDS_MAX;
 use crate::data_dir::{DataDir, open_storage};
@@ -66,7 +66,7 @@ impl Reshard {
             Some(path) => path.clone(),
             None => {
                 check_replaceable(&from)?;
-                beside(&path)?
+                place_beside(&path)?
             }
         };
         runtime.block_on(async {
@@ -141,10 +141,8 @@ fn check_replaceable(from: &DataDir) -> Result<()> {
 }
 
 /// The directory in which the new store is built. What an earlier run has left there is removed.
-fn beside(path: &Path) -> Result<PathBuf> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".reshard");
-    let beside = PathBuf::from(name);
+fn place_beside(path: &Path) -> Result<PathBuf> {
+    let beside = beside(path, ".reshard");
     if !beside.exists() {
         return Ok(beside);
     }

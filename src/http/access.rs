@@ -89,16 +89,16 @@ impl Tokens {
             |found, token| if bool::from(token.secret.ct_eq(secret)) { Some(token) } else { found },
         )
     }
-}
 
-impl Tokens {
+    fn named(&self, name: &str) -> Option<&Token> {
+        self.0.iter().find(|token| *token.name == *name)
+    }
+
     /// What is different in `after`, in words, by the names of the tokens.
     pub fn changes(&self, after: &Self) -> Vec<String> {
-        let named =
-            |tokens: &'_ Self, name: &str| tokens.0.iter().find(|token| *token.name == *name).cloned();
         let mut changes = Vec::new();
         for Token { name, role, secret } in &after.0 {
-            match named(self, name) {
+            match self.named(name) {
                 None => changes.push(format!("{name}: new, {}", role.name())),
                 Some(before) => {
                     if before.role != *role {
@@ -110,7 +110,7 @@ impl Tokens {
                 }
             }
         }
-        let gone = self.0.iter().filter(|token| named(after, &token.name).is_none());
+        let gone = self.0.iter().filter(|token| after.named(&token.name).is_none());
         changes.extend(gone.map(|token| format!("{}: no longer valid", token.name)));
         changes
     }

@@ -2,6 +2,7 @@
 
 use super::data::{Key, Keys};
 use crate::error::{Error, ErrorKind, Result};
+use crate::tls::client::ALERT;
 
 /// Fields that a reply may have; the server sends four.
 const FIELDS_MAX: usize = 32;
@@ -46,9 +47,6 @@ pub struct Head {
     pub closes: bool,
 }
 
-/// How an alert of TLS begins.
-const TLS_ALERT: &[u8] = &[0x15, 3];
-
 /// Parses the head of the reply at the start of `input`; `None` if the head has not arrived in full.
 ///
 /// # Errors
@@ -61,7 +59,7 @@ pub fn parse(input: &[u8]) -> Result<Option<Head>> {
         Ok(httparse::Status::Complete(bytes)) => bytes,
         Ok(httparse::Status::Partial) if input.len() < HEAD_BYTES_MAX => return Ok(None),
         Ok(httparse::Status::Partial) => return Err(refused("has a head that does not end".into())),
-        Err(_) if input.starts_with(TLS_ALERT) => {
+        Err(_) if input.starts_with(ALERT) => {
             return Err(refused(
                 "is an alert of TLS: choose an address of the server that is not encrypted".into(),
             ));

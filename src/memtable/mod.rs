@@ -107,19 +107,12 @@ impl KeyState {
 }
 
 impl Keys {
-    fn add(&mut self, key: KeyState) {
+    /// The count of such keys, if they are counted.
+    fn of(&mut self, key: KeyState) -> Option<&mut u64> {
         match key {
-            KeyState { newest: ValueKind::Value, .. } => self.values += 1,
-            KeyState { newest: ValueKind::Tombstone, is_new: false } => self.tombstones += 1,
-            KeyState { newest: ValueKind::Tombstone, is_new: true } => {}
-        }
-    }
-
-    fn remove(&mut self, key: KeyState) {
-        match key {
-            KeyState { newest: ValueKind::Value, .. } => self.values -= 1,
-            KeyState { newest: ValueKind::Tombstone, is_new: false } => self.tombstones -= 1,
-            KeyState { newest: ValueKind::Tombstone, is_new: true } => {}
+            KeyState { newest: ValueKind::Value, .. } => Some(&mut self.values),
+            KeyState { newest: ValueKind::Tombstone, is_new: false } => Some(&mut self.tombstones),
+            KeyState { newest: ValueKind::Tombstone, is_new: true } => None,
         }
     }
 }
@@ -222,9 +215,11 @@ impl Memtable {
         let value_bytes = value.as_ref().len();
         let older = records.insert(key, seqno, kind, value, self.entries.get() == 0);
         let mut keys = self.keys.get();
-        keys.add(KeyState::of(older, kind.value));
-        if let Some(older) = older {
-            keys.remove(older);
+        if let Some(count) = keys.of(KeyState::of(older, kind.value)) {
+            *count += 1;
+        }
+        if let Some(count) = older.and_then(|older| keys.of(older)) {
+            *count -= 1;
         }
         self.keys.set(keys);
         self.entries.set(self.entries.get() + 1);

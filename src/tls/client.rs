@@ -74,6 +74,9 @@ impl Settings {
     }
 }
 
+/// How an alert begins: the answer of a server of TLS to a request that is not encrypted.
+pub const ALERT: &[u8] = &[0x15, 3];
+
 /// Whether a transfer has failed because what came is not of TLS.
 pub fn speaks_no_tls(error: &std::io::Error) -> bool {
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
